@@ -1,0 +1,57 @@
+# make demo   install into .venv, then compare the learned model with the simulators as oracle
+# make test   install with the development extras, then run every test
+# make lint   ruff (rules and format) and pyright
+# make clean  remove the virtual environment, caches and builds
+#
+# Overridable: PYTHON (3.11 or newer), VENV, EXTRAS (e.g. EXTRAS=cuda,warp on a GPU), ARGS (passed on to the command),
+# JOBS (test processes).
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= mjx,warp
+ARGS ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One stamp per set of extras: a second run installs nothing, and another set is added to the same environment.
+comma := ,
+DEMO_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+TEST_STAMP := $(VENV)/.installed-dev-mjx-warp-log
+
+.PHONY: demo test lint clean
+
+demo: $(DEMO_STAMP)
+	$(BIN)/python benchmarks/oracle_vs_learned.py $(ARGS)
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# All three run even when one finds something. pyright follows folders, not package-dir: links show it the layout that
+# an installation has.
+lint: $(TEST_STAMP)
+	@rm -rf .cache/pyright && mkdir -p .cache/pyright/mage_diffsim
+	@ln -s $(CURDIR)/mage_diffsim/* $(CURDIR)/envs $(CURDIR)/bridges .cache/pyright/mage_diffsim/
+	@status=0; set -x; \
+	  $(BIN)/ruff check . || status=1; \
+	  $(BIN)/ruff format --check . || status=1; \
+	  $(BIN)/pyright --pythonpath $(BIN)/python || status=1; \
+	  exit $$status
+
+clean:
+	rm -rf $(VENV) .venv-ci .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mage_diffsim needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	    "name another with make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev,mjx,warp,log]'
+	@touch $@

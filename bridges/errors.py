@@ -1,0 +1,26 @@
+"""The errors a user can cause, each one sentence: what was given, what is accepted.
+
+The command line turns both into that sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave is not accepted; the message says what was given and what is."""
+
+
+class MissingExtra(ImportError):
+    """An optional backend is not installed; the message names the extra that installs it."""
+
+
+def unknown_name(kind: str, given: object, accepted: Iterable[str]) -> InputError:
+    """The error for a name that is not in a closed list, which it spells out."""
+    return InputError(f"unknown {kind} {given!r}: choose one of {', '.join(sorted(accepted))}")
+
+
+def missing_extra(package: str, extra: str) -> MissingExtra:
+    """The error for an optional package that is absent."""
+    return MissingExtra(f"{package} is not installed: pip install 'mage-diffsim[{extra}]'")

@@ -1,0 +1,31 @@
+"""What a task is (physics, observation, reward, termination, reset) and how to step it.
+
+>>> task = make_task("Pendulum")
+>>> physics = make_physics(task, "torch")
+
+Importing this package imports torch only; jax, warp, mujoco and gymnasium are imported where they are used.
+"""
+
+from mage_diffsim.envs.batched import BatchedEnv, Rollout, Transition, rollout
+from mage_diffsim.envs.physics import BACKENDS, Physics, TorchPhysics, backends_of, make_physics
+from mage_diffsim.envs.registry import ENTRY_POINT_GROUP, make_task, register_task, task_names
+from mage_diffsim.envs.task import Task, uniform, wrap_angle
+
+__all__ = [
+    "BACKENDS",
+    "ENTRY_POINT_GROUP",
+    "BatchedEnv",
+    "Physics",
+    "Rollout",
+    "Task",
+    "TorchPhysics",
+    "Transition",
+    "backends_of",
+    "make_physics",
+    "make_task",
+    "register_task",
+    "rollout",
+    "task_names",
+    "uniform",
+    "wrap_angle",
+]

@@ -1,0 +1,284 @@
+"""Many copies of one task stepped as one tensor on the device, and whole episodes rolled out in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.task import Task
+
+
+class Transition(NamedTuple):
+    """What one step of N environments gave, on the physics' device. Read only: the environments go on from it."""
+
+    obs: Float[Tensor, "N O"]
+    """Observation the action was chosen in."""
+    next_obs: Float[Tensor, "N O"]
+    """Observation after the step and *before* any reset; the environment goes on from :attr:`BatchedEnv.obs`."""
+    reward: Float[Tensor, " N"]
+    """r(s, a, s')."""
+    terminated: Bool[Tensor, " N"]
+    """The episode ended for good in s'."""
+    truncated: Bool[Tensor, " N"]
+    """The episode reached the horizon (or diverged); never a reason to mask a bootstrap."""
+    state: Float[Tensor, "N S"]
+    """Simulator state before the step."""
+    next_state: Float[Tensor, "N S"]
+    """Simulator state after the step and before any reset."""
+    diverged: Bool[Tensor, " N"]
+    """The physics gave a state that is not finite: a row to leave out of training (s' repeats s, reward 0)."""
+
+
+class BatchedEnv:
+    """``n`` environments of one task in one [n, S] state tensor, with same-step automatic reset.
+
+    The environments form ``len(generators)`` equal groups, the run axis: environments ``r * n / R`` to
+    ``(r + 1) * n / R - 1`` draw their resets from ``generators[r]`` alone, so R groups behave exactly as R separate
+    BatchedEnvs would. Physics run without gradients; observation, reward and termination come from the task.
+
+    Args:
+        task: the task; the one ``physics`` was made for.
+        physics: its physics, which fixes dtype and device.
+        n: number of environments, a multiple of the number of generators.
+        generators: one random stream per group, on any device.
+        horizon: steps after which an episode is truncated; the task's own by default.
+
+    Raises:
+        InputError: the sizes do not divide, a generator is shared, the horizon is below 1, or ``physics`` belongs to
+            another task.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        physics: Physics,
+        n: int,
+        generators: Sequence[torch.Generator],
+        *,
+        horizon: int | None = None,
+    ) -> None:
+        if physics.task.name != task.name:
+            raise InputError(
+                f"task {task.name} was given the physics of task {physics.task.name}: make them of one task"
+            )
+        if len(generators) < 1 or n < 1 or n % len(generators):
+            raise InputError(
+                f"{n} environments do not form {len(generators)} equal groups: give n a positive multiple of the "
+                "number of generators"
+            )
+        if len({id(g) for g in generators}) < len(generators):
+            raise InputError("the same generator was given to two groups: give each group its own")
+        self.horizon = task.horizon if horizon is None else horizon
+        """Steps after which an episode is truncated."""
+        if self.horizon < 1:
+            raise InputError(f"{task.name}: a horizon of {horizon} was asked for; give 1 or more steps")
+        self.task = task
+        self.physics = physics
+        self.n = n
+        self.generators = tuple(generators)
+        self.group_size = n // len(generators)
+        self.state: Float[Tensor, "N S"] = torch.full(
+            (n, task.state_dim), torch.nan, dtype=physics.dtype, device=physics.device
+        )
+        """Current simulator states, [n, S]; NaN before the first reset."""
+        self.obs: Float[Tensor, "N O"] = self.state.new_full((n, task.obs_dim), torch.nan)
+        """Current observations, [n, O]."""
+        self.elapsed = torch.zeros(n, dtype=torch.int64, device=physics.device)
+        """Steps since each environment's last reset, [n]."""
+        self._started = False
+
+    def reset(self) -> Float[Tensor, "N O"]:
+        """Start every environment afresh; the first observations, [n, O]."""
+        with torch.no_grad():
+            self.state = self._draw([self.group_size] * len(self.generators))
+            self.obs = self.task.observe(self.state)
+            self.elapsed = torch.zeros_like(self.elapsed)
+        self._started = True
+        return self.obs
+
+    def step(self, action: Float[Tensor, "N A"]) -> Transition:
+        """Advance every environment by one step, then reset those that ended.
+
+        Args:
+            action: one action in [-1, 1] per environment, [n, A], the physics' dtype and device; clipped to the bounds.
+
+        Returns:
+            the transition; ``self.obs`` and ``self.state`` are those after any reset.
+
+        Raises:
+            InputError: wrong shape, dtype or device, an action that is not finite, or no ``reset`` yet. The
+                environments are then as they were.
+        """
+        if not self._started:
+            raise InputError(f"{self.task.name}: step() before reset(); call reset() first")
+        if tuple(action.shape) != (self.n, self.task.action_dim):
+            raise InputError(
+                f"{self.task.name}: action has shape {tuple(action.shape)}; accepted is ({self.n}, "
+                f"{self.task.action_dim})"
+            )
+        with torch.no_grad():
+            action = action.detach()
+            state, obs = self.state, self.obs
+            next_state = self.physics.step(state, action)
+            diverged = ~next_state.isfinite().all(-1)
+            next_state = torch.where(diverged[:, None], state, next_state)
+            next_obs = self.task.observe(next_state)
+            reward = self.task.reward(obs, action, next_obs).masked_fill(diverged, 0.0)
+            terminated = self.task.terminated(next_obs) & ~diverged
+            elapsed = self.elapsed + 1
+            truncated = (elapsed >= self.horizon) | diverged
+            done = terminated | truncated
+
+            # The one place the host waits for the device: how many resets each group needs, and were actions finite.
+            per_group = done.view(len(self.generators), self.group_size).sum(1)
+            *counts, bad_actions = torch.cat((per_group, (~action.isfinite()).sum()[None])).tolist()
+            if bad_actions:
+                row = int((~action.isfinite()).any(-1).nonzero()[0])
+                raise InputError(
+                    f"{self.task.name}: the action of environment {row} is {action[row].tolist()}; give finite numbers"
+                )
+
+            transition = Transition(obs, next_obs, reward, terminated, truncated, state, next_state, diverged)
+            if any(counts):
+                self.state = next_state.clone()
+                self.state[done] = self._draw(counts)
+                self.obs = self.task.observe(self.state)
+                self.elapsed = elapsed.masked_fill(done, 0)
+            else:
+                self.state, self.obs, self.elapsed = next_state, next_obs, elapsed
+        return transition
+
+    def _draw(self, counts: Sequence[int]) -> Float[Tensor, "K S"]:
+        """``counts[r]`` initial states from generator r, in the order of the environments."""
+        drawn = [self.task.reset(k, g) for k, g in zip(counts, self.generators, strict=True) if k]
+        return torch.cat([x.to(self.physics.device, self.physics.dtype) for x in drawn])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: states, step counters and the generators' states (CPU copies)."""
+        return {
+            "task": self.task.name,
+            "state": self.state.cpu().clone(),
+            "elapsed": self.elapsed.cpu().clone(),
+            "generators": [g.get_state() for g in self.generators],
+            "started": self._started,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            InputError: it was saved by another task, another n, another dtype or another number of groups.
+        """
+        mine = (self.task.name, tuple(self.state.shape), self.state.dtype, len(self.generators))
+        given = (saved["task"], tuple(saved["state"].shape), saved["state"].dtype, len(saved["generators"]))
+        if given != mine:
+            raise InputError(
+                f"the saved environments are (task, shape, dtype, groups) = {given}; these ones accept {mine}"
+            )
+        self.state = saved["state"].to(self.physics.device, copy=True)
+        self.elapsed = saved["elapsed"].to(self.physics.device, copy=True)
+        for generator, generator_state in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(generator_state)
+        self._started = saved["started"]
+        with torch.no_grad():
+            self.obs = self.task.observe(self.state)
+
+    def __repr__(self) -> str:
+        return f"BatchedEnv({self.physics!r}, n={self.n}, groups={len(self.generators)})"
+
+
+class Rollout(NamedTuple):
+    """N episodes run side by side for T steps; T stops early once every episode has ended."""
+
+    returns: Float[Tensor, " N"]
+    """Undiscounted sum of the rewards of each episode."""
+    lengths: Tensor
+    """Number of steps of each episode, int64 [N]."""
+    terminated: Bool[Tensor, " N"]
+    """The episode ended for good before or at the horizon."""
+    diverged: Bool[Tensor, " N"]
+    """The episode was cut because the physics gave a state that is not finite."""
+    states: Float[Tensor, "T1 N S"] | None
+    """T + 1 states, the initial one first; a finished episode repeats its last. None unless recorded."""
+    obs: Float[Tensor, "T1 N O"] | None
+    """T + 1 observations. None unless recorded."""
+    actions: Float[Tensor, "T N A"] | None
+    """Actions as the policy gave them. None unless recorded."""
+    rewards: Float[Tensor, "T N"] | None
+    """Rewards, 0 after the end of an episode. None unless recorded."""
+
+
+@torch.no_grad()
+def rollout(
+    physics: Physics,
+    policy: Callable[[Tensor], Tensor],
+    initial_state: Float[Tensor, "N S"],
+    horizon: int | None = None,
+    *,
+    record: bool = False,
+) -> Rollout:
+    """Run N episodes from given states, without gradients and without resets.
+
+    Args:
+        physics: the physics; its task gives observation, reward and termination.
+        policy: from observations [N, O] to actions [N, A] in [-1, 1].
+        initial_state: initial states, [N, S]; converted to the physics' dtype and device.
+        horizon: number of steps at most; the task's own by default.
+        record: also return the states, observations, actions and rewards of every step.
+
+    Raises:
+        InputError: the policy's actions have a wrong shape, dtype or device, or are not finite.
+    """
+    task = physics.task
+    horizon = task.horizon if horizon is None else horizon
+    if horizon < 1:
+        raise InputError(f"{task.name}: a rollout of horizon {horizon} was asked for; give 1 or more steps")
+    state = initial_state.detach().to(physics.device, physics.dtype, copy=True)
+    obs = task.observe(state)
+    n = state.shape[0]
+    returns = state.new_zeros(n)
+    lengths = torch.zeros(n, dtype=torch.int64, device=state.device)
+    terminated = torch.zeros(n, dtype=torch.bool, device=state.device)
+    diverged = torch.zeros_like(terminated)
+    all_finite = torch.ones((), dtype=torch.bool, device=state.device)
+    states, observations, actions, rewards = [state], [obs], [], []
+    for t in range(horizon):
+        running = ~(terminated | diverged)
+        # Asking the device whether all have ended makes the host wait, so it is asked only now and then.
+        if t % 32 == 0 and t and not running.any():
+            break
+        action = policy(obs)
+        all_finite &= action.isfinite().all()
+        next_state = physics.step(state, action)
+        broken = ~next_state.isfinite().all(-1)
+        diverged = diverged | (running & broken)
+        moved = running & ~broken
+        next_state = torch.where(moved[:, None], next_state, state)
+        next_obs = task.observe(next_state)
+        reward = task.reward(obs, action, next_obs).masked_fill(~moved, 0.0)
+        terminated = terminated | (moved & task.terminated(next_obs))
+        returns = returns + reward
+        lengths = lengths + moved
+        state, obs = next_state, next_obs
+        if record:
+            states.append(state)
+            observations.append(obs)
+            actions.append(action)
+            rewards.append(reward)
+    if not all_finite:
+        raise InputError(f"{task.name}: the policy gave an action that is not finite; give finite numbers")
+    return Rollout(
+        returns,
+        lengths,
+        terminated,
+        diverged,
+        torch.stack(states) if record else None,
+        torch.stack(observations) if record else None,
+        torch.stack(actions) if record else None,
+        torch.stack(rewards) if record else None,
+    )

@@ -1,0 +1,127 @@
+"""Physics: ``step(state, action) -> next_state`` of one task in one backend, as a torch operation with gradients."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from typing import Any, ClassVar
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.task import Task
+
+BACKENDS: dict[str, str] = {
+    "torch": "mage_diffsim.envs.physics:TorchPhysics",
+    "jax": "mage_diffsim.envs.jax:JaxPhysics",
+    "warp": "mage_diffsim.envs.warp:WarpPhysics",
+}
+"""Backend name to the class that implements it, imported on first use."""
+
+
+def load(reference: Any) -> Any:
+    """The object that ``"module:attribute"`` names; anything else is returned as it is."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Physics(abc.ABC):
+    """One task's dynamics in one backend.
+
+    ``step`` checks its input, clips the action to [-1, 1] *in torch* (simulators disagree about the derivative at the
+    bound: torch passes the gradient there) and hands it to :meth:`_advance`, the one method a backend writes.
+    """
+
+    backend: ClassVar[str]
+    """The backend's name in :data:`BACKENDS`."""
+    derivatives: ClassVar[tuple[str, ...]]
+    """Derivative sources this backend offers, its default first."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        derivative: str | None = None,
+    ) -> None:
+        if derivative is not None and derivative not in self.derivatives:
+            raise unknown_name(f"derivative source of backend {self.backend}", derivative, self.derivatives)
+        self.task = task
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.derivative = derivative or self.derivatives[0]
+
+    def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        """The state one ``task.dt`` later.
+
+        Args:
+            state: simulator states, shape [N, S], this physics' dtype and device.
+            action: actions, shape [N, A], clipped to [-1, 1] here.
+
+        Returns:
+            next states, shape [N, S], differentiable with respect to both inputs.
+
+        Raises:
+            InputError: a shape, dtype or device is not this physics' own.
+        """
+        self._check("state", state, self.task.state_dim)
+        self._check("action", action, self.task.action_dim)
+        if state.shape[0] != action.shape[0]:
+            raise InputError(
+                f"{self}: {state.shape[0]} states but {action.shape[0]} actions; give one action per state"
+            )
+        return self._advance(state, action.clamp(-1.0, 1.0))
+
+    @abc.abstractmethod
+    def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        """The backend's step; the action lies within [-1, 1]."""
+
+    def _check(self, what: str, x: Tensor, width: int) -> None:
+        if x.ndim != 2 or x.shape[1] != width:
+            raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
+        if x.dtype != self.dtype or x.device.type != self.device.type:
+            raise InputError(
+                f"{self}: {what} is {x.dtype} on {x.device}; this physics takes {self.dtype} on {self.device}"
+            )
+
+    def __repr__(self) -> str:
+        return f"{self.task.name} physics (backend {self.backend}, derivative {self.derivative})"
+
+
+class TorchPhysics(Physics):
+    """Analytic physics written in torch: :meth:`Task.step`, differentiated by autograd."""
+
+    backend = "torch"
+    derivatives = ("autograd",)
+
+    def _advance(self, state: Tensor, action: Tensor) -> Tensor:
+        return self.task.step(state, action)
+
+
+def backends_of(task: Task) -> tuple[str, ...]:
+    """The names of the backends this task has, ``torch`` first."""
+    analytic = type(task).step is not Task.step
+    return (("torch",) if analytic else ()) + tuple(name for name in task.physics if name != "torch")
+
+
+def make_physics(
+    task: Task,
+    backend: str = "torch",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    derivative: str | None = None,
+) -> Physics:
+    """The physics of ``task`` in the named backend.
+
+    Raises:
+        InputError: the task has no such backend, or the backend no such derivative source.
+        MissingExtra: the backend's package is not installed.
+    """
+    if backend not in backends_of(task):
+        raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+    return load(BACKENDS[backend])(task, dtype=dtype, device=device, derivative=derivative)

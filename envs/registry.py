@@ -1,0 +1,187 @@
+"""The tasks by name: this project's, those registered by a caller, those of installed packages, those in a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.envs.physics import BACKENDS
+from mage_diffsim.envs.task import Task
+
+ENTRY_POINT_GROUP = "mage_diffsim.tasks"
+"""Entry-point group under which an installed package offers tasks: ``Name = "module:TaskClass"``."""
+
+TaskClass = TypeVar("TaskClass", bound=type[Task])
+
+_TASKS: dict[str, str | type[Task]] = {
+    "Pendulum": "mage_diffsim.envs.tasks.pendulum:Pendulum",
+    "CartPole": "mage_diffsim.envs.tasks.cartpole:CartPole",
+}
+
+
+def _known() -> dict[str, str | type[Task]]:
+    found: dict[str, str | type[Task]] = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
+    return found | _TASKS
+
+
+def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
+    """Make a task available by its ``name``; usable as a class decorator.
+
+    Raises:
+        InputError: the definition is incomplete or contradicts itself, or the name is taken and ``overwrite`` is false.
+    """
+    check_definition(task)
+    if task.name in _known() and not overwrite:
+        raise InputError(f"a task named {task.name!r} is registered already: rename it or pass overwrite=True")
+    _TASKS[task.name] = task
+    return task
+
+
+def task_names() -> tuple[str, ...]:
+    """All registered names, sorted."""
+    return tuple(sorted(_known()))
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a registered task, of ``"path/to/file.py:ClassName"`` or of ``"package.module:ClassName"``.
+
+    A file is executed anew at every call.
+
+    Raises:
+        InputError: no such task, file, module or attribute; or it is not a complete Task.
+    """
+    known = _known()
+    reference = known.get(name, name)
+    if isinstance(reference, str):
+        if ":" not in reference:
+            raise InputError(f"{unknown_name('task', name, known)}, or give path/to/file.py:ClassName")
+        reference = _import(reference)
+        check_definition(reference)
+    return reference
+
+
+def make_task(name: str, **options: object) -> Task:
+    """The named task, e.g. ``make_task("Pendulum", clip_order="v0")`` or ``make_task("my_task.py:MyTask")``.
+
+    Raises:
+        InputError: see :func:`task_class`; or the task does not take these options.
+    """
+    cls = task_class(name)
+    accepted = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        for option in options:
+            if option not in accepted:
+                takes = ", ".join(sorted(accepted)) or "none"
+                raise InputError(f"task {cls.name} has no option {option!r}: the options it takes are: {takes}")
+    return cls(**options)
+
+
+def _import(reference: str) -> type[Task]:
+    """The attribute named by ``file.py:Class`` or ``module:Class``; only its absence is turned into an InputError."""
+    where, _, attribute = reference.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(f"task {reference!r}: there is no file {path}; give path/to/file.py:ClassName")
+        spec = importlib.util.spec_from_file_location(f"mage_diffsim_task_{path.stem}", path)
+        assert spec is not None and spec.loader is not None  # a .py file always has both
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses and pickle look the module up by name
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+                raise  # the module is there, and something it imports is not
+            raise InputError(
+                f"task {reference!r}: there is no module {where!r}; give package.module:ClassName of an installed "
+                "package, or path/to/file.py:ClassName"
+            ) from error
+    if not hasattr(module, attribute):
+        classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Task) and v is not Task]
+        raise InputError(
+            f"task {reference!r}: {where} has no {attribute!r}; the tasks in it are: {', '.join(classes) or 'none'}"
+        )
+    return getattr(module, attribute)
+
+
+def check_definition(task: object) -> None:
+    """Check what can be told about a task class without running it.
+
+    Attributes that are properties (a task may read them from a model file) are left to the contract of
+    :mod:`mage_diffsim.envs.contract`.
+
+    Raises:
+        InputError: the first thing that is missing or contradictory.
+    """
+    if not (inspect.isclass(task) and issubclass(task, Task)):
+        raise InputError(f"{task!r} is not a task: give a subclass of mage_diffsim.envs.Task")
+    where = f"task class {task.__name__}"
+    if task.__abstractmethods__:
+        raise InputError(f"{where} lacks the method(s) {', '.join(sorted(task.__abstractmethods__))}: define them")
+
+    values: dict[str, object] = {}
+    for attribute in Task.__annotations__:
+        if not hasattr(task, attribute):
+            raise InputError(f"{where} lacks the attribute {attribute}: set it in the class body")
+        if not isinstance(inspect.getattr_static(task, attribute), (property, cached_property)):
+            values[attribute] = getattr(task, attribute)
+
+    def require(attribute: str, accepted: bool, what: str) -> None:
+        if attribute in values and not accepted:
+            raise InputError(f"{where}: {attribute} is {values[attribute]!r}; accepted is {what}")
+
+    name = values.get("name")
+    require(
+        "name",
+        isinstance(name, str) and name.isidentifier(),
+        "a word of letters, digits and underscores that does not start with a digit",
+    )
+    for attribute in ("state_names", "obs_names", "action_names"):
+        names = values.get(attribute)
+        require(
+            attribute,
+            isinstance(names, (tuple, list))
+            and len(names) > 0
+            and all(isinstance(n, str) for n in names)
+            and len(set(names)) == len(names),
+            "a tuple of one distinct name per component, at least one",
+        )
+    names, low, high = (values.get(a) for a in ("action_names", "action_low", "action_high"))
+    for attribute in ("action_low", "action_high"):
+        bounds = values.get(attribute)
+        require(
+            attribute,
+            isinstance(bounds, (tuple, list)) and all(_is_number(b) for b in bounds),
+            "a tuple of finite numbers",
+        )
+        if isinstance(names, (tuple, list)) and isinstance(bounds, (tuple, list)):
+            require(attribute, len(bounds) == len(names), f"one number for each of the {len(names)} action_names")
+    if isinstance(low, (tuple, list)) and isinstance(high, (tuple, list)):
+        require("action_low", all(a < b for a, b in zip(low, high, strict=False)), f"less than action_high = {high}")
+    dt, horizon = values.get("dt"), values.get("horizon")
+    require("dt", _is_number(dt) and dt > 0, "a positive number of seconds")  # type: ignore[operator]
+    require("horizon", type(horizon) is int and horizon >= 1, "a whole number of steps, at least 1")
+    require("source", isinstance(values.get("source"), str), "text")
+    require("network_size", values.get("network_size") in ("small", "full"), "'small' or 'full'")
+    solved = values.get("solved_return")
+    require("solved_return", solved is None or _is_number(solved), "a number or None")
+    physics = values.get("physics")
+    if isinstance(physics, dict):
+        for backend in physics:
+            require("physics", backend in BACKENDS, f"a mapping from any of {', '.join(sorted(BACKENDS))}")
+    if not physics and "physics" in values and task.step is Task.step:
+        raise InputError(f"{where} has no physics: define step(state, action) in torch or list a backend in physics")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

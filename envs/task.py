@@ -1,0 +1,125 @@
+"""What a task is: observation, reward, termination and reset, written once in torch for every physics backend."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.envs.drawing import draw_bars
+
+
+class Task(abc.ABC):
+    """One control problem. Subclass it, fill in the class attributes and five functions, and register it.
+
+    A *state* is the simulator's whole state as one flat float vector per environment; an *obs* is what actor and
+    critic see, a torch function of the state; an *action* lies in [-1, 1] per component, and the physics scales it
+    to physical units with :meth:`scale_action`.
+
+    Every function below takes any number of leading batch axes, treats each row on its own (a test says so), keeps
+    dtype and device, and is differentiable wherever the mathematics is.
+    """
+
+    name: ClassVar[str]
+    """Unique name, used on the command line and in every result."""
+    state_names: ClassVar[tuple[str, ...]]
+    """One name per state component; their number is ``state_dim``."""
+    obs_names: ClassVar[tuple[str, ...]]
+    """One name per observation component; their number is ``obs_dim``."""
+    action_names: ClassVar[tuple[str, ...]]
+    """One name per action component; their number is ``action_dim``."""
+    action_low: ClassVar[tuple[float, ...]]
+    """Physical value that action -1 stands for, per component, in the actuator's unit."""
+    action_high: ClassVar[tuple[float, ...]]
+    """Physical value that action +1 stands for, per component, in the actuator's unit."""
+    dt: ClassVar[float]
+    """Time between two actions [s]."""
+    horizon: ClassVar[int]
+    """Steps after which an episode is truncated; truncation never masks a bootstrap."""
+    source: ClassVar[str]
+    """Where the equations and constants come from."""
+    network_size: ClassVar[Literal["small", "full"]] = "full"
+    """Which of the paper's two sets of network and batch sizes (appendix D.2) the presets use."""
+    solved_return: ClassVar[float | None] = None
+    """Mean evaluation return that counts as solved, if the field has one."""
+    physics: ClassVar[Mapping[str, str | Callable[..., object]]] = {}
+    """Backend name to implementation: ``"module:attribute"`` (imported on first use) or the callable itself.
+
+    Each is called as ``implementation(task)`` and returns what that backend needs (see :mod:`..physics`). A task that
+    defines :meth:`step` has the ``torch`` backend without being listed here.
+    """
+
+    @property
+    def state_dim(self) -> int:
+        """Length S of the state vector."""
+        return len(self.state_names)
+
+    @property
+    def obs_dim(self) -> int:
+        """Length O of the observation."""
+        return len(self.obs_names)
+
+    @property
+    def action_dim(self) -> int:
+        """Length A of the action."""
+        return len(self.action_names)
+
+    @abc.abstractmethod
+    def observe(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch O"]:
+        """What actor and critic see."""
+
+    @abc.abstractmethod
+    def reward(
+        self,
+        obs: Float[Tensor, "*batch O"],
+        action: Float[Tensor, "*batch A"],
+        next_obs: Float[Tensor, "*batch O"],
+    ) -> Float[Tensor, "*batch"]:
+        """r(s, a, s'); the action is in [-1, 1]."""
+
+    @abc.abstractmethod
+    def terminated(self, next_obs: Float[Tensor, "*batch O"]) -> Bool[Tensor, "*batch"]:
+        """Whether the episode ends for good in s' (a time limit is not termination)."""
+
+    @abc.abstractmethod
+    def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
+        """``n`` initial states in float64 on the generator's device (see :func:`uniform`)."""
+
+    def step(self, state: Float[Tensor, "*batch S"], action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch S"]:
+        """Analytic physics in torch, if the task has them: the next state. The action is already within [-1, 1]."""
+        raise NotImplementedError(f"task {self.name} has no analytic torch physics")
+
+    def scale_action(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
+        """From [-1, 1] to physical units."""
+        bounds = list(zip(self.action_low, self.action_high, strict=True))
+        # Python numbers instead of constant tensors: no copy to the device per call, so a CUDA graph can hold it.
+        if len(set(bounds)) == 1:
+            low, high = bounds[0]
+            return low + (action + 1.0) * (0.5 * (high - low))
+        columns = zip(action.unbind(-1), bounds, strict=True)
+        return torch.stack([low + (a + 1.0) * (0.5 * (high - low)) for a, (low, high) in columns], dim=-1)
+
+    def render(self, state: Float[Tensor, " S"]) -> np.ndarray:
+        """A picture of one state, uint8 [height, width, 3]; by default one bar per state component."""
+        return draw_bars(state.tolist())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torch.Generator) -> Float[Tensor, "n S"]:
+    """``n`` vectors uniform in a box, float64, on the generator's device: what most resets are made of."""
+    low_t = torch.tensor(low, dtype=torch.float64, device=generator.device)
+    high_t = torch.tensor(high, dtype=torch.float64, device=generator.device)
+    draw = torch.rand(n, len(low), dtype=torch.float64, device=generator.device, generator=generator)
+    return low_t + (high_t - low_t) * draw
+
+
+def wrap_angle(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The same angle in [-pi, pi) [rad]; derivative 1."""
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi

@@ -1,0 +1,306 @@
+"""The actor-critic agent of Algorithm 2, for any number of runs at once: TD3 and DDPG, with or without imagination."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
+from mage_diffsim.buffer import Batch
+from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.critic import (
+    GRADIENT_FREE,
+    RewardFunction,
+    Target,
+    clip_norm,
+    control_gradient,
+    critic_loss,
+    masked_mean,
+    td_target,
+)
+from mage_diffsim.dynamics import Dynamics, Imagined
+from mage_diffsim.envs.task import Task
+from mage_diffsim.networks import MLP
+from mage_diffsim.normalizer import Normalizer
+from mage_diffsim.optim import RAdam, polyak_average
+from mage_diffsim.randomness import Streams
+
+
+class Draws(NamedTuple):
+    """All random numbers of one critic update, leading axes [R, B]."""
+
+    index: Int[Tensor, "R B"]
+    """Which transitions of the buffer."""
+    target: Float[Tensor, "R B A"]
+    """Standard normal numbers for the target policy's noise."""
+    imagine: Float[Tensor, "R B O"] | None
+    """Standard normal numbers for the ensemble's Gaussian."""
+    control: Tensor | None
+    """Permutations [R, B] (``shuffled``) or standard normal directions [R, B, A] (``random``)."""
+
+
+class Agent:
+    """Actor, critics, their targets and optimisers. Every tensor has the run axis first.
+
+    The networks see observations normalised by ``self.obs``, which the training loop keeps up to date.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
+        self.task, self.hyper, self.method = task, config.hyper, METHODS[config.method]
+        self.loss = config.loss or self.method.loss
+        self.streams, self.dynamics, self.reward = streams, dynamics, reward
+        runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
+        self.lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
+        self.obs = Normalizer(runs, task.obs_dim, device, dtype)
+
+        self.actor_network = MLP((task.obs_dim, *self.hyper.actor_hidden, task.action_dim))
+        self.critic_network = MLP((task.obs_dim + task.action_dim, *self.hyper.critic_hidden, 1))
+        self.actor = torch.empty(runs, 1, self.actor_network.n_parameters, device=device, dtype=dtype)
+        self.critic = torch.empty(
+            runs, self.method.critics, self.critic_network.n_parameters, device=device, dtype=dtype
+        )
+        self.actor_target, self.critic_target = torch.empty_like(self.actor), torch.empty_like(self.critic)
+        self.actor_optimizer = RAdam(self.actor, self.hyper.learning_rate, self.hyper.clip_value)
+        self.critic_optimizer = RAdam(self.critic, self.hyper.learning_rate, self.hyper.clip_value)
+        self.diverged = torch.zeros(runs, dtype=torch.bool, device=device)
+        self.restarts = torch.zeros(runs, dtype=torch.int64, device=device)
+        self.nonfinite = torch.zeros(runs, dtype=torch.int64, device=device)
+        self.nonfinite_state = torch.full((runs, task.state_dim), torch.nan, device=device, dtype=dtype)
+        self.critic_updates = 0
+        self._initialise(range(runs))
+
+    def _initialise(self, runs: range | list[int]) -> None:
+        for run in runs:
+            generator = self.streams.generators["initialise"][run]
+            self.actor[run] = self.actor_network.initial(1, generator, self.streams.dtype)
+            self.critic[run] = self.critic_network.initial(self.method.critics, generator, self.streams.dtype)
+            self.actor_target[run] = self.actor[run]
+            self.critic_target[run] = self.critic[run]
+
+    # --- functions of the parameters ---------------------------------------------------------------------------
+
+    def policy(self, obs: Float[Tensor, "R B O"], parameters: Tensor | None = None) -> Float[Tensor, "R B A"]:
+        """pi(s) in (-1, 1); by default the online actor's."""
+        x = self.obs.normalize(obs).unsqueeze(1)
+        return self.actor_network(self.actor if parameters is None else parameters, x).squeeze(1).tanh()
+
+    def q(
+        self, obs: Float[Tensor, "R k B O"], action: Float[Tensor, "R k B A"], parameters: Tensor | None = None
+    ) -> Float[Tensor, "R C B"]:
+        """Q_i(s, a) of every critic; ``k`` is 1 where the critics share rows, or their number C."""
+        normalized = (obs - self.obs.mean.unsqueeze(1)) / self.obs.std.unsqueeze(1)
+        x = torch.cat([normalized, action], dim=-1)
+        return self.critic_network(self.critic if parameters is None else parameters, x).squeeze(-1)
+
+    def min_q(self, obs: Float[Tensor, "R B O"], action: Float[Tensor, "R B A"]) -> Float[Tensor, "R B"]:
+        """min_i Q_i(s, a): the value that the actor climbs."""
+        return self.q(obs.unsqueeze(1), action.unsqueeze(1)).amin(dim=1)
+
+    def target_value(self, next_obs: Float[Tensor, "R B O"], noise: Float[Tensor, "R B A"]) -> Float[Tensor, "R B"]:
+        """min_i Q_target_i(s', a') with a' the target policy's action plus clipped noise, within [-1, 1]."""
+        noise = (noise * self.hyper.target_noise).clamp(-self.hyper.target_noise_clip, self.hyper.target_noise_clip)
+        action = (self.policy(next_obs, self.actor_target) + noise).clamp(-1.0, 1.0)
+        return self.q(next_obs.unsqueeze(1), action.unsqueeze(1), self.critic_target).amin(dim=1)
+
+    # --- the critic step ---------------------------------------------------------------------------------------
+
+    def draw(self, updates: int, buffer_size: int) -> list[Draws]:
+        """The random numbers of the next ``updates`` critic updates."""
+        batch, streams = self.hyper.batch_size, self.streams
+        index = streams.integers("batch", buffer_size, updates, batch)
+        target = streams.normal("target", updates, batch, self.task.action_dim)
+        imagine = control = None
+        if self.method.imagines:
+            imagine = streams.normal("imagine", updates, batch, self.task.obs_dim)
+        if self.loss == "shuffled":
+            control = streams.permutations("control", batch, updates)
+        elif self.loss == "random":
+            control = streams.normal("control", updates, batch, self.task.action_dim)
+        return [
+            Draws(
+                index[:, u],
+                target[:, u],
+                None if imagine is None else imagine[:, u],
+                None if control is None else control[:, u],
+            )
+            for u in range(updates)
+        ]
+
+    def target(self, batch: Batch, draws: Draws) -> Target:
+        """The detached TD target of a batch: imagined from pi(s), or the buffer's own transition if model-free."""
+        if not self.method.imagines:
+            with torch.no_grad():
+                y = batch.reward + self.hyper.gamma * ~batch.terminated * self.target_value(
+                    batch.next_obs, draws.target
+                )
+            return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, batch.action, torch.isfinite(y))
+        differentiate = self.loss not in GRADIENT_FREE
+        with torch.no_grad():
+            action = self.policy(batch.obs)
+        at, start = Imagined(batch.obs, batch.state), None
+        if self.loss == "sobolev":
+            at, start = self.start_leaf(batch)
+        return td_target(
+            at,
+            action.requires_grad_(differentiate),
+            dynamics=self.dynamics,
+            noise=draws.imagine,
+            reward=self.reward,
+            terminated=self.task.terminated,
+            target_value=lambda next_obs: self.target_value(next_obs, draws.target),
+            gamma=self.hyper.gamma,
+            differentiate=differentiate,
+            start=start,
+        )
+
+    def start_leaf(self, batch: Batch) -> tuple[Imagined, Tensor]:
+        """Where imagination starts, as a function of a leaf: the simulator state, or the observation if learned."""
+        if self.dynamics.reads_state:
+            leaf = batch.state.detach().clone().requires_grad_()
+            return Imagined(self.task.observe(leaf), leaf), leaf
+        leaf = batch.obs.detach().clone().requires_grad_()
+        return Imagined(leaf, batch.state), leaf
+
+    def critic_gradient(
+        self, batch: Batch, target: Target, draws: Draws
+    ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R C P"]]:
+        """Loss of each critic and its gradient with respect to the critic parameters.
+
+        The loss is a function of Q_i and grad_a Q_i. Autograd differentiates it with respect to those two, which is
+        cheap; the networks' pullback takes it from there to the parameters.
+        """
+        at, start = Imagined(batch.obs, batch.state), None
+        if target.start_gradient is not None:
+            at, start = self.start_leaf(batch)
+        x = torch.cat([self.obs.normalize(at.obs), target.action], dim=-1)
+        q, x_gradient, pullback = self.critic_network.value_and_input_gradient(
+            self.critic, x.detach().unsqueeze(1)
+        )
+        q.requires_grad_()
+        delta = target.y.unsqueeze(1) - q
+        action_error = start_error = None
+        if target.action_gradient is not None:
+            x_gradient.requires_grad_()
+            goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
+            goal = control_gradient(self.loss, goal, draws.control)
+            action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
+        if start is not None:
+            # from the critic's input to where imagination starts, per critic
+            per_critic = [
+                torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)
+            ]
+            start_error = target.start_gradient.unsqueeze(1) - torch.stack(per_critic, dim=1)
+        per_sample = critic_loss(self.loss, delta, action_error, start_error, self.lam, self.hyper.taylor_variance)
+        loss = self.hyper.loss_scale * masked_mean(per_sample, target.finite)
+        if action_error is None:
+            (c,), u = torch.autograd.grad(loss.sum(), (q,)), None
+        else:
+            c, u = torch.autograd.grad(loss.sum(), (q, x_gradient))
+        return loss.detach(), pullback(c, u)
+
+    def update_critic(self, batch: Batch, draws: Draws) -> None:
+        """One step of every critic, and of its target network."""
+        target = self.target(batch, draws)
+        loss, gradient = self.critic_gradient(batch, target, draws)
+        self.critic_optimizer.step(self.critic, gradient)
+        polyak_average(self.critic_target, self.critic, self.hyper.polyak)
+        self.critic_updates += 1
+        total = loss.sum(dim=1)
+        self.diverged |= ~(total <= self.hyper.diverged_critic_loss)
+        self._count_nonfinite(~target.finite, batch.state)
+
+    def _count_nonfinite(self, bad: Bool[Tensor, "R B"], state: Float[Tensor, "R B S"]) -> None:
+        """Count masked rows and remember the last offending state of each run."""
+        self.nonfinite += bad.sum(dim=1)
+        row = bad.to(torch.uint8).argmax(dim=1)
+        example = state[torch.arange(len(row), device=row.device), row]
+        self.nonfinite_state = torch.where(bad.any(dim=1, keepdim=True), example, self.nonfinite_state)
+
+    # --- the actor step ----------------------------------------------------------------------------------------
+
+    def update_actor(self, batch: Batch) -> None:
+        """One step of the actor up min_i Q_i(s, pi(s)), and of its target network."""
+        parameters = self.actor.detach().requires_grad_()
+        losses = -self.min_q(batch.obs, self.policy(batch.obs, parameters)).mean(dim=-1)
+        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        self.actor_optimizer.step(self.actor, gradient)
+        polyak_average(self.actor_target, self.actor, self.hyper.polyak)
+        self.diverged |= ~(losses.detach().abs() <= self.hyper.diverged_actor_loss)
+
+    def actor_is_due(self) -> bool:
+        """Whether the critic update just done is followed by an actor update (every ``policy_delay``-th is)."""
+        return self.critic_updates % self.method.policy_delay == 0
+
+    # --- upkeep ------------------------------------------------------------------------------------------------
+
+    def restart_diverged(self) -> Bool[Tensor, "R"]:
+        """Give every run that diverged since the last call a fresh agent; returns which ones."""
+        runs = self.diverged.clone()
+        if runs.any():
+            self._initialise([int(r) for r in runs.nonzero()])
+            self.actor_optimizer.restart(runs)
+            self.critic_optimizer.restart(runs)
+            self.restarts += runs
+            self.diverged.zero_()
+        return runs
+
+    def diagnose(self, batch: Batch, draws: Draws) -> dict[str, Float[Tensor, "R"]]:
+        """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R]."""
+        target = self.target(batch, draws)
+        loss, _ = self.critic_gradient(batch, target, draws)
+        action = target.action.detach().clone().requires_grad_()
+        q = self.min_q(batch.obs, action)
+        (q_gradient,) = torch.autograd.grad(q.sum(), action)
+        metrics = {
+            "loss/critic": loss.sum(dim=1),
+            "td/abs_error": (target.y - q.detach()).abs().mean(dim=-1),
+            "q/mean": q.detach().mean(dim=-1),
+            "grad/q": q_gradient.norm(dim=-1).mean(dim=-1),
+        }
+        if target.action_gradient is None:
+            return metrics
+        metrics["grad/target"] = target.action_gradient.norm(dim=-1).mean(dim=-1)
+        metrics["grad/td_error"] = (target.action_gradient - q_gradient).norm(dim=-1).mean(dim=-1)
+
+        # d r(s, a, s'(a)) / d a and grad_a' Q at the imagined next state: the three curves of Fig. 5
+        imagined = self.dynamics.step(Imagined(batch.obs, batch.state), action, draws.imagine)
+        reward = self.reward(batch.obs, action, imagined.obs)
+        reward_gradient = torch.zeros_like(action)
+        if reward.requires_grad:
+            (reward_gradient,) = torch.autograd.grad(reward.sum(), action, materialize_grads=True)
+        next_obs = imagined.obs.detach()
+        next_action = self.policy(next_obs).detach().requires_grad_()
+        (next_gradient,) = torch.autograd.grad(self.min_q(next_obs, next_action).sum(), next_action)
+        metrics["grad/reward"] = reward_gradient.norm(dim=-1).mean(dim=-1)
+        metrics["grad/q_next"] = next_gradient.norm(dim=-1).mean(dim=-1)
+        return metrics
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that training changes."""
+        tensors = {name: getattr(self, name) for name in self._TENSORS}
+        return tensors | {
+            "critic_updates": self.critic_updates,
+            "obs": self.obs.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+        }
+
+    _TENSORS = (
+        "actor",
+        "critic",
+        "actor_target",
+        "critic_target",
+        "diverged",
+        "restarts",
+        "nonfinite",
+        "nonfinite_state",
+    )
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of :meth:`state_dict`, in place."""
+        for name in self._TENSORS:
+            getattr(self, name).copy_(state[name])
+        self.critic_updates = state["critic_updates"]
+        for name in ("obs", "actor_optimizer", "critic_optimizer"):
+            getattr(self, name).load_state_dict(state[name])

@@ -1,0 +1,316 @@
+"""Every knob of a training run, with its unit, the paper's symbol and where its value comes from.
+
+Three presets fill the hyper-parameters: ``paper`` (appendix D.2, the default), ``authors`` (what the published code
+does where it differs) and ``cpu`` (a reduced budget for a laptop, ours). "FACTS" below is the comparison of paper and
+published code in the README under "Deviations".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.envs.task import Task
+
+Preset = Literal["paper", "authors", "cpu"]
+CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]
+DynamicsName = Literal["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"]
+EnsembleName = Literal["full", "small", "smaller"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the method table: a setting of the one agent, not a class of its own."""
+
+    loss: CriticLoss
+    """Critic loss (see :mod:`.critic`)."""
+    imagines: bool
+    """Whether the critic's transitions come from the dynamics (else from the replay buffer)."""
+    critics: int
+    """1 for DDPG, 2 for TD3."""
+    policy_delay: int
+    """Critic updates per actor update, d; 1 for DDPG."""
+    update_every_step_once: bool = False
+    """Plain model-free methods do one update per environment step, whatever ``updates_per_step`` says."""
+
+
+METHODS: dict[str, Method] = {
+    "mage-td3": Method("mage", imagines=True, critics=2, policy_delay=2),
+    "mage-ddpg": Method("mage", imagines=True, critics=1, policy_delay=1),
+    "dyna-td3": Method("dyna", imagines=True, critics=2, policy_delay=2),
+    "dyna-ddpg": Method("dyna", imagines=True, critics=1, policy_delay=1),
+    "td3": Method("dyna", imagines=False, critics=2, policy_delay=2, update_every_step_once=True),
+    "ddpg": Method("dyna", imagines=False, critics=1, policy_delay=1, update_every_step_once=True),
+    "data-efficient-td3": Method("dyna", imagines=False, critics=2, policy_delay=2),
+}
+"""The methods of the paper by name."""
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Hyper-parameters of learner, ensemble and loop. ``Hyper.preset(...)`` gives the documented sets."""
+
+    gamma: float = 0.99
+    """Discount factor, gamma [D.2]."""
+    batch_size: int = 1024
+    """States per critic update, uniform over the whole buffer; 512 for Pendulum and CartPole [D.2]."""
+    updates_per_step: int = 10
+    """Critic updates per environment step [published code; not stated in the paper]."""
+    warmup_steps: int = 1000
+    """Environment steps with uniformly random actions before the first update; 100 for Pendulum, CartPole [D.2]."""
+    actor_hidden: tuple[int, ...] = (384, 384)
+    """Hidden layers of the actor (the paper's 284 is a typo for the code's 384); (128, 128) for small tasks [D.2]."""
+    critic_hidden: tuple[int, ...] = (384, 384)
+    """Hidden layers of each critic; (128, 128) for small tasks [published code]."""
+    learning_rate: float = 1e-4
+    """RAdam step size of actor and critic, alpha_pi = alpha_Q [D.2]."""
+    clip_value: float = 5.0
+    """Every gradient component is clipped to +- this, on every network [published code]."""
+    polyak: float = 0.005
+    """Share of the online network a target network takes per update; D.2's tau = 0.995 is the share kept."""
+    exploration_noise: float = 0.1
+    """Standard deviation of the Gaussian added to executed actions, sigma, in action units [D.2]."""
+    target_noise: float = 0.2
+    """Standard deviation of the Gaussian on target actions, sigma-bar, in action units [D.2]."""
+    target_noise_clip: float = 0.5
+    """Bound of that noise, c [D.2]."""
+    loss_scale: float = 1.0
+    """Factor on the whole critic loss. 1 [Algorithm 2]; the published code's weights 5 and 1 are 2.5 with lambda 1/5."""
+    taylor_variance: float = 0.25
+    """Action variance of the ``taylor`` loss, weight of its gradient term [ours; Taylor TD tunes it per task]."""
+    max_dynamics_gradient: float = 0.0
+    """Bound on the 2-norm of each sample's target gradient grad_a y; 0 is no bound [ours]."""
+    diverged_critic_loss: float = 100.0
+    """A run whose critic loss exceeds this, or is not finite, gets a fresh agent [published code]."""
+    diverged_actor_loss: float = 1e5
+    """The same for the absolute actor loss [published code]."""
+
+    ensemble_members: int = 8
+    """Members of the dynamics ensemble [D.2]; 2 for -small, 1 for -smaller [B.3]."""
+    ensemble_hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of each member; (128, 128) for small tasks [D.2]."""
+    model_every: int = 25
+    """Environment steps between two trainings of the model [D.2]."""
+    model_batches: int = 120
+    """Batches per training of the model, and of the reward model [D.2]."""
+    model_batch_size: int = 256
+    """Transitions per member and batch [D.2]."""
+    model_epochs: bool = False
+    """True: whole epochs over the buffer until at least ``model_batches`` batches have run [published code]."""
+    model_learning_rate: float = 1e-4
+    """RAdam step size of the model, alpha_p [D.2]."""
+    model_weight_decay: float = 1e-4
+    """Decoupled weight decay of model and reward model [D.2]."""
+    log_var_low: float = -5.0
+    """Lower bound of the predicted log-variance of normalised deltas [published code]."""
+    log_var_high: float = -1.0
+    """Upper bound of the same [published code]."""
+    reward_hidden: tuple[int, ...] = (256, 256, 256)
+    """Hidden layers of the learned reward model; (128,) for small tasks [D.2]."""
+
+    @staticmethod
+    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full") -> Hyper:
+        """The documented hyper-parameters.
+
+        Args:
+            name: ``paper``, ``authors`` or ``cpu``.
+            size: the task's ``network_size``: ``small`` are the paper's Pendulum and CartPole sizes.
+            ensemble: ``full``, ``small`` or ``smaller`` (appendix B.3's capacities).
+
+        Raises:
+            InputError: an unknown preset or ensemble.
+        """
+        if name not in get_args(Preset):
+            raise unknown_name("preset", name, get_args(Preset))
+        if ensemble not in get_args(EnsembleName):
+            raise unknown_name("ensemble", ensemble, get_args(EnsembleName))
+        hyper = Hyper()
+        if name == "authors":  # the published code has one size for all tasks
+            hyper = replace(hyper, loss_scale=2.5, model_epochs=True)
+        elif size == "small":
+            hyper = replace(
+                hyper,
+                batch_size=512,
+                warmup_steps=100,
+                actor_hidden=(128, 128),
+                critic_hidden=(128, 128),
+                ensemble_hidden=(128, 128),
+                reward_hidden=(128,),
+            )
+        if name == "cpu":
+            hyper = replace(hyper, **(_CPU_SMALL if size == "small" else _CPU_FULL))
+        if ensemble == "small":
+            hyper = replace(hyper, ensemble_members=2, ensemble_hidden=_narrow(hyper.ensemble_hidden, 4))
+        elif ensemble == "smaller":
+            hyper = replace(hyper, ensemble_members=1, ensemble_hidden=_narrow(hyper.ensemble_hidden, 2))
+        return hyper
+
+
+_CPU_SMALL = dict(batch_size=128, updates_per_step=2, learning_rate=5e-4, model_learning_rate=1e-3, model_batches=30)
+_CPU_FULL = dict(
+    batch_size=256,
+    updates_per_step=2,
+    learning_rate=3e-4,
+    actor_hidden=(256, 256),
+    critic_hidden=(256, 256),
+    ensemble_hidden=(200, 200, 200),
+    model_learning_rate=1e-3,
+    model_batches=30,
+)
+
+
+def _narrow(hidden: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Appendix B.3's smaller models: half the width (512 to 256), ``layers`` layers at most."""
+    return (hidden[0] // 2,) * min(layers, len(hidden))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training process: a task, a method, a dynamics, and the runs (seeds x lambdas) that share it."""
+
+    task: str = "Pendulum"
+    """Registered task, ``path/to/file.py:Class`` or ``module:Class``."""
+    method: str = "mage-td3"
+    """mage-td3, mage-ddpg, dyna-td3, dyna-ddpg, td3, ddpg or data-efficient-td3."""
+    dynamics: str = "learned"
+    """What the learner imagines with: learned, oracle, hybrid-oracle-gradients (values learned, Jacobians from the
+    oracle) or hybrid-learned-gradients (the other way round)."""
+    backend: str = "torch"
+    """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``)."""
+    derivative: str | None = None
+    """Derivative source of that backend; None is its default."""
+    reward: Literal["task", "learned"] = "task"
+    """The task's own reward, or a learned r_hat(s, a, s') [B.2]."""
+    loss: CriticLoss | None = None
+    """Critic loss; None is the method's own. shuffled and random are negative controls."""
+    preset: str = "paper"
+    """Hyper-parameter set: paper, authors or cpu."""
+    ensemble: str = "full"
+    """Capacity of the ensemble: full, small or smaller [B.3]."""
+    seeds: tuple[int, ...] = (0,)
+    """One run per seed (and lambda); they train together on the run axis."""
+    lambdas: tuple[float, ...] = (0.2,)
+    """Weight(s) of the TD error against the gradient term, lambda: 0.2 in Fig. 2, 0.05 in the paper's other figures."""
+    steps: int = 100_000
+    """Environment steps per run [D.2]."""
+    eval_every: int = 1000
+    """Environment steps between evaluations [D.2]."""
+    eval_episodes: int = 10
+    """Deterministic episodes per evaluation [D.2]."""
+    gradient_episodes: int = 10
+    """Trajectories for the Eq. 14 gradient error at each evaluation; 0 turns it off [D.2]."""
+    freeze_actor: bool = False
+    """Train the critic only, as the gradient-error experiment does [D.2]."""
+    checkpoint_every: int = 5000
+    """Environment steps between checkpoints; one is always written at the end."""
+    device: str = "cpu"
+    """Torch device of the whole run: cpu, cuda, cuda:1, ..."""
+    float64: bool = False
+    """Train in double precision (tests do)."""
+    hyper: Hyper = field(default_factory=Hyper)
+    """Hyper-parameters; the chosen preset fills them, flags override single ones."""
+
+    @property
+    def runs(self) -> tuple[tuple[int, float], ...]:
+        """(seed, lambda) of every run, in run-axis order."""
+        return tuple((seed, lam) for lam in self.lambdas for seed in self.seeds)
+
+    @property
+    def updates_per_step(self) -> int:
+        """Critic updates per environment step of this method."""
+        return 1 if METHODS[self.method].update_every_step_once else self.hyper.updates_per_step
+
+    def to_dict(self) -> dict:
+        """Plain nested dict, as config.json holds it."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict) -> TrainConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            InputError: a field is unknown, as in a file written by another version.
+        """
+        try:
+            hyper = Hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.get("hyper", {}).items()})
+            rest = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "hyper"}
+            return TrainConfig(**rest, hyper=hyper)
+        except TypeError as error:
+            raise InputError(f"the configuration does not fit this version of mage_diffsim: {error}") from error
+
+
+def make_config(task: str | Task = "Pendulum", **settings: object) -> TrainConfig:
+    """A :class:`TrainConfig` whose hyper-parameters come from its preset, task and ensemble.
+
+    Args:
+        task: a task's name, or the object itself.
+        **settings: other fields of :class:`TrainConfig`; ``hyper`` may be a dict of single overrides.
+
+    Raises:
+        InputError: an unknown task, preset, method, dynamics, loss or ensemble, or a value out of range.
+    """
+    from mage_diffsim.envs.registry import make_task
+
+    overrides = settings.pop("hyper", {})
+    name, task = (task, make_task(task)) if isinstance(task, str) else (task.name, task)
+    config = TrainConfig(task=name, **settings)  # type: ignore[arg-type]
+    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble)
+    if isinstance(overrides, Hyper):
+        hyper = overrides
+    elif overrides:
+        hyper = replace(hyper, **overrides)  # type: ignore[arg-type]
+    config = replace(config, hyper=hyper)
+    validate(config)
+    return config
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse what cannot be trained, in one sentence.
+
+    Raises:
+        InputError: names the field, what was given and what is accepted.
+    """
+    if config.method not in METHODS:
+        raise unknown_name("method", config.method, METHODS)
+    if config.dynamics not in get_args(DynamicsName):
+        raise unknown_name("dynamics", config.dynamics, get_args(DynamicsName))
+    if config.loss is not None and config.loss not in get_args(CriticLoss):
+        raise unknown_name("loss", config.loss, get_args(CriticLoss))
+    if config.preset not in get_args(Preset):
+        raise unknown_name("preset", config.preset, get_args(Preset))
+    if config.reward not in ("task", "learned"):
+        raise unknown_name("reward", config.reward, ("task", "learned"))
+    method, hyper = METHODS[config.method], config.hyper
+    if config.loss not in (None, "dyna") and not method.imagines:
+        raise InputError(
+            f"loss {config.loss!r} needs an imagined next state, and method {config.method} draws transitions from "
+            "the replay buffer: use a mage-* or dyna-* method"
+        )
+    for name in ("steps", "eval_every", "eval_episodes", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}; accepted is 1 or more")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        raise InputError(f"seeds are {config.seeds}; accepted is one or more different integers of 0 or more")
+    if not config.lambdas or len(set(config.lambdas)) < len(config.lambdas) or not all(v >= 0 for v in config.lambdas):
+        raise InputError(f"lambdas are {config.lambdas}; accepted is one or more different numbers of 0 or more")
+    for name in (
+        "batch_size",
+        "updates_per_step",
+        "ensemble_members",
+        "model_every",
+        "model_batches",
+        "model_batch_size",
+    ):
+        if getattr(hyper, name) < 1:
+            raise InputError(f"hyper.{name} is {getattr(hyper, name)}; accepted is 1 or more")
+    if hyper.batch_size % hyper.ensemble_members:
+        raise InputError(
+            f"hyper.batch_size {hyper.batch_size} is not a multiple of hyper.ensemble_members {hyper.ensemble_members}; "
+            "each member imagines an equal share of the batch"
+        )
+    if not 0.0 <= hyper.gamma <= 1.0:
+        raise InputError(f"hyper.gamma is {hyper.gamma}; accepted is 0 to 1")
+    if not 0.0 < hyper.polyak <= 1.0:
+        raise InputError(f"hyper.polyak is {hyper.polyak}; accepted is above 0, up to 1")

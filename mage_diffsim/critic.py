@@ -1,0 +1,173 @@
+"""The critic step of MAGE: the TD target, its action-gradient, and the losses on both.
+
+With a = pi(s), s' ~ dynamics(s, a), a' = target policy of s' plus clipped noise (Algorithm 2, Eq. 13):
+
+    y               = r(s, a, s') + gamma * (1 - terminated(s')) * min_i Q_target_i(s', a')
+    delta_i         = y - Q_i(s, a)
+    grad_a delta_i  = grad_a y - grad_a Q_i(s, a)
+    loss_i          = huber(||grad_a delta_i||_2) + lambda * huber(|delta_i|)
+
+Neither y nor grad_a y holds a critic parameter, so both are computed once, by one first-order backward pass shared by
+the critics, and detached. Only grad_a Q_i needs a second-order pass. The dynamics therefore only ever have to supply a
+first-order action derivative. The result equals the published, undetached formulation (a test holds them equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.config import CriticLoss
+from mage_diffsim.dynamics import Dynamics, Imagined
+
+RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""r(obs [R,B,O], action [R,B,A], next_obs [R,B,O]) -> [R,B]."""
+
+
+class Target(NamedTuple):
+    """The detached TD target of a batch and its derivatives."""
+
+    y: Float[Tensor, "R B"]
+    """TD target."""
+    action_gradient: Float[Tensor, "R B A"] | None
+    """grad_a y; None for losses that do not use it."""
+    start_gradient: Float[Tensor, "R B D"] | None
+    """Gradient of y with respect to the simulator state (oracle) or the observation (learned), for ``sobolev``."""
+    action: Float[Tensor, "R B A"]
+    """The action that y belongs to."""
+    finite: Bool[Tensor, "R B"]
+    """False where y or a derivative is not finite; such rows are masked from the update."""
+
+
+def td_target(
+    at: Imagined,
+    action: Float[Tensor, "R B A"],
+    *,
+    dynamics: Dynamics,
+    noise: Float[Tensor, "R B O"],
+    reward: RewardFunction,
+    terminated: Callable[[Tensor], Tensor],
+    target_value: Callable[[Tensor], Tensor],
+    gamma: float,
+    differentiate: bool = True,
+    start: Tensor | None = None,
+) -> Target:
+    """The TD target of imagined transitions and its gradient, by one first-order backward pass.
+
+    Args:
+        at: where imagination starts.
+        action: pi(s), shape [R, B, A]; a leaf that requires grad where ``differentiate`` is true.
+        dynamics: imagines s'.
+        noise: standard normal numbers for it, shape [R, B, O].
+        reward: r(s, a, s').
+        terminated: whether s' ends the episode; a hard mask without gradient.
+        target_value: s' [R, B, O] -> min_i Q_target_i(s', a') [R, B], differentiable through a'.
+        gamma: discount factor.
+        differentiate: whether to compute gradients.
+        start: leaf that ``at`` was computed from, if the gradient with respect to it is wanted.
+    """
+    with torch.set_grad_enabled(differentiate):
+        imagined = dynamics.step(at, action, noise)
+        alive = ~terminated(imagined.obs)
+        y = reward(at.obs, action, imagined.obs) + gamma * alive * target_value(imagined.obs)
+    finite = torch.isfinite(y)
+    if not differentiate:
+        return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, action, finite)
+    leaves = (action,) if start is None else (action, start)
+    gradients = torch.autograd.grad(y.sum(), leaves, allow_unused=True, materialize_grads=True)
+    for gradient in gradients:
+        finite = finite & torch.isfinite(gradient).all(dim=-1)
+    action_gradient, *rest = (torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients)
+    y = torch.nan_to_num(y.detach(), 0.0, 0.0, 0.0)
+    return Target(y, action_gradient, rest[0] if rest else None, action.detach(), finite)
+
+
+def clip_norm(gradient: Float[Tensor, "R B A"], bound: float) -> Float[Tensor, "R B A"]:
+    """Each sample's gradient scaled to a 2-norm of at most ``bound``; 0 leaves them as they are."""
+    if not bound:
+        return gradient
+    norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    return gradient * (bound / norm.clamp(min=bound))
+
+
+def huber(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """x^2 / 2 up to |x| = 1, |x| - 1/2 beyond."""
+    return torch.nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
+
+
+def huber_norm(x: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+    """huber(||x||_2), computed from the squared norm so that its derivatives are finite at x = 0."""
+    squared = x.square().sum(dim=-1)
+    inside = squared <= 1.0
+    return torch.where(inside, 0.5 * squared, torch.where(inside, 1.0, squared).sqrt() - 0.5)
+
+
+GRADIENT_FREE: frozenset[str] = frozenset({"dyna"})
+"""Losses that use no gradient of the target."""
+
+
+def control_gradient(
+    loss: CriticLoss, gradient: Float[Tensor, "R B A"], control: Tensor | None
+) -> Float[Tensor, "R B A"]:
+    """The gradient that a loss is shown: its own, or a negative control's.
+
+    Args:
+        loss: ``shuffled`` permutes the batch; ``random`` keeps each norm and takes another direction; any other loss
+            gets ``gradient`` back.
+        gradient: grad_a y.
+        control: permutations [R, B] for ``shuffled``, standard normal directions [R, B, A] for ``random``.
+    """
+    if loss == "shuffled":
+        assert control is not None
+        return gradient.gather(1, control.unsqueeze(-1).expand_as(gradient))
+    if loss == "random":
+        assert control is not None
+        norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+        return control * (norm / torch.linalg.vector_norm(control, dim=-1, keepdim=True).clamp(min=1e-12))
+    return gradient
+
+
+def critic_loss(
+    loss: CriticLoss,
+    delta: Float[Tensor, "R C B"],
+    action_error: Float[Tensor, "R C B A"] | None,
+    start_error: Float[Tensor, "R C B D"] | None,
+    lam: Float[Tensor, "R 1 1"],
+    taylor_variance: float,
+) -> Float[Tensor, "R C B"]:
+    """Loss per sample and critic.
+
+    Args:
+        loss: ``mage`` (and its controls ``shuffled``, ``random``): huber(||grad_a delta||) + lambda huber(delta);
+            ``dyna``: huber(delta), which lambda has nothing to weigh against;
+            ``squared``: the same as ``mage`` with x^2 / 2 for huber(x);
+            ``taylor``: delta^2 / 2 + variance ||grad_a delta||^2 / 2, the expected squared TD error under Gaussian
+            actions to first order (Taylor TD);
+            ``sobolev``: ``mage`` plus huber of the norm of the gradient with respect to where imagination starts.
+        delta: TD errors.
+        action_error: grad_a delta.
+        start_error: gradient of delta with respect to the simulator state or the observation.
+        lam: lambda of each run.
+        taylor_variance: the action variance of ``taylor``.
+    """
+    if loss == "dyna":
+        return huber(delta)
+    assert action_error is not None
+    if loss == "squared":
+        return 0.5 * action_error.square().sum(dim=-1) + lam * 0.5 * delta.square()
+    if loss == "taylor":
+        return 0.5 * delta.square() + 0.5 * taylor_variance * action_error.square().sum(dim=-1)
+    per_sample = huber_norm(action_error) + lam * huber(delta)
+    if loss == "sobolev":
+        assert start_error is not None
+        per_sample = per_sample + huber_norm(start_error)
+    return per_sample
+
+
+def masked_mean(per_sample: Float[Tensor, "R C B"], finite: Bool[Tensor, "R B"]) -> Float[Tensor, "R C"]:
+    """Mean over the rows whose target is finite; zero for a run that has none."""
+    weight = finite.unsqueeze(1)
+    return torch.where(weight, per_sample, 0.0).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1)

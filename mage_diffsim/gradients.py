@@ -1,0 +1,95 @@
+"""How good the critic's action-gradients are: Eq. 14's error and the cosine, against the oracle's true gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.dynamics import Simulator
+from mage_diffsim.envs.task import Task
+
+
+class TrueGradients(NamedTuple):
+    """Trajectories of a policy with the true action-gradients of their empirical return; T steps, N episodes."""
+
+    obs: Float[Tensor, "T N O"]
+    """Observations."""
+    actions: Float[Tensor, "T N A"]
+    """Actions pi(s_t)."""
+    discounted: Float[Tensor, "T N A"]
+    """gamma^t grad_a G(s_t, a_t), with G the discounted return from step t to the end of the episode."""
+    alive: Bool[Tensor, "T N"]
+    """Whether the episode was still running at step t."""
+
+
+def true_action_gradients(
+    task: Task,
+    physics: Simulator,
+    policy: Callable[[Tensor], Tensor],
+    initial_state: Float[Tensor, "N S"],
+    gamma: float,
+    horizon: int | None = None,
+) -> TrueGradients:
+    """Differentiate the empirical discounted return of whole trajectories through the oracle (appendix D.2).
+
+    An addition e_t to the action of step t changes the return from step t on and nothing before, so one backward pass
+    of the return of the whole trajectory gives d G_0 / d e_t = gamma^t grad_a G(s_t, a_t) for every t at once.
+
+    Args:
+        task: observation, reward, termination.
+        physics: the differentiable oracle.
+        policy: obs [N, O] -> action [N, A], differentiable.
+        initial_state: where the trajectories start, shape [N, S].
+        gamma: discount factor.
+        horizon: number of steps; None is the task's.
+    """
+    state = initial_state
+    alive = torch.ones(state.shape[0], dtype=torch.bool, device=state.device)
+    total = state.new_zeros(state.shape[0])
+    record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    with torch.enable_grad():
+        for t in range(task.horizon if horizon is None else horizon):
+            obs = task.observe(state)
+            addition = state.new_zeros(state.shape[0], task.action_dim).requires_grad_()
+            action = policy(obs) + addition
+            state = physics.step(state, action)
+            next_obs = task.observe(state)
+            total = total + gamma**t * torch.where(alive, task.reward(obs, action, next_obs), 0.0)
+            record.append((obs.detach(), action.detach(), addition, alive))
+            alive = alive & ~task.terminated(next_obs)
+            if t % 32 == 31 and not alive.any():
+                break
+        observations, actions, additions, running = zip(*record, strict=True)
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total.sum(), additions, materialize_grads=True)
+        else:  # a constant reward has no gradient
+            gradients = tuple(torch.zeros_like(a) for a in additions)
+    return TrueGradients(torch.stack(observations), torch.stack(actions), torch.stack(gradients), torch.stack(running))
+
+
+class GradientQuality(NamedTuple):
+    """Per episode, shape [N]."""
+
+    error: Float[Tensor, "N"]
+    """Eq. 14: 1/H sum_t gamma^t ||grad_a G(s_t, a_t) - grad_a Q(s_t, a_t)||_1."""
+    cosine: Float[Tensor, "N"]
+    """Mean over steps of cos(grad_a G, grad_a Q); NaN where the true gradient is zero throughout."""
+
+
+def gradient_quality(
+    true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float
+) -> GradientQuality:
+    """Compare grad_a Q at the points of ``true`` with the true gradients there; finished episodes are cut."""
+    steps = torch.arange(true.alive.shape[0], dtype=true.discounted.dtype, device=true.discounted.device)
+    discount = (gamma**steps).view(-1, 1, 1)
+    length = true.alive.sum(dim=0)
+    difference = (true.discounted - discount * critic_gradient).abs().sum(dim=-1)
+    error = torch.where(true.alive, difference, 0.0).sum(dim=0) / length
+    cosine = torch.nn.functional.cosine_similarity(true.discounted, discount * critic_gradient, dim=-1, eps=1e-30)
+    counted = true.alive & (true.discounted != 0).any(dim=-1)
+    n = counted.sum(dim=0)
+    mean_cosine = torch.where(counted, cosine, 0.0).sum(dim=0) / n.clamp(min=1)
+    return GradientQuality(error, torch.where(n > 0, mean_cosine, torch.nan))

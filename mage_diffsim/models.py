@@ -1,0 +1,200 @@
+"""The learned models: an ensemble of Gaussian dynamics networks and a reward network, and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from mage_diffsim.bridges.types import Float, Int, Tensor
+from mage_diffsim.buffer import Batch, ReplayBuffer
+from mage_diffsim.config import Hyper
+from mage_diffsim.networks import MLP
+from mage_diffsim.normalizer import Normalizer
+from mage_diffsim.optim import RAdam
+from mage_diffsim.randomness import Streams
+
+
+class GaussianEnsemble:
+    """M networks per run, each predicting mean and log-variance of the normalised change of the observation.
+
+    The log-variance is bounded by a sigmoid between two constants; the model is trained by maximum likelihood.
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, hyper: Hyper, streams: Streams) -> None:
+        runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
+        self.hyper = hyper
+        self.members = hyper.ensemble_members
+        self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim))
+        self.parameters = torch.stack(
+            [self.network.initial(self.members, g, dtype) for g in streams.generators["initialise"]]
+        )
+        self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
+        self.obs = Normalizer(runs, obs_dim, device, dtype)
+        self.action = Normalizer(runs, action_dim, device, dtype)
+        self.delta = Normalizer(runs, obs_dim, device, dtype)
+
+    def predict(
+        self, parameters: Float[Tensor, "R M P"], obs: Float[Tensor, "R M B O"], action: Float[Tensor, "R M B A"]
+    ) -> tuple[Float[Tensor, "R M B O"], Float[Tensor, "R M B O"]]:
+        """Mean and log-variance of the normalised delta, each member on its own rows."""
+        x = torch.cat(
+            [
+                (obs - self.obs.mean.unsqueeze(1)) / self.obs.std.unsqueeze(1),
+                (action - self.action.mean.unsqueeze(1)) / self.action.std.unsqueeze(1),
+            ],
+            dim=-1,
+        )
+        mean, raw = self.network(parameters, x).chunk(2, dim=-1)
+        low, high = self.hyper.log_var_low, self.hyper.log_var_high
+        return mean, low + (high - low) * torch.sigmoid(raw)
+
+    def step(
+        self,
+        obs: Float[Tensor, "R B O"],
+        action: Float[Tensor, "R B A"],
+        noise: Float[Tensor, "R B O"] | None = None,
+    ) -> Float[Tensor, "R B O"]:
+        """One sampled next observation per row, reparameterised: obs + delta(obs, action, noise).
+
+        Each row is imagined by one member: member k serves rows k*B/M to (k+1)*B/M. With rows drawn uniformly this
+        leaves each (state, member) marginal uniform, as a random member per row does, at 1/M of the work.
+
+        Args:
+            obs: current observations, shape [R, B, O].
+            action: actions, shape [R, B, A].
+            noise: standard normal numbers, shape [R, B, O]; None takes the mean.
+
+        Raises:
+            ValueError: B is not a multiple of the number of members.
+        """
+        runs, rows, width = obs.shape
+        if rows % self.members:
+            raise ValueError(f"{rows} rows cannot be shared equally among {self.members} ensemble members")
+
+        def by_member(x: Tensor) -> Tensor:
+            return x.view(runs, self.members, rows // self.members, x.shape[-1])
+
+        mean, log_var = self.predict(self.parameters, by_member(obs), by_member(action))
+        if noise is not None:
+            mean = mean + (0.5 * log_var).exp() * by_member(noise)
+        delta = mean * self.delta.std.unsqueeze(1) + self.delta.mean.unsqueeze(1)
+        return obs + delta.view(runs, rows, width)
+
+    def adopt_statistics(self, obs: Normalizer, action: Normalizer, delta: Normalizer) -> None:
+        """Take the current normalisation; between trainings the model keeps the one it was trained with."""
+        self.obs.load_state_dict(obs.state_dict())
+        self.action.load_state_dict(action.state_dict())
+        self.delta.load_state_dict(delta.state_dict())
+
+    def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
+        """One maximum-likelihood step of every member on its own rows (batch rows are member-major, [R, M*B]).
+
+        Returns:
+            mean loss per run, mean((mu - t)^2 / var + log var) over rows and components, shape [R].
+        """
+        runs = batch.obs.shape[0]
+
+        def by_member(x: Tensor) -> Tensor:
+            return x.view(runs, self.members, -1, x.shape[-1])
+
+        target = (batch.next_obs - batch.obs - self.delta.mean) / self.delta.std
+        parameters = self.parameters.requires_grad_()
+        mean, log_var = self.predict(parameters, by_member(batch.obs), by_member(batch.action))
+        losses = ((mean - by_member(target)).square() * (-log_var).exp() + log_var).mean(dim=(-1, -2))
+        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        self.optimizer.step(self.parameters.requires_grad_(False), gradient)
+        return losses.detach().mean(dim=1)
+
+    def state_dict(self) -> dict[str, object]:
+        """Parameters, optimiser and normalisation."""
+        return {
+            "parameters": self.parameters,
+            "optimizer": self.optimizer.state_dict(),
+            "obs": self.obs.state_dict(),
+            "action": self.action.state_dict(),
+            "delta": self.delta.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of :meth:`state_dict`, in place."""
+        self.parameters.copy_(state["parameters"])
+        for name in ("optimizer", "obs", "action", "delta"):
+            getattr(self, name).load_state_dict(state[name])
+
+
+class RewardModel:
+    """r_hat(s, a, s'): one network per run, trained on the mean squared error (appendix B.2)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hyper: Hyper, streams: Streams) -> None:
+        runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
+        self.members = 1
+        self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1))
+        self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in streams.generators["initialise"]])
+        self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
+        self.obs = Normalizer(runs, obs_dim, device, dtype)
+
+    def __call__(
+        self,
+        obs: Float[Tensor, "R B O"],
+        action: Float[Tensor, "R B A"],
+        next_obs: Float[Tensor, "R B O"],
+        parameters: Float[Tensor, "R 1 P"] | None = None,
+    ) -> Float[Tensor, "R B"]:
+        """The estimated reward, shape [R, B]."""
+        x = torch.cat([self.obs.normalize(obs), action, self.obs.normalize(next_obs)], dim=-1)
+        return self.network(self.parameters if parameters is None else parameters, x.unsqueeze(1))[:, 0, :, 0]
+
+    def adopt_statistics(self, obs: Normalizer) -> None:
+        """Take the current normalisation of observations."""
+        self.obs.load_state_dict(obs.state_dict())
+
+    def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
+        """One step on the mean squared error; returns it per run, shape [R]."""
+        parameters = self.parameters.requires_grad_()
+        estimate = self(batch.obs, batch.action, batch.next_obs, parameters)
+        losses = (estimate - batch.reward).square().mean(dim=-1)
+        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        self.optimizer.step(self.parameters.requires_grad_(False), gradient)
+        return losses.detach()
+
+    def state_dict(self) -> dict[str, object]:
+        """Parameters, optimiser and normalisation."""
+        return {
+            "parameters": self.parameters,
+            "optimizer": self.optimizer.state_dict(),
+            "obs": self.obs.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of :meth:`state_dict`, in place."""
+        self.parameters.copy_(state["parameters"])
+        for name in ("optimizer", "obs"):
+            getattr(self, name).load_state_dict(state[name])
+
+
+def train_model(
+    model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, hyper: Hyper, streams: Streams
+) -> Float[Tensor, "R"]:
+    """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R]."""
+    total = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
+    n = 0
+    for index in _batches(model.members, buffer.size, hyper, streams):
+        total += model.train_batch(buffer.gather(index))
+        n += 1
+    return total / n
+
+
+def _batches(members: int, size: int, hyper: Hyper, streams: Streams) -> Iterator[Int[Tensor, "R M B"]]:
+    """Indices of one round's batches: independent draws, or whole epochs with the last short batch left out."""
+    if not hyper.model_epochs:
+        index = streams.integers("model", size, hyper.model_batches, members, hyper.model_batch_size)
+        yield from index.unbind(dim=1)
+        return
+    rows = min(hyper.model_batch_size, size)
+    done = 0
+    while done < hyper.model_batches:
+        order = streams.permutations("model", size, members)
+        for start in range(0, size - rows + 1, rows):
+            yield order[..., start : start + rows]
+            done += 1

@@ -1,0 +1,400 @@
+"""Run folders: what a training leaves on disk, and how it goes on after being killed.
+
+    run_dir/
+      config.json        the whole TrainConfig
+      versions.json      packages, commit, devices
+      eval.csv           one row per evaluation and run
+      metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
+      checkpoints/       step_<env_step>.pt, the newest two; plain dicts of tensors
+      policy.safetensors the trained actors, written at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import TrainConfig
+from mage_diffsim.doctor import versions
+from mage_diffsim.envs.task import Task
+from mage_diffsim.training import Trainer
+
+CHECKPOINT_VERSION = 1
+"""Raised whenever the layout of a checkpoint changes."""
+
+KEPT_CHECKPOINTS = 2
+
+EVAL_FIELDS = (
+    "env_step",
+    "seed",
+    "lambda",
+    "return_mean",
+    "return_std",
+    "length_mean",
+    "gradient_error",
+    "gradient_cosine",
+)
+"""Columns of eval.csv."""
+
+METRIC_FIELDS = (
+    "env_step",
+    "seed",
+    "lambda",
+    "wall_s",
+    "updates_per_s",
+    "loss_critic",
+    "loss_model",
+    "loss_reward_model",
+    "td_abs_error",
+    "q_mean",
+    "grad_q",
+    "grad_q_next",
+    "grad_reward",
+    "grad_target",
+    "grad_td_error",
+    "grad_nonfinite",
+    "agent_restarts",
+)
+"""Columns of metrics.csv; empty where a method has no such number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; given to the ``progress`` callback after every environment step."""
+
+    env_step: int
+    """Environment steps done."""
+    steps: int
+    """Environment steps asked for."""
+    wall_s: float
+    """Seconds this run has trained and evaluated, over all its sessions."""
+    updates_per_s: float
+    """Critic updates per second of training (evaluation apart), one update serving all runs."""
+    latest: dict[str, list[float]]
+    """Newest evaluation, one value per run."""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    task: Task | None = None,
+    progress: ProgressCallback | None = None,
+    sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
+) -> None:
+    """Train from the start into a new folder.
+
+    Args:
+        config: what to train.
+        run_dir: folder to create; may exist if it is empty.
+        task: the task object; made from ``config.task`` if None.
+        progress: called after every environment step.
+        sinks: further consumers of every evaluation's rows (TensorBoard, say): ``sink(env_step, rows)``.
+
+    Raises:
+        InputError: the configuration cannot be trained, or the folder is not empty or cannot be written.
+        MissingExtra: the oracle's backend is not installed.
+    """
+    trainer = Trainer(config, task)  # before anything is written: most bad input shows here
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if any(run_dir.iterdir()):
+            raise InputError(f"the run folder {run_dir} is not empty: give a new one, or --resume it")
+        (run_dir / "checkpoints").mkdir()
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
+    write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+    write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2))
+    _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
+
+
+def resume(
+    run_dir: Path,
+    *,
+    steps: int | None = None,
+    task: Task | None = None,
+    progress: ProgressCallback | None = None,
+    sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
+) -> None:
+    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps`` (None: as configured).
+
+    Raises:
+        InputError: not a run folder, no or a damaged or newer checkpoint, or fewer steps than are done.
+    """
+    config = read_config(run_dir)
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    path = newest_checkpoint(run_dir)
+    if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
+        trainer, saved = Trainer(config, task), {"train_s": 0.0, "wall_s": 0.0}
+        _keep_rows(run_dir, -1)
+    else:
+        saved = load_checkpoint(path)
+        done = saved["trainer"]["env_step"]
+        if config.steps < done:
+            raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
+        trainer = Trainer(config, task)
+        trainer.load_state_dict(saved["trainer"])
+        _keep_rows(run_dir, done)
+    write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+    _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+
+
+class _Session:
+    """One sitting of a training: steps, evaluates, writes, checkpoints."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run_dir: Path,
+        train_s: float,
+        wall_s: float,
+        progress: ProgressCallback | None,
+        sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...],
+    ) -> None:
+        self.trainer, self.run_dir, self.progress, self.sinks = trainer, run_dir, progress, sinks
+        self.train_s, self.wall_s = train_s, wall_s
+        self.latest: dict[str, list[float]] = {}
+
+    def run(self) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        if trainer.env_step == 0:
+            self._evaluate()
+        while trainer.env_step < config.steps:
+            began = time.perf_counter()
+            trainer.step()
+            elapsed = time.perf_counter() - began
+            self.wall_s += elapsed
+            if trainer.env_step > config.hyper.warmup_steps:
+                self.train_s += elapsed
+            if trainer.env_step % config.eval_every == 0 or trainer.env_step == config.steps:
+                self._evaluate()
+            if trainer.env_step % config.checkpoint_every == 0 or trainer.env_step == config.steps:
+                self._checkpoint()
+            if self.progress is not None:
+                self.progress(self._progress())
+        self._export()
+
+    def _progress(self) -> Progress:
+        trainer = self.trainer
+        return Progress(trainer.env_step, trainer.config.steps, self.wall_s, self._updates_per_s(), self.latest)
+
+    def _updates_per_s(self) -> float:
+        trained_steps = self.trainer.env_step - self.trainer.hyper.warmup_steps
+        return max(trained_steps, 0) * self.trainer.config.updates_per_step / max(self.train_s, 1e-9)
+
+    def _evaluate(self) -> None:
+        trainer = self.trainer
+        began = time.perf_counter()
+        evaluation = _columns(trainer.evaluate())
+        diagnosis = _columns(trainer.diagnose())
+        self.wall_s += time.perf_counter() - began
+        self.latest = evaluation
+        runs = trainer.config.runs
+        eval_rows: list[dict[str, Any]] = [
+            {"env_step": trainer.env_step, "seed": seed, "lambda": lam} | {k: v[r] for k, v in evaluation.items()}
+            for r, (seed, lam) in enumerate(runs)
+        ]
+        speed = {"wall_s": round(self.wall_s, 3), "updates_per_s": round(self._updates_per_s(), 2)}
+        metric_rows: list[dict[str, Any]] = [
+            {"env_step": trainer.env_step, "seed": seed, "lambda": lam} | speed | {k: v[r] for k, v in diagnosis.items()}
+            for r, (seed, lam) in enumerate(runs)
+        ]
+        _append(self.run_dir / "eval.csv", EVAL_FIELDS, eval_rows)
+        _append(self.run_dir / "metrics.csv", METRIC_FIELDS, metric_rows)
+        for sink in self.sinks:
+            sink(trainer.env_step, [a | b for a, b in zip(eval_rows, metric_rows, strict=True)])
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(
+            self.run_dir / "checkpoints" / f"step_{self.trainer.env_step:010d}.pt",
+            {"trainer": self.trainer.state_dict(), "train_s": self.train_s, "wall_s": self.wall_s},
+        )
+        for old in _checkpoints(self.run_dir)[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def _export(self) -> None:
+        """The actors with their observation statistics, readable without this package."""
+        agent = self.trainer.agent
+        tensors: dict[str, torch.Tensor] = {}
+        for run in range(len(self.trainer.config.runs)):
+            for layer, (weight, bias) in enumerate(agent.actor_network.layers(agent.actor[run : run + 1])):
+                tensors[f"run{run}.layer{layer}.weight"] = weight[0].clone()
+                tensors[f"run{run}.layer{layer}.bias"] = bias[0, 0].clone()
+            tensors[f"run{run}.obs_mean"] = agent.obs.mean[run, 0].clone()
+            tensors[f"run{run}.obs_std"] = agent.obs.std[run, 0].clone()
+        path = self.run_dir / "policy.safetensors"
+        temporary = path.with_suffix(".tmp")
+        save_file(tensors, temporary, {"activation": "silu", "output": "tanh", "input": "(obs - mean) / std"})
+        os.replace(temporary, path)
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether the folder is a run folder."""
+    return (run_dir / "config.json").is_file()
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in this folder has trained to the end and written every file."""
+    if not is_run(run_dir) or not (run_dir / "policy.safetensors").is_file():
+        return False
+    newest = _checkpoints(run_dir)
+    return bool(newest) and int(newest[-1].stem.removeprefix("step_")) >= read_config(run_dir).steps
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        InputError: it is not a run folder, or its config.json is damaged or of another version.
+    """
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise InputError(f"{run_dir} is not a run folder: it has no config.json, as `mage-diffsim train` writes it")
+    try:
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): it must be the JSON that `mage-diffsim train` wrote") from error
+    return TrainConfig.from_dict(data)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step, if there is one."""
+    found = _checkpoints(run_dir)
+    return found[-1] if found else None
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("step_*.pt"))
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"version": CHECKPOINT_VERSION} | content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint (tensors and plain containers only, never code) onto the CPU.
+
+    Raises:
+        InputError: it is damaged, or written by a newer version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["version"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"checkpoint {path} is damaged ({reason[:100]}): delete it to resume from the one before"
+        ) from error
+    if version > CHECKPOINT_VERSION:
+        raise InputError(
+            f"checkpoint {path} has version {version}; this mage_diffsim reads up to {CHECKPOINT_VERSION}: update it"
+        )
+    return content
+
+
+def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None = None) -> Trainer:
+    """The trainer of a run as its newest checkpoint left it, for evaluation or inspection.
+
+    Raises:
+        InputError: not a run folder, or no usable checkpoint.
+    """
+    config = read_config(run_dir)
+    path = newest_checkpoint(run_dir)
+    if path is None:
+        raise InputError(f"{run_dir} has no checkpoint yet: train it further with --resume")
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
+    saved = load_checkpoint(path)
+    trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
+    trainer.load_state_dict(saved["trainer"])
+    return trainer
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of eval.csv; numbers as float, seed and env_step as int, empty cells as None."""
+    return _read(run_dir / "eval.csv")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.csv; numbers as float, seed and env_step as int, empty cells as None."""
+    return _read(run_dir / "metrics.csv")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one go.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    """CSV columns of metrics with shape [R]: the one place where they travel to the host."""
+    return {name.replace("/", "_"): value.tolist() for name, value in metrics.items()}
+
+
+def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{name: _parse(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(name: str, text: str) -> int | float | None:
+    if text == "":
+        return None
+    return int(text) if name in ("env_step", "seed") else float(text)
+
+
+def _keep_rows(run_dir: Path, last_step: int) -> None:
+    """Drop what was written after the checkpoint: it is about to happen again."""
+    for name in ("eval.csv", "metrics.csv"):
+        path = run_dir / name
+        if not path.is_file():
+            continue
+        header, *lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= last_step]
+        write_atomically(path, header + "".join(kept))

@@ -1,0 +1,257 @@
+"""Algorithm 2: collect, train the model, improve critic and actor, evaluate; all runs of a process in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mage_diffsim.agent import Agent
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.buffer import ReplayBuffer
+from mage_diffsim.config import METHODS, TrainConfig, validate
+from mage_diffsim.critic import RewardFunction
+from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
+from mage_diffsim.envs.batched import BatchedEnv, rollout
+from mage_diffsim.envs.physics import Physics, backends_of, make_physics
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.task import Task
+from mage_diffsim.gradients import gradient_quality, true_action_gradients
+from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
+from mage_diffsim.normalizer import Normalizer
+from mage_diffsim.randomness import Streams
+
+
+def torch_device(name: str) -> torch.device:
+    """The named torch device.
+
+    Raises:
+        InputError: it is not a device name, or the device is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: choose cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
+    elif device.type != "cpu":
+        raise InputError(f"device {name!r} is not supported: choose cpu, cuda or cuda:N")
+    return device
+
+
+class Trainer:
+    """One training process. ``step()`` is one environment step of Algorithm 2 for every run.
+
+    Args:
+        config: what to train.
+        task: the task object; made from ``config.task`` if None.
+
+    Raises:
+        InputError: the configuration cannot be trained, or names a backend or device that is not there.
+        MissingExtra: the oracle's backend is not installed.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task | None = None) -> None:
+        validate(config)
+        self.config, self.hyper = config, config.hyper
+        self.device = torch_device(config.device)
+        self.dtype = torch.float64 if config.float64 else torch.float32
+        self.task = task or make_task(config.task)
+        self.streams = Streams([seed for seed, _ in config.runs], self.device, self.dtype)
+        runs = len(config.runs)
+
+        self.physics = self._physics(backends_of(self.task)[0])
+        self.env = BatchedEnv(self.task, self.physics, runs, self.streams.generators["environment"])
+        self.buffer = ReplayBuffer(
+            runs,
+            config.steps,
+            self.task.obs_dim,
+            self.task.action_dim,
+            self.task.state_dim,
+            self.device,
+            self.dtype,
+        )
+        self.ensemble: GaussianEnsemble | None = None
+        self.reward_model: RewardModel | None = None
+        dynamics, reward = self._make_dynamics(), self._make_reward()
+        self.agent = Agent(self.task, config, self.streams, dynamics, reward)
+        self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
+        self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
+        self.losses: dict[str, Float[Tensor, "R"]] = {}
+        self.env_step = 0
+        self.env.reset()
+
+    def _physics(self, backend: str, derivative: str | None = None, dtype: torch.dtype | None = None) -> Physics:
+        return make_physics(
+            self.task, backend, dtype=dtype or self.dtype, device=self.device, derivative=derivative
+        )
+
+    def _make_dynamics(self) -> Dynamics:
+        """What ``config.dynamics`` names; creates the ensemble if it takes part."""
+        name = self.config.dynamics
+        if not METHODS[self.config.method].imagines:
+            return OracleDynamics(self.physics, self.task)  # never stepped by a model-free critic
+        learned = oracle = None
+        if name != "oracle":
+            self.ensemble = GaussianEnsemble(self.task.obs_dim, self.task.action_dim, self.hyper, self.streams)
+            learned = LearnedDynamics(self.ensemble)
+        if name != "learned":
+            oracle = OracleDynamics(self._physics(self.config.backend, self.config.derivative), self.task)
+        if learned and oracle:
+            pair = (learned, oracle) if name == "hybrid-oracle-gradients" else (oracle, learned)
+            return HybridDynamics(values=pair[0], jacobians=pair[1])
+        return learned or oracle  # type: ignore[return-value]  # one of the two exists
+
+    def _make_reward(self) -> RewardFunction:
+        if self.config.reward == "task":
+            return self.task.reward
+        self.reward_model = RewardModel(self.task.obs_dim, self.task.action_dim, self.hyper, self.streams)
+        return self.reward_model
+
+    # --- Algorithm 2 -------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One environment step: collect a transition, train the models when due, improve critic and actor."""
+        self.env_step += 1
+        self._collect()
+        if self.env_step % self.hyper.model_every == 0:
+            self._train_models()
+        if self.env_step >= self.hyper.warmup_steps:
+            self._improve()
+
+    def _collect(self) -> None:
+        """(s, a, s') ~ exploratory policy; B <- B + {(s, a, s')}."""
+        obs = self.env.obs
+        if self.env_step <= self.hyper.warmup_steps:
+            action = 2.0 * self.streams.uniform("explore", self.task.action_dim) - 1.0
+        else:
+            with torch.no_grad():
+                action = self.agent.policy(obs.unsqueeze(1)).squeeze(1)
+            action = action + self.hyper.exploration_noise * self.streams.normal("explore", self.task.action_dim)
+        action = action.clamp(-1.0, 1.0)
+        moved = self.env.step(action)
+        self.buffer.add(
+            moved.obs, action, moved.next_obs, moved.reward, moved.terminated, moved.state, ~moved.diverged
+        )
+        self.agent.obs.update(moved.obs)
+        self.action_statistics.update(action)
+        self.delta_statistics.update(moved.next_obs - moved.obs)
+
+    def _train_models(self) -> None:
+        """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
+        if self.ensemble is not None:
+            self.ensemble.adopt_statistics(self.agent.obs, self.action_statistics, self.delta_statistics)
+            self.losses["loss/model"] = train_model(self.ensemble, self.buffer, self.hyper, self.streams)
+        if self.reward_model is not None:
+            self.reward_model.adopt_statistics(self.agent.obs)
+            self.losses["loss/reward_model"] = train_model(self.reward_model, self.buffer, self.hyper, self.streams)
+
+    def _improve(self) -> None:
+        """The policy optimisation steps."""
+        for draws in self.agent.draw(self.config.updates_per_step, self.buffer.size):
+            batch = self.buffer.gather(draws.index)
+            self.agent.update_critic(batch, draws)
+            if self.agent.actor_is_due() and not self.config.freeze_actor:
+                self.agent.update_actor(batch)
+        self.agent.restart_diverged()
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, Float[Tensor, "R"]]:
+        """Deterministic episodes of every run in the real environment, and Eq. 14 along some; values of shape [R].
+
+        Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; ``gradient/error`` (Eq. 14)
+        and ``gradient/cosine`` over ``gradient_episodes``, if that is not 0.
+        """
+        runs, episodes = len(self.config.runs), self.config.eval_episodes
+
+        def policy(obs: Tensor) -> Tensor:
+            return self.agent.policy(obs.to(self.dtype).view(runs, -1, obs.shape[-1])).flatten(0, 1).to(obs.dtype)
+
+        result = rollout(self.physics, policy, self._initial_states(episodes))
+        returns = result.returns.view(runs, episodes)
+        metrics = {
+            "return/mean": returns.mean(dim=1),
+            "return/std": returns.std(dim=1, correction=0),
+            "length/mean": result.lengths.view(runs, episodes).to(self.dtype).mean(dim=1),
+        }
+        if self.config.gradient_episodes:
+            metrics |= self._gradient_quality(policy)
+        return metrics
+
+    def _initial_states(self, episodes: int) -> Float[Tensor, "N S"]:
+        """``episodes`` initial states per run, float64, run-major."""
+        return torch.cat([self.task.reset(episodes, g) for g in self.streams.generators["evaluate"]])
+
+    def _gradient_quality(self, policy: Callable[[Tensor], Tensor]) -> dict[str, Float[Tensor, "R"]]:
+        """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
+        runs, episodes = len(self.config.runs), self.config.gradient_episodes
+        truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
+        true = true_action_gradients(
+            self.task, truth_physics, policy, self._initial_states(episodes), self.hyper.gamma
+        )
+
+        def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
+            return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
+
+        action = by_run(true.actions).requires_grad_()
+        (gradient,) = torch.autograd.grad(self.agent.min_q(by_run(true.obs), action).sum(), action)
+        gradient = gradient.unflatten(1, (-1, episodes)).transpose(0, 1).flatten(1, 2).to(torch.float64)
+        quality = gradient_quality(true, gradient, self.hyper.gamma)
+        return {
+            "gradient/error": quality.error.view(runs, episodes).mean(dim=1),
+            "gradient/cosine": quality.cosine.view(runs, episodes).nanmean(dim=1),
+        }
+
+    def diagnose(self) -> dict[str, Float[Tensor, "R"]]:
+        """Losses and sizes of values and gradients at this moment, each of shape [R].
+
+        It draws from copies of the random streams, so looking does not change what is trained.
+        """
+        if self.env_step < self.hyper.warmup_steps:
+            return dict(self.losses)
+        saved = self.streams.state_dict()
+        (draws,) = self.agent.draw(1, self.buffer.size)
+        self.streams.load_state_dict(saved)
+        metrics = self.agent.diagnose(self.buffer.gather(draws.index), draws)
+        return self.losses | metrics | {
+            "grad/nonfinite": self.agent.nonfinite.to(self.dtype),
+            "agent/restarts": self.agent.restarts.to(self.dtype),
+        }
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit, as plain dicts, lists and tensors."""
+        return {
+            "env_step": self.env_step,
+            "env": self.env.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "streams": self.streams.state_dict(),
+            "agent": self.agent.state_dict(),
+            "ensemble": None if self.ensemble is None else self.ensemble.state_dict(),
+            "reward_model": None if self.reward_model is None else self.reward_model.state_dict(),
+            "action_statistics": self.action_statistics.state_dict(),
+            "delta_statistics": self.delta_statistics.state_dict(),
+            "losses": self.losses,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, in place."""
+        self.env_step = state["env_step"]
+        self.losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+        self.env.load_state_dict(state["env"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.agent.load_state_dict(state["agent"])
+        if self.ensemble is not None:
+            self.ensemble.load_state_dict(state["ensemble"])
+        if self.reward_model is not None:
+            self.reward_model.load_state_dict(state["reward_model"])
+        self.action_statistics.load_state_dict(state["action_statistics"])
+        self.delta_statistics.load_state_dict(state["delta_statistics"])
+        self.streams.load_state_dict(state["streams"])  # last: the environment's generators are streams too
+
