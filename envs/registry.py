@@ -10,7 +10,7 @@ import sys
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.envs.physics import BACKENDS
@@ -84,7 +84,7 @@ def make_task(name: str, **options: object) -> Task:
     return cls(**options)
 
 
-def _import(reference: str) -> type[Task]:
+def _import(reference: str) -> Any:
     """The attribute named by ``file.py:Class`` or ``module:Class``; only its absence is turned into an InputError."""
     where, _, attribute = reference.rpartition(":")
     if where.endswith(".py"):

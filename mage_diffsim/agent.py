@@ -131,9 +131,8 @@ class Agent:
         """The detached TD target of a batch: imagined from pi(s), or the buffer's own transition if model-free."""
         if not self.method.imagines:
             with torch.no_grad():
-                y = batch.reward + self.hyper.gamma * ~batch.terminated * self.target_value(
-                    batch.next_obs, draws.target
-                )
+                bootstrap = torch.where(batch.terminated, 0.0, self.target_value(batch.next_obs, draws.target))
+                y = batch.reward + self.hyper.gamma * bootstrap
             return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, batch.action, torch.isfinite(y))
         differentiate = self.loss not in GRADIENT_FREE
         with torch.no_grad():

@@ -71,8 +71,8 @@ def td_target(
     """
     with torch.set_grad_enabled(differentiate):
         imagined = dynamics.step(at, action, noise)
-        alive = ~terminated(imagined.obs)
-        y = reward(at.obs, action, imagined.obs) + gamma * alive * target_value(imagined.obs)
+        bootstrap = torch.where(terminated(imagined.obs), 0.0, target_value(imagined.obs))
+        y = reward(at.obs, action, imagined.obs) + gamma * bootstrap
     finite = torch.isfinite(y)
     if not differentiate:
         return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, action, finite)

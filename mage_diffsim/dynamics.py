@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.task import Task
 from mage_diffsim.models import GaussianEnsemble
 
 
@@ -14,22 +16,6 @@ class Imagined(NamedTuple):
 
     obs: Float[Tensor, "R B O"]
     state: Float[Tensor, "R B S"] | None
-
-
-class Simulator(Protocol):
-    """What an oracle needs of a physics: see :class:`mage_diffsim.envs.Physics`."""
-
-    def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """states [N, S], actions [N, A] -> next states [N, S], differentiable in both."""
-        ...
-
-
-class Observer(Protocol):
-    """What an oracle needs of a task: see :class:`mage_diffsim.envs.Task`."""
-
-    def observe(self, state: Tensor) -> Tensor:
-        """states [..., S] -> observations [..., O], differentiable."""
-        ...
 
 
 class Dynamics(abc.ABC):
@@ -68,8 +54,8 @@ class OracleDynamics(Dynamics):
 
     reads_state = True
 
-    def __init__(self, physics: Simulator, task: Observer) -> None:
-        self.physics, self.task = physics, task
+    def __init__(self, physics: Physics) -> None:
+        self.physics, self.task = physics, physics.task
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         if at.state is None:

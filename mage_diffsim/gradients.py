@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 
 from mage_diffsim.bridges.types import Bool, Float, Tensor
-from mage_diffsim.dynamics import Simulator
-from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.physics import Physics
 
 
 class TrueGradients(NamedTuple):
@@ -26,8 +25,7 @@ class TrueGradients(NamedTuple):
 
 
 def true_action_gradients(
-    task: Task,
-    physics: Simulator,
+    physics: Physics,
     policy: Callable[[Tensor], Tensor],
     initial_state: Float[Tensor, "N S"],
     gamma: float,
@@ -39,14 +37,13 @@ def true_action_gradients(
     of the return of the whole trajectory gives d G_0 / d e_t = gamma^t grad_a G(s_t, a_t) for every t at once.
 
     Args:
-        task: observation, reward, termination.
         physics: the differentiable oracle.
         policy: obs [N, O] -> action [N, A], differentiable.
         initial_state: where the trajectories start, shape [N, S].
         gamma: discount factor.
         horizon: number of steps; None is the task's.
     """
-    state = initial_state
+    task, state = physics.task, initial_state
     alive = torch.ones(state.shape[0], dtype=torch.bool, device=state.device)
     total = state.new_zeros(state.shape[0])
     record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

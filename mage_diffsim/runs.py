@@ -151,7 +151,7 @@ def resume(
         if config.steps < done:
             raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
         trainer = Trainer(config, task)
-        trainer.load_state_dict(saved["trainer"])
+        _restore(trainer, saved, path)
         _keep_rows(run_dir, done)
     write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
     _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
@@ -305,8 +305,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content["version"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        version = int(content["version"])
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"checkpoint {path} is damaged ({reason[:100]}): delete it to resume from the one before"
@@ -325,6 +334,7 @@ def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None 
         InputError: not a run folder, or no usable checkpoint.
     """
     config = read_config(run_dir)
+    trained_on = config.device
     path = newest_checkpoint(run_dir)
     if path is None:
         raise InputError(f"{run_dir} has no checkpoint yet: train it further with --resume")
@@ -332,8 +342,23 @@ def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None 
         config = dataclasses.replace(config, device=device)
     saved = load_checkpoint(path)
     trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
-    trainer.load_state_dict(saved["trainer"])
+    if trainer.device.type != torch.device(trained_on).type:
+        # The state of a CUDA generator means nothing to a CPU one, nor the other way round: keep fresh streams.
+        fresh = trainer.state_dict()
+        saved["trainer"]["streams"] = fresh["streams"]
+        saved["trainer"]["env"]["generators"] = fresh["env"]["generators"]
+    _restore(trainer, saved, path)
     return trainer
+
+
+def _restore(trainer: Trainer, saved: dict[str, Any], path: Path) -> None:
+    try:
+        trainer.load_state_dict(saved["trainer"])
+    except (RuntimeError, KeyError, TypeError, AttributeError, InputError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(
+            f"checkpoint {path} does not fit the config.json beside it ({reason}): restore the one it was trained with"
+        ) from error
 
 
 def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
@@ -368,7 +393,7 @@ def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 
 
 def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
         if new:
@@ -379,8 +404,13 @@ def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> 
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        return [{name: _parse(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    rows = csv.DictReader(_whole_lines(path))
+    return [{name: _parse(name, text) for name, text in row.items()} for row in rows]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without a last line that is still being written, or never was because the process was killed."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _parse(name: str, text: str) -> int | float | None:
@@ -395,6 +425,6 @@ def _keep_rows(run_dir: Path, last_step: int) -> None:
         path = run_dir / name
         if not path.is_file():
             continue
-        header, *lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= last_step]
-        write_atomically(path, header + "".join(kept))
+        lines = _whole_lines(path)
+        kept = [line for line in lines[1:] if int(line.split(",")[0]) <= last_step]
+        write_atomically(path, "".join(lines[:1] + kept))

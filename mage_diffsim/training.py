@@ -94,13 +94,13 @@ class Trainer:
         """What ``config.dynamics`` names; creates the ensemble if it takes part."""
         name = self.config.dynamics
         if not METHODS[self.config.method].imagines:
-            return OracleDynamics(self.physics, self.task)  # never stepped by a model-free critic
+            return OracleDynamics(self.physics)  # never stepped by a model-free critic
         learned = oracle = None
         if name != "oracle":
             self.ensemble = GaussianEnsemble(self.task.obs_dim, self.task.action_dim, self.hyper, self.streams)
             learned = LearnedDynamics(self.ensemble)
         if name != "learned":
-            oracle = OracleDynamics(self._physics(self.config.backend, self.config.derivative), self.task)
+            oracle = OracleDynamics(self._physics(self.config.backend, self.config.derivative))
         if learned and oracle:
             pair = (learned, oracle) if name == "hybrid-oracle-gradients" else (oracle, learned)
             return HybridDynamics(values=pair[0], jacobians=pair[1])
@@ -192,7 +192,7 @@ class Trainer:
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
         true = true_action_gradients(
-            self.task, truth_physics, policy, self._initial_states(episodes), self.hyper.gamma
+            truth_physics, policy, self._initial_states(episodes), self.hyper.gamma
         )
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]

@@ -1,0 +1,180 @@
+"""MAGE's update as the paper and its published code formulate it, re-derived: the yardstick for correctness and speed.
+
+Every difference to :mod:`mage_diffsim` here is on purpose. Networks are ordinary modules; all ensemble members imagine
+the whole batch and one per row is picked; the TD error keeps its whole graph, and its action-gradient is taken once per
+critic with ``create_graph``; ``backward()`` runs through everything that requires a gradient, model and target networks
+included; losses are read back to the host after every update. Only the bugs listed in the README are left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mage_diffsim.training import Trainer
+
+
+class PublishedDraws(NamedTuple):
+    """Random numbers of one update, without a run axis."""
+
+    member: Tensor
+    """Ensemble member of each row, [B]."""
+    imagine: Tensor
+    """Standard normal numbers, [B, O]."""
+    target: Tensor
+    """Standard normal numbers, [B, A]."""
+
+
+def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
+    """A swish network of ordinary linear layers with the given flat parameters (weights [in, out], then biases)."""
+    modules: list[nn.Module] = []
+    offset = 0
+    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+        linear = nn.Linear(i, o, dtype=flat.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(flat[offset : offset + i * o].view(i, o).T)
+            linear.bias.copy_(flat[offset + i * o : offset + i * o + o])
+        offset += i * o + o
+        modules += [linear, nn.SiLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def flatten(network: nn.Sequential, gradient: bool = False) -> Tensor:
+    """The inverse of :func:`mlp`'s layout, of parameters or of their gradients."""
+    pieces = []
+    for module in network:
+        if isinstance(module, nn.Linear):
+            weight, bias = (module.weight.grad, module.bias.grad) if gradient else (module.weight, module.bias)
+            assert weight is not None and bias is not None
+            pieces += [weight.detach().T.reshape(-1), bias.detach()]
+    return torch.cat(pieces)
+
+
+class EnsembleLayer(nn.Module):
+    """One linear layer of every member, [M, in, out]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class PublishedUpdate:
+    """The critic and actor updates of the published formulation, starting from run 0 of a trainer.
+
+    Args:
+        trainer: gives parameters, normalisation, reward and the configuration; not changed.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        agent, hyper = trainer.agent, trainer.hyper
+        self.trainer, self.hyper, self.loss = trainer, hyper, agent.loss
+        self.lam = trainer.config.lambdas[0]
+        self.actor = mlp(agent.actor_network.sizes, agent.actor[0, 0])
+        self.actor_target = mlp(agent.actor_network.sizes, agent.actor_target[0, 0])
+        self.critics = [mlp(agent.critic_network.sizes, p) for p in agent.critic[0]]
+        self.critic_targets = [mlp(agent.critic_network.sizes, p) for p in agent.critic_target[0]]
+        self.obs_mean, self.obs_std = agent.obs.mean[0], agent.obs.std[0]
+        self.model: nn.Sequential | None = None
+        if trainer.ensemble is not None:
+            layers: list[nn.Module] = []
+            for weight, bias in trainer.ensemble.network.layers(trainer.ensemble.parameters[:1]):
+                layers += [EnsembleLayer(weight, bias), nn.SiLU()]
+            self.model = nn.Sequential(*layers[:-1])
+        radam = {"lr": hyper.learning_rate, "decoupled_weight_decay": True}
+        self.actor_optimizer = torch.optim.RAdam(self.actor.parameters(), **radam)
+        self.critic_optimizer = torch.optim.RAdam([p for c in self.critics for p in c.parameters()], **radam)
+        self.updates = 0
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        return (obs - self.obs_mean) / self.obs_std
+
+    def policy(self, obs: Tensor, actor: nn.Module | None = None) -> Tensor:
+        return torch.tanh((actor or self.actor)(self.normalize(obs)))
+
+    def q(self, obs: Tensor, action: Tensor, critic: nn.Module) -> Tensor:
+        return critic(torch.cat([self.normalize(obs), action], dim=-1)).squeeze(-1)
+
+    def imagine(self, obs: Tensor, action: Tensor, draws: PublishedDraws) -> Tensor:
+        """Every member on every row, then the chosen member of each row."""
+        ensemble = self.trainer.ensemble
+        assert ensemble is not None and self.model is not None
+        hyper = self.hyper
+        x = torch.cat(
+            [(obs - ensemble.obs.mean[0]) / ensemble.obs.std[0], (action - ensemble.action.mean[0]) / ensemble.action.std[0]],
+            dim=-1,
+        )
+        mean, raw = self.model(x.expand(ensemble.members, *x.shape)).chunk(2, dim=-1)
+        log_var = hyper.log_var_low + (hyper.log_var_high - hyper.log_var_low) * torch.sigmoid(raw)
+        rows = torch.arange(len(obs))
+        mean, log_var = mean[draws.member, rows], log_var[draws.member, rows]
+        delta = mean + (0.5 * log_var).exp() * draws.imagine
+        return obs + delta * ensemble.delta.std[0] + ensemble.delta.mean[0]
+
+    def critic_loss(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> Tensor:
+        """The loss with its whole graph."""
+        hyper, task = self.hyper, self.trainer.task
+        action = self.policy(obs).detach().requires_grad_()
+        if self.model is not None:
+            next_obs = self.imagine(obs, action, draws)
+        else:
+            next_obs = task.observe(task.step(state, action))
+        if self.trainer.reward_model is None:
+            reward = task.reward(obs, action, next_obs)
+        else:
+            reward = self.trainer.reward_model(obs[None], action[None], next_obs[None])[0]
+        noise = (draws.target * hyper.target_noise).clamp(-hyper.target_noise_clip, hyper.target_noise_clip)
+        next_action = (self.policy(next_obs, self.actor_target) + noise).clamp(-1.0, 1.0)
+        next_q = torch.stack([self.q(next_obs, next_action, c) for c in self.critic_targets]).min(dim=0).values
+        target = reward + hyper.gamma * (1.0 - task.terminated(next_obs).to(obs.dtype)) * next_q
+        loss = obs.new_zeros(())
+        for critic in self.critics:
+            td_error = target - self.q(obs, action, critic)
+            td_loss = F.smooth_l1_loss(td_error, torch.zeros_like(td_error))
+            if self.loss == "dyna":
+                loss = loss + td_loss
+                continue
+            (gradient,) = torch.autograd.grad(td_error.sum(), action, create_graph=True, retain_graph=True)
+            norm = gradient.norm(dim=-1)
+            loss = loss + F.smooth_l1_loss(norm, torch.zeros_like(norm)) + self.lam * td_loss
+        return hyper.loss_scale * loss
+
+    def critic_gradient(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> Tensor:
+        """Gradient of the loss for every critic's parameters, [C, P], in the layout of the learner."""
+        self.critic_optimizer.zero_grad()
+        self.critic_loss(obs, state, draws).backward()
+        return torch.stack([flatten(c, gradient=True) for c in self.critics])
+
+    def update(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> dict[str, float]:
+        """One critic update and, when due, one actor update; losses as Python numbers, as the published code logs."""
+        hyper, method = self.hyper, self.trainer.agent.method
+        self.critic_optimizer.zero_grad()
+        loss = self.critic_loss(obs, state, draws)
+        loss.backward()
+        critic_parameters = [p for c in self.critics for p in c.parameters()]
+        nn.utils.clip_grad_value_(critic_parameters, hyper.clip_value)
+        self.critic_optimizer.step()
+        logged = {"critic_loss": loss.item()}
+        for target, online in zip(self.critic_targets, self.critics, strict=True):
+            self._polyak(target, online)
+        self.updates += 1
+        if self.updates % method.policy_delay == 0:
+            self.actor_optimizer.zero_grad()
+            action = self.policy(obs)
+            actor_loss = -torch.stack([self.q(obs, action, c) for c in self.critics]).min(dim=0).values.mean()
+            actor_loss.backward()
+            nn.utils.clip_grad_value_(self.actor.parameters(), hyper.clip_value)
+            self.actor_optimizer.step()
+            logged["actor_loss"] = actor_loss.item()
+            self._polyak(self.actor_target, self.actor)
+        return logged
+
+    def _polyak(self, target: nn.Module, online: nn.Module) -> None:
+        with torch.no_grad():
+            for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                t.data.mul_(1.0 - self.hyper.polyak).add_(o.data, alpha=self.hyper.polyak)
