@@ -1,0 +1,204 @@
+"""Ensemble, reward model, dynamics and the pieces they stand on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mage_diffsim.buffer import ReplayBuffer
+from mage_diffsim.config import Hyper
+from mage_diffsim.dynamics import Dynamics, HybridDynamics, Imagined, LearnedDynamics, OracleDynamics
+from mage_diffsim.envs.physics import make_physics
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
+from mage_diffsim.normalizer import Normalizer
+from mage_diffsim.randomness import Streams
+
+CPU = torch.device("cpu")
+SMALL = Hyper(
+    ensemble_members=4,
+    ensemble_hidden=(32, 32),
+    reward_hidden=(32,),
+    model_batches=40,
+    model_batch_size=32,
+    model_learning_rate=5e-3,
+)
+
+
+def streams(seeds=(0, 1), dtype=torch.float64) -> Streams:
+    return Streams(seeds, CPU, dtype)
+
+
+def linear_buffer(n: int = 400) -> ReplayBuffer:
+    """Transitions of s' = s + (0.2 s_2, a - 0.1 s_1), r = s'_1 + 0.1 a, for two runs."""
+    buffer = ReplayBuffer(2, n, 2, 1, 2, CPU, torch.float64)
+    for _ in range(n):
+        obs, action = torch.randn(2, 2, dtype=torch.float64), 2 * torch.rand(2, 1, dtype=torch.float64) - 1
+        next_obs = obs + torch.stack([0.2 * obs[:, 1], action[:, 0] - 0.1 * obs[:, 0]], dim=-1)
+        reward = next_obs[:, 0] + 0.1 * action[:, 0]
+        buffer.add(obs, action, next_obs, reward, torch.zeros(2, dtype=torch.bool), obs)
+    return buffer
+
+
+def adopt(model, buffer: ReplayBuffer) -> None:
+    obs, action, delta = (Normalizer(2, d, CPU, torch.float64) for d in (2, 1, 2))
+    batch = buffer.gather(torch.arange(buffer.size).expand(2, -1))
+    for row in range(buffer.size):
+        obs.update(batch.obs[:, row])
+        action.update(batch.action[:, row])
+        delta.update(batch.next_obs[:, row] - batch.obs[:, row])
+    model.adopt_statistics(obs, action, delta) if isinstance(model, GaussianEnsemble) else model.adopt_statistics(obs)
+
+
+def test_ensemble_learns_linear_dynamics_and_their_jacobian():
+    buffer, source = linear_buffer(), streams()
+    ensemble = GaussianEnsemble(2, 1, SMALL, source)
+    adopt(ensemble, buffer)
+    losses = [train_model(ensemble, buffer, SMALL, source) for _ in range(12)]
+    assert (losses[-1] < losses[0] - 3.0).all()
+    obs = torch.randn(2, 8, 2, dtype=torch.float64)
+    action = (2 * torch.rand(2, 8, 1, dtype=torch.float64) - 1).requires_grad_()
+    next_obs = ensemble.step(obs, action)
+    expected = obs + torch.stack([0.2 * obs[..., 1], action.detach()[..., 0] - 0.1 * obs[..., 0]], dim=-1)
+    assert (next_obs - expected).abs().mean() < 0.05
+    (jacobian,) = torch.autograd.grad(next_obs[..., 1].sum(), action)
+    assert (jacobian - 1.0).abs().mean() < 0.15
+
+
+def test_each_row_is_imagined_by_its_own_member_alone():
+    ensemble = GaussianEnsemble(2, 1, SMALL, streams())
+    obs, action = torch.randn(2, 8, 2, dtype=torch.float64), torch.randn(2, 8, 1, dtype=torch.float64)
+    before = ensemble.step(obs, action)
+    ensemble.parameters[:, 2] += 1.0
+    changed = (ensemble.step(obs, action) != before).any(dim=-1)
+    assert changed.tolist() == [[False] * 4 + [True] * 2 + [False] * 2] * 2
+
+
+def test_imagination_is_reparameterised_with_the_predicted_standard_deviation():
+    ensemble = GaussianEnsemble(2, 1, SMALL, streams())
+    obs, action = torch.randn(2, 4, 2, dtype=torch.float64), torch.randn(2, 4, 1, dtype=torch.float64)
+    mean, one = ensemble.step(obs, action), ensemble.step(obs, action, torch.ones_like(obs))
+    two = ensemble.step(obs, action, 2 * torch.ones_like(obs))
+    torch.testing.assert_close(two - mean, 2 * (one - mean))
+    log_variance = 2 * (one - mean).log()
+    assert (log_variance >= SMALL.log_var_low).all() and (log_variance <= SMALL.log_var_high).all()
+
+
+def test_rows_that_do_not_share_out_are_refused():
+    with pytest.raises(ValueError, match="7 rows cannot be shared equally among 4"):
+        GaussianEnsemble(2, 1, SMALL, streams()).step(torch.zeros(2, 7, 2), torch.zeros(2, 7, 1))
+
+
+def test_members_train_on_different_batches_and_epochs_cover_the_buffer():
+    from mage_diffsim.models import _batches
+
+    drawn = next(iter(_batches(4, 1000, SMALL, streams())))
+    assert drawn.shape == (2, 4, 32)
+    assert not torch.equal(drawn[0, 0], drawn[0, 1]) and not torch.equal(drawn[0], drawn[1])
+    epochs = Hyper(model_epochs=True, model_batches=5, model_batch_size=10)
+    batches = list(_batches(4, 35, epochs, streams()))
+    assert len(batches) == 6  # whole epochs of 3 full batches until at least 5 have run
+    first_epoch = torch.cat(batches[:3], dim=-1)
+    assert all(len(set(first_epoch[r, m].tolist())) == 30 for r in range(2) for m in range(4))
+
+
+def test_reward_model_learns_and_sees_the_next_state():
+    buffer, source = linear_buffer(), streams()
+    model = RewardModel(2, 1, SMALL, source)
+    adopt(model, buffer)
+    losses = [train_model(model, buffer, SMALL, source) for _ in range(12)]
+    assert (losses[-1] < 0.05 * losses[0]).all()
+    batch = buffer.gather(torch.arange(50).expand(2, -1))
+    next_obs = batch.next_obs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(batch.obs, batch.action, next_obs).sum(), next_obs)
+    assert gradient.abs().mean() > 0.05
+
+
+def test_hybrid_takes_values_of_one_and_jacobians_of_the_other():
+    class Scale(Dynamics):
+        reads_state = False
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def step(self, at, action, noise=None):
+            return Imagined(at.obs + self.factor * action, None)
+
+    obs, action = torch.zeros(1, 3, 1), torch.tensor([[[1.0], [2.0], [3.0]]], requires_grad=True)
+    imagined = HybridDynamics(values=Scale(2.0), jacobians=Scale(5.0)).step(Imagined(obs, None), action)
+    assert imagined.obs.flatten().tolist() == [2.0, 4.0, 6.0]
+    (gradient,) = torch.autograd.grad(imagined.obs.sum(), action)
+    assert gradient.flatten().tolist() == [5.0, 5.0, 5.0]
+
+
+def test_oracle_and_learned_dynamics_have_one_interface():
+    task = make_task("Pendulum")
+    physics = make_physics(task, dtype=torch.float64)
+    state = torch.randn(2, 8, 2, dtype=torch.float64)
+    at, action = Imagined(task.observe(state), state), torch.rand(2, 8, 1, dtype=torch.float64)
+    oracle = OracleDynamics(physics).step(at, action)
+    torch.testing.assert_close(oracle.state[1, 3], task.step(state[1, 3], action[1, 3]))
+    torch.testing.assert_close(oracle.obs, task.observe(oracle.state))
+    learned = LearnedDynamics(GaussianEnsemble(3, 1, SMALL, streams())).step(at, action)
+    assert learned.obs.shape == oracle.obs.shape and learned.state is None
+    with pytest.raises(ValueError, match="read the simulator's state"):
+        OracleDynamics(physics).step(Imagined(at.obs, None), action)
+
+
+def test_normaliser_has_population_statistics_and_leaves_constants_unscaled():
+    data = np.random.default_rng(0).normal(3.0, 2.0, (50, 2, 3))
+    data[:, :, 2] = 7.0
+    normalizer = Normalizer(2, 3, CPU, torch.float64)
+    for row in data:
+        normalizer.update(torch.from_numpy(row))
+    np.testing.assert_allclose(normalizer.mean[:, 0], data.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.std[:, 0, :2], data.std(axis=0)[:, :2], rtol=1e-12)
+    assert normalizer.std[:, 0, 2].tolist() == [1.0, 1.0]
+
+
+def test_buffer_returns_what_was_added_run_by_run():
+    buffer = linear_buffer(20)
+    index = torch.tensor([[3, 3, 19], [0, 7, 1]])
+    batch = buffer.gather(index)
+    assert batch.obs.shape == (2, 3, 2) and batch.reward.shape == (2, 3) and batch.terminated.dtype == torch.bool
+    for run in range(2):
+        for k in range(3):
+            row = buffer.rows[run, index[run, k]]
+            assert torch.equal(torch.cat([batch.obs[run, k], batch.action[run, k], batch.next_obs[run, k]]), row[:5])
+            assert batch.reward[run, k] == row[5] and torch.equal(batch.state[run, k], row[7:])
+    with pytest.raises(IndexError):
+        buffer.add(*(x[:, 0] for x in batch))
+
+
+def test_an_invalid_transition_is_replaced_by_the_last_one():
+    buffer = ReplayBuffer(2, 2, 1, 1, 1, CPU, torch.float64)
+    one = torch.ones(2, 1, dtype=torch.float64)
+    alive, flat = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.float64)
+    buffer.add(one, one, one, flat, alive, one)
+    buffer.add(2 * one, 2 * one, 2 * one, 2 * flat, alive, 2 * one, torch.tensor([True, False]))
+    assert buffer.rows[:, 1, 0].tolist() == [2.0, 1.0]
+
+
+def test_streams_are_per_run_per_purpose_and_restorable():
+    both, alone = streams((3, 8)), streams((8,))
+    a, b = both.normal("target", 4), alone.normal("target", 4)
+    assert torch.equal(a[1], b[0]) and not torch.equal(a[0], a[1])
+    assert not torch.equal(both.normal("imagine", 4), both.normal("target", 4))
+    saved = both.state_dict()
+    first = both.uniform("batch", 5)
+    both.load_state_dict(saved)
+    assert torch.equal(both.uniform("batch", 5), first)
+    order = both.permutations("control", 9, 3)
+    assert order.shape == (2, 3, 9) and (order.sort(dim=-1).values == torch.arange(9)).all()
+
+
+def test_stream_numbers_have_the_stated_distribution():
+    draw = streams(dtype=torch.float64).normal("target", 200_000)
+    assert draw.mean().abs() < 0.01 and abs(draw.std().item() - 1.0) < 0.01
+    integers = streams().integers("batch", 7, 70_000)
+    assert integers.min() == 0 and integers.max() == 6
+    counts = torch.bincount(integers.flatten(), minlength=7) / 140_000
+    assert (counts - 1 / 7).abs().max() < 5 * math.sqrt(1 / 7 / 140_000)

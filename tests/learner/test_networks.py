@@ -1,0 +1,95 @@
+"""Batched networks against ordinary modules, and their hand-written second-order pass against autograd and differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from published import flatten, mlp
+
+from mage_diffsim.networks import MLP
+
+
+def parameters(network: MLP, runs: int, copies: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.stack([network.initial(copies, generator, torch.float64) for _ in range(runs)])
+    return drawn + 0.1 * torch.randn(drawn.shape, dtype=torch.float64, generator=generator)  # biases too
+
+
+def test_every_copy_equals_its_own_sequential_module():
+    network = MLP((3, 7, 5, 2))
+    theta = parameters(network, runs=2, copies=4)
+    x = torch.randn(2, 4, 6, 3, dtype=torch.float64)
+    y = network(theta, x)
+    assert y.shape == (2, 4, 6, 2)
+    for r in range(2):
+        for k in range(4):
+            module = mlp(network.sizes, theta[r, k])
+            torch.testing.assert_close(y[r, k], module(x[r, k]))
+            assert torch.equal(flatten(module), theta[r, k])
+
+
+def test_shared_rows_go_to_every_copy():
+    network = MLP((3, 7, 2))
+    theta = parameters(network, runs=2, copies=3)
+    x = torch.randn(2, 1, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(network(theta, x), network(theta, x.expand(2, 3, 6, 3)))
+
+
+def test_initial_parameters_have_xavier_scale_and_zero_biases():
+    network = MLP((300, 200, 400))
+    theta = network.initial(1, torch.Generator().manual_seed(0), torch.float64).unsqueeze(0)
+    (first, bias), (last, last_bias) = network.layers(theta)
+    assert bias.abs().max() == 0 and last_bias.abs().max() == 0
+    bound = (6.0 / 500) ** 0.5
+    assert bound * 0.999 < first.abs().max() <= bound
+    assert first.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert last.std().item() == pytest.approx((2.0 / 600) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 5), (6, 5, 4)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_pullback_equals_double_backward(hidden, shared):
+    network = MLP((4, *hidden, 1))
+    theta = parameters(network, runs=2, copies=2)
+    x = torch.randn(2, 1 if shared else 2, 7, 4, dtype=torch.float64)
+
+    def f(q, dq):
+        return (q**2).sum() + (dq.norm(dim=-1) * q.sin()).sum()
+
+    leaf, rows = theta.clone().requires_grad_(), x.expand(2, 2, 7, 4).clone().requires_grad_()
+    q = network(leaf, rows).squeeze(-1)
+    (dq,) = torch.autograd.grad(q.sum(), rows, create_graph=True)
+    (expected,) = torch.autograd.grad(f(q, dq), leaf)
+
+    value, gradient, pullback = network.value_and_input_gradient(theta, x)
+    torch.testing.assert_close(value, q.detach())
+    torch.testing.assert_close(gradient, dq.detach())
+    c, u = torch.autograd.grad(f(value.requires_grad_(), gradient.requires_grad_()), (value, gradient))
+    torch.testing.assert_close(pullback(c, u), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_pullback_equals_central_differences():
+    network = MLP((3, 6, 5, 1))
+    theta = parameters(network, runs=1, copies=1)
+    x = torch.randn(1, 1, 4, 3, dtype=torch.float64)
+    c, u = torch.randn(1, 1, 4, dtype=torch.float64), torch.randn(1, 1, 4, 3, dtype=torch.float64)
+
+    def f(theta):
+        value, gradient, _ = network.value_and_input_gradient(theta, x)
+        return (c * value).sum() + (u * gradient).sum()
+
+    step = 1e-5
+    basis = torch.eye(network.n_parameters, dtype=torch.float64).view(-1, 1, 1, network.n_parameters) * step
+    differences = torch.stack([(f(theta + e) - f(theta - e)) / (2 * step) for e in basis])
+    _, _, pullback = network.value_and_input_gradient(theta, x)
+    torch.testing.assert_close(pullback(c, u).flatten(), differences, rtol=0, atol=1e-8)
+
+
+def test_pullback_of_values_alone_is_the_first_order_gradient():
+    network = MLP((3, 6, 1))
+    theta = parameters(network, runs=2, copies=2).requires_grad_()
+    x = torch.randn(2, 1, 5, 3, dtype=torch.float64)
+    c = torch.randn(2, 2, 5, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((c * network(theta, x).squeeze(-1)).sum(), theta)
+    _, _, pullback = network.value_and_input_gradient(theta.detach(), x)
+    torch.testing.assert_close(pullback(c), expected)
