@@ -8,6 +8,7 @@ included; losses are read back to the host after every update. Only the bugs lis
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
     """A swish network of ordinary linear layers with the given flat parameters (weights [in, out], then biases)."""
     modules: list[nn.Module] = []
     offset = 0
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+    for i, o in itertools.pairwise(sizes):
         linear = nn.Linear(i, o, dtype=flat.dtype)
         with torch.no_grad():
             linear.weight.copy_(flat[offset : offset + i * o].view(i, o).T)
@@ -106,7 +107,10 @@ class PublishedUpdate:
         assert ensemble is not None and self.model is not None
         hyper = self.hyper
         x = torch.cat(
-            [(obs - ensemble.obs.mean[0]) / ensemble.obs.std[0], (action - ensemble.action.mean[0]) / ensemble.action.std[0]],
+            [
+                (obs - ensemble.obs.mean[0]) / ensemble.obs.std[0],
+                (action - ensemble.action.mean[0]) / ensemble.action.std[0],
+            ],
             dim=-1,
         )
         mean, raw = self.model(x.expand(ensemble.members, *x.shape)).chunk(2, dim=-1)

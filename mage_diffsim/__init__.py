@@ -25,6 +25,12 @@ _LAZY: dict[str, str] = {
     "register_task": "mage_diffsim.envs.registry",
     "task_names": "mage_diffsim.envs.registry",
     "make_physics": "mage_diffsim.envs.physics",
+    "TrainConfig": "mage_diffsim.config",
+    "make_config": "mage_diffsim.config",
+    "Trainer": "mage_diffsim.training",
+    "train": "mage_diffsim.runs",
+    "resume": "mage_diffsim.runs",
+    "load_trainer": "mage_diffsim.runs",
 }
 """Public name to the module that defines it."""
 

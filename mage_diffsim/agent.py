@@ -8,7 +8,7 @@ import torch
 
 from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.buffer import Batch
-from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.config import METHODS, CriticLoss, TrainConfig
 from mage_diffsim.critic import (
     GRADIENT_FREE,
     RewardFunction,
@@ -48,7 +48,7 @@ class Agent:
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
         self.task, self.hyper, self.method = task, config.hyper, METHODS[config.method]
-        self.loss = config.loss or self.method.loss
+        self.loss: CriticLoss = config.loss or self.method.loss
         self.streams, self.dynamics, self.reward = streams, dynamics, reward
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
@@ -173,9 +173,7 @@ class Agent:
         if target.start_gradient is not None:
             at, start = self.start_leaf(batch)
         x = torch.cat([self.obs.normalize(at.obs), target.action], dim=-1)
-        q, x_gradient, pullback = self.critic_network.value_and_input_gradient(
-            self.critic, x.detach().unsqueeze(1)
-        )
+        q, x_gradient, pullback = self.critic_network.value_and_input_gradient(self.critic, x.detach().unsqueeze(1))
         q.requires_grad_()
         delta = target.y.unsqueeze(1) - q
         action_error = start_error = None
@@ -184,7 +182,7 @@ class Agent:
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal = control_gradient(self.loss, goal, draws.control)
             action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
-        if start is not None:
+        if start is not None and target.start_gradient is not None:
             # from the critic's input to where imagination starts, per critic
             per_critic = [
                 torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)

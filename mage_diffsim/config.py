@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.envs.task import Task
@@ -77,7 +77,7 @@ class Hyper:
     target_noise_clip: float = 0.5
     """Bound of that noise, c [D.2]."""
     loss_scale: float = 1.0
-    """Factor on the whole critic loss. 1 [Algorithm 2]; the published code's weights 5 and 1 are 2.5 with lambda 1/5."""
+    """Factor on the critic loss: 1 [Algorithm 2]; the published code's weights 5 and 1 are 2.5 with lambda 1/5."""
     taylor_variance: float = 0.25
     """Action variance of the ``taylor`` loss, weight of its gradient term [ours; Taylor TD tunes it per task]."""
     max_dynamics_gradient: float = 0.0
@@ -148,17 +148,35 @@ class Hyper:
         return hyper
 
 
-_CPU_SMALL = dict(batch_size=128, updates_per_step=2, learning_rate=5e-4, model_learning_rate=1e-3, model_batches=30)
-_CPU_FULL = dict(
-    batch_size=256,
-    updates_per_step=2,
-    learning_rate=3e-4,
-    actor_hidden=(256, 256),
-    critic_hidden=(256, 256),
-    ensemble_hidden=(200, 200, 200),
-    model_learning_rate=1e-3,
-    model_batches=30,
-)
+# The cpu preset keeps what an environment step does to the learner: learning rate x updates and Polyak share x updates
+# are twice and about the same as the paper's 1e-4 x 10 and 0.005 x 10, with a fifth of the updates.
+_CPU_SMALL: dict[str, Any] = {
+    "batch_size": 256,
+    "updates_per_step": 2,
+    "warmup_steps": 200,
+    "learning_rate": 1e-3,
+    "polyak": 0.02,
+    "exploration_noise": 0.3,
+    "actor_hidden": (64, 64),
+    "critic_hidden": (64, 64),
+    "ensemble_members": 4,
+    "ensemble_hidden": (64, 64),
+    "model_learning_rate": 1e-3,
+    "model_batches": 30,
+    "reward_hidden": (64,),
+}
+_CPU_FULL: dict[str, Any] = {
+    "batch_size": 256,
+    "updates_per_step": 2,
+    "learning_rate": 5e-4,
+    "polyak": 0.02,
+    "actor_hidden": (256, 256),
+    "critic_hidden": (256, 256),
+    "ensemble_members": 4,
+    "ensemble_hidden": (200, 200, 200),
+    "model_learning_rate": 1e-3,
+    "model_batches": 30,
+}
 
 
 def _narrow(hidden: tuple[int, ...], layers: int) -> tuple[int, ...]:
@@ -234,14 +252,19 @@ class TrainConfig:
             InputError: a field is unknown, as in a file written by another version.
         """
         try:
-            hyper = Hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.get("hyper", {}).items()})
-            rest = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "hyper"}
-            return TrainConfig(**rest, hyper=hyper)
+            hyper = Hyper(**_with_tuples(data.get("hyper", {})))
+            settings: dict[str, Any] = _with_tuples(data) | {"hyper": hyper}
+            return TrainConfig(**settings)
         except TypeError as error:
             raise InputError(f"the configuration does not fit this version of mage_diffsim: {error}") from error
 
 
-def make_config(task: str | Task = "Pendulum", **settings: object) -> TrainConfig:
+def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+
+def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
     """A :class:`TrainConfig` whose hyper-parameters come from its preset, task and ensemble.
 
     Args:
@@ -255,12 +278,12 @@ def make_config(task: str | Task = "Pendulum", **settings: object) -> TrainConfi
 
     overrides = settings.pop("hyper", {})
     name, task = (task, make_task(task)) if isinstance(task, str) else (task.name, task)
-    config = TrainConfig(task=name, **settings)  # type: ignore[arg-type]
+    config = TrainConfig(task=name, **settings)
     hyper = Hyper.preset(config.preset, task.network_size, config.ensemble)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
-        hyper = replace(hyper, **overrides)  # type: ignore[arg-type]
+        hyper = replace(hyper, **overrides)
     config = replace(config, hyper=hyper)
     validate(config)
     return config
@@ -307,8 +330,8 @@ def validate(config: TrainConfig) -> None:
             raise InputError(f"hyper.{name} is {getattr(hyper, name)}; accepted is 1 or more")
     if hyper.batch_size % hyper.ensemble_members:
         raise InputError(
-            f"hyper.batch_size {hyper.batch_size} is not a multiple of hyper.ensemble_members {hyper.ensemble_members}; "
-            "each member imagines an equal share of the batch"
+            f"hyper.batch_size is {hyper.batch_size}; accepted is a multiple of hyper.ensemble_members "
+            f"({hyper.ensemble_members}), as each member imagines an equal share of the batch"
         )
     if not 0.0 <= hyper.gamma <= 1.0:
         raise InputError(f"hyper.gamma is {hyper.gamma}; accepted is 0 to 1")

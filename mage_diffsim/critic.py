@@ -47,7 +47,7 @@ def td_target(
     action: Float[Tensor, "R B A"],
     *,
     dynamics: Dynamics,
-    noise: Float[Tensor, "R B O"],
+    noise: Float[Tensor, "R B O"] | None,
     reward: RewardFunction,
     terminated: Callable[[Tensor], Tensor],
     target_value: Callable[[Tensor], Tensor],
@@ -61,7 +61,7 @@ def td_target(
         at: where imagination starts.
         action: pi(s), shape [R, B, A]; a leaf that requires grad where ``differentiate`` is true.
         dynamics: imagines s'.
-        noise: standard normal numbers for it, shape [R, B, O].
+        noise: standard normal numbers for it, shape [R, B, O]; None takes the mean.
         reward: r(s, a, s').
         terminated: whether s' ends the episode; a hard mask without gradient.
         target_value: s' [R, B, O] -> min_i Q_target_i(s', a') [R, B], differentiable through a'.

@@ -1,4 +1,4 @@
-"""What the learner imagines with: a learned ensemble, an oracle simulator, or values of one with Jacobians of the other."""
+"""What the learner imagines with: a learned ensemble, an oracle simulator, or a hybrid of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics
-from mage_diffsim.envs.task import Task
 from mage_diffsim.models import GaussianEnsemble
 
 
@@ -66,7 +65,7 @@ class OracleDynamics(Dynamics):
 
 
 class HybridDynamics(Dynamics):
-    """Values of one dynamics with the Jacobians of another: ``next = values.detach() + jacobians - jacobians.detach()``.
+    """Values of one dynamics, Jacobians of another: ``next = values.detach() + jacobians - jacobians.detach()``.
 
     Tells apart what a model's values and what its gradients do to the learner.
     """

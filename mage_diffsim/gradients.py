@@ -76,9 +76,7 @@ class GradientQuality(NamedTuple):
     """Mean over steps of cos(grad_a G, grad_a Q); NaN where the true gradient is zero throughout."""
 
 
-def gradient_quality(
-    true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float
-) -> GradientQuality:
+def gradient_quality(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float) -> GradientQuality:
     """Compare grad_a Q at the points of ``true`` with the true gradients there; finished episodes are cut."""
     steps = torch.arange(true.alive.shape[0], dtype=true.discounted.dtype, device=true.discounted.device)
     discount = (gamma**steps).view(-1, 1, 1)

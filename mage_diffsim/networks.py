@@ -6,6 +6,7 @@ per-run resets single elementwise operations, and one batched matrix product ser
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ class MLP:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
-        self.shapes = [(i, o) for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True)]
+        self.shapes = [(i, o) for i, o in itertools.pairwise(self.sizes)]
         self.lengths = [n for i, o in self.shapes for n in (i * o, o)]
         self.n_parameters = sum(self.lengths)
 
@@ -113,9 +114,7 @@ class ScalarPullback:
         """dQ/dx, shape [R, K, B, in]."""
 
     @torch.no_grad()
-    def __call__(
-        self, c: Float[Tensor, "R K B"], u: Float[Tensor, "R K B i"] | None = None
-    ) -> Float[Tensor, "R K P"]:
+    def __call__(self, c: Float[Tensor, "R K B"], u: Float[Tensor, "R K B i"] | None = None) -> Float[Tensor, "R K P"]:
         """df/dparameters from c = df/dQ and u = df/d(dQ/dx) (None: f does not use dQ/dx)."""
         c = c.flatten(0, 1).unsqueeze(-1)
         tangents, z_dots = ([], []) if u is None else self._push(u.flatten(0, 1))

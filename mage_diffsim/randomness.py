@@ -59,10 +59,7 @@ class Streams:
     def integers(self, name: str, high: int, *shape: int) -> Int[Tensor, "R ..."]:
         """Integers uniform in [0, high), shape [R, *shape]."""
         return torch.stack(
-            [
-                torch.randint(high, shape, device=self.device, generator=generator)
-                for generator in self.generators[name]
-            ]
+            [torch.randint(high, shape, device=self.device, generator=generator) for generator in self.generators[name]]
         )
 
     def permutations(self, name: str, length: int, *shape: int) -> Int[Tensor, "R ..."]:

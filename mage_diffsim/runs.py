@@ -1,12 +1,12 @@
 """Run folders: what a training leaves on disk, and how it goes on after being killed.
 
-    run_dir/
-      config.json        the whole TrainConfig
-      versions.json      packages, commit, devices
-      eval.csv           one row per evaluation and run
-      metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
-      checkpoints/       step_<env_step>.pt, the newest two; plain dicts of tensors
-      policy.safetensors the trained actors, written at the end
+run_dir/
+  config.json        the whole TrainConfig
+  versions.json      packages, commit, devices
+  eval.csv           one row per evaluation and run
+  metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
+  checkpoints/       step_<env_step>.pt, the newest two; plain dicts of tensors
+  policy.safetensors the trained actors, written at the end
 """
 
 from __future__ import annotations
@@ -214,7 +214,9 @@ class _Session:
         ]
         speed = {"wall_s": round(self.wall_s, 3), "updates_per_s": round(self._updates_per_s(), 2)}
         metric_rows: list[dict[str, Any]] = [
-            {"env_step": trainer.env_step, "seed": seed, "lambda": lam} | speed | {k: v[r] for k, v in diagnosis.items()}
+            {"env_step": trainer.env_step, "seed": seed, "lambda": lam}
+            | speed
+            | {k: v[r] for k, v in diagnosis.items()}
             for r, (seed, lam) in enumerate(runs)
         ]
         _append(self.run_dir / "eval.csv", EVAL_FIELDS, eval_rows)
@@ -290,11 +292,15 @@ def _checkpoints(run_dir: Path) -> list[Path]:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"version": CHECKPOINT_VERSION} | content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"version": CHECKPOINT_VERSION} | content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, or Ctrl-C: do not leave the half behind
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -86,9 +86,7 @@ class Trainer:
         self.env.reset()
 
     def _physics(self, backend: str, derivative: str | None = None, dtype: torch.dtype | None = None) -> Physics:
-        return make_physics(
-            self.task, backend, dtype=dtype or self.dtype, device=self.device, derivative=derivative
-        )
+        return make_physics(self.task, backend, dtype=dtype or self.dtype, device=self.device, derivative=derivative)
 
     def _make_dynamics(self) -> Dynamics:
         """What ``config.dynamics`` names; creates the ensemble if it takes part."""
@@ -134,9 +132,7 @@ class Trainer:
             action = action + self.hyper.exploration_noise * self.streams.normal("explore", self.task.action_dim)
         action = action.clamp(-1.0, 1.0)
         moved = self.env.step(action)
-        self.buffer.add(
-            moved.obs, action, moved.next_obs, moved.reward, moved.terminated, moved.state, ~moved.diverged
-        )
+        self.buffer.add(moved.obs, action, moved.next_obs, moved.reward, moved.terminated, moved.state, ~moved.diverged)
         self.agent.obs.update(moved.obs)
         self.action_statistics.update(action)
         self.delta_statistics.update(moved.next_obs - moved.obs)
@@ -191,9 +187,7 @@ class Trainer:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
-        true = true_action_gradients(
-            truth_physics, policy, self._initial_states(episodes), self.hyper.gamma
-        )
+        true = true_action_gradients(truth_physics, policy, self._initial_states(episodes), self.hyper.gamma)
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
@@ -218,10 +212,14 @@ class Trainer:
         (draws,) = self.agent.draw(1, self.buffer.size)
         self.streams.load_state_dict(saved)
         metrics = self.agent.diagnose(self.buffer.gather(draws.index), draws)
-        return self.losses | metrics | {
-            "grad/nonfinite": self.agent.nonfinite.to(self.dtype),
-            "agent/restarts": self.agent.restarts.to(self.dtype),
-        }
+        return (
+            self.losses
+            | metrics
+            | {
+                "grad/nonfinite": self.agent.nonfinite.to(self.dtype),
+                "agent/restarts": self.agent.restarts.to(self.dtype),
+            }
+        )
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -254,4 +252,3 @@ class Trainer:
         self.action_statistics.load_state_dict(state["action_statistics"])
         self.delta_statistics.load_state_dict(state["delta_statistics"])
         self.streams.load_state_dict(state["streams"])  # last: the environment's generators are streams too
-

@@ -83,7 +83,7 @@ class Pendulum(Task):
         cos, sin, theta_dot = obs.unbind(-1)
         # A learned model can predict cos = sin = 0, where the derivative of atan2 is NaN: take angle 0 there.
         no_angle = cos.square() + sin.square() < torch.finfo(obs.dtype).tiny
-        angle = torch.atan2(sin, torch.where(no_angle, 1.0, cos))
+        angle = torch.atan2(sin, cos.masked_fill(no_angle, 1.0))
         torque = self.scale_action(action.clamp(-1.0, 1.0))[..., 0]
         return -(angle.square() + 0.1 * theta_dot.square() + 0.001 * torque.square())
 

@@ -37,7 +37,9 @@ def test_true_gradients_equal_central_differences_of_the_return():
     for t in (0, 5, 11):
         added = torch.zeros(horizon, 3, 1, dtype=torch.float64)
         added[t] = step
-        difference = discounted_return(task, initial, added, horizon) - discounted_return(task, initial, -added, horizon)
+        difference = discounted_return(task, initial, added, horizon) - discounted_return(
+            task, initial, -added, horizon
+        )
         torch.testing.assert_close(true.discounted[t, :, 0], difference / (2 * step), rtol=1e-7, atol=1e-9)
 
 
@@ -71,7 +73,9 @@ def test_error_and_cosine_have_the_formula_of_equation_14():
     truth, critic = torch.randn(2, steps, episodes, actions, dtype=torch.float64)
     discount = (GAMMA ** torch.arange(steps, dtype=torch.float64)).view(-1, 1, 1)
     alive = torch.tensor([[True, True], [True, True], [True, False]])
-    true = TrueGradients(torch.zeros(steps, episodes, 1), torch.zeros(steps, episodes, actions), discount * truth, alive)
+    true = TrueGradients(
+        torch.zeros(steps, episodes, 1), torch.zeros(steps, episodes, actions), discount * truth, alive
+    )
     quality = gradient_quality(true, critic, GAMMA)
     for e, length in enumerate((3, 2)):
         error = sum(GAMMA**t * (truth[t, e] - critic[t, e]).abs().sum() for t in range(length)) / length

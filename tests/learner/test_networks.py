@@ -1,4 +1,4 @@
-"""Batched networks against ordinary modules, and their hand-written second-order pass against autograd and differences."""
+"""Batched networks against ordinary modules; their second-order pass against autograd and differences."""
 
 from __future__ import annotations
 

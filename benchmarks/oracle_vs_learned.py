@@ -1,0 +1,112 @@
+"""Learned model, oracle simulators and hybrids under the same learner: how much of a failure is the model's values, and
+how much its gradients?
+
+By default seven cells on Pendulum: MAGE-TD3 on the learned ensemble, on the torch, jax and warp oracles and on both
+hybrids (values of one, Jacobians of the other), and Dyna-TD3 on the ensemble as control. Interrupt it at any time; the
+same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png and summary.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import tyro
+
+from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.config import METHODS, DynamicsName, make_config
+from mage_diffsim.envs.physics import backends_of
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.experiments import report
+from mage_diffsim.experiments.command import Experiment, Findings, main
+from mage_diffsim.experiments.sweep import Cell, Outcome
+
+FULL: dict[str, Any] = dict(seeds=(0, 1, 2), steps=8000, evaluations=16)
+"""The default budget: within ten minutes on two CPU cores with --preset cpu."""
+
+SMOKE: dict[str, Any] = dict(
+    seeds=(0, 1),
+    steps=120,
+    evaluations=2,
+    eval_episodes=2,
+    gradient_episodes=2,
+    hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=1, model_batches=5),
+)
+"""The budget of --smoke."""
+
+
+@dataclass(frozen=True)
+class OracleVsLearned(Experiment):
+    __doc__ = __doc__
+    NAME: ClassVar[str] = "oracle_vs_learned"
+    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
+
+    tasks: tuple[str, ...] = ("Pendulum",)
+    """Registered tasks, path/to/file.py:Class or module:Class."""
+    methods: tuple[str, ...] = ("mage-td3", "dyna-td3")
+    """mage-* methods train on every chosen dynamics; the others use no gradient of it, so they are controls of one cell
+    each: dyna-* on the first of the chosen dynamics, td3, ddpg and data-efficient-td3 without."""
+    dynamics: tuple[str, ...] = get_args(DynamicsName)
+    """learned, oracle, hybrid-oracle-gradients (values learned, Jacobians from the oracle), hybrid-learned-gradients
+    (the other way round)."""
+    backends: tuple[str, ...] | None = None
+    """Physics backends of the oracle, one cell each; hybrids use the first. By default all that the task has."""
+    lambdas: tuple[float, ...] = (0.2,)
+    """Weight(s) of the TD error against the gradient term."""
+
+    def cells(self) -> list[Cell]:
+        for kind, given, accepted in (
+            ("method", self.methods, METHODS),
+            ("dynamics", self.dynamics, get_args(DynamicsName)),
+        ):
+            for name in given:
+                if name not in accepted:
+                    raise unknown_name(kind, name, accepted)
+        for flag in ("tasks", "methods", "dynamics", "backends"):
+            given = getattr(self, flag)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise InputError(f"{flag} are {given}; accepted is one or more different names")
+        return [cell for task in self.tasks for cell in self._cells_of(task)]
+
+    def _cells_of(self, reference: str) -> list[Cell]:
+        task = make_task(reference)
+        backends = self.backends or backends_of(task)
+        for backend in backends:
+            if backend not in backends_of(task):
+                raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+        settings = self.budget(FULL, SMOKE)
+        cells = []
+        for method in self.methods:
+            for dynamics in self._dynamics_of(method):
+                for backend in backends if dynamics == "oracle" and METHODS[method].imagines else backends[:1]:
+                    config = make_config(
+                        reference,
+                        method=method,
+                        dynamics=dynamics,
+                        backend=backend,
+                        lambdas=self.lambdas,
+                        **settings,
+                    )
+                    parts = [task.name, method]
+                    if METHODS[method].imagines:
+                        parts += [dynamics] + ([backend] if dynamics != "learned" else [])
+                    cells.append(Cell("_".join(parts), config))
+        return cells
+
+    def _dynamics_of(self, method: str) -> tuple[str, ...]:
+        return self.dynamics if METHODS[method].loss == "mage" else self.dynamics[:1]
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        rows, curves = report.summary_rows(outcomes), report.curve_rows(outcomes)
+        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, rows)
+        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        report.comparison_figure(out / "figure.png", curves, len({row["seed"] for row in rows}))
+        solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
+        table = report.table_rows(report.groups_of(rows), outcomes)
+        return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))
+
+
+if __name__ == "__main__":
+    sys.exit(main(lambda: tyro.cli(OracleVsLearned, description=__doc__)))

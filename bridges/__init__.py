@@ -1,0 +1,23 @@
+"""Arrays and gradients across frameworks: any operation implemented outside torch as a torch operation.
+
+Knows nothing of learning or physics. Importing it imports neither jax nor warp; each is imported when first used.
+"""
+
+from mage_diffsim.bridges.columns import ColumnsOp
+from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.bridges.fd import FiniteDifference
+from mage_diffsim.bridges.jax import from_jax
+from mage_diffsim.bridges.op import Op
+from mage_diffsim.bridges.report import backend_report
+from mage_diffsim.bridges.warp import from_warp
+
+__all__ = [
+    "ColumnsOp",
+    "FiniteDifference",
+    "InputError",
+    "MissingExtra",
+    "Op",
+    "backend_report",
+    "from_jax",
+    "from_warp",
+]

@@ -1,0 +1,178 @@
+"""One differentiable operation computed outside torch, and the pair of autograd Functions that makes it a torch one."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, final
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.types import Float, Tensor
+
+_DTYPES = (torch.float32, torch.float64)
+_DEVICES = ("cpu", "cuda")
+
+
+class Op(abc.ABC):
+    """``op(*inputs) -> output``, a first-order differentiable torch function of float tensors.
+
+    A subclass writes :meth:`forward` and :meth:`vjp` on plain tensors (no autograd graph, contiguous, all of one dtype
+    and device) and is called like a function. Nothing of a call is kept on the object: inputs are saved by autograd,
+    which refuses a backward pass after one of them was edited in place, and the forward is recomputed there.
+
+    Second derivatives raise; ``torch.func`` transforms and forward-mode differentiation are refused by torch.
+    """
+
+    name: str
+    """What error messages call this operation."""
+
+    @abc.abstractmethod
+    def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The output, of the inputs' dtype and device."""
+
+    @abc.abstractmethod
+    def vjp(
+        self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        """The cotangent times the Jacobian of the output with respect to each input.
+
+        Args:
+            inputs: what :meth:`forward` was given.
+            cotangent: derivative of a scalar by the output, the output's shape.
+            needs: which inputs want a gradient; at least one does.
+
+        Returns:
+            one tensor of the input's shape for every needed input, None for the others.
+        """
+
+    @final
+    def __call__(self, *inputs: Any) -> Float[Tensor, "..."]:
+        """The output, with gradients for every input that requires one.
+
+        Args:
+            inputs: float32 or float64 tensors of any layout; whatever else comes in is refused here.
+
+        Raises:
+            InputError: no input, a dtype other than float32 and float64, a device other than CPU and CUDA, or inputs
+                that differ in either.
+        """
+        if torch.compiler.is_compiling():
+            return _outside_compiler()(self, inputs)
+        return _run(self, inputs)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name})"
+
+
+def _run(op: Op, inputs: tuple[Any, ...]) -> Tensor:
+    _check_inputs(op, inputs)
+    return _Forward.apply(op, *inputs)
+
+
+_hidden: list[Any] = []
+
+
+def _outside_compiler() -> Any:
+    """:func:`_run` behind a graph break. Made on first use, as torch takes seconds to import its compiler."""
+    if not _hidden:
+        _hidden.append(torch.compiler.disable(_run))
+    return _hidden[0]
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: Op, *inputs: Tensor) -> Tensor:
+        ctx.op = op
+        ctx.set_materialize_grads(False)
+        # Saved by autograd, not kept by hand: reading them back after an in-place edit raises.
+        ctx.save_for_backward(*inputs)
+        plain = tuple(_plain(x) for x in inputs)
+        output = _check_result(op, "output", op.forward(*plain), like=plain[0])
+        return _own_memory(output, plain)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (cotangent,) = cotangents
+        inputs = ctx.saved_tensors
+        if cotangent is None:
+            return (None,) * (1 + len(inputs))
+        return None, *_Vjp.apply(ctx.op, ctx.needs_input_grad[1:], cotangent, *inputs)
+
+
+class _Vjp(torch.autograd.Function):
+    """The first derivative as a Function of its own: torch's ``once_differentiable`` lets wrong second ones through."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, needs: tuple[bool, ...], cotangent: Tensor, *inputs: Tensor) -> tuple:
+        ctx.op = op
+        plain = tuple(_plain(x) for x in inputs)
+        cotangent = _plain(cotangent)
+        gradients = op.vjp(plain, cotangent, needs)
+        if len(gradients) != len(inputs):
+            raise InputError(f"{op.name}: vjp returned {len(gradients)} gradients; accepted is one per input")
+        owned: list[Tensor | None] = []
+        for index, (gradient, x, needed) in enumerate(zip(gradients, plain, needs, strict=True)):
+            if not needed:
+                owned.append(None)
+                continue
+            gradient = _check_result(op, f"gradient of input {index}", gradient, like=x, shape=x.shape)
+            taken = [g for g in owned if g is not None]
+            owned.append(_own_memory(gradient, (*plain, cotangent, *taken)))
+        return tuple(owned)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"{ctx.op.name}: second derivatives are not available, its first one is computed outside torch; "
+            "detach the gradient, or drop create_graph=True"
+        )
+
+
+def _check_inputs(op: Op, inputs: tuple[Any, ...]) -> None:
+    if not inputs:
+        raise InputError(f"{op.name}: no input was given; accepted is at least one tensor")
+    for index, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"{op.name}: input {index} is a {type(x).__name__}; accepted is a torch tensor")
+        if x.dtype not in _DTYPES or x.device.type not in _DEVICES or x.layout != torch.strided:
+            raise InputError(
+                f"{op.name}: input {index} is {x.dtype} on {x.device} ({x.layout}); "
+                "accepted are dense float32 and float64 tensors on cpu or cuda"
+            )
+        if x.dtype != inputs[0].dtype or x.device != inputs[0].device:
+            raise InputError(
+                f"{op.name}: input {index} is {x.dtype} on {x.device} but input 0 is {inputs[0].dtype} on "
+                f"{inputs[0].device}; accepted is one dtype and one device for all"
+            )
+
+
+def _check_result(op: Op, what: str, y: object, *, like: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """``y``, if it is exactly what torch would have returned: nothing is cast, summed or moved."""
+    if not isinstance(y, Tensor):
+        raise InputError(f"{op.name}: {what} is a {type(y).__name__}; accepted is one array")
+    if y.dtype != like.dtype or y.device != like.device:
+        raise InputError(
+            f"{op.name}: {what} is {y.dtype} on {y.device}; the inputs are {like.dtype} on {like.device} "
+            "and accepted is the same"
+        )
+    if shape is not None and y.shape != shape:
+        raise InputError(f"{op.name}: {what} has shape {tuple(y.shape)}; accepted is {tuple(shape)}")
+    return y
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same values without a graph, in row-major layout; a view of ``x`` whenever it has that layout."""
+    x = x.detach().contiguous()
+    if 1 in x.shape:
+        # torch calls any stride of a size-1 axis contiguous, but another framework would compile anew for it.
+        x = x.view(-1).view(x.shape)
+    return x
+
+
+def _own_memory(y: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+    """``y``, copied if it shares memory with one of the others: an in-place edit of one must not change the other."""
+    address = y.untyped_storage().data_ptr()
+    if address and any(address == x.untyped_storage().data_ptr() for x in others):
+        return y.clone()
+    return y

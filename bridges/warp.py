@@ -1,0 +1,125 @@
+"""Pairs of Warp kernels as torch functions: torch owns every buffer, kernels run on torch's current stream."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError, missing_extra
+from mage_diffsim.bridges.fd import check_rows
+from mage_diffsim.bridges.op import Op
+from mage_diffsim.bridges.types import Float, Tensor
+
+
+@functools.cache
+def load_warp() -> Any:
+    """The ``warp`` module, imported and started on the first call, without its banner.
+
+    Raises:
+        MissingExtra: warp is not installed.
+    """
+    try:
+        import warp
+    except ModuleNotFoundError as error:
+        if error.name != "warp":
+            raise
+        raise missing_extra("warp-lang", "warp") from error
+    warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
+    warp.init()
+    return warp
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Decorator: ``function`` as a Warp kernel in a module of its own, without the adjoint that Warp would generate.
+
+    A closure over a dtype gives one kernel per dtype; each is compiled when first loaded and cached on disk. Under
+    ``from __future__ import annotations`` the body must use the dtype too, or the annotations cannot be resolved.
+    """
+    # Warp reads source and closure of what it is given, so it must not be given a type-checking wrapper.
+    return load_warp().kernel(inspect.unwrap(function), enable_backward=False, module="unique")
+
+
+def from_warp(
+    forward: Any,
+    adjoint: Any,
+    *,
+    dtype: torch.dtype,
+    output_dim: int,
+    constants: Sequence[float | int] = (),
+    name: str | None = None,
+) -> WarpOp:
+    """A pair of Warp kernels over rows as a torch function ``([N, K1], [N, K2], ...) -> [N, output_dim]``.
+
+    Args:
+        forward: kernel launched over N threads with (inputs..., constants..., output).
+        adjoint: kernel launched over N threads with (inputs..., constants..., cotangent, gradients...), one gradient
+            per input, which it must write (they arrive as zeros). Launched directly: no tape is involved.
+        dtype: the dtype both kernels are compiled for; every array is 2-D of it.
+        output_dim: columns of the output.
+        constants: scalars passed to both kernels.
+        name: what error messages call the operation; the forward kernel's by default.
+
+    Raises:
+        MissingExtra: warp is not installed.
+    """
+    return WarpOp(forward, adjoint, dtype, output_dim, tuple(constants), name or forward.key)
+
+
+@final
+class WarpOp(Op):
+    """See :func:`from_warp`."""
+
+    def __init__(
+        self,
+        forward: Any,
+        adjoint: Any,
+        dtype: torch.dtype,
+        output_dim: int,
+        constants: tuple[float | int, ...],
+        name: str,
+    ) -> None:
+        self.name = name
+        self._forward = forward
+        self._adjoint = adjoint
+        self._dtype = dtype
+        self._output_dim = output_dim
+        self._constants = constants
+
+    def load(self, device: torch.device | str) -> None:
+        """Compile and load both kernels for a device now: a CUDA graph cannot be captured while one is loading."""
+        warp = load_warp()
+        for kernel in (self._forward, self._adjoint):
+            warp.load_module(kernel.module, device=warp.device_from_torch(torch.device(device)))
+
+    def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        check_rows(self, inputs)
+        if inputs[0].dtype != self._dtype:
+            raise InputError(f"{self.name}: inputs are {inputs[0].dtype}; accepted is {self._dtype}")
+        output = inputs[0].new_empty(inputs[0].shape[0], self._output_dim)
+        self._launch(self._forward, (*inputs,), (output,))
+        return output
+
+    def vjp(
+        self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        gradients = tuple(torch.zeros_like(x) for x in inputs)
+        self._launch(self._adjoint, inputs, (cotangent, *gradients))
+        return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
+
+    def _launch(self, kernel: Any, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
+        warp = load_warp()
+        device = inputs[0].device
+        arrays = [warp.from_torch(x, requires_grad=False, return_ctype=True) for x in (*inputs, *rest)]
+        warp.launch(
+            kernel,
+            dim=inputs[0].shape[0],
+            inputs=[*arrays[: len(inputs)], *self._constants, *arrays[len(inputs) :]],
+            device=warp.device_from_torch(device),
+            # Given explicitly: Warp's current stream is one per process, and torch's backward threads would share it.
+            stream=warp.stream_from_torch(device) if device.type == "cuda" else None,
+            record_tape=False,
+        )

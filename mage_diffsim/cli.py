@@ -1,0 +1,472 @@
+"""The ``mage-diffsim`` command: train, eval, list-tasks, check-task, doctor.
+
+Exit codes: 0 done; 1 a check of ``check-task`` failed; 2 something given is not accepted, with one sentence on stderr;
+130 interrupted. Everything heavy is imported after the arguments have been read.
+"""
+
+# No `from __future__ import annotations`: tyro reads the annotations of a dataclass that is local to a function.
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mage_diffsim import __version__
+
+PROGRAM = "mage-diffsim"
+
+NAMED = ("task", "method", "dynamics", "reward", "loss", "preset", "ensemble")
+"""Flags of ``train`` that choose among names. They are read first: they decide the defaults of all the others."""
+
+WITH_RESUME = ("resume", "steps", "quiet", "no-quiet", "tensorboard", "no-tensorboard", "help")
+"""What may stand beside ``--resume``: a run goes on with the settings it began with."""
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on from the newest checkpoint of a run folder, with the settings it began with."""
+
+    resume: Path
+    """The run folder."""
+    steps: int | None = None
+    """Environment steps per run in all; None is what the run was started with."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def _train(arguments: list[str]) -> int:
+    flags = {_flag(a) for a in arguments if a.startswith("--")}
+    if "resume" in flags:
+        extra = sorted(flags - set(WITH_RESUME))
+        if extra:
+            from mage_diffsim.bridges.errors import InputError
+
+            raise InputError(
+                f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
+                "accepted beside it are --steps, --tensorboard and --quiet"
+            )
+        options = _parse(Resume, "train", arguments)
+        return _train_or_resume(options.resume, options, resumes=True)
+    return _train_new(arguments, flags)
+
+
+def _train_new(arguments: list[str], flags: set[str]) -> int:
+    from mage_diffsim.bridges.errors import unknown_name
+    from mage_diffsim.config import TrainConfig, validate
+    from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+    from mage_diffsim.envs.registry import make_task
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train runs (seeds x lambdas) of one method on one task into a run folder.
+
+        The values below are those of the chosen preset, task and ensemble; a flag overrides one of them.
+        """
+
+        config: TrainConfig
+        out: Path | None = None
+        """Run folder to create; None is runs/<task>_<method>_<dynamics>_<timestamp>."""
+        resume: Path | None = None
+        """Go on with this run folder instead; only --steps, --tensorboard and --quiet may stand beside it."""
+        tensorboard: bool = False
+        """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
+        quiet: bool = False
+        """Print nothing but errors."""
+
+    options = _parse(Train, "train", arguments, default=Train(_defaults(arguments)))
+    config = options.config
+    task = make_task(config.task)
+    validate(config)
+    # Only an oracle uses these two, but a name that means nothing is a mistake in any case.
+    if flags & {"backend", "derivative"} and config.backend not in backends_of(task):
+        raise unknown_name(f"backend of task {task.name}", config.backend, backends_of(task))
+    sources = load(BACKENDS[config.backend]).derivatives if "derivative" in flags else ()
+    if sources and config.derivative not in (None, *sources):
+        raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
+    config = dataclasses.replace(config, task=_absolute(config.task))
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
+    return _train_or_resume(out, options, config)
+
+
+def _defaults(arguments: list[str]) -> Any:
+    """The configuration that the named flags alone amount to.
+
+    Raises:
+        InputError: one of the names is unknown, or they do not go together.
+    """
+    from mage_diffsim.bridges.errors import unknown_name
+    from mage_diffsim.config import CriticLoss, make_config
+
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in NAMED:
+        scan.add_argument(f"--{name}", nargs="?")  # a missing value is for tyro to report
+    found = {name: value for name, value in vars(scan.parse_known_args(arguments)[0]).items() if value is not None}
+    if found.get("loss") == "None":
+        del found["loss"]
+    # These two are Literals in TrainConfig, which must not be made with another value.
+    for name, accepted in (("loss", get_args(CriticLoss)), ("reward", ("task", "learned"))):
+        if name in found and found[name] not in accepted:
+            raise unknown_name(name, found[name], accepted)
+    return make_config(**found)
+
+
+def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: bool = False) -> int:
+    """Train ``config`` into the folder, or go on with what is there."""
+    from mage_diffsim.display import Display
+    from mage_diffsim.runs import newest_checkpoint, read_config, resume, train
+
+    if resumes:
+        config = read_config(run_dir)
+        config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
+    console = Console(quiet=options.quiet)
+    sinks: list[Callable[[int, list[dict[str, Any]]], None]] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            if options.tensorboard:
+                from mage_diffsim.tensorboard import TensorBoardSink
+
+                sinks.append(stack.enter_context(contextlib.closing(TensorBoardSink(run_dir / "tensorboard"))))
+            display = stack.enter_context(Display(console, run_dir, config.steps))
+            sinks.append(display.evaluation)
+            if resumes:
+                resume(run_dir, steps=options.steps, progress=display.progress, sinks=tuple(sinks))
+            else:
+                train(config, run_dir, progress=display.progress, sinks=tuple(sinks))
+    except KeyboardInterrupt:
+        sentence = "interrupted before the run folder was written"
+        if (run_dir / "config.json").is_file():
+            saved = newest_checkpoint(run_dir)
+            step = int(saved.stem.removeprefix("step_")) if saved else 0
+            sentence = f"interrupted: go on from step {step} with `{PROGRAM} train --resume {run_dir}`"
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+        return 130
+    console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _absolute(task: str) -> str:
+    """A task in a file by its absolute path, so that the run can be resumed from another folder."""
+    file, colon, name = task.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}{colon}{name}" if file.endswith(".py") else task
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Run the trained policies of a run folder without noise, from the same initial states for every run."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """The run folder; its newest checkpoint is used."""
+    episodes: int = 10
+    """Episodes per run."""
+    seed: int = 0
+    """Seed of the initial states: the same seed gives the same numbers."""
+    device: str | None = None
+    """Torch device; None is the one it was trained on."""
+    json: Path | None = None
+    """Also write the table to this file."""
+    video: Path | None = None
+    """Film the first episode of the first run: a .mp4 or .gif file (extra: video)."""
+
+
+def _eval(options: Eval) -> int:
+    from mage_diffsim.bridges.errors import InputError
+
+    _check_writable(options.json)
+    write_video = _video_writer(options.video) if options.video else None
+    if options.episodes < 1:
+        raise InputError(f"--episodes is {options.episodes}; accepted is 1 or more")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}; accepted is 0 or more, below 2**63")
+
+    import torch
+
+    from mage_diffsim.envs.batched import rollout
+    from mage_diffsim.runs import load_trainer
+
+    trainer = load_trainer(options.run_dir, device=options.device)
+    runs, episodes = trainer.config.runs, options.episodes
+    initial = trainer.task.reset(episodes, torch.Generator().manual_seed(options.seed))
+
+    def policy(obs: torch.Tensor) -> torch.Tensor:
+        return trainer.agent.policy(obs.unflatten(0, (len(runs), -1))).flatten(0, 1)
+
+    result = rollout(trainer.physics, policy, initial.repeat(len(runs), 1), record=write_video is not None)
+    returns = result.returns.double().cpu().unflatten(0, (-1, episodes))
+    lengths = result.lengths.double().cpu().unflatten(0, (-1, episodes))
+    rows = [
+        {
+            "seed": seed,
+            "lambda": lam,
+            "mean": returns[r].mean().item(),
+            "std": returns[r].std(correction=0).item(),
+            "min": returns[r].min().item(),
+            "max": returns[r].max().item(),
+            "length": lengths[r].mean().item(),
+        }
+        for r, (seed, lam) in enumerate(runs)
+    ]
+    title = f"{trainer.task.name} at step {trainer.env_step}: return of {episodes} episodes, seed {options.seed}"
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(str(row["seed"]), f"{row['lambda']:g}", *(f"{v:.2f}" for v in list(row.values())[2:]))
+    _console().print(table)
+    if write_video is not None and result.states is not None:
+        states = result.states[: int(result.lengths[0]) + 1, 0].cpu()
+        write_video([trainer.task.render(state) for state in states], max(1, round(1.0 / trainer.task.dt)))
+    _write_json(
+        options.json,
+        {
+            "task": trainer.task.name,
+            "env_step": trainer.env_step,
+            "episodes": episodes,
+            "eval_seed": options.seed,
+            "runs": rows,
+        },
+    )
+    return 0
+
+
+def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
+    """``write(frames, frames_per_second)`` into ``path``, in one go.
+
+    Raises:
+        InputError: not a .mp4 or .gif, or in a folder that is not there.
+        MissingExtra: imageio is not installed.
+    """
+    from mage_diffsim.bridges.errors import InputError, missing_extra
+
+    if path.suffix not in (".mp4", ".gif"):
+        raise InputError(f"--video is {path}; accepted is a name that ends in .mp4 or .gif")
+    _check_writable(path)
+    try:
+        import imageio.v2 as imageio
+
+        if path.suffix == ".mp4":
+            import imageio_ffmpeg  # noqa: F401  (a GIF needs no ffmpeg)
+    except ImportError as error:
+        raise missing_extra("imageio", "video") from error
+
+    def write(frames: list[Any], frames_per_second: int) -> None:
+        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the ending tells imageio the format
+        if path.suffix == ".mp4":
+            imageio.mimwrite(temporary, frames, fps=frames_per_second, macro_block_size=2)  # type: ignore[arg-type]
+        else:
+            imageio.mimwrite(temporary, frames, duration=1000 / frames_per_second, loop=0)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+
+    return write
+
+
+# --- tasks and installation ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListTasks:
+    """The registered tasks: sizes of state, observation and action, and their physics backends."""
+
+
+def _list_tasks(options: ListTasks) -> int:
+    from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.envs.physics import backends_of
+    from mage_diffsim.envs.registry import make_task, task_names
+
+    table = Table("task", "S/O/A", "horizon", "dt [s]", "backends", "source")
+    for name in task_names():
+        try:
+            task = make_task(name)
+            sizes = f"{task.state_dim}/{task.obs_dim}/{task.action_dim}"
+            backends = ", ".join(_backend(b) for b in backends_of(task))
+            table.add_row(name, sizes, str(task.horizon), f"{task.dt:g}", backends, escape(task.source))
+        except (InputError, ImportError) as error:  # one broken task of another package must not hide the others
+            table.add_row(name, "", "", "", "", f"[red]not available: {escape(str(error))}[/]")
+    _console().print(table)
+    return 0
+
+
+def _backend(name: str) -> str:
+    """The backend's name, with a remark if a package it needs is not installed."""
+    from mage_diffsim.doctor import NEEDS
+
+    packages, extra = NEEDS.get(name, ((), ""))
+    for package in packages:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return f"{name} [red](not installed: extra {extra})[/]"
+    return name
+
+
+@dataclass(frozen=True)
+class CheckTask:
+    """Check everything the learner relies on in a task, gradients included. Exit code 1 if a check failed."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Registered task, path/to/file.py:Class or module:Class."""
+    backend: str | None = None
+    """One physics backend only; None is all of the task's."""
+    json: Path | None = None
+    """Also write the report to this file."""
+
+
+def _check_task(options: CheckTask) -> int:
+    from mage_diffsim.bridges.errors import MissingExtra
+    from mage_diffsim.envs.contract import check_task
+
+    _check_writable(options.json)
+    report = check_task(options.name, options.backend)
+    for check in report.checks:
+        if options.backend and check.status == "skipped" and check.name == "built":
+            raise MissingExtra(check.detail)  # asked for by name, so leaving it out is no success
+    colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
+    table = Table("check", "result", "worst", "accepted", "detail", title=report.task, title_justify="left")
+    for check, status, worst, tolerance, detail in report.rows():
+        table.add_row(escape(check), f"[{colours[status]}]{status}[/]", worst, tolerance, escape(detail))
+    console = _console()
+    console.print(table)
+    counts = ", ".join(f"{sum(c.status == s for c in report.checks)} {s}" for s in colours)
+    console.print(f"{report.task}: {counts}", highlight=False, markup=False)
+    _write_json(options.json, json.loads(report.to_json()))
+    return 0 if report.passed else 1
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What is installed, and which physics backends and bridges work."""
+
+    json: Path | None = None
+    """Also write the report to this file."""
+
+
+def _doctor(options: Doctor) -> int:
+    from mage_diffsim import doctor
+
+    _check_writable(options.json)
+    report = doctor.report()
+    _console().print(doctor.render(report))
+    _write_json(options.json, report)
+    return 0
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    """Standard output; wide when it is a file or a pipe, whose reader can scroll."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse an output file before the work for it is done.
+
+    Raises:
+        InputError: its folder is not there, or it is a folder itself.
+    """
+    from mage_diffsim.bridges.errors import InputError
+
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        from mage_diffsim.runs import write_atomically
+
+        write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def _flag(argument: str) -> str:
+    return argument.partition("=")[0].removeprefix("--").replace("_", "-")
+
+
+def _parse(options: Any, command: str, arguments: list[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    return tyro.cli(
+        options,
+        prog=f"{PROGRAM} {command}",
+        args=arguments,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after ``mage-diffsim``."""
+
+    help: str
+    run: Callable[[Any], int]
+    """Takes the options; those of ``train`` depend on the task, so it takes its arguments unread."""
+    options: type | None = None
+
+
+COMMANDS = {
+    "train": Command("train a method on a task, or go on with a training", _train),
+    "eval": Command("run the trained policies of a run folder", _eval, Eval),
+    "list-tasks": Command("the registered tasks and their physics backends", _list_tasks, ListTasks),
+    "check-task": Command("check a task of your own, gradients included", _check_task, CheckTask),
+    "doctor": Command("what is installed and what works", _doctor, Doctor),
+}
+
+USAGE = (
+    f"usage: {PROGRAM} COMMAND [OPTIONS]\n\n"
+    + "".join(f"  {name:<12}{command.help}\n" for name, command in COMMANDS.items())
+    + f"\n{PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints the version."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code (see the module's text). Arguments that tyro refuses raise SystemExit(2)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if first == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    command = COMMANDS.get(first)
+    # Read before torch is imported, so that `eval --help` answers at once.
+    options = _parse(command.options, first, arguments[1:]) if command and command.options else arguments[1:]
+
+    from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+
+    try:
+        if command is None:
+            raise unknown_name("command", first, COMMANDS)
+        return command.run(options)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except (InputError, MissingExtra) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

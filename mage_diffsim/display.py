@@ -1,0 +1,106 @@
+"""How a training shows itself: a progress bar in a terminal, plain lines in a file, a pipe or CI."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mage_diffsim.runs import Progress
+
+LINE_EVERY_S = 60.0
+"""Without a bar, a line at least this often [s], so that a log shows that training is alive."""
+
+
+def is_interactive(console: Console) -> bool:
+    """Whether a bar that redraws itself makes sense: a terminal, and not one of a CI service."""
+    return console.is_terminal and os.environ.get("CI", "").lower() not in ("1", "true")
+
+
+class Display:
+    """Shows a training: :meth:`progress` is its ``progress`` callback, :meth:`evaluation` one of its ``sinks``.
+
+    >>> with Display(Console(), run_dir, steps=1000) as display:
+    ...     train(config, run_dir, progress=display.progress, sinks=(display.evaluation,))
+
+    Args:
+        console: where to write.
+        run_dir: the run folder, to be named with the first evaluation.
+        steps: environment steps of the whole training.
+    """
+
+    def __init__(self, console: Console, run_dir: Path, steps: int) -> None:
+        self.console, self.run_dir, self.steps = console, run_dir, steps
+        self.bar = Bar(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not is_interactive(console),
+        )
+        self.task = self.bar.add_task("training", total=steps, speed="")
+        self._named = False
+        self._started: tuple[int, float] | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def progress(self, progress: Progress) -> None:
+        """After every environment step."""
+        speed = f"{progress.updates_per_s:.0f} updates/s" if progress.updates_per_s else "warm-up"
+        self.bar.update(self.task, completed=progress.env_step, speed=speed)
+        now = time.monotonic()
+        if self._started is None:
+            self._started = (progress.env_step - 1, now)  # a resumed training does not start at 0
+        if self.bar.disable and now - self._last_line >= LINE_EVERY_S:
+            first, since = self._started
+            left = (now - since) / (progress.env_step - first) * (progress.steps - progress.env_step)
+            self._print(f"{self._at(progress.env_step)}   {speed}   about {_duration(left)} left")
+
+    def evaluation(self, env_step: int, rows: list[dict[str, Any]]) -> None:
+        """After every evaluation: one line over all runs."""
+        if not self._named:  # not earlier: a training that is refused writes no folder
+            self._print(f"run folder {self.run_dir}")
+            self._named = True
+        self._print(f"{self._at(env_step)}   {summary(rows)}")
+
+    def _at(self, env_step: int) -> str:
+        width = len(str(self.steps))
+        return f"step {env_step:>{width}}/{self.steps}"
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._last_line = time.monotonic()
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The rows of one evaluation (one per run) in one line: mean return and range over runs, gradient error."""
+    returns = [row["return_mean"] for row in rows]
+    text = f"return {fmean(returns):.1f}"
+    if len(rows) > 1:
+        text += f" ({len(rows)} runs: {min(returns):.1f} to {max(returns):.1f})"
+    errors = [row["gradient_error"] for row in rows if row.get("gradient_error") is not None]
+    if errors:
+        text += f"   gradient error {fmean(errors):.3g}"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,1 @@
+"""Experiments: sweeps of training cells in worker processes, their statistics, figures and words."""

@@ -1,0 +1,140 @@
+"""What every experiment script shares: its flags, its course, its files, its exit code."""
+
+from __future__ import annotations
+
+import abc
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+from rich.console import Console
+
+from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.doctor import versions
+from mage_diffsim.experiments.display import make_display
+from mage_diffsim.experiments.report import markdown_table, rich_table
+from mage_diffsim.experiments.sweep import Cell, Outcome, run_cells
+from mage_diffsim.runs import write_atomically
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment reports besides the files it wrote."""
+
+    title: str
+    header: Sequence[str]
+    table: Sequence[Sequence[str]]
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Experiment(abc.ABC):
+    """Flags that every experiment has; a subclass adds its own, its cells and its report."""
+
+    NAME: ClassVar[str]
+    """Of the experiment and its default out folder."""
+    FILES: ClassVar[tuple[str, ...]]
+    """What :meth:`report` writes into the out folder."""
+
+    seeds: tuple[int, ...] | None = None
+    """Seeds, one run each per cell; by default the experiment's own number of seeds from 0."""
+    steps: int | None = None
+    """Environment steps per run; by default the experiment's own."""
+    preset: str = "cpu"
+    """Hyper-parameter set: paper (appendix D.2), authors (the published code) or cpu (reduced, for a laptop)."""
+    device: str = "cpu"
+    """Torch device of every cell: cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Folder for the run folders and results; by default runs/<experiment> (runs/<experiment>-smoke with --smoke)."""
+    workers: int = min(2, os.cpu_count() or 1)
+    """Cells that train at once, each in a process of its own; the results do not depend on it."""
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Try everything with a tiny budget in under a minute; the numbers mean nothing."""
+    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Delete this sweep's run folders first instead of going on with them."""
+
+    @abc.abstractmethod
+    def cells(self) -> list[Cell]:
+        """What to train.
+
+        Raises:
+            InputError: a flag's value is not accepted.
+        """
+
+    @abc.abstractmethod
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        """Write FILES into ``out`` and say what was found."""
+
+    def budget(self, full: dict[str, Any], smoke: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a TrainConfig from an experiment's two budgets and the flags that change them.
+
+        Each budget has ``seeds``, ``steps``, ``evaluations`` (evenly spaced; each also writes a checkpoint) and any
+        other fields of TrainConfig.
+        """
+        settings = dict(smoke if self.smoke else full)
+        settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
+        every = max(1, settings["steps"] // settings.pop("evaluations"))
+        return settings | {"eval_every": every, "checkpoint_every": every, "preset": self.preset, "device": self.device}
+
+    @property
+    def folder(self) -> Path:
+        """The out folder."""
+        return self.out if self.out is not None else Path("runs") / (self.NAME + ("-smoke" if self.smoke else ""))
+
+
+def run(experiment: Experiment) -> int:
+    """Train the experiment's cells, write its results, print its table and sentences.
+
+    Returns:
+        the exit code: 0, or 1 if a cell broke.
+
+    Raises:
+        InputError, MissingExtra: see :func:`.sweep.run_cells`.
+    """
+    out = experiment.folder
+    outcomes = run_cells(
+        experiment.cells(), out, workers=experiment.workers, fresh=experiment.fresh, display=make_display()
+    )
+    failed = [o for o in outcomes if o.status == "failed"]
+    if any(o.status == "done" for o in outcomes):
+        found = experiment.report(outcomes, out)
+        notes = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
+        notes += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
+        if experiment.smoke:
+            notes.append("This was a smoke test: the budget is far too small for any of the numbers to mean something.")
+        sentences = [*found.sentences, *notes]
+        write_atomically(out / "summary.md", _markdown(found, sentences))
+        # A log has no width of its own, and a table folded to 80 columns cannot be read.
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console.print(rich_table(console, found.title, found.header, found.table))
+        for sentence in sentences:
+            print(f"- {sentence}")
+        print(f"Written to {out}: {', '.join(('summary.md', *experiment.FILES))}")
+    for outcome in failed:
+        print(f"error: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _markdown(found: Findings, sentences: Sequence[str]) -> str:
+    lines = [f"# {found.title}", "", markdown_table(found.header, found.table)]
+    lines += [f"- {sentence}" for sentence in sentences]
+    lines += ["", "Command: `" + shlex.join(["python", *sys.argv]) + "`", "", "| what | found |", "| --- | --- |"]
+    lines += [f"| {name} | {version} |" for name, version in {**versions(), "processors": os.cpu_count()}.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(parse: Callable[[], Experiment]) -> int:
+    """Parse the flags and run; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
+    try:
+        return run(parse())
+    except (InputError, MissingExtra) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,133 @@
+"""Figures: curves with confidence bands, drawn so that they can be read in print and by colour-blind readers."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.experiments.statistics import Interval, interval
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, told apart by all common forms of colour vision; without yellow, unreadable on white."""
+
+DASHES = ("-", "--", "-.", ":")
+"""Line styles, so that colour is never the only difference between lines that lie on each other."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve with its band."""
+
+    label: str
+    """Name in the legend; lines of the same label share an entry."""
+    points: tuple[tuple[int, Interval], ...]
+    """(x, value) in order of x."""
+    colour: str
+    dash: str = "-"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    ylabel: str
+    lines: tuple[Line, ...]
+    log: bool = False
+    """Logarithmic y axis."""
+    limits: tuple[float, float] | None = None
+    """Ends of the y axis; by default chosen from the means, with room for the bands."""
+    level: tuple[float, str] | None = None
+    """A horizontal line and its name in the legend."""
+    note: str = ""
+    """Written in the middle of a panel that has nothing to show."""
+
+
+def line(label: str, rows: Sequence[Mapping[str, Any]], column: str, colour: str, dash: str = "-") -> Line:
+    """The curve of a column's mean over seeds: one point per ``env_step`` in ``rows``."""
+    by_step: dict[int, list[float | None]] = {}
+    for row in rows:
+        by_step.setdefault(row["env_step"], []).append(row[column])
+    points = ((step, interval(values)) for step, values in sorted(by_step.items()))
+    return Line(label, tuple((step, value) for step, value in points if value.n), colour, dash)
+
+
+def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = "environment steps") -> None:
+    """Draw panels in rows and columns, one legend to the right of them all, into a PNG file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    # Here and not above: it is slow to load, and worker processes never draw.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns = len(grid), max(len(row) for row in grid)
+    figure = Figure(figsize=(4.2 * columns + 2.6, 3.4 * rows + 0.7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    legend: dict[str, Any] = {}
+    for i, row in enumerate(grid):
+        for j, panel in enumerate(row):
+            legend |= _draw_panel(axes[i, j], panel)
+            if i == rows - 1:
+                axes[i, j].set_xlabel(xlabel)
+    figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
+    """Draw one panel; returns its legend entries."""
+    entries: dict[str, Any] = {}
+    for curve in panel.lines:
+        if not curve.points:
+            continue
+        x, means = [p[0] for p in curve.points], [p[1].mean for p in curve.points]
+        marker = "." if len(x) < 3 else ""
+        (entries[curve.label],) = axis.plot(x, means, color=curve.colour, linestyle=curve.dash, marker=marker)
+        band = [(step, v.low, v.high) for step, v in curve.points if v.known]
+        if band:
+            axis.fill_between(*zip(*band, strict=True), color=curve.colour, alpha=0.15, linewidth=0)
+    if panel.level is not None:
+        entries[panel.level[1]] = axis.axhline(panel.level[0], color="#777777", linestyle=":", linewidth=1)
+    axis.set_title(panel.title)
+    axis.set_ylabel(panel.ylabel)
+    axis.grid(alpha=0.25)
+    if not entries.keys() - {panel.level[1] if panel.level else None}:
+        axis.text(0.5, 0.5, panel.note, ha="center", va="center", transform=axis.transAxes)
+    if panel.log:
+        axis.set_yscale("log", nonpositive="clip")
+    limits = panel.limits or _limits(panel)
+    if limits is not None:
+        axis.set_ylim(*limits)
+    return entries
+
+
+def _limits(panel: Panel) -> tuple[float, float] | None:
+    """Room for every mean, and for bands up to as far again: with two or three seeds they can dwarf the curves."""
+    values = [v for curve in panel.lines for _, v in curve.points if math.isfinite(v.mean)]
+    if panel.log:
+        positive = [v.mean for v in values if v.mean > 0]
+        return (0.3 * min(positive), 3.0 * max(positive)) if positive else None
+    if not values:
+        return None
+    ends = [v.mean for v in values] + ([panel.level[0]] if panel.level else [])
+    room = max(max(ends) - min(ends), 1e-6)
+    low = min(v.low if v.known else v.mean for v in values)
+    high = max(v.high if v.known else v.mean for v in values)
+    low, high = max(min(low, *ends), min(ends) - room), min(max(high, *ends), max(ends) + room)
+    return low - 0.03 * (high - low), high + 0.03 * (high - low)

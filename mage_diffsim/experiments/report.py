@@ -1,0 +1,528 @@
+"""What a sweep found: rows for CSV files, a table, and sentences that follow from the numbers and from nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mage_diffsim.config import METHODS
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
+from mage_diffsim.experiments.statistics import (
+    FINAL_EVALUATIONS,
+    Interval,
+    compare,
+    final_value,
+    interval,
+    steps_to_threshold,
+    t_quantile,
+)
+from mage_diffsim.experiments.sweep import Cell, Outcome
+from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
+
+CELL_FIELDS = ("task", "method", "dynamics", "backend")
+"""What identifies a cell; ``dynamics`` is empty for a model-free method, ``backend`` where no simulator is imagined
+with."""
+
+SUMMARY_FIELDS = (
+    *CELL_FIELDS,
+    "lambda",
+    "seed",
+    "env_steps",
+    "final_return",
+    "steps_to_threshold",
+    "gradient_error",
+    "gradient_cosine",
+    "nonfinite",
+    "updates_per_s",
+    "wall_s",
+)
+"""Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
+the last FINAL_EVALUATIONS evaluations; ``steps_to_threshold`` is the first evaluation that solved the task;
+``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not finite;
+``updates_per_s`` and ``wall_s`` belong to the cell, whose seeds train together."""
+
+CURVE_FIELDS = (
+    *CELL_FIELDS,
+    "lambda",
+    "seed",
+    "env_step",
+    "return_mean",
+    "return_std",
+    "length_mean",
+    "gradient_error",
+    "gradient_cosine",
+    "grad_q",
+    "grad_q_next",
+    "grad_reward",
+    "loss_critic",
+    "q_mean",
+)
+"""Columns of curves.csv, one row per run and evaluation."""
+
+METHOD_NAMES = {
+    "mage-td3": "MAGE-TD3",
+    "mage-ddpg": "MAGE-DDPG",
+    "dyna-td3": "Dyna-TD3",
+    "dyna-ddpg": "Dyna-DDPG",
+    "td3": "TD3",
+    "ddpg": "DDPG",
+    "data-efficient-td3": "Data-Efficient TD3",
+}
+"""Method names as the paper writes them."""
+
+HYBRID_NAMES = {
+    "hybrid-oracle-gradients": "learned values, oracle gradients",
+    "hybrid-learned-gradients": "oracle values, learned gradients",
+}
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def identity(cell: Cell) -> dict[str, str]:
+    """The CELL_FIELDS of a cell."""
+    config = cell.config
+    dynamics = config.dynamics if METHODS[config.method].imagines else ""
+    task = make_task(config.task).name
+    return {"task": task, "method": config.method, "dynamics": dynamics, "backend": cell.simulator or ""}
+
+
+def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One row of SUMMARY_FIELDS per run of every finished cell."""
+    rows = []
+    for outcome in outcomes:
+        if outcome.status != "done":
+            continue
+        config = outcome.cell.config
+        solved = make_task(config.task).solved_return
+        evaluations, metrics = read_evaluations(outcome.run_dir), read_metrics(outcome.run_dir)
+        for seed, lam in config.runs:
+            mine = [r for r in evaluations if (r["seed"], r["lambda"]) == (seed, lam)]
+            last = [r for r in metrics if (r["seed"], r["lambda"]) == (seed, lam)][-1]
+            rows.append(
+                identity(outcome.cell)
+                | {"lambda": lam, "seed": seed, "env_steps": last["env_step"]}
+                | {"final_return": final_value(mine, "return_mean")}
+                | {"steps_to_threshold": steps_to_threshold(mine, solved)}
+                | {name: final_value(mine, name) for name in ("gradient_error", "gradient_cosine")}
+                | {"nonfinite": int(last["grad_nonfinite"] or 0)}
+                | {name: last[name] for name in ("updates_per_s", "wall_s")}
+            )
+    return rows
+
+
+def curve_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One row of CURVE_FIELDS per run and evaluation of every finished cell."""
+    rows = []
+    for outcome in outcomes:
+        if outcome.status != "done":
+            continue
+        metrics = {(r["seed"], r["lambda"], r["env_step"]): r for r in read_metrics(outcome.run_dir)}
+        for row in read_evaluations(outcome.run_dir):
+            merged = identity(outcome.cell) | metrics[row["seed"], row["lambda"], row["env_step"]] | row
+            rows.append({name: merged[name] for name in CURVE_FIELDS})
+    return rows
+
+
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole CSV file in one go; None and NaN are empty cells.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    for row in rows:
+        writer.writerow(["" if _absent(row[name]) else row[name] for name in fields])
+    write_atomically(path, text.getvalue())
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# --- groups: the seeds of a cell together --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that differ in nothing but their seed."""
+
+    task: str
+    method: str
+    dynamics: str
+    backend: str
+    lam: float
+    rows: tuple[Mapping[str, Any], ...]
+    """Their summary rows."""
+
+    def value(self, column: str) -> Interval:
+        """Mean over seeds of a column of SUMMARY_FIELDS."""
+        return interval(row[column] for row in self.rows)
+
+    @property
+    def solved(self) -> list[int]:
+        """Environment steps at which the seeds that solved the task did so."""
+        return [row["steps_to_threshold"] for row in self.rows if row["steps_to_threshold"] is not None]
+
+    @property
+    def source(self) -> str:
+        """Where its transitions come from, in words."""
+        return source_name(self.dynamics, self.backend)
+
+    @property
+    def name(self) -> str:
+        """Method and dynamics, in words."""
+        return f"{METHOD_NAMES[self.method]}, {self.source}"
+
+
+def source_name(dynamics: str, backend: str) -> str:
+    """What the learner imagines with, in words."""
+    if not dynamics:
+        return "model-free"
+    if dynamics == "oracle":
+        return f"oracle ({backend})"
+    return HYBRID_NAMES.get(dynamics, dynamics) + (f" ({backend})" if dynamics in HYBRID_NAMES else "")
+
+
+def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Summary rows by everything but the seed, in order of first appearance."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[f] for f in (*CELL_FIELDS, "lambda")), []).append(row)
+    return [Group(*key, rows=tuple(value)) for key, value in found.items()]
+
+
+def label(group: Group, groups: Sequence[Group]) -> str:
+    """The group's name, with its lambda where the groups differ in lambda."""
+    return group.name + (f", λ = {group.lam:g}" if len({g.lam for g in groups}) > 1 else "")
+
+
+# --- table ---------------------------------------------------------------------------------------------------------
+
+HEADER = (
+    "task",
+    "method, dynamics",
+    "return",
+    "gradient error",
+    "cosine",
+    "solved at step",
+    "non-finite",
+    "updates/s",
+    "wall",
+)
+"""Columns of the table."""
+
+
+def table_rows(groups: Sequence[Group], outcomes: Iterable[Outcome] = ()) -> list[tuple[str, ...]]:
+    """The cells of the table under HEADER: one row per group, then one per cell that was skipped or failed."""
+    rows = []
+    for group in groups:
+        solved = f"{len(group.solved)} of {len(group.rows)} seeds"
+        if group.solved:
+            solved = f"{interval(group.solved).mean:.0f} ({solved})"
+        rows.append(
+            (
+                group.task,
+                label(group, groups),
+                text(group.value("final_return")),
+                text(group.value("gradient_error")),
+                text(group.value("gradient_cosine")),
+                solved,
+                str(sum(row["nonfinite"] for row in group.rows)),
+                f"{group.value('updates_per_s').mean:.0f}",
+                f"{group.value('wall_s').mean:.0f} s",
+            )
+        )
+    for outcome in outcomes:
+        if outcome.status != "done":
+            who = identity(outcome.cell)
+            name = f"{METHOD_NAMES[who['method']]}, {source_name(who['dynamics'], who['backend'])}"
+            last_line = outcome.reason.strip().splitlines()[-1]
+            rows.append((who["task"], name, f"{outcome.status}: {last_line}", *[""] * (len(HEADER) - 3)))
+    return rows
+
+
+def text(value: Interval) -> str:
+    """``mean ± half-width`` to three significant digits of the mean; ``-`` where there is no value."""
+    if value.n == 0:
+        return "-"
+    if not math.isfinite(value.mean):
+        return str(value.mean)
+    digits = max(0, 2 - math.floor(math.log10(abs(value.mean)))) if value.mean else 2
+    digits = min(digits, 6)
+    return f"{value.mean:.{digits}f}" + (f" ± {value.half:.{digits}f}" if value.known else "")
+
+
+def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The table for a terminal; a narrow one gets as many columns from the left as can be read in it."""
+    for columns in range(len(header), 0, -1):
+        table = Table(title=title, title_justify="left")
+        for name in header[:columns]:
+            table.add_column(name, max_width=None if columns == len(header) else 28)
+        for row in rows:
+            table.add_row(*map(escape, row[:columns]))
+        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+            break
+    if columns < len(header):
+        table.caption = f"a wider terminal also shows: {', '.join(header[columns:])}"
+    return table
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The table for a Markdown file."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in lines) + "\n"
+
+
+# --- figure --------------------------------------------------------------------------------------------------------
+
+
+def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]], seeds: int) -> None:
+    """Return, gradient error and cosine over training, one row of panels per task.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    groups = groups_of(curves)
+    styles = _styles(groups)
+    grid = []
+    for task in dict.fromkeys(g.task for g in groups):
+        mine = [g for g in groups if g.task == task]
+
+        def lines(column: str, mine: list[Group] = mine) -> tuple[Line, ...]:
+            return tuple(line(n, g.rows, column, *styles[n]) for g in mine for n in [label(g, groups)])
+
+        solved = make_task(task).solved_return
+        level = None if solved is None else (solved, "solved")
+        grid.append(
+            [
+                Panel(f"{task}: return", "undiscounted return per episode", lines("return_mean"), level=level),
+                Panel(
+                    f"{task}: gradient error (Eq. 14)",
+                    "mean |true - critic's| gradient, discounted",
+                    lines("gradient_error"),
+                    log=True,
+                    note="not measured",
+                ),
+                Panel(
+                    f"{task}: gradient cosine",
+                    "cosine to the true action-gradient",
+                    lines("gradient_cosine"),
+                    limits=(-1.05, 1.05),
+                    note=NO_COSINE,
+                ),
+            ]
+        )
+    draw(path, f"Learned model, oracle and hybrids: mean and 95% c.i. over {seeds} seeds", grid)
+
+
+NO_COSINE = "undefined: the true\naction-gradient is zero"
+
+
+def _styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
+    """Colour by method and kind of dynamics, line style by backend: lines that should coincide look alike."""
+    kinds = list(dict.fromkeys((g.method, g.dynamics, g.lam) for g in groups))
+    styles = {}
+    for group in groups:
+        kind = (group.method, group.dynamics, group.lam)
+        backends = list(dict.fromkeys(g.backend for g in groups if (g.method, g.dynamics, g.lam) == kind))
+        colour = PALETTE[kinds.index(kind) % len(PALETTE)]
+        styles[label(group, groups)] = (colour, DASHES[backends.index(group.backend) % len(DASHES)])
+    return styles
+
+
+# --- sentences -----------------------------------------------------------------------------------------------------
+
+
+def findings(rows: Sequence[Mapping[str, Any]], solved_returns: Mapping[str, float | None]) -> list[str]:
+    """What the summary rows say, in sentences.
+
+    Args:
+        rows: rows of SUMMARY_FIELDS.
+        solved_returns: task name to the mean return that counts as solved, or None.
+    """
+    everything = groups_of(rows)
+    found: list[str] = []
+    for task in dict.fromkeys(g.task for g in everything):
+        groups = [g for g in everything if g.task == task]
+        found += _solving(task, groups, solved_returns.get(task))
+        for method, lam in dict.fromkeys((g.method, g.lam) for g in groups):
+            found += _dynamics_findings(task, [g for g in groups if (g.method, g.lam) == (method, lam)])
+        found += _control_findings(task, groups)
+        if all(g.value("gradient_cosine").n == 0 for g in groups) and any(g.value("gradient_error").n for g in groups):
+            found.append(
+                f"{task}: the cosine is undefined (-), because the reward does not change with the action and the true "
+                "action-gradient is exactly zero; the gradient error is then the size of the critic's own gradient."
+            )
+    for group in everything:
+        count = sum(row["nonfinite"] for row in group.rows)
+        if count:
+            found.append(
+                f"{group.task}: {label(group, everything)} gave {count} batch rows that were not finite; they were "
+                "masked and never trained on."
+            )
+    return found + _caveats(everything)
+
+
+def _solving(task: str, groups: list[Group], threshold: float | None) -> list[str]:
+    """Which cells solved the task, and when."""
+    if threshold is None:
+        return [f"{task}: no return counts as solved."]
+    every, some, none = [], [], []
+    for group in groups:
+        name, n = label(group, groups), len(group.rows)
+        when = f"step {interval(group.solved).mean:.0f}" if group.solved else ""
+        if len(group.solved) == n:
+            every.append(f"{name} ({when})")
+        elif group.solved:
+            some.append(f"{name} ({len(group.solved)} of {n}, {when})")
+        else:
+            none.append(name)
+    parts = [
+        f"{intro}: {'; '.join(names)}"
+        for intro, names in (("by every seed", every), ("by some seeds", some), ("by no seed", none))
+        if names
+    ]
+    return [
+        f"{task} was solved (an evaluation of mean return {threshold:g} or more; mean step of the first) "
+        + ". Solved ".join(parts)
+        + "."
+    ]
+
+
+METRICS = (("final_return", "final return", True), ("gradient_error", "gradient error", False))
+"""(column, words, whether more is better) of what cells are compared by."""
+
+
+def _dynamics_findings(task: str, groups: list[Group]) -> list[str]:
+    """One method on different dynamics: oracle against learned, backend against backend, and the hybrids between."""
+    where = f"{task}, {METHOD_NAMES[groups[0].method]}"
+    oracles = [g for g in groups if g.dynamics == "oracle"]
+    learned = next((g for g in groups if g.dynamics == "learned"), None)
+    found = []
+    if learned is not None:
+        found += [
+            f"{where}, {s}" for metric in METRICS for s in _against(learned, oracles, *metric, shared_method=True)
+        ]
+    if len(oracles) > 1:
+        found.append(f"{where}: {_same_physics(oracles)}")
+    for hybrid in (g for g in groups if g.dynamics in HYBRID_NAMES):
+        oracle = next((o for o in oracles if o.backend == hybrid.backend), None)
+        if learned is not None and oracle is not None:
+            found += [f"{where}, {_attribution(hybrid, learned, oracle, *metric)}" for metric in METRICS]
+    return found
+
+
+def _control_findings(task: str, groups: list[Group]) -> list[str]:
+    """MAGE against Dyna of the same kind on the same dynamics: what the gradient term itself brings."""
+    found = []
+    for dyna in (g for g in groups if g.method.startswith("dyna-")):
+        same = (dyna.method.replace("dyna-", "mage-"), dyna.dynamics, dyna.backend, dyna.lam)
+        mages = [g for g in groups if (g.method, g.dynamics, g.backend, g.lam) == same]
+        found += [f"{task}, {s}" for metric in METRICS for s in _against(dyna, mages, *metric, shared_method=False)]
+    return found
+
+
+def _against(
+    reference: Group, others: list[Group], column: str, words: str, more_is_better: bool, *, shared_method: bool
+) -> list[str]:
+    """One sentence per way in which ``others`` lie to the reference."""
+
+    def named(group: Group) -> str:
+        return f"{group.source if shared_method else group.name} {text(group.value(column))}"
+
+    by_verdict: dict[str, list[str]] = {}
+    for other in others:
+        if other.value(column).n and reference.value(column).n:
+            by_verdict.setdefault(compare(other.value(column), reference.value(column)), []).append(named(other))
+    found = []
+    for verdict, names in by_verdict.items():
+        subject, verb = enumeration(names), "is" if len(names) == 1 else "are"
+        if verdict == "unknown":
+            end = f"against {named(reference)}: too few seeds for an interval, so a difference may be chance"
+        elif verdict == "overlap":
+            end = f"against {named(reference)}: the intervals overlap, so these seeds do not tell them apart"
+        else:
+            better = "better" if (verdict == "above") == more_is_better else "worse"
+            direction = "higher" if verdict == "above" else "lower"
+            end = f"{verb} {better} ({direction}) than {named(reference)}, and the intervals do not overlap"
+        found.append(f"{words}: {subject} {end}.")
+    return found
+
+
+def _same_physics(oracles: list[Group]) -> str:
+    """Backends of the same equations should agree."""
+    names = enumeration([g.source for g in oracles])
+    pairs = [(a, b) for i, a in enumerate(oracles) for b in oracles[i + 1 :]]
+    apart, known = [], False
+    for column, words, _ in METRICS:
+        for a, b in pairs:
+            verdict = compare(a.value(column), b.value(column))
+            known |= verdict != "unknown"
+            if verdict in ("above", "below"):
+                apart.append(f"{a.source} and {b.source} in {words}")
+    if apart:
+        return f"the intervals of {enumeration(apart)} do not overlap, though their equations are the same."
+    if not known:
+        return f"{names} have too few seeds to be compared."
+    return f"{names} agree within their intervals, as backends of the same equations should."
+
+
+def _attribution(hybrid: Group, learned: Group, oracle: Group, column: str, words: str, more_is_better: bool) -> str:
+    """Whether a hybrid goes with the one that gives its values or with the one that gives its gradients."""
+    h, lo, o = hybrid.value(column), learned.value(column), oracle.value(column)
+    numbers = f"{words}: {hybrid.source} {text(h)} (learned {text(lo)}, {oracle.source} {text(o)})"
+    to_learned, to_oracle, gap = compare(h, lo), compare(h, o), compare(o, lo)
+    if "unknown" in (to_learned, to_oracle, gap):
+        return f"{numbers}: too few seeds for an interval."
+    if to_learned == to_oracle != "overlap":
+        return f"{numbers} is {'better' if (to_learned == 'above') == more_is_better else 'worse'} than both."
+    if gap == "overlap":
+        return f"{numbers}: learned and oracle overlap, so there is no difference for values or gradients to explain."
+    if to_learned == to_oracle:
+        return f"{numbers} overlaps both, so these seeds do not say whether values or gradients make the difference."
+    parts = ("gradients", "values") if hybrid.dynamics == "hybrid-oracle-gradients" else ("values", "gradients")
+    if to_oracle == "overlap":
+        return f"{numbers} goes with the oracle, which gives its {parts[0]}: the {parts[0]} make the difference."
+    if to_learned == "overlap":
+        return f"{numbers} goes with the learned model, which gives its {parts[1]}: the {parts[1]} make the difference."
+    return f"{numbers} lies between the two: values and gradients both matter."
+
+
+def enumeration(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _caveats(groups: Sequence[Group]) -> list[str]:
+    """What the reader must know to believe the rest no more than it deserves."""
+    if not groups:
+        return []
+    n = min(len(g.rows) for g in groups)
+    found = []
+    if n < 2:
+        found.append("With one seed there is no confidence interval: nothing here generalises beyond that seed.")
+    elif n < 10:
+        t = t_quantile(0.975, n - 1)
+        found.append(
+            f"With {n} seeds a 95% interval is ±{t:.1f} standard errors (Student's t): overlapping intervals do not "
+            "show that two cells are equal."
+        )
+    found.append(
+        f"Returns and gradient numbers are means over each run's last {FINAL_EVALUATIONS} evaluations. Gradient error "
+        "and cosine are measured along each cell's own trajectories, so a better policy is also measured elsewhere; "
+        "with a one-dimensional action the cosine is the agreement in sign."
+    )
+    return found

@@ -1,0 +1,58 @@
+"""Test-wide set-up. Its order matters: environment variables first, then the import hook, then everything else."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache"
+
+# Compiling one MJX step takes tens of seconds: keep what was compiled, from one run and worker to the next.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("WARP_CACHE_PATH", str(CACHE / "warp"))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: one thread each, set before any library starts its pool.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = "1"
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+early = sorted(name for name in sys.modules if name.partition(".")[0] == "mage_diffsim")
+if early:
+    raise RuntimeError(f"imported before the shape-checking hook was installed, so unchecked: {', '.join(early)}")
+# Every annotation in the three packages is checked on every call made by a test.
+jaxtyping.install_import_hook("mage_diffsim", "beartype.beartype")
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# The same examples on every run; no deadline, because a first call may compile.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """A test that draws from a global generator draws the same numbers alone, in any order and in any worker."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,232 @@
+"""The words say what the numbers say; files and figures hold what they should."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from mage_diffsim.config import make_config
+from mage_diffsim.experiments import report
+from mage_diffsim.experiments.figures import Panel, draw, line
+from mage_diffsim.experiments.statistics import Interval
+from mage_diffsim.experiments.sweep import Cell, Outcome
+
+SPREAD = (-1.0, 0.0, 1.0)
+"""Three seeds around a mean; the 95% interval is then +- 2.48 spreads."""
+
+
+def rows(
+    method="mage-td3",
+    dynamics="learned",
+    backend="",
+    *,
+    task="Pendulum",
+    returns=-500.0,
+    error=1.0,
+    cosine=0.5,
+    solved=(None, None, None),
+    nonfinite=0,
+    spread=1.0,
+    seeds=3,
+):
+    """Summary rows of one cell."""
+    return [
+        dict(
+            task=task,
+            method=method,
+            dynamics=dynamics,
+            backend=backend,
+            seed=seed,
+            env_steps=1000,
+            final_return=returns + 10.0 * spread * SPREAD[seed],
+            steps_to_threshold=solved[seed],
+            gradient_error=error * (1.0 + 0.05 * spread * SPREAD[seed]),
+            gradient_cosine=cosine,
+            nonfinite=nonfinite,
+            updates_per_s=100.0,
+            wall_s=10.0,
+        )
+        | {"lambda": 0.2}
+        for seed in range(seeds)
+    ]
+
+
+def said(*cells, threshold=-200.0):
+    """All sentences about these cells."""
+    return report.findings([row for cell in cells for row in cell], {"Pendulum": threshold, "CartPole": 475.0})
+
+
+def sentence(sentences, *words):
+    """The only sentence with all of these words."""
+    found = [s for s in sentences if all(w in s for w in words)]
+    assert len(found) == 1, f"{words}: {found or sentences}"
+    return found[0]
+
+
+def test_solved_and_unsolved_cells_are_named_with_when():
+    text = said(
+        rows(dynamics="oracle", backend="torch", solved=(400, 500, 600)),
+        rows(solved=(None, 800, None)),
+        rows("dyna-td3"),
+    )[0]
+    assert "by every seed: MAGE-TD3, oracle (torch) (step 500)" in text
+    assert "by some seeds: MAGE-TD3, learned (1 of 3, step 800)" in text
+    assert "by no seed: Dyna-TD3, learned" in text
+
+
+def test_a_task_without_a_solved_return_is_not_called_solved():
+    assert said(rows(), threshold=None)[0] == "Pendulum: no return counts as solved."
+
+
+def test_a_better_oracle_is_called_better_in_return_and_in_gradient_error():
+    found = said(rows(returns=-500, error=1.0), rows(dynamics="oracle", backend="torch", returns=-150, error=0.2))
+    text = sentence(found, "final return", "do not overlap")
+    assert "oracle (torch) -150" in text and "is better (higher) than learned -500" in text
+    assert "is better (lower) than learned" in sentence(found, "gradient error", "do not overlap")
+
+
+def test_a_worse_oracle_is_called_worse():
+    found = said(rows(returns=-150, error=0.2), rows(dynamics="oracle", backend="torch", returns=-500, error=1.0))
+    assert "is worse (lower) than learned" in sentence(found, "final return", "do not overlap")
+    assert "is worse (higher) than learned" in sentence(found, "gradient error", "do not overlap")
+
+
+def test_overlapping_intervals_are_not_called_a_difference():
+    found = said(rows(returns=-180, spread=9), rows(dynamics="oracle", backend="torch", returns=-150, spread=9))
+    text = sentence(found, "final return", "oracle (torch)")
+    assert "the intervals overlap, so these seeds do not tell them apart" in text
+    assert not any("better (" in s or "worse (" in s for s in found)
+    assert any("do not show that two cells are equal" in s for s in found)
+
+
+def test_one_seed_is_never_called_a_difference():
+    found = said(rows(seeds=1, returns=-500), rows(dynamics="oracle", backend="torch", returns=-150, seeds=1))
+    assert "too few seeds for an interval" in sentence(found, "final return", "oracle (torch)")
+    assert any("With one seed there is no confidence interval" in s for s in found)
+    assert not any("better (" in s for s in found)
+
+
+def test_oracles_that_agree_and_that_do_not_are_told_apart():
+    torch, jax = (rows(dynamics="oracle", backend=b) for b in ("torch", "jax"))
+    assert sentence(said(torch, jax), "oracle (torch) and oracle (jax) agree")
+    warp = rows(dynamics="oracle", backend="warp", returns=-100)
+    text = sentence(said(torch, jax, warp), "though their equations are the same")
+    assert "oracle (torch) and oracle (warp) in final return" in text
+    assert "oracle (torch) and oracle (jax)" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "returns", "says"),
+    [
+        ("hybrid-oracle-gradients", -150, "goes with the oracle, which gives its gradients: the gradients make"),
+        ("hybrid-oracle-gradients", -500, "goes with the learned model, which gives its values: the values make"),
+        ("hybrid-learned-gradients", -150, "goes with the oracle, which gives its values: the values make"),
+        ("hybrid-learned-gradients", -500, "goes with the learned model, which gives its gradients: the gradients"),
+        ("hybrid-oracle-gradients", -300, "lies between the two"),
+        ("hybrid-oracle-gradients", -900, "is worse than both"),
+        ("hybrid-learned-gradients", -10, "is better than both"),
+    ],
+)
+def test_a_hybrid_is_attributed_to_the_side_it_goes_with(kind, returns, says):
+    found = said(
+        rows(returns=-500),
+        rows(dynamics="oracle", backend="torch", returns=-150),
+        rows(dynamics=kind, backend="torch", returns=returns),
+    )
+    assert says in sentence(found, "final return", report.HYBRID_NAMES[kind])
+
+
+def test_without_a_gap_a_hybrid_explains_nothing():
+    found = said(
+        rows(returns=-160),
+        rows(dynamics="oracle", backend="torch", returns=-150),
+        rows(dynamics="hybrid-oracle-gradients", backend="torch", returns=-155),
+    )
+    assert "no difference for values or gradients to explain" in sentence(found, "final return", "learned values")
+
+
+def test_mage_is_compared_with_dyna_on_the_same_model():
+    found = said(rows(error=0.3), rows("dyna-td3", error=2.0))
+    text = sentence(found, "gradient error", "Dyna-TD3")
+    assert "MAGE-TD3, learned 0.300" in text and "is better (lower) than Dyna-TD3, learned 2.00" in text
+
+
+def test_nonfinite_rows_are_reported_and_zero_is_not():
+    assert "gave 6 batch rows that were not finite" in sentence(said(rows(nonfinite=2)), "not finite")
+    assert not any("not finite" in s for s in said(rows()))
+
+
+def test_a_cosine_without_a_true_gradient_is_a_dash_with_its_reason():
+    cells = rows(task="CartPole", cosine=math.nan)
+    table = report.table_rows(report.groups_of(cells))
+    assert table[0][report.HEADER.index("cosine")] == "-"
+    assert "true action-gradient is exactly zero" in sentence(said(cells), "cosine is undefined")
+    assert not any("cosine is undefined" in s for s in said(rows()))
+
+
+def test_table_shows_skipped_cells_with_the_reason(tmp_path):
+    cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
+    skipped = Outcome(cell, tmp_path, "skipped", "jax is not installed: pip install 'mage-diffsim[mjx]'")
+    table = report.table_rows(report.groups_of(rows(solved=(100, None, 300))), [skipped])
+    assert table[0][:4] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25", "1.00 ± 0.12")
+    assert table[0][report.HEADER.index("solved at step")] == "200 (2 of 3 seeds)"
+    assert table[1][1:3] == ("MAGE-TD3, oracle (jax)", "skipped: " + skipped.reason)
+    assert skipped.reason in printed(table, 300)
+    assert report.markdown_table(report.HEADER, table).count("\n") == 4
+
+
+def printed(table, width):
+    """The table as a console of this width prints it."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report.rich_table(console, "title", report.HEADER, table))
+    return console.file.getvalue()
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which_are_missing():
+    table = report.table_rows(report.groups_of(rows(dynamics="hybrid-oracle-gradients", backend="torch")))
+    wide, narrow = printed(table, 200), printed(table, 80)
+    assert all(name in wide for name in report.HEADER) and "a wider terminal" not in wide
+    assert "-500 ± 25" in narrow and "1.00 ± 0.12" in narrow and "…" not in narrow
+    assert "a wider terminal also shows:" in narrow and "wall" in narrow
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Interval(-149.73, 12.31, 3), "-150 ± 12"),
+        (Interval(0.04567, 0.0123, 3), "0.0457 ± 0.0123"),
+        (Interval(2.0, math.nan, 1), "2.00"),
+        (Interval(math.nan, math.nan, 0), "-"),
+        (Interval(math.inf, math.nan, 3), "inf"),
+        (Interval(0.0, 0.0, 3), "0.00 ± 0.00"),
+    ],
+)
+def test_numbers_are_shown_to_three_digits(value, shown):
+    assert report.text(value) == shown
+
+
+def test_lambdas_are_named_only_where_they_differ():
+    two = [dict(row) | {"lambda": lam} for lam in (0.05, 0.2) for row in rows()]
+    groups = report.groups_of(two)
+    assert [report.label(g, groups) for g in groups] == ["MAGE-TD3, learned, λ = 0.05", "MAGE-TD3, learned, λ = 0.2"]
+    assert report.label(groups[0], groups[:1]) == "MAGE-TD3, learned"
+
+
+def test_csv_leaves_absent_numbers_empty_and_no_temporary_file(tmp_path):
+    path = tmp_path / "x.csv"
+    report.write_csv(path, ("a", "b", "c"), [{"a": 1, "b": None, "c": math.nan, "more": 5}])
+    assert path.read_text() == "a,b,c\n1,,\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_figure_is_drawn_with_one_seed_with_bands_and_with_nothing(tmp_path):
+    curves = [{"env_step": s, "seed": k, "y": 1.0 + s + k, "none": math.nan} for s in (0, 10, 20) for k in (0, 1)]
+    shown, empty = line("both", curves, "y", "#000000"), line("none", curves, "none", "#000000")
+    single = line("one", [r for r in curves if r["seed"] == 0], "y", "#0072B2", "--")
+    assert [v.n for _, v in shown.points] == [2, 2, 2] and empty.points == () and not single.points[0][1].known
+    panels = [Panel("a", "y", (shown, single), log=True, level=(5.0, "level")), Panel("b", "y", (empty,), note="none")]
+    draw(tmp_path / "f.png", "title", [panels])
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1

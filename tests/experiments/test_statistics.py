@@ -1,0 +1,98 @@
+"""Student's t against closed forms, intervals against their definition and their coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mage_diffsim.experiments.statistics import (
+    Interval,
+    compare,
+    final_value,
+    interval,
+    steps_to_threshold,
+    t_cdf,
+    t_quantile,
+)
+
+POINTS = (-7.0, -1.3, 0.0, 0.4, 1.0, 2.5, 30.0)
+
+
+@pytest.mark.parametrize("t", POINTS)
+def test_t_with_one_and_two_degrees_of_freedom_has_its_closed_form(t):
+    assert t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-14)
+    assert t_cdf(t, 2) == pytest.approx(0.5 + t / (2.0 * math.sqrt(2.0 + t * t)), abs=1e-14)
+
+
+@pytest.mark.parametrize("dof", [3, 4, 5, 6, 9, 10, 24, 29])
+def test_t_cdf_is_the_integral_of_the_density(dof):
+    for t in (-1.7, 0.3, 2.2):
+        x = np.linspace(0.0, t, 20001)
+        log_constant = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi)
+        density = np.exp(log_constant - (dof + 1) / 2 * np.log1p(x**2 / dof))
+        assert t_cdf(t, dof) == pytest.approx(0.5 + np.trapezoid(density, x), abs=1e-8)  # step^2 = 1e-8
+
+
+def test_t_with_many_degrees_of_freedom_is_normal():
+    assert t_cdf(1.5, 20000) == pytest.approx(0.5 * (1.0 + math.erf(1.5 / math.sqrt(2.0))), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dof", "value"), [(1, 12.7062047), (2, 4.30265273), (4, 2.77644511), (9, 2.26215716), (29, 2.04522964)]
+)
+def test_t_quantile_is_the_tabulated_one(dof, value):
+    assert t_quantile(0.975, dof) == pytest.approx(value, rel=1e-8)
+
+
+def test_t_quantile_inverts_the_cdf_and_is_zero_in_the_middle():
+    assert t_quantile(0.5, 3) == pytest.approx(0.0, abs=1e-9)
+    assert t_cdf(t_quantile(0.9, 7), 7) == pytest.approx(0.9, abs=1e-11)
+
+
+@pytest.mark.parametrize(("p", "dof"), [(1.0, 3), (0.2, 3), (0.9, 0)])
+def test_t_quantile_refuses_what_it_cannot_invert(p, dof):
+    with pytest.raises(ValueError, match="accepted is"):
+        t_quantile(p, dof)
+
+
+def test_interval_of_three_values_is_t_times_the_standard_error():
+    found = interval([1.0, 2.0, 6.0])
+    assert found.mean == 3.0
+    assert found.half == pytest.approx(4.30265273 * np.std([1, 2, 6], ddof=1) / math.sqrt(3), rel=1e-8)
+    assert (found.low, found.high) == (found.mean - found.half, found.mean + found.half)
+
+
+def test_interval_covers_the_truth_in_95_percent_of_samples():
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (4000, 4))
+    covered = np.mean([found.low <= 3.0 <= found.high for found in map(interval, samples.tolist())])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_interval_leaves_out_undefined_values_and_knows_nothing_from_one():
+    assert interval([1.0, None, 3.0, math.nan]).n == 2
+    one = interval([5.0])
+    assert (one.mean, one.n, one.known) == (5.0, 1, False)
+    assert interval([]).n == 0 and math.isnan(interval([]).mean)
+
+
+def test_compare_names_the_side_or_the_overlap_or_nothing():
+    low, high = Interval(0.0, 1.0, 3), Interval(3.0, 1.0, 3)
+    assert compare(high, low) == "above" and compare(low, high) == "below"
+    assert compare(low, Interval(1.5, 1.0, 3)) == "overlap"
+    assert compare(Interval(0.0, math.nan, 1), high) == "unknown"
+
+
+def test_final_value_is_the_mean_of_the_last_evaluations_without_the_untrained_one():
+    rows = [{"env_step": s, "x": float(s)} for s in (30, 0, 10, 20)]  # any order
+    assert final_value(rows, "x", 2) == 25.0
+    assert final_value(rows, "x", 9) == 20.0
+    assert math.isnan(final_value([{"env_step": 10, "x": math.nan}], "x"))
+
+
+def test_steps_to_threshold_is_the_first_evaluation_that_reaches_it():
+    rows = [{"env_step": s, "return_mean": r} for s, r in ((0, -9.0), (10, -2.0), (20, -1.0), (30, -5.0), (40, 0.0))]
+    assert steps_to_threshold(rows, -1.0) == 20
+    assert steps_to_threshold(rows, 1.0) is None
+    assert steps_to_threshold(rows, None) is None

@@ -1,0 +1,354 @@
+"""Sweeps: what is refused, what is resumed, what is independent of what."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from rich.console import Console
+
+from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.config import make_config
+from mage_diffsim.experiments import display as display_module
+from mage_diffsim.experiments import report
+from mage_diffsim.experiments.command import main
+from mage_diffsim.experiments.display import LiveDisplay, PlainDisplay, duration
+from mage_diffsim.experiments.sweep import Cell, check, run_cells
+from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, train
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOCK = ("updates_per_s", "wall_s")
+"""Summary columns that no two runs share."""
+
+
+def cell(tiny, name="a", **settings) -> Cell:
+    return Cell(name, make_config("Pendulum", **{**tiny, "dynamics": "oracle", **settings}))
+
+
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+def train_until(config, run_dir, env_step):
+    """Train as a worker would and die at this step."""
+
+    def stop(progress: Progress) -> None:
+        if progress.env_step == env_step:
+            raise Killed
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(Killed):
+            train(config, run_dir, progress=stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- what is trained -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_sweeps(tmp_path_factory):
+    """The same cells trained straight by one worker, and by two workers after one cell was killed in between.
+
+    The second sweep also has a cell that breaks.
+    """
+    from conftest import TINY
+
+    cells = [cell(TINY, "learned", dynamics="learned"), cell(TINY, "oracle")]
+    file = tmp_path_factory.mktemp("task") / "broken.py"
+    file.write_text(
+        "from mage_diffsim.envs.tasks.pendulum import Pendulum\n"
+        "class Broken(Pendulum):\n"
+        "    name = 'Broken'\n"
+        "    def reset(self, n, generator):\n"
+        "        raise RuntimeError('the pendulum fell off')\n"
+    )
+    broken = Cell("broken", make_config(f"{file}:Broken", **{**TINY, "dynamics": "oracle"}))
+    straight, killed = (tmp_path_factory.mktemp(name) for name in ("straight", "killed"))
+    train_until(cells[0].config, killed / "learned", 47)
+    lines = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", lines)
+        outcomes = [
+            run_cells(cells, straight, workers=1, display=PlainDisplay()),
+            run_cells([broken, *cells], killed, workers=2, display=PlainDisplay()),
+        ]
+    return cells, (straight, killed), outcomes, lines.getvalue()
+
+
+def test_an_interrupted_sweep_ends_like_an_uninterrupted_one(two_sweeps):
+    _, _, (straight, (_, *killed)), lines = two_sweeps
+    assert "learned: goes on from step 40" in lines
+    assert without_clock(report.summary_rows(straight[:1])) == without_clock(report.summary_rows(killed[:1]))
+    assert without_clock(report.curve_rows(straight[:1])) == without_clock(report.curve_rows(killed[:1]))
+
+
+def test_the_number_of_workers_does_not_change_the_summary(two_sweeps):
+    _, _, (one, (_, *two)), _ = two_sweeps
+    assert without_clock(report.summary_rows(one)) == without_clock(report.summary_rows(two))
+    rows = report.summary_rows(one)
+    assert [(r["dynamics"], r["backend"], r["seed"]) for r in rows] == [
+        ("learned", "", 0),
+        ("learned", "", 1),
+        ("oracle", "torch", 0),
+        ("oracle", "torch", 1),
+    ]
+    assert rows[0]["final_return"] != rows[1]["final_return"], "seeds must differ"
+
+
+def test_a_finished_sweep_trains_nothing_again(two_sweeps, capsys):
+    cells, (folder, _), outcomes, _ = two_sweeps
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    again = run_cells(cells, folder, workers=2, display=PlainDisplay())
+    assert [o.status for o in again] == ["done", "done"]
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert capsys.readouterr().out.count("already finished") == 2
+    assert report.summary_rows(again) == report.summary_rows(outcomes[0])
+
+
+def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_sweeps):
+    cells, (folder, _), _, _ = two_sweeps
+    config = dataclasses.replace(cells[1].config, steps=80)
+    config = dataclasses.replace(config, hyper=dataclasses.replace(config.hyper, batch_size=16))
+    changed = [Cell("oracle", config)]
+    with pytest.raises(InputError, match=r"oracle was trained with steps 60 and not 80, hyper.batch_size 8 and not 16"):
+        check(changed, folder, workers=1)
+    assert check(changed, folder, workers=1, fresh=True) == {}
+
+
+def test_a_cell_that_breaks_is_reported_and_the_others_go_on(two_sweeps):
+    _, _, (_, outcomes), lines = two_sweeps
+    assert [o.status for o in outcomes] == ["failed", "done", "done"]
+    assert "the pendulum fell off" in outcomes[0].reason and "broken: FAILED" in lines
+    assert {r["task"] for r in report.summary_rows(outcomes)} == {"Pendulum"}
+
+
+def living(group: int) -> list[str]:
+    """Command lines of the processes in a group that are not zombies; empty where there is no /proc to look in."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "out"
+    flags = ["--dynamics", "oracle", "learned", "--backends", "torch", "--methods", "mage-td3", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks" / "oracle_vs_learned.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CI": "true"},
+        start_new_session=True,  # a process group of its own, as a terminal gives one
+    )
+    names = [f"Pendulum_mage-td3_{d}" for d in ("oracle_torch", "learned")]
+    deadline = time.monotonic() + 60
+    while not all((out / name / "eval.csv").exists() for name in names) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    group = os.getpgid(process.pid)
+    os.killpg(group, signal.SIGINT)
+    printed, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "interrupted: run the same command again to go on"
+    assert "Pendulum_mage-td3_learned: starts" in printed and not is_finished(out / names[0])
+    deadline = time.monotonic() + 10
+    while living(group) and time.monotonic() < deadline:  # Python's own resource tracker takes a moment
+        time.sleep(0.1)
+    assert living(group) == []
+    assert not (out / "summary.csv").exists()
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--tasks", "Pendulun"], "unknown task 'Pendulun': choose one of"),
+        (["--tasks"], "tasks are (); accepted is one or more different names"),
+        (["--methods", "mage"], "unknown method 'mage': choose one of"),
+        (["--methods", "td3", "td3"], "accepted is one or more different names"),
+        (["--dynamics", "learnt"], "unknown dynamics 'learnt': choose one of"),
+        (["--backends", "mjx"], "unknown backend of task Pendulum 'mjx': choose one of jax, torch, warp"),
+        (["--seeds", "1", "1"], "seeds are (1, 1); accepted is one or more different integers of 0 or more"),
+        (["--steps", "0"], "steps is 0; accepted is 1 or more"),
+        (["--preset", "laptop"], "unknown preset 'laptop': choose one of authors, cpu, paper"),
+        (["--lambdas", "-1"], "accepted is one or more different numbers of 0 or more"),
+        (["--device", "cuda:77"], "device 'cuda:77' was asked for"),
+        (["--device", "tpu"], "tpu"),
+        (["--workers", "0"], "workers is 0; accepted is 1 or more"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_and_writes_nothing(oracle_vs_learned, flags, sentence, tmp_path, capsys):
+    argv = ["--out", str(tmp_path / "out"), *flags]
+    assert main(lambda: tyro.cli(oracle_vs_learned.OracleVsLearned, args=argv)) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_folder_that_cannot_be_written_is_refused(tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"cannot write to the out folder .*: .*file is a file"):
+        check([cell(tiny)], tmp_path / "file" / "out", workers=1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_out_folder_without_permission_is_refused(tiny, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="no permission"):
+        check([cell(tiny)], tmp_path / "out", workers=1)
+
+
+def test_somebody_elses_folder_is_never_deleted(tiny, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="is in the way: it is not a run folder"):
+        run_cells([cell(tiny)], tmp_path, workers=1, fresh=True, display=PlainDisplay())
+    assert (tmp_path / "a" / "thesis.tex").exists()
+
+
+def test_two_sweeps_in_one_folder_are_refused(tiny, tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another sweep is working in"):
+            run_cells([cell(tiny)], tmp_path, workers=1, display=PlainDisplay())
+
+
+def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, tmp_path, monkeypatch):
+    def version(name: str, real=importlib.metadata.version) -> str:
+        if name == "jax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    jax = cell(tiny, "jax", backend="jax")
+    skipped = check([cell(tiny, "torch"), jax], tmp_path, workers=1)
+    assert skipped == {"jax": "jax is not installed: pip install 'mage-diffsim[mjx]'"}
+    assert check([cell(tiny, "learned", dynamics="learned", backend="jax")], tmp_path, workers=1) == {}
+    with pytest.raises(MissingExtra, match="jax is not installed"):
+        check([jax], tmp_path, workers=1)
+
+
+# --- the script ----------------------------------------------------------------------------------------------------
+
+
+def test_default_cells_are_the_seven_of_the_comparison(oracle_vs_learned):
+    cells = oracle_vs_learned.OracleVsLearned().cells()
+    assert [c.name.removeprefix("Pendulum_") for c in cells] == [
+        "mage-td3_learned",
+        "mage-td3_oracle_torch",
+        "mage-td3_oracle_jax",
+        "mage-td3_oracle_warp",
+        "mage-td3_hybrid-oracle-gradients_torch",
+        "mage-td3_hybrid-learned-gradients_torch",
+        "dyna-td3_learned",
+    ]
+    assert {c.config.preset for c in cells} == {"cpu"} and len({c.config.steps for c in cells}) == 1
+
+
+def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
+    cells = oracle_vs_learned.OracleVsLearned(methods=("td3",), backends=("jax", "warp")).cells()
+    assert [c.name for c in cells] == ["Pendulum_td3"] and cells[0].simulator is None
+    assert report.identity(cells[0])["dynamics"] == ""
+
+
+def run_script(oracle_vs_learned, capsys, *flags):
+    code = main(lambda: tyro.cli(oracle_vs_learned.OracleVsLearned, args=["--smoke", *flags]))
+    return code, capsys.readouterr()
+
+
+def test_a_smoke_run_writes_every_file_with_its_columns(oracle_vs_learned, tmp_path, capsys):
+    flags = ("--dynamics", "oracle", "--backends", "torch", "--methods", "mage-td3", "--out", str(tmp_path))
+    code, printed = run_script(oracle_vs_learned, capsys, *flags)
+    assert code == 0, printed.err
+    with open(tmp_path / "summary.csv", newline="") as file:
+        summary = list(csv.DictReader(file))
+    assert tuple(summary[0]) == report.SUMMARY_FIELDS
+    assert [row["seed"] for row in summary] == ["0", "1"] and all(float(row["final_return"]) < 0 for row in summary)
+    with open(tmp_path / "curves.csv", newline="") as file:
+        curves = list(csv.DictReader(file))
+    assert tuple(curves[0]) == report.CURVE_FIELDS
+    assert [int(row["env_step"]) for row in curves[::2]] == [0, 60, 120]
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    markdown = (tmp_path / "summary.md").read_text()
+    for word in ("MAGE-TD3, oracle (torch)", "Command: `", "| torch |", "smoke test"):
+        assert word in markdown
+    assert "MAGE-TD3, oracle (torch)" in printed.out and "was solved" in printed.out
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_whole_smoke_run_ends_well_from_the_command_line(tmp_path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "oracle_vs_learned.py"), "--smoke", "--out", str(tmp_path)]
+    done = subprocess.run(
+        script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 7 * 2
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_lines_tell_how_much_is_left(monkeypatch, capsys):
+    clock = iter([0.0, 30.0, 60.0])
+    monkeypatch.setattr(display_module.time, "monotonic", lambda: next(clock))
+    with PlainDisplay() as shown:
+        shown.begin({"a": 50, "b": 0}, {"a": 100, "b": 100})
+        shown.start("a")
+        shown.update("a", 75)  # 25 of the 150 steps to do took 30 s: 125 are left
+        shown.finish("a", "done")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a: goes on from step 50"
+    assert lines[1] == "38% of all cells done, about 2 min 30 s left (a 75%)"
+    assert lines[2] == "a: done"
+
+
+def test_bars_show_each_running_cell_and_the_whole():
+    out = io.StringIO()
+    with LiveDisplay(Console(file=out, force_terminal=True, width=100)) as shown:
+        shown.begin({"a": 0}, {"a": 10})
+        shown.start("a")
+        shown.update("a", 5)
+        shown.progress.refresh()
+        shown.finish("a", "done [in brackets]")
+    assert "50%" in out.getvalue() and "all cells" in out.getvalue() and "a: done [in brackets]" in out.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (185.0, "3 min 5 s"), (7830.0, "2 h 10 min")])
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_run_killed_before_its_configuration_was_written_starts_anew(tiny, tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "config.json.tmp").write_text(json.dumps({}))
+    assert check([cell(tiny)], tmp_path, workers=1) == {}
+    assert newest_checkpoint(tmp_path / "a") is None

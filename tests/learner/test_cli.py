@@ -1,0 +1,578 @@
+"""The ``mage-diffsim`` command: what it accepts, what it prints, what it refuses and with which exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from mage_diffsim.cli import COMMANDS, _absolute, main
+from mage_diffsim.config import Hyper, TrainConfig, make_config
+from mage_diffsim.display import Display, is_interactive, summary
+from mage_diffsim.runs import (
+    Progress,
+    load_checkpoint,
+    newest_checkpoint,
+    read_config,
+    read_evaluations,
+    save_checkpoint,
+)
+from mage_diffsim.training import Trainer
+
+TASK_FILE = """
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+
+class Short(Pendulum):
+    name = "Short"
+    horizon = 6
+"""
+
+TINY = shlex.split("""
+    --preset cpu --steps 60 --eval-every 20 --eval-episodes 3 --gradient-episodes 1 --checkpoint-every 20
+    --warmup-steps 30 --batch-size 16 --updates-per-step 1 --actor-hidden 8 --critic-hidden 8 --ensemble-hidden 8
+    --model-batches 2 --model-batch-size 16
+""")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> str:
+    """A pendulum with short episodes, in a file as a user would write it."""
+    file = tmp_path_factory.mktemp("task") / "short.py"
+    file.write_text(TASK_FILE)
+    return f"{file}:Short"
+
+
+@pytest.fixture(scope="module")
+def trained(task, tmp_path_factory) -> Path:
+    """The folder of a finished training of two runs. Read only: tests that change it take a copy."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--task", task, *TINY, "--seeds", "0", "1", "--out", str(run_dir), "--quiet"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def run(*argv: object) -> int:
+    """Exit code of the command, whichever way it ends."""
+    try:
+        return main([str(a) for a in argv])
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"
+LOSSES = "dyna, mage, random, shuffled, sobolev, squared, taylor"
+REFUSED = {
+    "command": ("fly", "unknown command 'fly': choose one of check-task, doctor, eval, list-tasks, train"),
+    "task": ("train --task Foo", r"unknown task 'Foo': choose one of .*Pendulum.*, or give path/to/file.py:ClassName"),
+    "task file": ("train --task foo.py:Foo", r"task 'foo.py:Foo': there is no file \S+/foo.py; give .*ClassName"),
+    "method": ("train --method=foo", f"unknown method 'foo': choose one of {METHODS}"),
+    "dynamics": ("train --dynamics foo", "unknown dynamics 'foo': choose one of hybrid-learned-gradients, .*, oracle"),
+    "preset": ("train --preset foo", "unknown preset 'foo': choose one of authors, cpu, paper"),
+    "ensemble": ("train --ensemble foo", "unknown ensemble 'foo': choose one of full, small, smaller"),
+    "loss": ("train --loss foo", f"unknown loss 'foo': choose one of {LOSSES}"),
+    "reward": ("train --reward foo", "unknown reward 'foo': choose one of learned, task"),
+    "loss and method": ("train --loss mage --method td3", "loss 'mage' needs .* method td3 .*: use a mage-\\* or .*"),
+    "backend": ("train --dynamics oracle --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
+    "unused backend": ("train --backend foo", "unknown backend of task Pendulum 'foo': choose one of .*torch.*"),
+    "derivative": ("train --derivative foo", "unknown derivative source of backend torch 'foo': choose .* autograd"),
+    "device name": ("train --device foo", "unknown device 'foo': choose cpu, cuda or cuda:N"),
+    "device index": ("train --device cuda:99", r"device 'cuda:99' was asked for and torch sees \d+ CUDA devices: .*"),
+    "device kind": ("train --device mps", "device 'mps' is not supported: choose cpu, cuda or cuda:N"),
+    "batch size": ("train --batch-size 33", r"hyper.batch_size is 33; accepted is a multiple .*\(8\).*"),
+    "steps": ("train --steps 0", "steps is 0; accepted is 1 or more"),
+    "seeds": ("train --seeds 1 1", r"seeds are \(1, 1\); accepted is one or more different integers of 0 or more"),
+    "out under a file": ("train --out file/run", "cannot write to the run folder file/run: Not a directory"),
+    "out is a file": ("train --out file", "cannot write to the run folder file: File exists"),
+    "out not empty": ("train --out full", "the run folder full is not empty: give a new one, or --resume it"),
+    "resume no run": ("train --resume full", "full is not a run folder: it has no config.json, .*"),
+    "resume nothing": ("train --resume nowhere", "nowhere is not a run folder: it has no config.json, .*"),
+    "resume and more": (
+        "train --resume full --batch_size 3",
+        "--batch-size was given with --resume, .*: accepted beside it are --steps, --tensorboard and --quiet",
+    ),
+    "eval no run": ("eval full", "full is not a run folder: it has no config.json, .*"),
+    "eval json": ("eval full --json nowhere/a.json", "cannot write nowhere/a.json: there is no folder nowhere"),
+    "eval video": ("eval full --video a.avi", "--video is a.avi; accepted is a name that ends in .mp4 or .gif"),
+    "eval video folder": ("eval full --video no/a.gif", "cannot write no/a.gif: there is no folder no"),
+    "eval episodes": ("eval full --episodes 0", "--episodes is 0; accepted is 1 or more"),
+    "eval seed": ("eval full --seed -1", r"--seed is -1; accepted is 0 or more, below 2\*\*63"),
+    "check task": ("check-task Foo", "unknown task 'Foo': choose one of .*Pendulum.*"),
+    "check backend": ("check-task Pendulum --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
+    "check json": ("check-task Pendulum --json no/a", "cannot write no/a: there is no folder no"),
+    "doctor json": ("doctor --json no/a", "cannot write no/a: there is no folder no"),
+    "doctor json is a folder": ("doctor --json full", "cannot write full: it is a folder; give the name of a file"),
+}
+
+
+def assert_one_sentence(capsys, pattern: str) -> None:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(f"mage-diffsim: {pattern}\n", err), err
+    assert "\n" not in err[:-1]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_one_sentence_exit_code_2_and_leaves_nothing_behind(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").write_text("mine")
+    before = files(tmp_path)
+    command, sentence = REFUSED[case]
+    assert run(*command.split()) == 2
+    assert_one_sentence(capsys, sentence)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["train --batch-size x", "train --task", "train --foo 1", "eval", "doctor --foo"])
+def test_arguments_that_do_not_parse_exit_with_2_and_leave_nothing_behind(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "mage-diffsim" in err and "Traceback" not in err
+    assert files(tmp_path) == {}
+
+
+def test_missing_tensorboard_names_its_extra_and_leaves_nothing_behind(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert run("train", "--task", task, *TINY, "--tensorboard", "--out", tmp_path / "run") == 2
+    assert_one_sentence(capsys, r"tensorboard is not installed: pip install 'mage-diffsim\[log\]'")
+    assert files(tmp_path) == {}
+
+
+def test_missing_backend_names_its_extra_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    from mage_diffsim.bridges.warp import load_warp
+
+    load_warp.cache_clear()
+    monkeypatch.setitem(sys.modules, "warp", None)
+    sentence = r"warp-lang is not installed: pip install 'mage-diffsim\[warp\]'"
+    assert run("train", *TINY, "--dynamics", "oracle", "--backend", "warp", "--out", tmp_path / "run") == 2
+    assert_one_sentence(capsys, sentence)
+    assert run("check-task", "Pendulum", "--backend", "warp", "--json", tmp_path / "a.json") == 2
+    assert_one_sentence(capsys, sentence)
+    assert files(tmp_path) == {}
+
+
+def test_missing_imageio_names_its_extra_before_anything_is_computed(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "imageio.v2", None)
+    assert run("eval", trained, "--video", tmp_path / "a.gif", "--json", tmp_path / "a.json") == 2
+    assert_one_sentence(capsys, r"imageio is not installed: pip install 'mage-diffsim\[video\]'")
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("command", ["train --resume", "eval"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "list"], ids=str)
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_changed(command, content, copied, capsys):
+    path = newest_checkpoint(copied)
+    assert path is not None
+    if content == "list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    before = files(copied)
+    assert run(*command.split(), copied) == 2
+    assert_one_sentence(capsys, rf"checkpoint {path} is damaged \(.*\): delete it to resume from the one before")
+    assert files(copied) == before
+    path.unlink()
+    assert run(*command.split(), copied) == 0  # the advice works
+
+
+@pytest.mark.parametrize("command", ["train --resume", "eval"])
+def test_a_checkpoint_of_a_newer_version_is_refused(command, copied, capsys):
+    path = newest_checkpoint(copied)
+    assert path is not None
+    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    before = files(copied)
+    assert run(*command.split(), copied) == 2
+    assert_one_sentence(capsys, rf"checkpoint {path} has version 99; this mage_diffsim reads up to 1: update it")
+    assert files(copied) == before
+
+
+def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(copied, capsys):
+    config = json.loads((copied / "config.json").read_text())
+    config["hyper"]["actor_hidden"] = [12]
+    (copied / "config.json").write_text(json.dumps(config))
+    before = files(copied)
+    assert run("train", "--resume", copied) == 2
+    assert_one_sentence(capsys, r"checkpoint \S+ does not fit the config.json beside it \(.*\): restore the one .*")
+    assert files(copied) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"task": "Pendulum", "foo": 1}'])
+def test_a_damaged_configuration_is_refused(text, copied, capsys):
+    (copied / "config.json").write_text(text)
+    assert run("train", "--resume", copied) == 2
+    assert_one_sentence(capsys, r"(\S+config.json is damaged \(.*\): .*|the configuration does not fit .*'foo')")
+
+
+def test_resume_with_fewer_steps_than_are_done_is_refused(copied, capsys):
+    before = files(copied)
+    assert run("train", "--resume", copied, "--steps", 40) == 2
+    assert_one_sentence(capsys, r"\S+ is trained to 60 steps already; accepted is --steps 60 or more")
+    assert files(copied) == before
+
+
+def test_eval_without_a_checkpoint_is_refused(copied, capsys):
+    shutil.rmtree(copied / "checkpoints")
+    assert run("eval", copied) == 2
+    assert_one_sentence(capsys, r"\S+ has no checkpoint yet: train it further with --resume")
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_answers_without_importing_torch():
+    code = (
+        "import sys; from mage_diffsim.cli import main\n"
+        "main(['--help']); main(['--version'])\n"
+        "try: main(['eval', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+
+
+def help_of(capsys, *argv: str) -> str:
+    """Help text without its frame and line breaks."""
+    assert run(*argv, "--help") == 0
+    return " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def shown(text: str, flag: str) -> str:
+    """The default that the help shows for a flag."""
+    found = re.search(rf"{flag} .*?\(default: (.*?)\)", text)
+    assert found, flag
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--preset", "cpu"], ["--preset=authors"], ["--task", "CartPole", "--ensemble", "small"]], ids=str
+)
+def test_help_shows_the_values_of_the_chosen_preset(flags, capsys):
+    text = help_of(capsys, "train", *flags)
+    expected = make_config(**dict(zip(*[iter(f.removeprefix("--") for a in flags for f in a.split("="))] * 2)))  # noqa: B905
+    for flag, value in (
+        ("--task STR", expected.task),
+        ("--preset STR", expected.preset),
+        ("--batch-size INT", expected.hyper.batch_size),
+        ("--learning-rate FLOAT", expected.hyper.learning_rate),
+        ("--model-batches INT", expected.hyper.model_batches),
+        ("--ensemble-members INT", expected.hyper.ensemble_members),
+        (r"--ensemble-hidden \[INT \[INT ...\]\]", " ".join(map(str, expected.hyper.ensemble_hidden))),
+    ):
+        assert shown(text, flag) == str(value)
+
+
+def test_every_setting_is_a_flag_with_a_help_text(capsys):
+    text = help_of(capsys, "train")
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
+    names += [f.name for f in dataclasses.fields(Hyper)]
+    names += ["out", "resume", "tensorboard", "quiet"]
+    assert len(names) == len(set(names))  # flat flags have no room for two of a name
+    for name in names:
+        flag = name.replace("_", "-")
+        assert re.search(rf" --{flag}[ ,][^()]*?[a-z]{{3}}", text), name
+
+
+# -------------------------------------------------------------------------------------------------------------- train
+
+
+def test_flags_override_single_values_of_the_preset(trained):
+    config, preset = read_config(trained), make_config("Pendulum", preset="cpu").hyper
+    assert (config.hyper.batch_size, config.hyper.actor_hidden, config.seeds) == (16, (8,), (0, 1))
+    assert config.hyper.learning_rate == preset.learning_rate
+    assert config.hyper.model_learning_rate == preset.model_learning_rate
+
+
+def test_a_training_leaves_every_file(trained):
+    names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
+    checkpoints = {"checkpoints/step_0000000040.pt", "checkpoints/step_0000000060.pt"}
+    assert names == {"config.json", "versions.json", "eval.csv", "metrics.csv", "policy.safetensors"} | checkpoints
+
+
+def test_the_default_folder_is_named_after_the_training(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--task", task, *TINY, "--steps", 1, "--dynamics", "oracle") == 0
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"Short_mage-td3_oracle_\d{8}-\d{6}", run_dir.name)
+
+
+def test_a_task_in_a_file_is_found_again_from_another_folder(task, tmp_path, monkeypatch):
+    file = Path(task.rpartition(":")[0])
+    monkeypatch.chdir(file.parent)
+    assert run("train", "--task", "short.py:Short", *TINY, "--steps", 1, "--out", tmp_path / "run", "--quiet") == 0
+    monkeypatch.chdir(tmp_path)
+    assert read_config(tmp_path / "run").task == task
+    assert run("train", "--resume", tmp_path / "run", "--steps", 2, "--quiet") == 0
+
+
+@pytest.mark.parametrize("name", ["Pendulum", "package.module:Class"])
+def test_other_task_names_are_kept(name):
+    assert _absolute(name) == name
+
+
+def test_output_is_plain_lines_when_not_a_terminal(copied, capsys):
+    assert run("train", "--resume", copied, "--steps", 80) == 0
+    out, err = capsys.readouterr()
+    number = r"-?\d+\.\d"
+    line = rf"step 80/80   return {number} \(2 runs: {number} to {number}\)   gradient error \S+"
+    assert re.fullmatch(rf"run folder {copied}\n{line}\ntrained to step 80: {copied}\n", out), out
+    assert err == ""
+
+
+def test_quiet_prints_nothing(copied, capsys):
+    assert run("train", "--resume", copied, "--steps", 61, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_can(task, tmp_path, monkeypatch, capsys):
+    step = Trainer.step
+
+    def interrupted(self):
+        if self.env_step == 45:
+            raise KeyboardInterrupt
+        step(self)
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert run("train", "--task", task, *TINY, "--out", run_dir, "--quiet") == 130
+    sentence = f"mage-diffsim: interrupted: go on from step 40 with `mage-diffsim train --resume {run_dir}`\n"
+    assert capsys.readouterr() == ("", sentence)
+    assert run(*sentence.partition("`mage-diffsim ")[2].rstrip("`\n").split(), "--quiet") == 0
+    assert [row["env_step"] for row in read_evaluations(run_dir)] == [0, 20, 40, 60]
+
+
+def test_an_interruption_before_the_folder_is_written_says_so(tmp_path, monkeypatch, capsys):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "__init__", interrupted)
+    assert run("train", "--out", tmp_path / "run") == 130
+    assert capsys.readouterr() == ("", "mage-diffsim: interrupted before the run folder was written\n")
+
+
+def test_tensorboard_files_hold_the_evaluations(task, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ["--lambdas", "0.05", "0.2", "--method", "mage-td3"]
+    assert run("train", "--task", task, *TINY, *flags, "--tensorboard", "--out", tmp_path / "run", "--quiet") == 0
+    rows = read_evaluations(tmp_path / "run")
+    for lam in (0.05, 0.2):
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / f"seed0_lambda{lam:g}"))
+        events.Reload()
+        scalars = events.Scalars("evaluation/return_mean")
+        expected = [(r["env_step"], r["return_mean"]) for r in rows if r["lambda"] == lam]
+        assert [(s.step, pytest.approx(s.value)) for s in scalars] == expected
+        assert {"evaluation/gradient_error", "training/loss_critic", "training/wall_s"} <= set(events.Tags()["scalars"])
+
+
+# --------------------------------------------------------------------------------------------------------------- eval
+
+
+def evaluated(trained: Path, tmp_path: Path, *flags: object) -> dict:
+    assert run("eval", trained, "--json", tmp_path / "a.json", *flags) == 0
+    return json.loads((tmp_path / "a.json").read_text())
+
+
+def test_eval_is_reproducible_with_its_seed_and_differs_with_another(trained, tmp_path, capsys):
+    first = evaluated(trained, tmp_path)
+    printed = capsys.readouterr().out
+    assert evaluated(trained, tmp_path) == first
+    assert capsys.readouterr().out == printed
+    other = evaluated(trained, tmp_path, "--seed", 1)
+    assert [r["mean"] for r in other["runs"]] != [r["mean"] for r in first["runs"]]
+
+
+def test_eval_reports_every_run_of_the_newest_checkpoint(trained, tmp_path, capsys):
+    report = evaluated(trained, tmp_path, "--episodes", 4)
+    assert {k: v for k, v in report.items() if k != "runs"} == {
+        "task": "Short",
+        "env_step": 60,
+        "episodes": 4,
+        "eval_seed": 0,
+    }
+    assert [(row["seed"], row["lambda"]) for row in report["runs"]] == [(0, 0.2), (1, 0.2)]
+    out = capsys.readouterr().out
+    for row in report["runs"]:
+        assert row["min"] < row["mean"] < row["max"] <= 0.0
+        assert row["length"] == 6.0
+        assert f"{row['mean']:.2f}" in out and f"{row['std']:.2f}" in out
+
+
+def test_eval_runs_the_policy_without_noise(trained, tmp_path):
+    from mage_diffsim.runs import load_trainer
+
+    trainer = load_trainer(trained)
+    state = trainer.task.reset(2, torch.Generator().manual_seed(7)).to(trainer.dtype)
+    total = torch.zeros(2)
+    for _ in range(6):
+        obs = trainer.task.observe(state)
+        action = trainer.agent.policy(torch.stack([torch.zeros_like(obs), obs]))[1].detach()  # the second run's
+        state = trainer.physics.step(state, action)
+        total += trainer.task.reward(obs, action, trainer.task.observe(state))
+    report = evaluated(trained, tmp_path, "--episodes", 2, "--seed", 7)
+    assert report["runs"][1]["mean"] == pytest.approx(total.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_eval_films_one_episode(suffix, trained, tmp_path):
+    imageio = pytest.importorskip("imageio.v2")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    film = tmp_path / f"film.{suffix}"
+    assert run("eval", trained, "--episodes", 1, "--video", film) == 0
+    frames = len(imageio.mimread(film)) if suffix == "gif" else ffmpeg.count_frames_and_secs(film)[0]
+    assert frames == 7  # the initial state and six steps
+    assert files(tmp_path).keys() == {film}
+
+
+def test_eval_on_another_kind_of_device_needs_no_generator_state(copied, tmp_path):
+    # A run trained on a GPU: its generators' states are 16 bytes and mean nothing to a CPU generator.
+    expected = evaluated(copied, tmp_path)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    path = newest_checkpoint(copied)
+    assert path is not None
+    saved = load_checkpoint(path)
+    gpu_state = torch.zeros(16, dtype=torch.uint8)
+    for states in (*saved["trainer"]["streams"].values(), saved["trainer"]["env"]["generators"]):
+        states[:] = [gpu_state] * len(states)
+    save_checkpoint(path, {k: v for k, v in saved.items() if k != "version"})
+    assert evaluated(copied, tmp_path, "--device", "cpu") == expected
+
+
+# ----------------------------------------------------------------------------------------- tasks and the installation
+
+
+def test_list_tasks_shows_sizes_backends_and_what_is_not_installed(monkeypatch, capsys):
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def without_warp(name: str) -> str:
+        if name == "warp-lang":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_warp)
+    assert run("list-tasks") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Pendulum │ 2/3/1 │ 200 │ 0\.05 │ torch, [^│]*warp \(not installed: extra warp\)", text), text
+
+
+def test_list_tasks_shows_the_others_when_one_is_broken(monkeypatch, capsys):
+    from mage_diffsim.envs import registry
+
+    monkeypatch.setitem(registry._TASKS, "Broken", "mage_diffsim.no_such_module:Broken")
+    assert run("list-tasks") == 0
+    out = capsys.readouterr().out
+    assert "not available" in out and "Pendulum" in out
+
+
+def test_check_task_passes_a_good_task_and_writes_the_report(task, tmp_path, capsys):
+    assert run("check-task", task, "--backend", "torch", "--json", tmp_path / "a.json") == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["task"] == "Short" and report["passed"]
+    out = capsys.readouterr().out
+    assert f"Short: {len(report['checks'])} passed, 0 failed, 0 skipped" in out
+    assert "reward: gradient" in out
+
+
+def test_check_task_fails_a_broken_task_with_exit_code_1(tmp_path, capsys):
+    broken = (
+        "    def reward(self, obs, action, next_obs):\n        return super().reward(obs, action, next_obs).detach()\n"
+    )
+    (tmp_path / "broken.py").write_text(TASK_FILE + "\n" + broken)
+    assert run("check-task", f"{tmp_path / 'broken.py'}:Short", "--backend", "torch") == 1
+    assert re.search(r"reward: gradient action\s+│ failed", capsys.readouterr().out)
+
+
+def test_doctor_prints_and_writes_its_report(tmp_path, monkeypatch, capsys):
+    from mage_diffsim import doctor
+
+    report = {
+        "versions": {"torch": "1.2.3"},
+        "cpus": 1,
+        "threads": 1,
+        "cuda": {"available": False, "version": None, "devices": []},
+        "physics": {"torch": {"available": True, "error": None}},
+        "bridges": {},
+    }
+    monkeypatch.setattr(doctor, "report", lambda: report)  # the real one has its own tests, and takes seconds
+    assert run("doctor", "--json", tmp_path / "a.json") == 0
+    assert json.loads((tmp_path / "a.json").read_text()) == report
+    assert "1.2.3" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------ display
+
+
+@pytest.mark.parametrize(
+    ("terminal", "ci", "expected"), [(True, "", True), (True, "true", False), (False, "", False), (True, "1", False)]
+)
+def test_a_bar_is_for_terminals_outside_ci(terminal, ci, expected, monkeypatch):
+    monkeypatch.setenv("CI", ci)
+    assert is_interactive(Console(force_terminal=terminal, file=io.StringIO())) == expected
+
+
+def test_a_terminal_gets_a_bar_and_the_same_lines(monkeypatch):
+    monkeypatch.setenv("CI", "")
+    screen = io.StringIO()
+    rows = [{"return_mean": -3.0, "gradient_error": 0.5}]
+    with Display(Console(force_terminal=True, file=screen, width=120), Path("run"), steps=10) as display:
+        display.evaluation(0, rows)
+        display.progress(Progress(env_step=5, steps=10, wall_s=1.0, updates_per_s=7.0, latest={}))
+    text = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "step  0/10   return -3.0   gradient error 0.5" in text
+    assert "5/10" in text and "7 updates/s" in text
+
+
+def test_a_long_silence_gets_a_sign_of_life(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mage_diffsim.display.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), record=True, force_terminal=False)
+    display = Display(console, Path("run"), steps=1000)
+    for step in range(101, 301):  # resumed at 100, one step a second
+        now[0] += 1.0
+        display.progress(Progress(step, 1000, 0.0, 2.0, {}))
+    lines = console.export_text().splitlines()
+    assert [re.search(r"\d+/", line)[0] for line in lines] == ["160/", "220/", "280/"]  # type: ignore[index]
+    assert lines[0] == "step  160/1000   2 updates/s   about 13 min 46 s left"
+
+
+def test_summary_leaves_out_what_a_method_does_not_have():
+    assert summary([{"return_mean": 1.0}]) == "return 1.0"
+    assert summary([{"return_mean": 1.0}, {"return_mean": 3.0}]) == "return 2.0 (2 runs: 1.0 to 3.0)"

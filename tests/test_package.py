@@ -1,0 +1,211 @@
+"""Packaging: what the wheel holds, what each import loads, which way imports point, and what a missing extra says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mage_diffsim
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = {"mage_diffsim": "mage_diffsim", "mage_diffsim.envs": "envs", "mage_diffsim.bridges": "bridges"}
+BACKENDS = {"jax", "jaxlib", "warp", "mujoco", "gymnasium"}
+
+
+def package_folders() -> dict[str, Path]:
+    """Package name to its folder: every folder of the three trees that holds Python files."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in {file.parent for file in (ROOT / folder).rglob("*.py")}:
+            parts = path.relative_to(ROOT / folder).parts
+            if "__pycache__" not in parts:
+                found[".".join((package, *parts))] = path
+    return found
+
+
+def modules_of(package: str) -> list[Path]:
+    return sorted((ROOT / FOLDERS[package]).rglob("*.py"))
+
+
+def imported(file: Path, *, module_level_only: bool) -> set[str]:
+    """Absolute dotted names that a file imports; ``from a import b`` counts as ``a`` and ``a.b``."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(file.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: write {'.' * node.level}{node.module or ''} as an absolute import"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if module_level_only and deferred:
+            continue
+        todo.extend(node.orelse if type_checking else ast.iter_child_nodes(node))
+    return found
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def python(code: str, *, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+# ------------------------------------------------------------------------------------------------ what is installed
+
+
+def test_every_package_folder_is_listed_in_pyproject():
+    assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(package_folders())
+
+
+def test_every_package_folder_has_an_init():
+    # A namespace package inside a regular one imports, but is left out of some installations.
+    assert [name for name, path in package_folders().items() if not (path / "__init__.py").is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The project's wheel, built from a copy so that the checkout keeps no build folder."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in FOLDERS.values():
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / file).exists():
+            shutil.copy(ROOT / file, source)
+    pip_wheel = [sys.executable, "-m", "pip", "wheel"]
+    command = [*pip_wheel, "--no-build-isolation", "--no-deps", "--no-index", "-w", "dist", "."]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return zipfile.ZipFile(next((source / "dist").glob("mage_diffsim-*.whl")))
+
+
+def test_wheel_holds_every_module_and_data_file(wheel):
+    expected = {"mage_diffsim/py.typed"}
+    for name, path in package_folders().items():
+        expected |= {f"{name.replace('.', '/')}/{file.name}" for file in path.iterdir() if file.is_file()}
+    assert expected <= set(wheel.namelist())
+
+
+def test_wheel_installs_no_top_level_package_but_ours(wheel):
+    assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} == {"mage_diffsim"}
+
+
+def test_wheel_imports_from_anywhere(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    code = "import mage_diffsim.envs, mage_diffsim.bridges as b; print(b.__file__)"
+    done = python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.stdout.strip() == str(tmp_path / "site" / "mage_diffsim" / "bridges" / "__init__.py"), done.stderr
+
+
+def test_a_users_own_envs_and_bridges_folders_are_not_taken_for_ours(tmp_path):
+    for folder in ("envs", "bridges"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("mine = True\n")
+    code = (
+        "import envs, bridges, mage_diffsim.envs, mage_diffsim.bridges\n"
+        "assert envs.mine and bridges.mine\n"
+        "assert not hasattr(mage_diffsim.envs, 'mine') and not hasattr(mage_diffsim.bridges, 'mine')"
+    )
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_checkout_itself_imports_without_being_installed(tmp_path):
+    # Also what `python -m` in the checkout meets when another copy is installed: the current directory comes first.
+    code = "import sys, mage_diffsim.envs.task, mage_diffsim.bridges as b; print(b.__file__)"
+    done = python(code, cwd=ROOT)
+    assert done.stdout.strip() == str(ROOT / "bridges" / "__init__.py"), done.stderr
+
+
+def test_every_dependency_but_ray_has_a_tested_version():
+    # ray is left to the user's cluster, which decides its version.
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    names = {re.split(r"[\[<>=]", requirement)[0] for requirement in wanted} - {"mage-diffsim", "ray"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names - tested == set()
+
+
+def test_version_is_the_same_everywhere():
+    from importlib.metadata import version
+
+    assert version("mage-diffsim") == mage_diffsim.__version__
+    assert f"\nversion: {mage_diffsim.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+# --------------------------------------------------------------------------------------------------- what is loaded
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_importing_a_package_loads_no_backend(package, tmp_path):
+    code = f"import sys, {package}; print(*sorted({BACKENDS!r} & set(sys.modules)))"
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_importing_the_top_package_loads_nothing_heavy(tmp_path):
+    done = python("import sys, mage_diffsim; print('torch' in sys.modules, 'numpy' in sys.modules)", cwd=tmp_path)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_no_learner_file_imports_a_simulator():
+    for file in modules_of("mage_diffsim"):
+        names = {name.partition(".")[0] for name in imported(file, module_level_only=False)}
+        assert names & BACKENDS == set(), f"{file.name}: the learner knows dynamics and tensors only"
+
+
+def test_imports_point_from_learner_to_envs_to_bridges():
+    for file in modules_of("mage_diffsim.bridges"):
+        ours = {n for n in imported(file, module_level_only=False) if inside(n, "mage_diffsim")}
+        assert {n for n in ours if not inside(n, "mage_diffsim.bridges")} <= {"mage_diffsim"}, file
+    for file in modules_of("mage_diffsim.envs"):
+        ours = {n for n in imported(file, module_level_only=False) if inside(n, "mage_diffsim")}
+        above = {n for n in ours if not inside(n, "mage_diffsim.envs") and not inside(n, "mage_diffsim.bridges")}
+        assert above <= {"mage_diffsim"}, file
+
+
+@pytest.mark.parametrize("name", mage_diffsim._LAZY)
+def test_every_public_name_resolves_to_the_object_its_module_defines(name):
+    value = getattr(mage_diffsim, name)
+    assert getattr(value, "__module__", mage_diffsim._LAZY[name]) == mage_diffsim._LAZY[name]
+    assert name in dir(mage_diffsim)
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'mage_diffsim' has no attribute 'nonsense'"):
+        _ = mage_diffsim.nonsense
+
+
+@pytest.mark.parametrize(
+    ("package", "backend", "sentence"),
+    [
+        ("jax", "jax", "jax is not installed: pip install 'mage-diffsim[mjx]'"),
+        ("warp", "warp", "warp-lang is not installed: pip install 'mage-diffsim[warp]'"),
+    ],
+)
+def test_a_missing_backend_names_the_extra_that_installs_it(package, backend, sentence, tmp_path):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "import mage_diffsim\n"
+        f"try: mage_diffsim.make_physics(mage_diffsim.make_task('Pendulum'), {backend!r})\n"
+        "except mage_diffsim.MissingExtra as error: print(error)"
+    )
+    done = python(code, cwd=tmp_path)
+    assert done.stdout.strip() == sentence, done.stderr
