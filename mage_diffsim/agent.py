@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -48,7 +48,7 @@ class Agent:
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
         self.task, self.hyper, self.method = task, config.hyper, METHODS[config.method]
-        self.loss: CriticLoss = config.loss or self.method.loss
+        self.loss = cast(CriticLoss, config.loss or self.method.loss)
         self.streams, self.dynamics, self.reward = streams, dynamics, reward
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, get_args
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mage_diffsim import __version__
 
@@ -292,7 +292,7 @@ def _list_tasks(options: ListTasks) -> int:
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task, task_names
 
-    table = Table("task", "S/O/A", "horizon", "dt [s]", "backends", "source")
+    table = Table("task", "S/O/A", "horizon", "dt [s]", Column("backends", no_wrap=True), "source")
     for name in task_names():
         try:
             task = make_task(name)

@@ -193,16 +193,15 @@ class TrainConfig:
     method: str = "mage-td3"
     """mage-td3, mage-ddpg, dyna-td3, dyna-ddpg, td3, ddpg or data-efficient-td3."""
     dynamics: str = "learned"
-    """What the learner imagines with: learned, oracle, hybrid-oracle-gradients (values learned, Jacobians from the
-    oracle) or hybrid-learned-gradients (the other way round)."""
+    """What imagines s': learned, oracle, hybrid-oracle-gradients (values learned) or hybrid-learned-gradients."""
     backend: str = "torch"
     """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``)."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
-    reward: Literal["task", "learned"] = "task"
-    """The task's own reward, or a learned r_hat(s, a, s') [B.2]."""
-    loss: CriticLoss | None = None
-    """Critic loss; None is the method's own. shuffled and random are negative controls."""
+    reward: str = "task"
+    """task: the task's own reward; learned: a reward model r_hat(s, a, s') [B.2]."""
+    loss: str | None = None
+    """mage, dyna, squared, taylor, sobolev, shuffled or random (the last two are controls); None: the method's own."""
     preset: str = "paper"
     """Hyper-parameter set: paper, authors or cpu."""
     ensemble: str = "full"

@@ -27,15 +27,18 @@ class Streams:
         "target",  # target-policy noise
         "control",  # permutations and directions of the negative controls
         "model",  # which transitions the models train on
-        "evaluate",  # initial states of evaluations
     )
 
     def __init__(self, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
         self.seeds, self.device, self.dtype = tuple(seeds), device, dtype
         self.generators = {name: [self._generator(seed, name) for seed in seeds] for name in self.NAMES}
 
-    def _generator(self, seed: int, name: str) -> torch.Generator:
-        words = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)
+    def evaluation(self, env_step: int) -> list[torch.Generator]:
+        """A generator per run for the initial states of the evaluation at this step, whatever was evaluated before."""
+        return [self._generator(seed, "evaluate", env_step) for seed in self.seeds]
+
+    def _generator(self, seed: int, name: str, *more: int) -> torch.Generator:
+        words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), *more]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(words[0] >> np.uint64(1)))
 
     def normal(self, name: str, *shape: int) -> Float[Tensor, "R ..."]:

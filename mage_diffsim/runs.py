@@ -46,6 +46,7 @@ EVAL_FIELDS = (
     "return_std",
     "length_mean",
     "gradient_error",
+    "gradient_error_median",
     "gradient_cosine",
 )
 """Columns of eval.csv."""

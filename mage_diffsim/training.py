@@ -160,15 +160,17 @@ class Trainer:
     def evaluate(self) -> dict[str, Float[Tensor, "R"]]:
         """Deterministic episodes of every run in the real environment, and Eq. 14 along some; values of shape [R].
 
-        Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; ``gradient/error`` (Eq. 14)
-        and ``gradient/cosine`` over ``gradient_episodes``, if that is not 0.
+        Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; over ``gradient_episodes``, if
+        that is not 0, ``gradient/error`` (Eq. 14: the mean over trajectories), ``gradient/error_median`` (the median,
+        which one trajectory with an exploding true gradient does not move) and ``gradient/cosine``.
         """
         runs, episodes = len(self.config.runs), self.config.eval_episodes
 
         def policy(obs: Tensor) -> Tensor:
             return self.agent.policy(obs.to(self.dtype).view(runs, -1, obs.shape[-1])).flatten(0, 1).to(obs.dtype)
 
-        result = rollout(self.physics, policy, self._initial_states(episodes))
+        generators = self.streams.evaluation(self.env_step)
+        result = rollout(self.physics, policy, self._initial_states(episodes, generators))
         returns = result.returns.view(runs, episodes)
         metrics = {
             "return/mean": returns.mean(dim=1),
@@ -176,18 +178,21 @@ class Trainer:
             "length/mean": result.lengths.view(runs, episodes).to(self.dtype).mean(dim=1),
         }
         if self.config.gradient_episodes:
-            metrics |= self._gradient_quality(policy)
+            initial = self._initial_states(self.config.gradient_episodes, generators)
+            metrics |= self._gradient_quality(policy, initial)
         return metrics
 
-    def _initial_states(self, episodes: int) -> Float[Tensor, "N S"]:
+    def _initial_states(self, episodes: int, generators: list[torch.Generator]) -> Float[Tensor, "N S"]:
         """``episodes`` initial states per run, float64, run-major."""
-        return torch.cat([self.task.reset(episodes, g) for g in self.streams.generators["evaluate"]])
+        return torch.cat([self.task.reset(episodes, g) for g in generators])
 
-    def _gradient_quality(self, policy: Callable[[Tensor], Tensor]) -> dict[str, Float[Tensor, "R"]]:
+    def _gradient_quality(
+        self, policy: Callable[[Tensor], Tensor], initial_state: Float[Tensor, "N S"]
+    ) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
-        true = true_action_gradients(truth_physics, policy, self._initial_states(episodes), self.hyper.gamma)
+        true = true_action_gradients(truth_physics, policy, initial_state, self.hyper.gamma)
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
@@ -198,6 +203,7 @@ class Trainer:
         quality = gradient_quality(true, gradient, self.hyper.gamma)
         return {
             "gradient/error": quality.error.view(runs, episodes).mean(dim=1),
+            "gradient/error_median": quality.error.view(runs, episodes).median(dim=1).values,
             "gradient/cosine": quality.cosine.view(runs, episodes).nanmean(dim=1),
         }
 

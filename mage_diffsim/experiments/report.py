@@ -390,6 +390,8 @@ def _solving(task: str, groups: list[Group], threshold: float | None) -> list[st
             some.append(f"{name} ({len(group.solved)} of {n}, {when})")
         else:
             none.append(name)
+    if not every and not some:
+        return [f"{task} was solved by no cell: no evaluation reached a mean return of {threshold:g}."]
     parts = [
         f"{intro}: {'; '.join(names)}"
         for intro, names in (("by every seed", every), ("by some seeds", some), ("by no seed", none))

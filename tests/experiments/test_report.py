@@ -77,6 +77,10 @@ def test_solved_and_unsolved_cells_are_named_with_when():
     assert "by no seed: Dyna-TD3, learned" in text
 
 
+def test_when_nothing_solves_the_task_the_sentence_says_so():
+    assert said(rows())[0] == "Pendulum was solved by no cell: no evaluation reached a mean return of -200."
+
+
 def test_a_task_without_a_solved_return_is_not_called_solved():
     assert said(rows(), threshold=None)[0] == "Pendulum: no return counts as solved."
 

@@ -107,6 +107,7 @@ REFUSED = {
     "device name": ("train --device foo", "unknown device 'foo': choose cpu, cuda or cuda:N"),
     "device index": ("train --device cuda:99", r"device 'cuda:99' was asked for and torch sees \d+ CUDA devices: .*"),
     "device kind": ("train --device mps", "device 'mps' is not supported: choose cpu, cuda or cuda:N"),
+    "tensorboard": ("train --device foo --tensorboard", "unknown device 'foo': choose cpu, cuda or cuda:N"),
     "batch size": ("train --batch-size 33", r"hyper.batch_size is 33; accepted is a multiple .*\(8\).*"),
     "steps": ("train --steps 0", "steps is 0; accepted is 1 or more"),
     "seeds": ("train --seeds 1 1", r"seeds are \(1, 1\); accepted is one or more different integers of 0 or more"),
@@ -278,11 +279,17 @@ def shown(text: str, flag: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--preset", "cpu"], ["--preset=authors"], ["--task", "CartPole", "--ensemble", "small"]], ids=str
+    ("flags", "settings"),
+    [
+        ("", {}),
+        ("--preset cpu", {"preset": "cpu"}),
+        ("--preset=authors", {"preset": "authors"}),
+        ("--task CartPole --ensemble small", {"task": "CartPole", "ensemble": "small"}),
+    ],
 )
-def test_help_shows_the_values_of_the_chosen_preset(flags, capsys):
-    text = help_of(capsys, "train", *flags)
-    expected = make_config(**dict(zip(*[iter(f.removeprefix("--") for a in flags for f in a.split("="))] * 2)))  # noqa: B905
+def test_help_shows_the_values_of_the_chosen_preset(flags, settings, capsys):
+    text = help_of(capsys, "train", *flags.split())
+    expected = make_config(**settings)
     for flag, value in (
         ("--task STR", expected.task),
         ("--preset STR", expected.preset),
