@@ -23,7 +23,7 @@ from mage_diffsim.experiments import report
 from mage_diffsim.experiments.command import Experiment, Findings, main
 from mage_diffsim.experiments.sweep import Cell, Outcome
 
-FULL: dict[str, Any] = dict(seeds=(0, 1, 2), steps=8000, evaluations=16)
+FULL: dict[str, Any] = dict(seeds=(0, 1, 2), steps=5000, evaluations=10)
 """The default budget: within ten minutes on two CPU cores with --preset cpu."""
 
 SMOKE: dict[str, Any] = dict(

@@ -153,7 +153,7 @@ class Hyper:
 _CPU_SMALL: dict[str, Any] = {
     "batch_size": 256,
     "updates_per_step": 2,
-    "warmup_steps": 200,
+    "warmup_steps": 500,
     "learning_rate": 1e-3,
     "polyak": 0.02,
     "exploration_noise": 0.3,

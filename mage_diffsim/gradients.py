@@ -73,7 +73,8 @@ class GradientQuality(NamedTuple):
     error: Float[Tensor, "N"]
     """Eq. 14: 1/H sum_t gamma^t ||grad_a G(s_t, a_t) - grad_a Q(s_t, a_t)||_1."""
     cosine: Float[Tensor, "N"]
-    """Mean over steps of cos(grad_a G, grad_a Q); NaN where the true gradient is zero throughout."""
+    """Mean over steps of cos(grad_a G, grad_a Q), with one action the agreement in sign; NaN where the true gradient is
+    zero throughout."""
 
 
 def gradient_quality(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float) -> GradientQuality:

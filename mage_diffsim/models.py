@@ -27,7 +27,7 @@ class GaussianEnsemble:
         self.members = hyper.ensemble_members
         self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim))
         self.parameters = torch.stack(
-            [self.network.initial(self.members, g, dtype) for g in streams.generators["initialise"]]
+            [self.network.initial(self.members, g, dtype) for g in streams.generators["initialise_model"]]
         )
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
@@ -130,7 +130,9 @@ class RewardModel:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.members = 1
         self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1))
-        self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in streams.generators["initialise"]])
+        self.parameters = torch.stack(
+            [self.network.initial(1, g, dtype) for g in streams.generators["initialise_model"]]
+        )
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
 

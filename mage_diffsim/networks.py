@@ -55,8 +55,7 @@ class MLP:
         layers = self.layers(parameters)
         for weight, bias in layers[:-1]:
             h = F.silu(torch.baddbmm(bias, h, weight))
-        weight, bias = layers[-1]
-        return torch.baddbmm(bias, h, weight).view(runs, copies, x.shape[2], self.sizes[-1])
+        return _output_layer(h, *layers[-1]).view(runs, copies, x.shape[2], self.sizes[-1])
 
     def value_and_input_gradient(
         self, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]
@@ -74,6 +73,13 @@ class MLP:
             return pullback.value, pullback.input_gradient, pullback
 
 
+def _output_layer(h: Float[Tensor, "G B h"], weight: Float[Tensor, "G h o"], bias: Float[Tensor, "G 1 o"]) -> Tensor:
+    """h weight + bias. With one output a product and a sum, as matrix products of width 1 are several times slower."""
+    if weight.shape[-1] > 1:
+        return torch.baddbmm(bias, h, weight)
+    return (h * weight.transpose(1, 2)).sum(dim=-1, keepdim=True) + bias
+
+
 class ScalarPullback:
     """Parameter gradients of f(Q(x), dQ/dx) for stacks of scalar swish networks, from the cotangents of both.
 
@@ -81,8 +87,8 @@ class ScalarPullback:
     u . dQ/dx is the derivative of Q along u. So the pullback pushes the tangent u forward through the network and
     then sweeps back once; the adjoints of the tangent are those of the first backward sweep.
 
-    Notation per hidden layer: z pre-activation, h = silu(z), ``first`` and ``second`` its derivatives at z, ``adjoint``
-    dQ/dh; a dot is the tangent.
+    Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = s + h (1 - s) and
+    ``second`` = first + s - 2 s first are silu's derivatives at z; ``adjoint`` is dQ/dh; a dot is the tangent.
     """
 
     def __init__(self, network: MLP, parameters: Tensor, x: Tensor) -> None:
@@ -91,16 +97,15 @@ class ScalarPullback:
         h = x.expand(runs, copies, *x.shape[2:]).reshape(runs * copies, *x.shape[2:])
         *hidden, (weight_out, bias_out) = network.layers(parameters)
         self.hidden, self.weight_out = hidden, weight_out
-        self.h, self.z, self.sigmoid, self.first = [h], [], [], []
+        self.h, self.sigmoid, self.first = [h], [], []
         for weight, bias in hidden:
             z = torch.baddbmm(bias, h, weight)
             sigmoid = z.sigmoid()
-            h = z * sigmoid
-            self.z.append(z)
+            h = z.mul_(sigmoid)
             self.sigmoid.append(sigmoid)
-            self.first.append(torch.addcmul(sigmoid, h, 1.0 - sigmoid))
+            self.first.append((h + sigmoid).addcmul_(h, sigmoid, value=-1.0))
             self.h.append(h)
-        self.value = torch.baddbmm(bias_out, h, weight_out).view(runs, copies, -1)
+        self.value = _output_layer(h, weight_out, bias_out).view(runs, copies, -1)
         """Q(x), shape [R, K, B]."""
 
         adjoint = weight_out.transpose(1, 2).expand_as(h)
@@ -118,18 +123,17 @@ class ScalarPullback:
         """df/dparameters from c = df/dQ and u = df/d(dQ/dx) (None: f does not use dQ/dx)."""
         c = c.flatten(0, 1).unsqueeze(-1)
         tangents, z_dots = ([], []) if u is None else self._push(u.flatten(0, 1))
-        h = self.h[-1]
-        weight_gradient = torch.bmm(h.transpose(1, 2), c)
+        weight_gradient = torch.bmm(c.transpose(1, 2), self.h[-1]).squeeze(1)
         if u is not None:
-            weight_gradient += tangents[-1].sum(dim=1).unsqueeze(-1)
-        pieces = [c.sum(dim=1), weight_gradient.flatten(1)]
+            weight_gradient += tangents[-1].sum(dim=1)
+        pieces = [c.sum(dim=1), weight_gradient]
         a = c * self.weight_out.transpose(1, 2)  # adjoint of h
         for n in reversed(range(len(self.hidden))):
             a_z = a * self.first[n]
             if u is not None:
-                s = self.sigmoid[n]
-                second = s * (1.0 - s) * (2.0 + self.z[n] * (1.0 - 2.0 * s))
-                a_z += second * z_dots[n] * self.adjoint[n]
+                sigmoid, first = self.sigmoid[n], self.first[n]
+                second = (first + sigmoid).addcmul_(sigmoid, first, value=-2.0)
+                a_z.addcmul_(second.mul_(self.adjoint[n]), z_dots[n])
             weight_gradient = torch.bmm(self.h[n].transpose(1, 2), a_z)
             if u is not None:
                 weight_gradient.baddbmm_(tangents[n].transpose(1, 2), self.adjoint_z[n])

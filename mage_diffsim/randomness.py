@@ -19,7 +19,8 @@ class Streams:
     """Random streams of all runs, derived from one root seed per run."""
 
     NAMES = (
-        "initialise",  # network parameters
+        "initialise",  # actor and critic parameters
+        "initialise_model",  # parameters of the learned models, apart, so that no dynamics changes the first actor
         "environment",  # resets of the training environment
         "explore",  # warm-up actions and exploration noise
         "batch",  # which transitions an update uses

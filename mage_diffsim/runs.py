@@ -116,9 +116,8 @@ def train(
     trainer = Trainer(config, task)  # before anything is written: most bad input shows here
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if any(run_dir.iterdir()):
+        if any(file for file in run_dir.iterdir() if file.suffix != ".tmp"):
             raise InputError(f"the run folder {run_dir} is not empty: give a new one, or --resume it")
-        (run_dir / "checkpoints").mkdir()
     except OSError as error:
         raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
     write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
@@ -292,6 +291,7 @@ def _checkpoints(run_dir: Path) -> list[Path]:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:

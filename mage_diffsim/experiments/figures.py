@@ -49,12 +49,20 @@ class Panel:
     """Written in the middle of a panel that has nothing to show."""
 
 
-def line(label: str, rows: Sequence[Mapping[str, Any]], column: str, colour: str, dash: str = "-") -> Line:
-    """The curve of a column's mean over seeds: one point per ``env_step`` in ``rows``."""
+def line(
+    label: str,
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    colour: str,
+    dash: str = "-",
+    *,
+    geometric: bool = False,
+) -> Line:
+    """The curve of a column's (geometric) mean over seeds: one point per ``env_step`` in ``rows``."""
     by_step: dict[int, list[float | None]] = {}
     for row in rows:
         by_step.setdefault(row["env_step"], []).append(row[column])
-    points = ((step, interval(values)) for step, values in sorted(by_step.items()))
+    points = ((step, interval(values, geometric=geometric)) for step, values in sorted(by_step.items()))
     return Line(label, tuple((step, value) for step, value in points if value.n), colour, dash)
 
 
@@ -110,7 +118,7 @@ def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
     if not entries.keys() - {panel.level[1] if panel.level else None}:
         axis.text(0.5, 0.5, panel.note, ha="center", va="center", transform=axis.transAxes)
     if panel.log:
-        axis.set_yscale("log", nonpositive="clip")
+        axis.set_yscale("log")
     limits = panel.limits or _limits(panel)
     if limits is not None:
         axis.set_ylim(*limits)

@@ -47,9 +47,9 @@ SUMMARY_FIELDS = (
     "wall_s",
 )
 """Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
-the last FINAL_EVALUATIONS evaluations; ``steps_to_threshold`` is the first evaluation that solved the task;
-``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not finite;
-``updates_per_s`` and ``wall_s`` belong to the cell, whose seeds train together."""
+the last FINAL_EVALUATIONS evaluations (of the error the geometric mean); ``steps_to_threshold`` is the first evaluation
+that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
+finite; ``updates_per_s`` and ``wall_s`` belong to the cell, whose seeds train together."""
 
 CURVE_FIELDS = (
     *CELL_FIELDS,
@@ -114,7 +114,8 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
                 | {"lambda": lam, "seed": seed, "env_steps": last["env_step"]}
                 | {"final_return": final_value(mine, "return_mean")}
                 | {"steps_to_threshold": steps_to_threshold(mine, solved)}
-                | {name: final_value(mine, name) for name in ("gradient_error", "gradient_cosine")}
+                | {"gradient_error": final_value(mine, "gradient_error", geometric=True)}
+                | {"gradient_cosine": final_value(mine, "gradient_cosine")}
                 | {"nonfinite": int(last["grad_nonfinite"] or 0)}
                 | {name: last[name] for name in ("updates_per_s", "wall_s")}
             )
@@ -168,8 +169,8 @@ class Group:
     """Their summary rows."""
 
     def value(self, column: str) -> Interval:
-        """Mean over seeds of a column of SUMMARY_FIELDS."""
-        return interval(row[column] for row in self.rows)
+        """Mean over seeds of a column of SUMMARY_FIELDS; the geometric mean of the gradient error."""
+        return interval((row[column] for row in self.rows), geometric=column == "gradient_error")
 
     @property
     def solved(self) -> list[int]:
@@ -255,14 +256,18 @@ def table_rows(groups: Sequence[Group], outcomes: Iterable[Outcome] = ()) -> lis
 
 
 def text(value: Interval) -> str:
-    """``mean ± half-width`` to three significant digits of the mean; ``-`` where there is no value."""
+    """``mean ± half-width``, or ``geometric mean [low, high]``, to three significant digits; ``-`` for no value."""
     if value.n == 0:
         return "-"
     if not math.isfinite(value.mean):
         return str(value.mean)
     digits = max(0, 2 - math.floor(math.log10(abs(value.mean)))) if value.mean else 2
     digits = min(digits, 6)
-    return f"{value.mean:.{digits}f}" + (f" ± {value.half:.{digits}f}" if value.known else "")
+    if not value.known:
+        return f"{value.mean:.{digits}f}"
+    if value.geometric:
+        return f"{value.mean:.{digits}f} [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.mean:.{digits}f} ± {value.half:.{digits}f}"
 
 
 def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -301,8 +306,9 @@ def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]], seeds: in
     for task in dict.fromkeys(g.task for g in groups):
         mine = [g for g in groups if g.task == task]
 
-        def lines(column: str, mine: list[Group] = mine) -> tuple[Line, ...]:
-            return tuple(line(n, g.rows, column, *styles[n]) for g in mine for n in [label(g, groups)])
+        def lines(column: str, mine: list[Group] = mine, *, geometric: bool = False) -> tuple[Line, ...]:
+            names = [(label(g, groups), g) for g in mine]
+            return tuple(line(name, g.rows, column, *styles[name], geometric=geometric) for name, g in names)
 
         solved = make_task(task).solved_return
         level = None if solved is None else (solved, "solved")
@@ -312,7 +318,7 @@ def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]], seeds: in
                 Panel(
                     f"{task}: gradient error (Eq. 14)",
                     "mean |true - critic's| gradient, discounted",
-                    lines("gradient_error"),
+                    lines("gradient_error", geometric=True),
                     log=True,
                     note="not measured",
                 ),
@@ -325,7 +331,7 @@ def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]], seeds: in
                 ),
             ]
         )
-    draw(path, f"Learned model, oracle and hybrids: mean and 95% c.i. over {seeds} seeds", grid)
+    draw(path, f"Learned model, oracle and hybrids: mean (error: geometric) and 95% c.i. over {seeds} seeds", grid)
 
 
 NO_COSINE = "undefined: the true\naction-gradient is zero"
@@ -523,8 +529,9 @@ def _caveats(groups: Sequence[Group]) -> list[str]:
             "show that two cells are equal."
         )
     found.append(
-        f"Returns and gradient numbers are means over each run's last {FINAL_EVALUATIONS} evaluations. Gradient error "
-        "and cosine are measured along each cell's own trajectories, so a better policy is also measured elsewhere; "
-        "with a one-dimensional action the cosine is the agreement in sign."
+        f"Returns and gradient numbers are means over each run's last {FINAL_EVALUATIONS} evaluations. Gradient errors "
+        "are geometric means with [low, high]: along some trajectories the true gradient explodes, and an ordinary "
+        "mean would show nothing but those. Gradient error and cosine are measured along each cell's own trajectories, "
+        "so a better policy is also measured elsewhere; with one-dimensional actions the cosine is agreement in sign."
     )
     return found

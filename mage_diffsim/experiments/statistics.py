@@ -58,24 +58,27 @@ def t_quantile(p: float, dof: int) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds with the half-width of its 95% confidence interval."""
+    """A mean over ``n`` seeds with its 95% confidence interval."""
 
     mean: float
     """NaN if there is no value."""
     half: float
-    """NaN below two values: one seed says nothing about another."""
+    """Half-width; of a geometric mean the factor (``mean / half`` to ``mean * half``). NaN below two values: one seed
+    says nothing about another."""
     n: int
     """Number of values."""
+    geometric: bool = False
+    """Whether mean and interval were taken of the logarithm."""
 
     @property
     def low(self) -> float:
         """Lower end."""
-        return self.mean - self.half
+        return self.mean / self.half if self.geometric else self.mean - self.half
 
     @property
     def high(self) -> float:
         """Upper end."""
-        return self.mean + self.half
+        return self.mean * self.half if self.geometric else self.mean + self.half
 
     @property
     def known(self) -> bool:
@@ -83,9 +86,18 @@ class Interval:
         return not math.isnan(self.half)
 
 
-def interval(values: Iterable[float | int | None]) -> Interval:
-    """Mean and confidence interval; None and NaN (an undefined metric) are left out and not counted."""
+def interval(values: Iterable[float | int | None], *, geometric: bool = False) -> Interval:
+    """Mean and confidence interval; None and NaN (an undefined metric) are left out and not counted.
+
+    Args:
+        values: one per seed.
+        geometric: take both of the logarithm, as fits positive numbers that differ by orders of magnitude; numbers
+            without a logarithm are left out too.
+    """
     x = [float(v) for v in values if v is not None and not math.isnan(v)]
+    if geometric:
+        logs = interval(math.log(v) if v < math.inf else v for v in x if v > 0.0)
+        return Interval(math.exp(logs.mean), math.exp(min(logs.half, 600.0)), logs.n, geometric=True)  # no overflow
     n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, 0)
@@ -108,19 +120,22 @@ def compare(a: Interval, b: Interval) -> Verdict:
     return "below" if a.high < b.low else "overlap"
 
 
-def final_value(rows: Sequence[Mapping[str, Any]], column: str, evaluations: int = FINAL_EVALUATIONS) -> float:
+def final_value(
+    rows: Sequence[Mapping[str, Any]], column: str, evaluations: int = FINAL_EVALUATIONS, *, geometric: bool = False
+) -> float:
     """Mean of a column over one run's last evaluations (the untrained one at step 0 never counts).
 
     Args:
         rows: one run's rows of eval.csv.
         column: which number; its None and NaN values are left out.
         evaluations: how many of the last evaluations.
+        geometric: take the geometric mean.
 
     Returns:
         the mean, NaN if no value is left.
     """
     trained = sorted((r for r in rows if r["env_step"] > 0), key=lambda r: r["env_step"])
-    return interval(r[column] for r in trained[-evaluations:]).mean
+    return interval((r[column] for r in trained[-evaluations:]), geometric=geometric).mean
 
 
 def steps_to_threshold(rows: Sequence[Mapping[str, Any]], threshold: float | None) -> int | None:

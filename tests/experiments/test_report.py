@@ -152,10 +152,16 @@ def test_without_a_gap_a_hybrid_explains_nothing():
     assert "no difference for values or gradients to explain" in sentence(found, "final return", "learned values")
 
 
+def test_one_exploding_trajectory_does_not_hide_a_smaller_gradient_error():
+    exploded = rows(dynamics="oracle", backend="torch", error=0.01)
+    exploded[0]["gradient_error"] *= 3.0  # the arithmetic interval would reach from below zero to over 0.05
+    assert "is better (lower) than learned" in sentence(said(rows(), exploded), "gradient error", "oracle (torch)")
+
+
 def test_mage_is_compared_with_dyna_on_the_same_model():
     found = said(rows(error=0.3), rows("dyna-td3", error=2.0))
     text = sentence(found, "gradient error", "Dyna-TD3")
-    assert "MAGE-TD3, learned 0.300" in text and "is better (lower) than Dyna-TD3, learned 2.00" in text
+    assert "MAGE-TD3, learned 0.300 [" in text and "is better (lower) than Dyna-TD3, learned 2.00" in text
 
 
 def test_nonfinite_rows_are_reported_and_zero_is_not():
@@ -175,7 +181,7 @@ def test_table_shows_skipped_cells_with_the_reason(tmp_path):
     cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
     skipped = Outcome(cell, tmp_path, "skipped", "jax is not installed: pip install 'mage-diffsim[mjx]'")
     table = report.table_rows(report.groups_of(rows(solved=(100, None, 300))), [skipped])
-    assert table[0][:4] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25", "1.00 ± 0.12")
+    assert table[0][:4] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25", "0.999 [0.882, 1.13]")
     assert table[0][report.HEADER.index("solved at step")] == "200 (2 of 3 seeds)"
     assert table[1][1:3] == ("MAGE-TD3, oracle (jax)", "skipped: " + skipped.reason)
     assert skipped.reason in printed(table, 300)
@@ -193,7 +199,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which_are_missing():
     table = report.table_rows(report.groups_of(rows(dynamics="hybrid-oracle-gradients", backend="torch")))
     wide, narrow = printed(table, 200), printed(table, 80)
     assert all(name in wide for name in report.HEADER) and "a wider terminal" not in wide
-    assert "-500 ± 25" in narrow and "1.00 ± 0.12" in narrow and "…" not in narrow
+    assert "-500 ± 25" in narrow and "0.999 [0.882, 1.13]" in narrow and "…" not in narrow
     assert "a wider terminal also shows:" in narrow and "wall" in narrow
 
 
@@ -203,6 +209,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which_are_missing():
         (Interval(-149.73, 12.31, 3), "-150 ± 12"),
         (Interval(0.04567, 0.0123, 3), "0.0457 ± 0.0123"),
         (Interval(2.0, math.nan, 1), "2.00"),
+        (Interval(2.0, 1.5, 3, geometric=True), "2.00 [1.33, 3]"),
+        (Interval(2.0, math.nan, 1, geometric=True), "2.00"),
         (Interval(math.nan, math.nan, 0), "-"),
         (Interval(math.inf, math.nan, 3), "inf"),
         (Interval(0.0, 0.0, 3), "0.00 ± 0.00"),

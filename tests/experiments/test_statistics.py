@@ -77,6 +77,14 @@ def test_interval_leaves_out_undefined_values_and_knows_nothing_from_one():
     assert interval([]).n == 0 and math.isnan(interval([]).mean)
 
 
+def test_geometric_interval_is_the_interval_of_the_logarithm():
+    found = interval([1.0, 10.0, 100.0, 0.0, math.nan], geometric=True)
+    logs = interval([0.0, 1.0, 2.0])
+    assert (found.n, found.mean) == (3, pytest.approx(10.0))
+    assert math.log10(found.low) == pytest.approx(logs.low) and math.log10(found.high) == pytest.approx(logs.high)
+    assert not interval([3.0], geometric=True).known and interval([], geometric=True).n == 0
+
+
 def test_compare_names_the_side_or_the_overlap_or_nothing():
     low, high = Interval(0.0, 1.0, 3), Interval(3.0, 1.0, 3)
     assert compare(high, low) == "above" and compare(low, high) == "below"
@@ -88,6 +96,7 @@ def test_final_value_is_the_mean_of_the_last_evaluations_without_the_untrained_o
     rows = [{"env_step": s, "x": float(s)} for s in (30, 0, 10, 20)]  # any order
     assert final_value(rows, "x", 2) == 25.0
     assert final_value(rows, "x", 9) == 20.0
+    assert final_value([{"env_step": 1, "x": v} for v in (1.0, 4.0)], "x", geometric=True) == pytest.approx(2.0)
     assert math.isnan(final_value([{"env_step": 10, "x": math.nan}], "x"))
 
 
