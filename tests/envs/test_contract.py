@@ -97,7 +97,7 @@ class WritesIntoItsInput(Pendulum):
 
 
 class ReturnsItsInput(CartPole):
-    def observe(self, state):
+    def step(self, state, action):
         return state
 
 
@@ -161,7 +161,7 @@ REWARD = {"reward: gradient obs", "reward: gradient action"}
         (NaNAtZero, {"reward: degenerate gradient obs"}),
         (NaNValueAtZero, {"observe: finite", "observe: degenerate gradient state"}),
         (WritesIntoItsInput, {"step torch/autograd: pure"}),
-        (ReturnsItsInput, {"observe: pure"}),
+        (ReturnsItsInput, {"step torch/autograd: pure"}),
         (IgnoresTheGenerator, {"reset: same seed"}),
         (AlwaysTheSameStart, {"reset: other seed"}),
         (ResetInFloat32, {"reset: shape"}),
