@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import zlib
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,11 +36,16 @@ def _known() -> dict[str, str | type[Task]]:
 def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
     """Make a task available by its ``name``; usable as a class decorator.
 
+    Defining the same class again (a file executed anew, a notebook cell run twice) replaces it.
+
     Raises:
-        InputError: the definition is incomplete or contradicts itself, or the name is taken and ``overwrite`` is false.
+        InputError: the definition is incomplete or contradicts itself, or the name is taken by another class and
+            ``overwrite`` is false.
     """
     check_definition(task)
-    if task.name in _known() and not overwrite:
+    taken = _known().get(task.name)
+    again = inspect.isclass(taken) and (taken.__module__, taken.__qualname__) == (task.__module__, task.__qualname__)
+    if taken is not None and not again and not overwrite:
         raise InputError(f"a task named {task.name!r} is registered already: rename it or pass overwrite=True")
     _TASKS[task.name] = task
     return task
@@ -91,7 +97,8 @@ def _import(reference: str) -> Any:
         path = Path(where).expanduser().resolve()
         if not path.is_file():
             raise InputError(f"task {reference!r}: there is no file {path}; give path/to/file.py:ClassName")
-        spec = importlib.util.spec_from_file_location(f"mage_diffsim_task_{path.stem}", path)
+        name = f"mage_diffsim_task_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # one module per file
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None  # a .py file always has both
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses and pickle look the module up by name

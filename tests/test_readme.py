@@ -22,7 +22,9 @@ def python_block(containing: str) -> str:
 
 
 def commands(program: str) -> list[list[str]]:
-    lines = [line.split("#")[0].strip() for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
+    lines = [
+        line.split("#")[0].strip() for language, text in BLOCKS if language == "bash" for line in text.splitlines()
+    ]
     return [shlex.split(line) for line in lines if line.startswith(program)]
 
 

@@ -165,10 +165,13 @@ def test_an_error_inside_the_users_file_is_shown_as_it_is(tmp_path):
 def test_registering_makes_a_task_available_by_name(clean_registry):
     cls = register_task(define())
     assert "Still" in task_names() and type(make_task("Still")) is cls
+    again = register_task(define())  # the same definition executed anew
+    assert type(make_task("Still")) is again
+    stranger = define(__qualname__="Stranger")
     with pytest.raises(InputError, match="'Still' is registered already"):
-        register_task(define())
-    other = register_task(define(), overwrite=True)
-    assert type(make_task("Still")) is other
+        register_task(stranger)
+    register_task(stranger, overwrite=True)
+    assert type(make_task("Still")) is stranger
 
 
 def test_installed_packages_offer_tasks_by_entry_point(monkeypatch, slider_file):
