@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -29,8 +32,24 @@ def load_warp() -> Any:
             raise
         raise missing_extra("warp-lang", "warp") from error
     warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
-    warp.init()
+    # Without CUDA in torch, Warp's native complaint about a missing CUDA driver is no news.
+    with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
+        warp.init()
     return warp
+
+
+@contextlib.contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Drop what native code writes to file descriptor 2, which no Python setting reaches."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def kernel(function: Callable[..., None]) -> Any:
