@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mage_diffsim.agent import Draws
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.buffer import Batch
-from mage_diffsim.config import make_config
+from mage_diffsim.config import METHODS, make_config
 from mage_diffsim.doctor import versions
 from mage_diffsim.runs import write_atomically
 from mage_diffsim.training import Trainer
@@ -73,6 +73,9 @@ def measure(method: str, options: Options) -> Row:
     Raises:
         RuntimeError: the two formulations disagree about the critic gradient.
     """
+    imagining = [name for name, entry in METHODS.items() if entry.imagines]
+    if method not in imagining:
+        raise unknown_name("method that imagines", method, imagining)
     config = make_config("Pendulum", method=method, dynamics="learned", preset=options.preset, steps=2000)
     trainer = Trainer(config)
     for _ in range(config.hyper.warmup_steps + 100):

@@ -14,6 +14,14 @@ _DTYPES = (torch.float32, torch.float64)
 _DEVICES = ("cpu", "cuda")
 
 
+def indexed(device: torch.device | str) -> torch.device:
+    """The device with its number spelled out: "cuda" is the current CUDA device, as the tensors on it say."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 class Op(abc.ABC):
     """``op(*inputs) -> output``, a first-order differentiable torch function of float tensors.
 

@@ -14,7 +14,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import check_rows
-from mage_diffsim.bridges.op import Op
+from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.types import Float, Tensor
 
 
@@ -112,7 +112,7 @@ class WarpOp(Op):
         """Compile and load both kernels for a device now: a CUDA graph cannot be captured while one is loading."""
         warp = load_warp()
         for kernel in (self._forward, self._adjoint):
-            warp.load_module(kernel.module, device=warp.device_from_torch(torch.device(device)))
+            warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         check_rows(self, inputs)

@@ -31,7 +31,7 @@ class Transition(NamedTuple):
     next_state: Float[Tensor, "N S"]
     """Simulator state after the step and before any reset."""
     diverged: Bool[Tensor, " N"]
-    """The physics gave a state that is not finite: a row to leave out of training (s' repeats s, reward 0)."""
+    """State, observation or reward are not finite: a row to leave out of training (s' repeats s, reward 0)."""
 
 
 class BatchedEnv:
@@ -125,10 +125,12 @@ class BatchedEnv:
             action = action.detach()
             state, obs = self.state, self.obs
             next_state = self.physics.step(state, action)
-            diverged = ~next_state.isfinite().all(-1)
-            next_state = torch.where(diverged[:, None], state, next_state)
             next_obs = self.task.observe(next_state)
-            reward = self.task.reward(obs, action, next_obs).masked_fill(diverged, 0.0)
+            reward = self.task.reward(obs, action, next_obs)
+            diverged = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
+            next_state = torch.where(diverged[:, None], state, next_state)
+            next_obs = torch.where(diverged[:, None], obs, next_obs)
+            reward = reward.masked_fill(diverged, 0.0)
             terminated = self.task.terminated(next_obs) & ~diverged
             elapsed = self.elapsed + 1
             truncated = (elapsed >= self.horizon) | diverged
@@ -202,7 +204,7 @@ class Rollout(NamedTuple):
     terminated: Bool[Tensor, " N"]
     """The episode ended for good before or at the horizon."""
     diverged: Bool[Tensor, " N"]
-    """The episode was cut because the physics gave a state that is not finite."""
+    """The episode was cut because a state, an observation or a reward was not finite."""
     states: Float[Tensor, "T1 N S"] | None
     """T + 1 states, the initial one first; a finished episode repeats its last. None unless recorded."""
     obs: Float[Tensor, "T1 N O"] | None
@@ -255,12 +257,14 @@ def rollout(
         action = policy(obs)
         all_finite &= action.isfinite().all()
         next_state = physics.step(state, action)
-        broken = ~next_state.isfinite().all(-1)
+        next_obs = task.observe(next_state)
+        reward = task.reward(obs, action, next_obs)
+        broken = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
         diverged = diverged | (running & broken)
         moved = running & ~broken
         next_state = torch.where(moved[:, None], next_state, state)
-        next_obs = task.observe(next_state)
-        reward = task.reward(obs, action, next_obs).masked_fill(~moved, 0.0)
+        next_obs = torch.where(moved[:, None], next_obs, obs)
+        reward = reward.masked_fill(~moved, 0.0)
         terminated = terminated | (moved & task.terminated(next_obs))
         returns = returns + reward
         lengths = lengths + moved

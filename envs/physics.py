@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.bridges.op import indexed
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.task import Task
 
@@ -52,7 +53,7 @@ class Physics(abc.ABC):
             raise unknown_name(f"derivative source of backend {self.backend}", derivative, self.derivatives)
         self.task = task
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = indexed(device)
         self.derivative = derivative or self.derivatives[0]
 
     def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
@@ -83,7 +84,7 @@ class Physics(abc.ABC):
     def _check(self, what: str, x: Tensor, width: int) -> None:
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
-        if x.dtype != self.dtype or x.device.type != self.device.type:
+        if x.dtype != self.dtype or x.device != self.device:
             raise InputError(
                 f"{self}: {what} is {x.dtype} on {x.device}; this physics takes {self.dtype} on {self.device}"
             )

@@ -48,7 +48,7 @@ class Agent:
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
         self.task, self.hyper, self.method = task, config.hyper, METHODS[config.method]
-        self.loss = cast(CriticLoss, config.loss or self.method.loss)
+        self.loss: CriticLoss = cast(CriticLoss, config.loss or self.method.loss)
         self.streams, self.dynamics, self.reward = streams, dynamics, reward
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
@@ -175,12 +175,13 @@ class Agent:
         x = torch.cat([self.obs.normalize(at.obs), target.action], dim=-1)
         q, x_gradient, pullback = self.critic_network.value_and_input_gradient(self.critic, x.detach().unsqueeze(1))
         q.requires_grad_()
+        finite = target.finite
         delta = target.y.unsqueeze(1) - q
         action_error = start_error = None
         if target.action_gradient is not None:
             x_gradient.requires_grad_()
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
-            goal = control_gradient(self.loss, goal, draws.control)
+            goal, finite = control_gradient(self.loss, goal, finite, draws.control)
             action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
         if start is not None and target.start_gradient is not None:
             # from the critic's input to where imagination starts, per critic
@@ -189,7 +190,7 @@ class Agent:
             ]
             start_error = target.start_gradient.unsqueeze(1) - torch.stack(per_critic, dim=1)
         per_sample = critic_loss(self.loss, delta, action_error, start_error, self.lam, self.hyper.taylor_variance)
-        loss = self.hyper.loss_scale * masked_mean(per_sample, target.finite)
+        loss = self.hyper.loss_scale * masked_mean(per_sample, finite)
         if action_error is None:
             (c,), u = torch.autograd.grad(loss.sum(), (q,)), None
         else:
@@ -212,7 +213,7 @@ class Agent:
         self.nonfinite += bad.sum(dim=1)
         row = bad.to(torch.uint8).argmax(dim=1)
         example = state[torch.arange(len(row), device=row.device), row]
-        self.nonfinite_state = torch.where(bad.any(dim=1, keepdim=True), example, self.nonfinite_state)
+        self.nonfinite_state.copy_(torch.where(bad.any(dim=1, keepdim=True), example, self.nonfinite_state))
 
     # --- the actor step ----------------------------------------------------------------------------------------
 
@@ -232,7 +233,12 @@ class Agent:
     # --- upkeep ------------------------------------------------------------------------------------------------
 
     def restart_diverged(self) -> Bool[Tensor, "R"]:
-        """Give every run that diverged since the last call a fresh agent; returns which ones."""
+        """Give every run that diverged since the last call a fresh agent; returns which ones.
+
+        A run has diverged when a loss exceeded its bound or was not finite, or when a parameter is not finite.
+        """
+        for parameters in (self.actor, self.critic):
+            self.diverged |= ~parameters.isfinite().flatten(1).all(dim=1)
         runs = self.diverged.clone()
         if runs.any():
             self._initialise([int(r) for r in runs.nonzero()])

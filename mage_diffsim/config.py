@@ -8,6 +8,7 @@ published code in the README under "Deviations".
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -61,9 +62,9 @@ class Hyper:
     warmup_steps: int = 1000
     """Environment steps with uniformly random actions before the first update; 100 for Pendulum, CartPole [D.2]."""
     actor_hidden: tuple[int, ...] = (384, 384)
-    """Hidden layers of the actor (the paper's 284 is a typo for the code's 384); (128, 128) for small tasks [D.2]."""
+    """Hidden layers of the actor (D.2's 284 is a typo for the code's 384); (128, 128) for small tasks [D.2]."""
     critic_hidden: tuple[int, ...] = (384, 384)
-    """Hidden layers of each critic; (128, 128) for small tasks [published code]."""
+    """Hidden layers of each critic [D.2]; (128, 128) for small tasks, ours: D.2 names 128 only for their actor."""
     learning_rate: float = 1e-4
     """RAdam step size of actor and critic, alpha_pi = alpha_Q [D.2]."""
     clip_value: float = 5.0
@@ -77,7 +78,8 @@ class Hyper:
     target_noise_clip: float = 0.5
     """Bound of that noise, c [D.2]."""
     loss_scale: float = 1.0
-    """Factor on the critic loss: 1 [Algorithm 2]; the published code's weights 5 and 1 are 2.5 with lambda 1/5."""
+    """Factor on the critic loss: 1 [Algorithm 2]. The published code weighs its terms 0.5 x 5 and 0.5 x 1: 2.5 with
+    lambda 1/5, and 0.5 where there is no gradient term."""
     taylor_variance: float = 0.25
     """Action variance of the ``taylor`` loss, weight of its gradient term [ours; Taylor TD tunes it per task]."""
     max_dynamics_gradient: float = 0.0
@@ -102,7 +104,7 @@ class Hyper:
     model_learning_rate: float = 1e-4
     """RAdam step size of the model, alpha_p [D.2]."""
     model_weight_decay: float = 1e-4
-    """Decoupled weight decay of model and reward model [D.2]."""
+    """Decoupled weight decay of the model [D.2] and of the reward model [published code]."""
     log_var_low: float = -5.0
     """Lower bound of the predicted log-variance of normalised deltas [published code]."""
     log_var_high: float = -1.0
@@ -111,13 +113,14 @@ class Hyper:
     """Hidden layers of the learned reward model; (128,) for small tasks [D.2]."""
 
     @staticmethod
-    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full") -> Hyper:
+    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full", loss: str = "mage") -> Hyper:
         """The documented hyper-parameters.
 
         Args:
             name: ``paper``, ``authors`` or ``cpu``.
             size: the task's ``network_size``: ``small`` are the paper's Pendulum and CartPole sizes.
             ensemble: ``full``, ``small`` or ``smaller`` (appendix B.3's capacities).
+            loss: the critic loss; ``authors`` scales ``dyna`` otherwise than the others.
 
         Raises:
             InputError: an unknown preset or ensemble.
@@ -128,7 +131,7 @@ class Hyper:
             raise unknown_name("ensemble", ensemble, get_args(EnsembleName))
         hyper = Hyper()
         if name == "authors":  # the published code has one size for all tasks
-            hyper = replace(hyper, loss_scale=2.5, model_epochs=True)
+            hyper = replace(hyper, loss_scale=0.5 if loss == "dyna" else 2.5, model_epochs=True)
         elif size == "small":
             hyper = replace(
                 hyper,
@@ -235,6 +238,17 @@ class TrainConfig:
         return tuple((seed, lam) for lam in self.lambdas for seed in self.seeds)
 
     @property
+    def critic_loss(self) -> str:
+        """The critic loss in force: the chosen one, or the method's own.
+
+        Raises:
+            InputError: an unknown method.
+        """
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        return self.loss or METHODS[self.method].loss
+
+    @property
     def updates_per_step(self) -> int:
         """Critic updates per environment step of this method."""
         return 1 if METHODS[self.method].update_every_step_once else self.hyper.updates_per_step
@@ -251,11 +265,37 @@ class TrainConfig:
             InputError: a field is unknown, as in a file written by another version.
         """
         try:
-            hyper = Hyper(**_with_tuples(data.get("hyper", {})))
-            settings: dict[str, Any] = _with_tuples(data) | {"hyper": hyper}
+            if not isinstance(data.get("hyper", {}), dict):
+                raise TypeError(f"hyper is {data['hyper']!r}, and an object of hyper-parameters is what it takes")
+            hyper = _with_tuples(data.get("hyper", {}))
+            settings = _with_tuples(data)
+            _check_types(hyper, Hyper())
+            _check_types(settings | {"hyper": Hyper()}, TrainConfig())
+            settings["hyper"] = Hyper(**hyper)
             return TrainConfig(**settings)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"the configuration does not fit this version of mage_diffsim: {error}") from error
+
+
+def _check_types(settings: dict[str, Any], defaults: TrainConfig | Hyper) -> None:
+    """Refuse a value of another kind than the field's default; unknown names are left to the constructor.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name, value in settings.items():
+        default = getattr(defaults, name, value)
+        if default is None:
+            accepted: tuple[type, ...] = (str, type(None))
+        else:
+            accepted = (int, float) if isinstance(default, float) else (type(default),)
+        entries = value if isinstance(value, tuple) and isinstance(default, tuple) else ()
+        if (
+            not isinstance(value, accepted)
+            or (isinstance(value, bool) and not isinstance(default, bool))
+            or not all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in entries)
+        ):
+            raise TypeError(f"{name} is {value!r}, and {default!r} is the kind of value it takes")
 
 
 def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +318,7 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
     overrides = settings.pop("hyper", {})
     name, task = (task, make_task(task)) if isinstance(task, str) else (task.name, task)
     config = TrainConfig(task=name, **settings)
-    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble)
+    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble, config.critic_loss)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
@@ -305,34 +345,78 @@ def validate(config: TrainConfig) -> None:
     if config.reward not in ("task", "learned"):
         raise unknown_name("reward", config.reward, ("task", "learned"))
     method, hyper = METHODS[config.method], config.hyper
-    if config.loss not in (None, "dyna") and not method.imagines:
-        raise InputError(
-            f"loss {config.loss!r} needs an imagined next state, and method {config.method} draws transitions from "
-            "the replay buffer: use a mage-* or dyna-* method"
-        )
-    for name in ("steps", "eval_every", "eval_episodes", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; accepted is 1 or more")
+    if not method.imagines:
+        drawn = f"method {config.method} draws transitions from the replay buffer"
+        if config.loss not in (None, "dyna"):
+            raise InputError(f"loss {config.loss!r} needs an imagined next state, and {drawn}: use a mage-* method")
+        if config.reward != "task":
+            raise InputError(f"reward {config.reward!r} is for imagined transitions, and {drawn}: leave it at 'task'")
+        if config.dynamics != "learned":
+            raise InputError(f"dynamics {config.dynamics!r} was given, and {drawn}: leave it at its default")
+    if config.critic_loss in ("dyna", "taylor") and len(config.lambdas) > 1:
+        raise InputError(f"lambdas are {config.lambdas}, and the loss {config.critic_loss} has no lambda: give one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"seeds are {config.seeds}; accepted is one or more different integers of 0 or more")
-    if not config.lambdas or len(set(config.lambdas)) < len(config.lambdas) or not all(v >= 0 for v in config.lambdas):
-        raise InputError(f"lambdas are {config.lambdas}; accepted is one or more different numbers of 0 or more")
-    for name in (
-        "batch_size",
-        "updates_per_step",
-        "ensemble_members",
-        "model_every",
-        "model_batches",
-        "model_batch_size",
+    if (
+        not config.lambdas
+        or len(set(config.lambdas)) < len(config.lambdas)
+        or not all(0.0 <= lam < math.inf for lam in config.lambdas)
     ):
-        if getattr(hyper, name) < 1:
-            raise InputError(f"hyper.{name} is {getattr(hyper, name)}; accepted is 1 or more")
+        raise InputError(f"lambdas are {config.lambdas}; accepted is one or more different finite numbers of 0 or more")
+    for name, least in (
+        ("steps", 1),
+        ("eval_every", 1),
+        ("eval_episodes", 1),
+        ("gradient_episodes", 0),
+        ("checkpoint_every", 1),
+    ):
+        if getattr(config, name) < least:
+            raise InputError(f"{name} is {getattr(config, name)}; accepted is {least} or more")
+    for name, (low, high) in _RANGES.items():
+        value = getattr(hyper, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(low <= v <= high and v < math.inf for v in values):
+            bound = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise InputError(f"{name} is {value}; accepted is {bound}")
+    if hyper.log_var_low >= hyper.log_var_high:
+        raise InputError(f"log_var_low is {hyper.log_var_low}; accepted is below log_var_high ({hyper.log_var_high})")
     if hyper.batch_size % hyper.ensemble_members:
         raise InputError(
-            f"hyper.batch_size is {hyper.batch_size}; accepted is a multiple of hyper.ensemble_members "
+            f"batch_size is {hyper.batch_size}; accepted is a multiple of ensemble_members "
             f"({hyper.ensemble_members}), as each member imagines an equal share of the batch"
         )
-    if not 0.0 <= hyper.gamma <= 1.0:
-        raise InputError(f"hyper.gamma is {hyper.gamma}; accepted is 0 to 1")
-    if not 0.0 < hyper.polyak <= 1.0:
-        raise InputError(f"hyper.polyak is {hyper.polyak}; accepted is above 0, up to 1")
+
+
+_SMALLEST = 1e-12
+"""Stands for "above 0"."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "gamma": (0.0, 1.0),
+    "batch_size": (1, math.inf),
+    "updates_per_step": (1, math.inf),
+    "warmup_steps": (1, math.inf),
+    "actor_hidden": (1, math.inf),
+    "critic_hidden": (1, math.inf),
+    "learning_rate": (0.0, math.inf),
+    "clip_value": (_SMALLEST, math.inf),
+    "polyak": (_SMALLEST, 1.0),
+    "exploration_noise": (0.0, math.inf),
+    "target_noise": (0.0, math.inf),
+    "target_noise_clip": (0.0, math.inf),
+    "loss_scale": (_SMALLEST, math.inf),
+    "taylor_variance": (0.0, math.inf),
+    "max_dynamics_gradient": (0.0, math.inf),
+    "diverged_critic_loss": (_SMALLEST, math.inf),
+    "diverged_actor_loss": (_SMALLEST, math.inf),
+    "ensemble_members": (1, math.inf),
+    "ensemble_hidden": (1, math.inf),
+    "model_every": (1, math.inf),
+    "model_batches": (1, math.inf),
+    "model_batch_size": (1, math.inf),
+    "model_learning_rate": (0.0, math.inf),
+    "model_weight_decay": (0.0, math.inf),
+    "log_var_low": (-100.0, 100.0),
+    "log_var_high": (-100.0, 100.0),
+    "reward_hidden": (1, math.inf),
+}
+"""Least and greatest value of every number in :class:`Hyper`; a tuple's entries each obey it."""

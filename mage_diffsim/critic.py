@@ -71,7 +71,9 @@ def td_target(
     """
     with torch.set_grad_enabled(differentiate):
         imagined = dynamics.step(at, action, noise)
-        bootstrap = torch.where(terminated(imagined.obs), 0.0, target_value(imagined.obs))
+        ended = terminated(imagined.obs)
+        # The target networks see an ended row's s instead of its s', whose value may overflow and is not used.
+        bootstrap = torch.where(ended, 0.0, target_value(torch.where(ended.unsqueeze(-1), at.obs, imagined.obs)))
         y = reward(at.obs, action, imagined.obs) + gamma * bootstrap
     finite = torch.isfinite(y)
     if not differentiate:
@@ -110,24 +112,26 @@ GRADIENT_FREE: frozenset[str] = frozenset({"dyna"})
 
 
 def control_gradient(
-    loss: CriticLoss, gradient: Float[Tensor, "R B A"], control: Tensor | None
-) -> Float[Tensor, "R B A"]:
-    """The gradient that a loss is shown: its own, or a negative control's.
+    loss: CriticLoss, gradient: Float[Tensor, "R B A"], finite: Bool[Tensor, "R B"], control: Tensor | None
+) -> tuple[Float[Tensor, "R B A"], Bool[Tensor, "R B"]]:
+    """The gradient that a loss is shown, its own or a negative control's, and which rows may be trained on.
 
     Args:
         loss: ``shuffled`` permutes the batch; ``random`` keeps each norm and takes another direction; any other loss
             gets ``gradient`` back.
         gradient: grad_a y.
+        finite: rows whose own target and gradient are finite.
         control: permutations [R, B] for ``shuffled``, standard normal directions [R, B, A] for ``random``.
     """
     if loss == "shuffled":
         assert control is not None
-        return gradient.gather(1, control.unsqueeze(-1).expand_as(gradient))
+        shuffled = gradient.gather(1, control.unsqueeze(-1).expand_as(gradient))
+        return shuffled, finite & finite.gather(1, control)
     if loss == "random":
         assert control is not None
         norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-        return control * (norm / torch.linalg.vector_norm(control, dim=-1, keepdim=True).clamp(min=1e-12))
-    return gradient
+        return control * (norm / torch.linalg.vector_norm(control, dim=-1, keepdim=True).clamp(min=1e-12)), finite
+    return gradient, finite
 
 
 def critic_loss(

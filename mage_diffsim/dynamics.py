@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from typing import NamedTuple
 
+import torch
+
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.models import GaussianEnsemble
@@ -76,6 +78,8 @@ class HybridDynamics(Dynamics):
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         value = self.values.step(at, action.detach(), noise)
+        if not torch.is_grad_enabled():
+            return value
         jacobian = self.jacobians.step(at, action, noise)
         obs = value.obs.detach() + (jacobian.obs - jacobian.obs.detach())
         return Imagined(obs, None if value.state is None else value.state.detach())

@@ -52,11 +52,15 @@ def true_action_gradients(
             obs = task.observe(state)
             addition = state.new_zeros(state.shape[0], task.action_dim).requires_grad_()
             action = policy(obs) + addition
-            state = physics.step(state, action)
+            moved = physics.step(state, action)
+            finite = moved.isfinite().all(dim=-1)
+            state = torch.where(finite.unsqueeze(-1), moved, initial_state)
             next_obs = task.observe(state)
-            total = total + gamma**t * torch.where(alive, task.reward(obs, action, next_obs), 0.0)
+            total = total + gamma**t * torch.where(alive & finite, task.reward(obs, action, next_obs), 0.0)
             record.append((obs.detach(), action.detach(), addition, alive))
-            alive = alive & ~task.terminated(next_obs)
+            alive = alive & finite & ~task.terminated(next_obs)
+            # An ended episode goes on from its start: what its state would become must not reach the backward pass.
+            state = torch.where(alive.unsqueeze(-1), state, initial_state)
             if t % 32 == 31 and not alive.any():
                 break
         observations, actions, additions, running = zip(*record, strict=True)
@@ -71,7 +75,7 @@ class GradientQuality(NamedTuple):
     """Per episode, shape [N]."""
 
     error: Float[Tensor, "N"]
-    """Eq. 14: 1/H sum_t gamma^t ||grad_a G(s_t, a_t) - grad_a Q(s_t, a_t)||_1."""
+    """Eq. 14: 1/H sum_t gamma^t ||grad_a G(s_t, a_t) - grad_a Q(s_t, a_t)||_1; not finite where the truth is not."""
     cosine: Float[Tensor, "N"]
     """Mean over steps of cos(grad_a G, grad_a Q), with one action the agreement in sign; NaN where the true gradient is
     zero throughout."""

@@ -21,14 +21,16 @@ class GaussianEnsemble:
     The log-variance is bounded by a sigmoid between two constants; the model is trained by maximum likelihood.
     """
 
+    stream = "model"
+    """Random stream of its training batches."""
+
     def __init__(self, obs_dim: int, action_dim: int, hyper: Hyper, streams: Streams) -> None:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.hyper = hyper
         self.members = hyper.ensemble_members
         self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim))
-        self.parameters = torch.stack(
-            [self.network.initial(self.members, g, dtype) for g in streams.generators["initialise_model"]]
-        )
+        self.generators = streams.generators["initialise_model"]
+        self.parameters = torch.stack([self.network.initial(self.members, g, dtype) for g in self.generators])
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
         self.action = Normalizer(runs, action_dim, device, dtype)
@@ -99,11 +101,11 @@ class GaussianEnsemble:
             return x.view(runs, self.members, -1, x.shape[-1])
 
         target = (batch.next_obs - batch.obs - self.delta.mean) / self.delta.std
-        parameters = self.parameters.requires_grad_()
+        parameters = self.parameters.detach().requires_grad_()
         mean, log_var = self.predict(parameters, by_member(batch.obs), by_member(batch.action))
         losses = ((mean - by_member(target)).square() * (-log_var).exp() + log_var).mean(dim=(-1, -2))
         (gradient,) = torch.autograd.grad(losses.sum(), parameters)
-        self.optimizer.step(self.parameters.requires_grad_(False), gradient)
+        self.optimizer.step(self.parameters, gradient)
         return losses.detach().mean(dim=1)
 
     def state_dict(self) -> dict[str, object]:
@@ -126,13 +128,15 @@ class GaussianEnsemble:
 class RewardModel:
     """r_hat(s, a, s'): one network per run, trained on the mean squared error (appendix B.2)."""
 
+    stream = "reward_model"
+    """Random stream of its training batches."""
+
     def __init__(self, obs_dim: int, action_dim: int, hyper: Hyper, streams: Streams) -> None:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.members = 1
         self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1))
-        self.parameters = torch.stack(
-            [self.network.initial(1, g, dtype) for g in streams.generators["initialise_model"]]
-        )
+        self.generators = streams.generators["initialise_reward"]
+        self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in self.generators])
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
 
@@ -153,11 +157,11 @@ class RewardModel:
 
     def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
         """One step on the mean squared error; returns it per run, shape [R]."""
-        parameters = self.parameters.requires_grad_()
+        parameters = self.parameters.detach().requires_grad_()
         estimate = self(batch.obs, batch.action, batch.next_obs, parameters)
         losses = (estimate - batch.reward).square().mean(dim=-1)
         (gradient,) = torch.autograd.grad(losses.sum(), parameters)
-        self.optimizer.step(self.parameters.requires_grad_(False), gradient)
+        self.optimizer.step(self.parameters, gradient)
         return losses.detach()
 
     def state_dict(self) -> dict[str, object]:
@@ -178,25 +182,36 @@ class RewardModel:
 def train_model(
     model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, hyper: Hyper, streams: Streams
 ) -> Float[Tensor, "R"]:
-    """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R]."""
+    """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R].
+
+    A run whose model then has a parameter that is not finite starts over with a fresh one (its loss says so: NaN).
+    """
     total = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
     n = 0
-    for index in _batches(model.members, buffer.size, hyper, streams):
+    for index in _batches(model, buffer.size, hyper, streams):
         total += model.train_batch(buffer.gather(index))
         n += 1
+    broken = ~model.parameters.isfinite().flatten(1).all(dim=1)
+    if broken.any():
+        for run in broken.nonzero():
+            model.parameters[run] = model.network.initial(model.members, model.generators[run], streams.dtype)
+        model.optimizer.restart(broken)
     return total / n
 
 
-def _batches(members: int, size: int, hyper: Hyper, streams: Streams) -> Iterator[Int[Tensor, "R M B"]]:
+def _batches(
+    model: GaussianEnsemble | RewardModel, size: int, hyper: Hyper, streams: Streams
+) -> Iterator[Int[Tensor, "R M B"]]:
     """Indices of one round's batches: independent draws, or whole epochs with the last short batch left out."""
+    members, stream = model.members, model.stream
     if not hyper.model_epochs:
-        index = streams.integers("model", size, hyper.model_batches, members, hyper.model_batch_size)
+        index = streams.integers(stream, size, hyper.model_batches, members, hyper.model_batch_size)
         yield from index.unbind(dim=1)
         return
     rows = min(hyper.model_batch_size, size)
     done = 0
     while done < hyper.model_batches:
-        order = streams.permutations("model", size, members)
+        order = streams.permutations(stream, size, members)
         for start in range(0, size - rows + 1, rows):
             yield order[..., start : start + rows]
             done += 1

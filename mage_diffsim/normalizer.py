@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.bridges.types import Bool, Float, Tensor
 
 
 class Normalizer:
@@ -15,21 +15,22 @@ class Normalizer:
     """
 
     def __init__(self, runs: int, width: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros(runs, 1, dtype=torch.float64, device=device)
         self.running_mean = torch.zeros(runs, width, dtype=torch.float64, device=device)
         self.sum_squares = torch.zeros(runs, width, dtype=torch.float64, device=device)
         self.mean = torch.zeros(runs, 1, width, dtype=dtype, device=device)
         self.std = torch.ones(runs, 1, width, dtype=dtype, device=device)
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "R D"]) -> None:
-        """Take in one vector per run."""
-        x = x.to(torch.float64)
-        self.count += 1.0
-        deviation = x - self.running_mean
-        self.running_mean += deviation / self.count
-        self.sum_squares += deviation * (x - self.running_mean)
-        std = (self.sum_squares / self.count).sqrt()
+    def update(self, x: Float[Tensor, "R D"], valid: Bool[Tensor, "R"] | None = None) -> None:
+        """Take in one vector per run, or only of the ``valid`` runs."""
+        weight = 1.0 if valid is None else valid.unsqueeze(1).to(torch.float64)
+        self.count += weight
+        count = self.count.clamp(min=1.0)
+        deviation = (x.to(torch.float64) - self.running_mean) * weight
+        self.running_mean += deviation / count
+        self.sum_squares += deviation * (x.to(torch.float64) - self.running_mean)
+        std = (self.sum_squares / count).sqrt()
         self.mean.copy_(self.running_mean.unsqueeze(1))
         self.std.copy_(torch.where(std < 1e-6, 1.0, std).unsqueeze(1))
 

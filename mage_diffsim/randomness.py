@@ -20,14 +20,16 @@ class Streams:
 
     NAMES = (
         "initialise",  # actor and critic parameters
-        "initialise_model",  # parameters of the learned models, apart, so that no dynamics changes the first actor
+        "initialise_model",  # parameters of the ensemble, apart, so that no dynamics changes the first actor
+        "initialise_reward",  # parameters of the reward model
         "environment",  # resets of the training environment
         "explore",  # warm-up actions and exploration noise
         "batch",  # which transitions an update uses
         "imagine",  # the ensemble's Gaussian
         "target",  # target-policy noise
         "control",  # permutations and directions of the negative controls
-        "model",  # which transitions the models train on
+        "model",  # which transitions the ensemble trains on
+        "reward_model",  # which transitions the reward model trains on
     )
 
     def __init__(self, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:

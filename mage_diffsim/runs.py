@@ -15,6 +15,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import time
@@ -48,6 +49,7 @@ EVAL_FIELDS = (
     "gradient_error",
     "gradient_error_median",
     "gradient_cosine",
+    "gradient_nonfinite",
 )
 """Columns of eval.csv."""
 
@@ -69,6 +71,7 @@ METRIC_FIELDS = (
     "grad_td_error",
     "grad_nonfinite",
     "agent_restarts",
+    "env_divergences",
 )
 """Columns of metrics.csv; empty where a method has no such number."""
 
@@ -172,6 +175,7 @@ class _Session:
         self.trainer, self.run_dir, self.progress, self.sinks = trainer, run_dir, progress, sinks
         self.train_s, self.wall_s = train_s, wall_s
         self.latest: dict[str, list[float]] = {}
+        self.reported = trainer.agent.nonfinite.tolist()
 
     def run(self) -> None:
         trainer, config = self.trainer, self.trainer.config
@@ -207,6 +211,7 @@ class _Session:
         diagnosis = _columns(trainer.diagnose())
         self.wall_s += time.perf_counter() - began
         self.latest = evaluation
+        self._report_nonfinite()
         runs = trainer.config.runs
         eval_rows: list[dict[str, Any]] = [
             {"env_step": trainer.env_step, "seed": seed, "lambda": lam} | {k: v[r] for k, v in evaluation.items()}
@@ -223,6 +228,20 @@ class _Session:
         _append(self.run_dir / "metrics.csv", METRIC_FIELDS, metric_rows)
         for sink in self.sinks:
             sink(trainer.env_step, [a | b for a, b in zip(eval_rows, metric_rows, strict=True)])
+
+    def _report_nonfinite(self) -> None:
+        """Name task, backend and state of targets and derivatives that were masked since the last report."""
+        trainer, config = self.trainer, self.trainer.config
+        counts = trainer.agent.nonfinite.tolist()
+        for run, (seed, lam) in enumerate(config.runs):
+            if counts[run] > self.reported[run]:
+                source = config.dynamics if config.dynamics == "learned" else f"{config.dynamics}, {config.backend}"
+                state = [round(v, 6) for v in trainer.agent.nonfinite_state[run].tolist()]
+                logging.getLogger(__name__).warning(
+                    f"{config.task} ({source}), seed {seed}, lambda {lam}: {counts[run]} targets or derivatives that "
+                    f"are not finite were masked so far, the last at state {state}"
+                )
+        self.reported = counts
 
     def _checkpoint(self) -> None:
         save_checkpoint(
@@ -313,6 +332,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = int(content["version"])
+        if version <= CHECKPOINT_VERSION:
+            _ = content["train_s"] + content["wall_s"] + content["trainer"]["env_step"]  # what every reader uses
     except (
         OSError,
         RuntimeError,

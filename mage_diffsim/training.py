@@ -9,6 +9,7 @@ import torch
 
 from mage_diffsim.agent import Agent
 from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.op import indexed
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import METHODS, TrainConfig, validate
@@ -38,7 +39,8 @@ def torch_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
-    elif device.type != "cpu":
+        return indexed(device)
+    if device.type != "cpu":
         raise InputError(f"device {name!r} is not supported: choose cpu, cuda or cuda:N")
     return device
 
@@ -65,16 +67,24 @@ class Trainer:
         runs = len(config.runs)
 
         self.physics = self._physics(backends_of(self.task)[0])
+        # kept, as a backend may compile anew for every new physics
+        self.truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
         self.env = BatchedEnv(self.task, self.physics, runs, self.streams.generators["environment"])
-        self.buffer = ReplayBuffer(
-            runs,
-            config.steps,
-            self.task.obs_dim,
-            self.task.action_dim,
-            self.task.state_dim,
-            self.device,
-            self.dtype,
-        )
+        try:
+            self.buffer = ReplayBuffer(
+                runs,
+                config.steps,
+                self.task.obs_dim,
+                self.task.action_dim,
+                self.task.state_dim,
+                self.device,
+                self.dtype,
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(
+                f"steps is {config.steps}, for which the replay buffer of {runs} runs does not fit into the memory of "
+                f"{self.device}; give fewer"
+            ) from error
         self.ensemble: GaussianEnsemble | None = None
         self.reward_model: RewardModel | None = None
         dynamics, reward = self._make_dynamics(), self._make_reward()
@@ -82,6 +92,7 @@ class Trainer:
         self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
         self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
         self.losses: dict[str, Float[Tensor, "R"]] = {}
+        self.env_divergences = torch.zeros(runs, dtype=torch.int64, device=self.device)
         self.env_step = 0
         self.env.reset()
 
@@ -133,9 +144,11 @@ class Trainer:
         action = action.clamp(-1.0, 1.0)
         moved = self.env.step(action)
         self.buffer.add(moved.obs, action, moved.next_obs, moved.reward, moved.terminated, moved.state, ~moved.diverged)
+        valid = ~moved.diverged
+        self.env_divergences += moved.diverged
         self.agent.obs.update(moved.obs)
-        self.action_statistics.update(action)
-        self.delta_statistics.update(moved.next_obs - moved.obs)
+        self.action_statistics.update(action, valid)
+        self.delta_statistics.update(moved.next_obs - moved.obs, valid)
 
     def _train_models(self) -> None:
         """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
@@ -162,7 +175,8 @@ class Trainer:
 
         Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; over ``gradient_episodes``, if
         that is not 0, ``gradient/error`` (Eq. 14: the mean over trajectories), ``gradient/error_median`` (the median,
-        which one trajectory with an exploding true gradient does not move) and ``gradient/cosine``.
+        which one trajectory with an exploding true gradient does not move), ``gradient/cosine``, and
+        ``gradient/nonfinite``, the number of trajectories left out because their truth is not finite.
         """
         runs, episodes = len(self.config.runs), self.config.eval_episodes
 
@@ -191,8 +205,7 @@ class Trainer:
     ) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
-        truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
-        true = true_action_gradients(truth_physics, policy, initial_state, self.hyper.gamma)
+        true = true_action_gradients(self.truth_physics, policy, initial_state, self.hyper.gamma)
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
@@ -201,10 +214,13 @@ class Trainer:
         (gradient,) = torch.autograd.grad(self.agent.min_q(by_run(true.obs), action).sum(), action)
         gradient = gradient.unflatten(1, (-1, episodes)).transpose(0, 1).flatten(1, 2).to(torch.float64)
         quality = gradient_quality(true, gradient, self.hyper.gamma)
+        finite = quality.error.isfinite().view(runs, episodes)
+        error = torch.where(finite, quality.error.view(runs, episodes), torch.nan)
         return {
-            "gradient/error": quality.error.view(runs, episodes).mean(dim=1),
-            "gradient/error_median": quality.error.view(runs, episodes).median(dim=1).values,
+            "gradient/error": error.nanmean(dim=1),
+            "gradient/error_median": error.nanmedian(dim=1).values,
             "gradient/cosine": quality.cosine.view(runs, episodes).nanmean(dim=1),
+            "gradient/nonfinite": (~finite).sum(dim=1),
         }
 
     def diagnose(self) -> dict[str, Float[Tensor, "R"]]:
@@ -222,8 +238,9 @@ class Trainer:
             self.losses
             | metrics
             | {
-                "grad/nonfinite": self.agent.nonfinite.to(self.dtype),
-                "agent/restarts": self.agent.restarts.to(self.dtype),
+                "grad/nonfinite": self.agent.nonfinite,
+                "agent/restarts": self.agent.restarts,
+                "env/divergences": self.env_divergences,
             }
         )
 
@@ -242,12 +259,14 @@ class Trainer:
             "action_statistics": self.action_statistics.state_dict(),
             "delta_statistics": self.delta_statistics.state_dict(),
             "losses": self.losses,
+            "env_divergences": self.env_divergences,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, in place."""
         self.env_step = state["env_step"]
         self.losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+        self.env_divergences.copy_(state["env_divergences"])
         self.env.load_state_dict(state["env"])
         self.buffer.load_state_dict(state["buffer"])
         self.agent.load_state_dict(state["agent"])

@@ -60,6 +60,7 @@ CURVE_FIELDS = (
     "return_std",
     "length_mean",
     "gradient_error",
+    "gradient_error_median",
     "gradient_cosine",
     "grad_q",
     "grad_q_next",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mage_diffsim.bridges import InputError, Op
+from mage_diffsim.bridges.op import indexed
 
 FLOAT32_TOLERANCE = 1e-5
 """A dozen float32 operations on numbers of order one to ten."""
@@ -369,3 +370,10 @@ class TestTheOtherSideIsChecked:
         by_a, by_b = torch.autograd.grad(_Wrong()(a, b), (a, b), cotangent)
         by_a.mul_(5.0)
         assert torch.equal(by_b, self.x) and torch.equal(cotangent, self.x)
+
+
+def test_a_cuda_device_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert indexed("cuda") == torch.device("cuda:3")
+    assert indexed(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert indexed("cpu") == torch.device("cpu")

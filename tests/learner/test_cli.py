@@ -100,7 +100,23 @@ REFUSED = {
     "ensemble": ("train --ensemble foo", "unknown ensemble 'foo': choose one of full, small, smaller"),
     "loss": ("train --loss foo", f"unknown loss 'foo': choose one of {LOSSES}"),
     "reward": ("train --reward foo", "unknown reward 'foo': choose one of learned, task"),
-    "loss and method": ("train --loss mage --method td3", "loss 'mage' needs .* method td3 .*: use a mage-\\* or .*"),
+    "loss and method": ("train --loss mage --method td3", "loss 'mage' needs .* method td3 .*: use a mage-\\* method"),
+    "reward and method": ("train --reward learned --method td3", "reward 'learned' is for imagined .*: leave it at .*"),
+    "dynamics and method": ("train --dynamics oracle --method ddpg", "dynamics 'oracle' was given, .* method ddpg .*"),
+    "lambdas of dyna": (
+        "train --method dyna-td3 --lambdas 0 1",
+        r"lambdas are \(0.0, 1.0\), and the loss dyna has no .*",
+    ),
+    "infinite lambda": ("train --lambdas inf", r"lambdas are \(inf,\); accepted is .* finite numbers of 0 or more"),
+    "gradient episodes": ("train --gradient-episodes -1", "gradient_episodes is -1; accepted is 0 or more"),
+    "warm-up": ("train --warmup-steps -5", "warmup_steps is -5; accepted is 1 or more"),
+    "too many steps": ("train --steps 10000000000000", "steps is 10{13}, .* does not fit into the memory of cpu; .*"),
+    "learning rate": ("train --learning-rate nan", "learning_rate is nan; accepted is 0.0 or more"),
+    "no units": ("train --actor-hidden 0", r"actor_hidden is \(0,\); accepted is 1 or more"),
+    "clip": ("train --clip-value -1", "clip_value is -1.0; accepted is 1e-12 or more"),
+    "noise": ("train --target-noise -1", "target_noise is -1.0; accepted is 0.0 or more"),
+    "gamma": ("train --gamma 1.5", "gamma is 1.5; accepted is 0.0 to 1.0"),
+    "log-variances": ("train --log-var-low 3", r"log_var_low is 3.0; accepted is below log_var_high \(-1.0\)"),
     "backend": ("train --dynamics oracle --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
     "unused backend": ("train --backend foo", "unknown backend of task Pendulum 'foo': choose one of .*torch.*"),
     "derivative": ("train --derivative foo", "unknown derivative source of backend torch 'foo': choose .* autograd"),
@@ -108,7 +124,7 @@ REFUSED = {
     "device index": ("train --device cuda:99", r"device 'cuda:99' was asked for and torch sees \d+ CUDA devices: .*"),
     "device kind": ("train --device mps", "device 'mps' is not supported: choose cpu, cuda or cuda:N"),
     "tensorboard": ("train --device foo --tensorboard", "unknown device 'foo': choose cpu, cuda or cuda:N"),
-    "batch size": ("train --batch-size 33", r"hyper.batch_size is 33; accepted is a multiple .*\(8\).*"),
+    "batch size": ("train --batch-size 33", r"batch_size is 33; accepted is a multiple .*\(8\).*"),
     "steps": ("train --steps 0", "steps is 0; accepted is 1 or more"),
     "seeds": ("train --seeds 1 1", r"seeds are \(1, 1\); accepted is one or more different integers of 0 or more"),
     "out under a file": ("train --out file/run", "cannot write to the run folder file/run: Not a directory"),
@@ -191,12 +207,12 @@ def test_missing_imageio_names_its_extra_before_anything_is_computed(trained, tm
 
 
 @pytest.mark.parametrize("command", ["train --resume", "eval"])
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "list"], ids=str)
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "list", "empty"], ids=str)
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_changed(command, content, copied, capsys):
     path = newest_checkpoint(copied)
     assert path is not None
-    if content == "list":
-        torch.save([1, 2], path)
+    if content in ("list", "empty"):
+        torch.save([1, 2] if content == "list" else {"version": 1}, path)
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
     before = files(copied)
@@ -228,11 +244,13 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(copied, cap
     assert files(copied) == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"task": "Pendulum", "foo": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"foo": 1}', '{"steps": "foo"}', '{"hyper": "foo"}', '{"hyper": {"gamma": "foo"}}']
+)
 def test_a_damaged_configuration_is_refused(text, copied, capsys):
     (copied / "config.json").write_text(text)
     assert run("train", "--resume", copied) == 2
-    assert_one_sentence(capsys, r"(\S+config.json is damaged \(.*\): .*|the configuration does not fit .*'foo')")
+    assert_one_sentence(capsys, r"(\S+config.json is damaged \(.*\): .*|the configuration does not fit .*'foo'.*)")
 
 
 def test_resume_with_fewer_steps_than_are_done_is_refused(copied, capsys):

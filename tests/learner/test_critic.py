@@ -136,13 +136,18 @@ def test_taylor_is_the_expected_squared_error_under_gaussian_actions():
 def test_controls_keep_what_they_should():
     gradient = torch.randn(2, 6, 3)
     order = torch.rand(2, 6).argsort(dim=-1)
-    shuffled = control_gradient("shuffled", gradient, order)
+    finite = torch.ones(2, 6, dtype=torch.bool)
+    finite[0, 3] = False
+    shuffled, allowed = control_gradient("shuffled", gradient, finite, order)
+    # neither the bad row nor the row that is shown its gradient
+    assert (~allowed[0]).nonzero().squeeze(-1).tolist() == sorted({3, int((order[0] == 3).nonzero())})
+    assert allowed[1].all()
     for r in range(2):
         assert torch.equal(shuffled[r], gradient[r, order[r]])
-    randomised = control_gradient("random", gradient, torch.randn(2, 6, 3))
+    randomised, _ = control_gradient("random", gradient, finite, torch.randn(2, 6, 3))
     torch.testing.assert_close(randomised.norm(dim=-1), gradient.norm(dim=-1))
     assert torch.nn.functional.cosine_similarity(randomised, gradient, dim=-1).max() < 0.999
-    assert control_gradient("mage", gradient, None) is gradient
+    assert control_gradient("mage", gradient, finite, None)[0] is gradient
 
 
 def test_clip_norm_bounds_each_sample_and_keeps_its_direction():

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from mage_diffsim.config import make_config
-from mage_diffsim.dynamics import Dynamics, Imagined
+from mage_diffsim.critic import td_target
+from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
+from mage_diffsim.envs import Task, make_physics, uniform
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.gradients import true_action_gradients
+from mage_diffsim.runs import train
 from mage_diffsim.training import Trainer
 
 TINY = {
@@ -102,7 +107,7 @@ def test_dyna_masks_values_too():
 
 @pytest.mark.gpu
 def test_training_on_a_gpu_follows_the_cpu():
-    """Same parameters, batch and noise: the critic's update on the GPU is the CPU's to float32 rounding."""
+    """Same parameters, batch and noise: the critic's update on the GPU is the CPU's to rounding."""
     config = make_config("Pendulum", dynamics="oracle", steps=60, float64=True, hyper=TINY)
     cpu = Trainer(config)
     while cpu.env_step < 50:
@@ -121,3 +126,125 @@ def test_training_on_a_gpu_follows_the_cpu():
     while gpu.env_step < 60:
         gpu.step()
     assert gpu.agent.critic.isfinite().all() and gpu.evaluate()["return/mean"].isfinite().all()
+
+
+class Cliff(Task):
+    """x' = x + 0.1 v + x^3, which overflows a few steps after the end of an episode."""
+
+    name = "Cliff"
+    state_names = obs_names = ("x",)
+    action_names = ("push",)
+    action_low, action_high = (-1.0,), (1.0,)
+    dt, horizon, source, network_size = 0.1, 60, "test", "small"
+
+    def step(self, state, action):
+        return state + 0.2 + 0.1 * action + state**3
+
+    def observe(self, state):
+        return state.clone()
+
+    def reward(self, obs, action, next_obs):
+        return -next_obs[..., 0].square() - action[..., 0].square()
+
+    def terminated(self, next_obs):
+        return next_obs[..., 0].abs() > 3.0
+
+    def reset(self, n, generator):
+        return uniform(n, (-0.3,), (0.3,), generator)
+
+
+def test_true_gradients_of_ended_episodes_are_finite_although_the_physics_overflows():
+    physics = make_physics(Cliff(), dtype=torch.float64)
+    initial = Cliff().reset(4, torch.Generator().manual_seed(0))
+    true = true_action_gradients(physics, lambda obs: 0.1 * obs, initial, 0.99)
+    assert not true.alive[-1].any() and true.discounted.isfinite().all()
+    step = 1e-6  # the gradient of the last step by differences
+    for episode in range(4):
+        last = int(true.alive[:, episode].sum()) - 1
+        obs, action = true.obs[last, episode], true.actions[last, episode]
+
+        def value(action, obs=obs):
+            return Cliff().reward(obs, action, Cliff().step(obs, action))
+
+        difference = (value(action + step) - value(action - step)) / (2 * step)
+        assert true.discounted[last, episode, 0].item() == pytest.approx(0.99**last * difference.item(), rel=1e-6)
+
+
+def test_an_ended_row_keeps_its_target_although_its_bootstrap_overflows():
+    action = torch.zeros(1, 2, 1, dtype=torch.float64)
+    start = torch.tensor([[[0.1], [9.0]]], dtype=torch.float64)
+    target = td_target(
+        Imagined(start, start),
+        action.requires_grad_(),
+        dynamics=OracleDynamics(make_physics(Cliff(), dtype=torch.float64)),
+        noise=None,
+        reward=Cliff().reward,
+        terminated=Cliff().terminated,
+        target_value=lambda next_obs: (1000.0 * next_obs[..., 0]).exp(),
+        gamma=0.9,
+    )
+    assert target.finite.all()
+    next_x = 9.0 + 0.2 + 9.0**3
+    assert target.y[0, 1].item() == pytest.approx(-(next_x**2))
+    assert target.action_gradient is not None
+    assert target.action_gradient[0, 1, 0].item() == pytest.approx(-2 * next_x * 0.1)
+
+
+class InfiniteReward(Pendulum):
+    """The reward is infinite in a part of the state space."""
+
+    name = "InfiniteReward"
+
+    def reward(self, obs, action, next_obs):
+        reward = super().reward(obs, action, next_obs)
+        return torch.where(obs[..., 1] > 0.9, torch.inf, reward)
+
+
+def then_break_run_0(update, agent):
+    def broken(batch):
+        update(batch)
+        agent.actor[0] = torch.nan
+
+    return broken
+
+
+@pytest.mark.parametrize("broken", ["reward", "actor", "model"])
+def test_what_breaks_one_run_leaves_the_other_equal_to_its_solo_run(broken, monkeypatch):
+    task = InfiniteReward() if broken == "reward" else Pendulum()
+    hyper = TINY | {"ensemble_hidden": (8,), "model_batches": 2, "model_batch_size": 8}
+
+    def train(seeds):
+        config = make_config(task, dynamics="learned", seeds=seeds, steps=100, float64=True, hyper=hyper)
+        trainer = Trainer(config, task)
+        while trainer.env_step < 100:
+            trainer.step()
+            if trainer.env_step == 60 and seeds[0] == 0:
+                if broken == "actor":  # by the very last update of an environment step
+                    with monkeypatch.context() as patch:
+                        patch.setattr(
+                            trainer.agent, "update_actor", then_break_run_0(trainer.agent.update_actor, trainer.agent)
+                        )
+                        trainer.step()
+                if broken == "model":
+                    assert trainer.ensemble is not None
+                    trainer.ensemble.parameters[0] = torch.nan
+        return trainer
+
+    together, alone = train((0, 1)), train((1,))
+    torch.testing.assert_close(together.agent.critic[1], alone.agent.critic[0], rtol=0, atol=1e-9)
+    assert together.buffer.rows.isfinite().all()
+    assert together.agent.actor.isfinite().all() and together.agent.critic.isfinite().all()
+    assert together.ensemble is not None and together.ensemble.parameters.isfinite().all()
+    if broken == "reward":
+        assert together.env_divergences[0] > 0
+    if broken == "actor":
+        assert together.agent.restarts.tolist() == [1, 0]
+
+
+def test_masked_derivatives_are_reported_with_task_seed_and_state(tmp_path, caplog, monkeypatch):
+    config = make_config("Pendulum", dynamics="oracle", steps=50, eval_episodes=1, gradient_episodes=0, hyper=TINY)
+    made = Trainer._make_dynamics
+    monkeypatch.setattr(Trainer, "_make_dynamics", lambda self: Poisoned(made(self), "derivative"))
+    train(config, tmp_path / "run")
+    assert "Pendulum (oracle, torch), seed 0, lambda 0.2" in caplog.text
+    assert "not finite were masked so far, the last at state [" in caplog.text

@@ -95,11 +95,13 @@ def test_rows_that_do_not_share_out_are_refused():
 def test_members_train_on_different_batches_and_epochs_cover_the_buffer():
     from mage_diffsim.models import _batches
 
-    drawn = next(iter(_batches(4, 1000, SMALL, streams())))
+    source = streams()
+    ensemble = GaussianEnsemble(2, 1, SMALL, source)
+    drawn = next(iter(_batches(ensemble, 1000, SMALL, source)))
     assert drawn.shape == (2, 4, 32)
     assert not torch.equal(drawn[0, 0], drawn[0, 1]) and not torch.equal(drawn[0], drawn[1])
     epochs = Hyper(model_epochs=True, model_batches=5, model_batch_size=10)
-    batches = list(_batches(4, 35, epochs, streams()))
+    batches = list(_batches(ensemble, 35, epochs, source))
     assert len(batches) == 6  # whole epochs of 3 full batches until at least 5 have run
     first_epoch = torch.cat(batches[:3], dim=-1)
     assert all(len(set(first_epoch[r, m].tolist())) == 30 for r in range(2) for m in range(4))
