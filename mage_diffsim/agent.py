@@ -188,7 +188,8 @@ class Agent:
             per_critic = [
                 torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)
             ]
-            start_error = target.start_gradient.unsqueeze(1) - torch.stack(per_critic, dim=1)
+            goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
+            start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
         per_sample = critic_loss(self.loss, delta, action_error, start_error, self.lam, self.hyper.taylor_variance)
         loss = self.hyper.loss_scale * masked_mean(per_sample, finite)
         if action_error is None:

@@ -83,7 +83,7 @@ class Hyper:
     taylor_variance: float = 0.25
     """Action variance of the ``taylor`` loss, weight of its gradient term [ours; Taylor TD tunes it per task]."""
     max_dynamics_gradient: float = 0.0
-    """Bound on the 2-norm of each sample's target gradient grad_a y; 0 is no bound [ours]."""
+    """Bound on the 2-norm of each gradient of the target, per sample; 0 is no bound [ours]."""
     diverged_critic_loss: float = 100.0
     """A run whose critic loss exceeds this, or is not finite, gets a fresh agent [published code]."""
     diverged_actor_loss: float = 1e5

@@ -123,7 +123,13 @@ def run(experiment: Experiment) -> int:
 def _markdown(found: Findings, sentences: Sequence[str]) -> str:
     lines = [f"# {found.title}", "", markdown_table(found.header, found.table)]
     lines += [f"- {sentence}" for sentence in sentences]
-    lines += ["", "Command: `" + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]) + "`", "", "| what | found |", "| --- | --- |"]
+    lines += [
+        "",
+        "Command: `" + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]) + "`",
+        "",
+        "| what | found |",
+        "| --- | --- |",
+    ]
     lines += [f"| {name} | {version} |" for name, version in {**versions(), "processors": os.cpu_count()}.items()]
     return "\n".join(lines) + "\n"
 
