@@ -15,9 +15,9 @@ _DEVICES = ("cpu", "cuda")
 
 
 def indexed(device: torch.device | str) -> torch.device:
-    """The device with its number spelled out: "cuda" is the current CUDA device, as the tensors on it say."""
+    """The device with its number spelled out: "cuda" is the current CUDA device, if there is one, as its tensors say."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 

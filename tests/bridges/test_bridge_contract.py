@@ -373,6 +373,7 @@ class TestTheOtherSideIsChecked:
 
 
 def test_a_cuda_device_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert indexed("cuda") == torch.device("cuda:3")
     assert indexed(torch.device("cuda:1")) == torch.device("cuda:1")

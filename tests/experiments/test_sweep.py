@@ -196,7 +196,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
         (["--seeds", "1", "1"], "seeds are (1, 1); accepted is one or more different integers of 0 or more"),
         (["--steps", "0"], "steps is 0; accepted is 1 or more"),
         (["--preset", "laptop"], "unknown preset 'laptop': choose one of authors, cpu, paper"),
-        (["--lambdas", "-1"], "accepted is one or more different numbers of 0 or more"),
+        (["--lambdas", "-1"], "accepted is one or more different finite numbers of 0 or more"),
         (["--device", "cuda:77"], "device 'cuda:77' was asked for"),
         (["--device", "tpu"], "tpu"),
         (["--workers", "0"], "workers is 0; accepted is 1 or more"),
