@@ -86,7 +86,7 @@ class OracleVsLearned(Experiment):
                         method=method,
                         dynamics=dynamics,
                         backend=backend,
-                        lambdas=self.lambdas,
+                        lambdas=self.lambdas if METHODS[method].loss == "mage" else self.lambdas[:1],
                         **settings,
                     )
                     parts = [task.name, method]
@@ -96,6 +96,8 @@ class OracleVsLearned(Experiment):
         return cells
 
     def _dynamics_of(self, method: str) -> tuple[str, ...]:
+        if not METHODS[method].imagines:
+            return ("learned",)  # the default, which a model-free method does not use
         return self.dynamics if METHODS[method].loss == "mage" else self.dynamics[:1]
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:

@@ -1,7 +1,7 @@
 """How fast is one update? The learner against the published formulation, interleaved in one process.
 
     python benchmarks/throughput.py                      # pendulum sizes, MAGE and Dyna, learned ensemble
-    python benchmarks/throughput.py --repeats 30 --csv benchmarks/results/throughput/cpu.csv
+    python benchmarks/throughput.py --repeats 30 --csv benchmarks/results/throughput/cpu_2_threads.csv
 
 One update is the critic step with its target networks, and every second time the actor's. Both formulations start from
 the same trained parameters and use the same batches and random numbers; their critic gradients must agree before a
@@ -135,6 +135,14 @@ def measure(method: str, options: Options) -> Row:
 
 def main(options: Options) -> None:
     """Measure, print, and write if asked."""
+    for name in ("repeats", "updates", "threads"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} is {getattr(options, name)}; accepted is 1 or more")
+    if options.csv is not None:
+        try:
+            options.csv.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {options.csv}: {error.strerror}") from error
     torch.set_num_threads(options.threads)
     console = Console()
     found = versions()
@@ -155,7 +163,6 @@ def main(options: Options) -> None:
         for row in rows:
             values = [f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()]
             lines.append(",".join(map(str, [*values, options.threads, options.preset, found["cpu"], found["torch"]])))
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.csv, "\n".join(lines) + "\n")
 
 

@@ -15,8 +15,17 @@ _DEVICES = ("cpu", "cuda")
 
 
 def indexed(device: torch.device | str) -> torch.device:
-    """The device with its number spelled out: "cuda" is the current CUDA device, if there is one, as its tensors say."""
-    device = torch.device(device)
+    """A CPU or CUDA device with its number spelled out: "cuda" is the current CUDA device, as tensors on it say.
+
+    Raises:
+        InputError: it is no device name, or a device of another kind.
+    """
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {device!r}: choose cpu, cuda or cuda:N") from None
+    if device.type not in _DEVICES:
+        raise InputError(f"device '{device}' is not supported: choose cpu, cuda or cuda:N")
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device

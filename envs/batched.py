@@ -116,6 +116,8 @@ class BatchedEnv:
         """
         if not self._started:
             raise InputError(f"{self.task.name}: step() before reset(); call reset() first")
+        if not isinstance(action, Tensor):
+            raise InputError(f"{self.task.name}: action is a {type(action).__name__}; accepted is a torch tensor")
         if tuple(action.shape) != (self.n, self.task.action_dim):
             raise InputError(
                 f"{self.task.name}: action has shape {tuple(action.shape)}; accepted is ({self.n}, "

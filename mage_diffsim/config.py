@@ -223,8 +223,8 @@ class TrainConfig:
     """Trajectories for the Eq. 14 gradient error at each evaluation; 0 turns it off [D.2]."""
     freeze_actor: bool = False
     """Train the critic only, as the gradient-error experiment does [D.2]."""
-    checkpoint_every: int = 5000
-    """Environment steps between checkpoints; one is always written at the end."""
+    checkpoint_every: int = 1000
+    """Environment steps between checkpoints, which is the most that a killed run loses; one is written at the end."""
     device: str = "cpu"
     """Torch device of the whole run: cpu, cuda, cuda:1, ..."""
     float64: bool = False
@@ -317,12 +317,19 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
 
     overrides = settings.pop("hyper", {})
     name, task = (task, make_task(task)) if isinstance(task, str) else (task.name, task)
-    config = TrainConfig(task=name, **settings)
+    try:
+        _check_types(_with_tuples(settings), TrainConfig())
+        config = TrainConfig(task=name, **_with_tuples(settings))
+        if isinstance(overrides, dict):
+            _check_types(_with_tuples(overrides), Hyper())
+            replace(Hyper(), **_with_tuples(overrides))  # refuses unknown names
+    except TypeError as error:
+        raise InputError(f"the settings are not a training's: {error}") from error
     hyper = Hyper.preset(config.preset, task.network_size, config.ensemble, config.critic_loss)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
-        hyper = replace(hyper, **overrides)
+        hyper = replace(hyper, **_with_tuples(overrides))
     config = replace(config, hyper=hyper)
     validate(config)
     return config

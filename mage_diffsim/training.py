@@ -31,17 +31,10 @@ def torch_device(name: str) -> torch.device:
     Raises:
         InputError: it is not a device name, or the device is not there.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device {name!r}: choose cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
-        return indexed(device)
-    if device.type != "cpu":
-        raise InputError(f"device {name!r} is not supported: choose cpu, cuda or cuda:N")
+    device = indexed(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
     return device
 
 

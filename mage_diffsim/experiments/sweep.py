@@ -92,6 +92,8 @@ def run_cells(
         InputError: the sweep cannot be run as asked; nothing has been trained or written then.
         MissingExtra: every cell needs a backend that is not installed.
     """
+    if is_run(out):
+        raise InputError(f"{out} is the run folder of one training; give --out a new folder or a sweep's own")
     skipped = check(cells, out, workers=workers, fresh=fresh)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,30 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny_training import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-
-TINY: dict[str, Any] = dict(
-    seeds=(0, 1),
-    steps=60,
-    eval_every=20,
-    checkpoint_every=20,
-    eval_episodes=1,
-    gradient_episodes=1,
-    preset="cpu",
-    hyper=dict(
-        warmup_steps=20,
-        batch_size=8,
-        updates_per_step=1,
-        actor_hidden=(8,),
-        critic_hidden=(8,),
-        ensemble_members=2,
-        ensemble_hidden=(8,),
-        model_batches=2,
-        model_batch_size=8,
-    ),
-)
-"""A training of about a second."""
 
 
 def load_script(name: str) -> ModuleType:

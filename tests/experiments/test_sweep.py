@@ -71,7 +71,7 @@ def two_sweeps(tmp_path_factory):
 
     The second sweep also has a cell that breaks.
     """
-    from conftest import TINY
+    from tiny_training import TINY
 
     cells = [cell(TINY, "learned", dynamics="learned"), cell(TINY, "oracle")]
     file = tmp_path_factory.mktemp("task") / "broken.py"

@@ -375,3 +375,9 @@ def test_a_loaded_trainer_is_the_saved_one(trained):
     for name, value in saved.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value.nan_to_num(12345.0), loaded[name].nan_to_num(12345.0)), name
+
+
+@pytest.mark.parametrize("settings", [{"foo": 1}, {"hyper": {"foo": 1}}, {"seeds": 3}, {"steps": "a"}])
+def test_settings_of_the_wrong_kind_are_one_sentence(settings):
+    with pytest.raises(InputError, match=r"the settings are not a training's: .*(foo|seeds is 3|steps is 'a')"):
+        make_config("Pendulum", **settings)
