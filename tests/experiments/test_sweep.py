@@ -19,6 +19,7 @@ import pytest
 import torch
 import tyro
 from rich.console import Console
+from tiny_training import TINY
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.config import make_config
@@ -71,8 +72,6 @@ def two_sweeps(tmp_path_factory):
 
     The second sweep also has a cell that breaks.
     """
-    from tiny_training import TINY
-
     cells = [cell(TINY, "learned", dynamics="learned"), cell(TINY, "oracle")]
     file = tmp_path_factory.mktemp("task") / "broken.py"
     file.write_text(
