@@ -9,7 +9,7 @@ Importing this package imports torch only; jax, warp, mujoco and gymnasium are i
 from mage_diffsim.envs.batched import BatchedEnv, Rollout, Transition, rollout
 from mage_diffsim.envs.physics import BACKENDS, Physics, TorchPhysics, backends_of, make_physics
 from mage_diffsim.envs.registry import ENTRY_POINT_GROUP, make_task, register_task, task_names
-from mage_diffsim.envs.task import Task, uniform, wrap_angle
+from mage_diffsim.envs.task import Task, uniform
 
 __all__ = [
     "BACKENDS",
@@ -27,5 +27,4 @@ __all__ = [
     "rollout",
     "task_names",
     "uniform",
-    "wrap_angle",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -118,8 +117,3 @@ def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torc
     high_t = torch.tensor(high, dtype=torch.float64, device=generator.device)
     draw = torch.rand(n, len(low), dtype=torch.float64, device=generator.device, generator=generator)
     return low_t + (high_t - low_t) * draw
-
-
-def wrap_angle(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The same angle in [-pi, pi) [rad]; derivative 1."""
-    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi

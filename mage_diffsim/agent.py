@@ -21,7 +21,7 @@ from mage_diffsim.critic import (
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
-from mage_diffsim.networks import MLP
+from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
 from mage_diffsim.randomness import Streams
@@ -89,8 +89,7 @@ class Agent:
         self, obs: Float[Tensor, "R k B O"], action: Float[Tensor, "R k B A"], parameters: Tensor | None = None
     ) -> Float[Tensor, "R C B"]:
         """Q_i(s, a) of every critic; ``k`` is 1 where the critics share rows, or their number C."""
-        normalized = (obs - self.obs.mean.unsqueeze(1)) / self.obs.std.unsqueeze(1)
-        x = torch.cat([normalized, action], dim=-1)
+        x = torch.cat([self.obs.normalize(obs), action], dim=-1)
         return self.critic_network(self.critic if parameters is None else parameters, x).squeeze(-1)
 
     def min_q(self, obs: Float[Tensor, "R B O"], action: Float[Tensor, "R B A"]) -> Float[Tensor, "R B"]:
@@ -173,30 +172,28 @@ class Agent:
         if target.start_gradient is not None:
             at, start = self.start_leaf(batch)
         x = torch.cat([self.obs.normalize(at.obs), target.action], dim=-1)
-        q, x_gradient, pullback = self.critic_network.value_and_input_gradient(self.critic, x.detach().unsqueeze(1))
-        q.requires_grad_()
+        pullback = ScalarPullback(self.critic_network, self.critic, x.detach().unsqueeze(1))
+        q = pullback.value.requires_grad_()
+        leaves = [q]
         finite = target.finite
         delta = target.y.unsqueeze(1) - q
         action_error = start_error = None
         if target.action_gradient is not None:
-            x_gradient.requires_grad_()
+            x_gradient = pullback.input_gradient.requires_grad_()
+            leaves.append(x_gradient)
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal, finite = control_gradient(self.loss, goal, finite, draws.control)
             action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
-        if start is not None and target.start_gradient is not None:
-            # from the critic's input to where imagination starts, per critic
-            per_critic = [
-                torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)
-            ]
-            goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
-            start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
+            if start is not None and target.start_gradient is not None:
+                # from the critic's input to where imagination starts, per critic
+                per_critic = [
+                    torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)
+                ]
+                goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
+                start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
         per_sample = critic_loss(self.loss, delta, action_error, start_error, self.lam, self.hyper.taylor_variance)
         loss = self.hyper.loss_scale * masked_mean(per_sample, finite)
-        if action_error is None:
-            (c,), u = torch.autograd.grad(loss.sum(), (q,)), None
-        else:
-            c, u = torch.autograd.grad(loss.sum(), (q, x_gradient))
-        return loss.detach(), pullback(c, u)
+        return loss.detach(), pullback(*torch.autograd.grad(loss.sum(), leaves))
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""

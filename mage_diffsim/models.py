@@ -42,8 +42,8 @@ class GaussianEnsemble:
         """Mean and log-variance of the normalised delta, each member on its own rows."""
         x = torch.cat(
             [
-                (obs - self.obs.mean.unsqueeze(1)) / self.obs.std.unsqueeze(1),
-                (action - self.action.mean.unsqueeze(1)) / self.action.std.unsqueeze(1),
+                self.obs.normalize(obs),
+                self.action.normalize(action),
             ],
             dim=-1,
         )

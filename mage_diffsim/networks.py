@@ -6,6 +6,7 @@ per-run resets single elementwise operations, and one batched matrix product ser
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -57,21 +58,6 @@ class MLP:
             h = F.silu(torch.baddbmm(bias, h, weight))
         return _output_layer(h, *layers[-1]).view(runs, copies, x.shape[2], self.sizes[-1])
 
-    def value_and_input_gradient(
-        self, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]
-    ) -> tuple[Float[Tensor, "R K B"], Float[Tensor, "R K B i"], ScalarPullback]:
-        """Q(x) of scalar networks, its gradient with respect to x, and the parameter gradient of any function of both.
-
-        This is the second-order part of MAGE without autograd's double backward, which would rerun the whole forward
-        and backward pass through generic derivative formulas. No graph is recorded.
-
-        Returns:
-            values [R, K, B]; input gradients [R, K, B, in]; and the pullback, see :class:`ScalarPullback`.
-        """
-        with torch.no_grad():
-            pullback = ScalarPullback(self, parameters, x)
-            return pullback.value, pullback.input_gradient, pullback
-
 
 def _output_layer(h: Float[Tensor, "G B h"], weight: Float[Tensor, "G h o"], bias: Float[Tensor, "G 1 o"]) -> Tensor:
     """h weight + bias. With one output a product and a sum, as matrix products of width 1 are several times slower."""
@@ -84,14 +70,17 @@ class ScalarPullback:
     """Parameter gradients of f(Q(x), dQ/dx) for stacks of scalar swish networks, from the cotangents of both.
 
     With c = df/dQ and u = df/d(dQ/dx) held fixed, df/dparameters is the gradient of sum(c * Q + u . dQ/dx), and
-    u . dQ/dx is the derivative of Q along u. So the pullback pushes the tangent u forward through the network and
-    then sweeps back once; the adjoints of the tangent are those of the first backward sweep.
+    u . dQ/dx is the derivative of Q along u. So calling the object pushes the tangent u forward through the network and
+    then sweeps back once; the adjoints of the tangent are those of the first backward sweep. This is the second-order
+    part of MAGE without autograd's double backward, which would rerun both passes through generic derivative formulas.
+    No graph is recorded, and the sweep for dQ/dx is made only when ``input_gradient`` is read.
 
     Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = s + h (1 - s) and
     ``second`` = first + s - 2 s first are silu's derivatives at z; ``adjoint`` is dQ/dh; a dot is the tangent.
     """
 
-    def __init__(self, network: MLP, parameters: Tensor, x: Tensor) -> None:
+    @torch.no_grad()
+    def __init__(self, network: MLP, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]) -> None:
         self.shape = parameters.shape
         runs, copies, _ = parameters.shape
         h = x.expand(runs, copies, *x.shape[2:]).reshape(runs * copies, *x.shape[2:])
@@ -108,19 +97,22 @@ class ScalarPullback:
         self.value = _output_layer(h, weight_out, bias_out).view(runs, copies, -1)
         """Q(x), shape [R, K, B]."""
 
-        adjoint = weight_out.transpose(1, 2).expand_as(h)
+    @functools.cached_property
+    @torch.no_grad()
+    def input_gradient(self) -> Float[Tensor, "R K B i"]:
+        """dQ/dx, shape [R, K, B, in]."""
+        adjoint = self.weight_out.transpose(1, 2).expand_as(self.h[-1])
         self.adjoint, self.adjoint_z = [], []
-        for (weight, _), first in zip(reversed(hidden), reversed(self.first), strict=True):
+        for (weight, _), first in zip(reversed(self.hidden), reversed(self.first), strict=True):
             adjoint_z = adjoint * first
             self.adjoint.insert(0, adjoint)
             self.adjoint_z.insert(0, adjoint_z)
             adjoint = torch.bmm(adjoint_z, weight.transpose(1, 2))
-        self.input_gradient = adjoint.view(runs, copies, *adjoint.shape[1:])
-        """dQ/dx, shape [R, K, B, in]."""
+        return adjoint.reshape(*self.shape[:2], *adjoint.shape[1:])
 
     @torch.no_grad()
     def __call__(self, c: Float[Tensor, "R K B"], u: Float[Tensor, "R K B i"] | None = None) -> Float[Tensor, "R K P"]:
-        """df/dparameters from c = df/dQ and u = df/d(dQ/dx) (None: f does not use dQ/dx)."""
+        """df/dparameters from c = df/dQ and, if f uses the input gradient that was read, u = df/d(dQ/dx)."""
         c = c.flatten(0, 1).unsqueeze(-1)
         tangents, z_dots = ([], []) if u is None else self._push(u.flatten(0, 1))
         weight_gradient = torch.bmm(c.transpose(1, 2), self.h[-1]).squeeze(1)

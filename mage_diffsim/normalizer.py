@@ -34,9 +34,10 @@ class Normalizer:
         self.mean.copy_(self.running_mean.unsqueeze(1))
         self.std.copy_(torch.where(std < 1e-6, 1.0, std).unsqueeze(1))
 
-    def normalize(self, x: Float[Tensor, "R B D"]) -> Float[Tensor, "R B D"]:
-        """(x - mean) / std."""
-        return (x - self.mean) / self.std
+    def normalize(self, x: Float[Tensor, "R *rows D"]) -> Float[Tensor, "R *rows D"]:
+        """(x - mean) / std, whatever the axes between run and component."""
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+        return (x - self.mean.view(shape)) / self.std.view(shape)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics."""

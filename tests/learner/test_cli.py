@@ -44,14 +44,6 @@ TINY = shlex.split("""
 """)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> str:
     """A pendulum with short episodes, in a file as a user would write it."""

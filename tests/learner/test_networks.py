@@ -6,7 +6,7 @@ import pytest
 import torch
 from published import flatten, mlp
 
-from mage_diffsim.networks import MLP
+from mage_diffsim.networks import MLP, ScalarPullback
 
 
 def parameters(network: MLP, runs: int, copies: int) -> torch.Tensor:
@@ -61,7 +61,8 @@ def test_pullback_equals_double_backward(hidden, shared):
     (dq,) = torch.autograd.grad(q.sum(), rows, create_graph=True)
     (expected,) = torch.autograd.grad(f(q, dq), leaf)
 
-    value, gradient, pullback = network.value_and_input_gradient(theta, x)
+    pullback = ScalarPullback(network, theta, x)
+    value, gradient = pullback.value, pullback.input_gradient
     torch.testing.assert_close(value, q.detach())
     torch.testing.assert_close(gradient, dq.detach())
     c, u = torch.autograd.grad(f(value.requires_grad_(), gradient.requires_grad_()), (value, gradient))
@@ -75,13 +76,14 @@ def test_pullback_equals_central_differences():
     c, u = torch.randn(1, 1, 4, dtype=torch.float64), torch.randn(1, 1, 4, 3, dtype=torch.float64)
 
     def f(theta):
-        value, gradient, _ = network.value_and_input_gradient(theta, x)
-        return (c * value).sum() + (u * gradient).sum()
+        pullback = ScalarPullback(network, theta, x)
+        return (c * pullback.value).sum() + (u * pullback.input_gradient).sum()
 
     step = 1e-5
     basis = torch.eye(network.n_parameters, dtype=torch.float64).view(-1, 1, 1, network.n_parameters) * step
     differences = torch.stack([(f(theta + e) - f(theta - e)) / (2 * step) for e in basis])
-    _, _, pullback = network.value_and_input_gradient(theta, x)
+    pullback = ScalarPullback(network, theta, x)
+    assert pullback.input_gradient.shape == x.shape
     torch.testing.assert_close(pullback(c, u).flatten(), differences, rtol=0, atol=1e-8)
 
 
@@ -91,5 +93,5 @@ def test_pullback_of_values_alone_is_the_first_order_gradient():
     x = torch.randn(2, 1, 5, 3, dtype=torch.float64)
     c = torch.randn(2, 2, 5, dtype=torch.float64)
     (expected,) = torch.autograd.grad((c * network(theta, x).squeeze(-1)).sum(), theta)
-    _, _, pullback = network.value_and_input_gradient(theta.detach(), x)
+    pullback = ScalarPullback(network, theta.detach(), x)
     torch.testing.assert_close(pullback(c), expected)

@@ -40,14 +40,6 @@ SPEED = ("wall_s", "updates_per_s")
 """Columns of metrics.csv that the clock decides."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> str:
     """A pendulum with short episodes, in a file, so that a subprocess finds it too."""
