@@ -1,4 +1,4 @@
-"""Derivatives by central differences, for an operation that offers no other."""
+"""Derivatives by finite differences, for an operation that offers no other."""
 
 from __future__ import annotations
 
@@ -14,57 +14,69 @@ from mage_diffsim.bridges.types import Float, Tensor
 
 @final
 class FiniteDifference(Op):
-    """An operation on rows, ``function([N, K1], [N, K2], ...) -> [N, D]``, differentiated by central differences.
+    """An operation on rows, ``function([N, K1], [N, K2], ...) -> [N, D]``, differentiated by finite differences.
 
     Row n of the output may depend on row n of the inputs only. A backward pass evaluates the function once, on
-    2 K N rows, K being the columns of the inputs that need a gradient.
+    2 K N rows, K being the columns of the inputs that need a gradient; a one-sided input costs half of its share, and
+    one evaluation at the inputs themselves.
 
     Args:
-        function: the operation, on plain tensors.
+        function: what is differentiated, on plain tensors.
+        value: what the forward pass returns, if that is not ``function`` itself (a simulator may need a tighter solver
+            for its differences than for its values).
         step: absolute step, in the unit of the input; None takes the cube root of the dtype's machine epsilon, which
             balances truncation against rounding for quantities of order one.
+        one_sided: numbers of the inputs that take forward differences instead of central ones.
         name: what error messages call the operation.
 
     Raises:
         InputError: when called with inputs that are not 2-D with the same number of rows.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *, step: float | None = None, name: str) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *,
+        value: Callable[..., Tensor] | None = None,
+        step: float | None = None,
+        one_sided: tuple[int, ...] = (),
+        name: str,
+    ) -> None:
         self.name = name
         self._function = function
+        self._value = value or function
         self._step = step
+        self._one_sided = frozenset(one_sided)
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         check_rows(self, inputs)
-        return self._function(*inputs)
+        return self._value(*inputs)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         step = self._step or torch.finfo(cotangent.dtype).eps ** (1.0 / 3.0)
-        widths = [x.shape[1] if needed else 0 for x, needed in zip(inputs, needs, strict=True)]
-        total = sum(widths)
-        # Axis 0 holds the 2 * total evaluations: all forward steps, then all backward ones.
-        moved = [x.expand(2 * total, *x.shape).clone() for x in inputs]
-        first = 0
-        for x, width in zip(moved, widths, strict=True):
-            for column in range(width):
-                x[first + column, :, column] += step
-                x[total + first + column, :, column] -= step
-            first += width
-        values = self._function(*(x.flatten(0, 1) for x in moved)).unflatten(0, (2 * total, -1))
-        slopes = ((values[:total] - values[total:]) * cotangent).sum(-1)
-        gradients: list[Tensor | None] = []
-        first = 0
-        for x, width, needed in zip(moved, widths, needs, strict=True):
-            if not needed:
-                gradients.append(None)
-                continue
-            index = torch.arange(width, device=x.device)
+        # Every column of the needed inputs is evaluated at its upper and at its lower point. One lower point serves
+        # all one-sided columns: the inputs themselves, row 0.
+        columns = [(i, k) for i, needed in enumerate(needs) if needed for k in range(inputs[i].shape[1])]
+        shared = any(i in self._one_sided for i, _ in columns)
+        central = [c for c in columns if c[0] not in self._one_sided]
+        upper = {c: shared + row for row, c in enumerate(columns)}
+        lower = {c: shared + len(columns) + row for row, c in enumerate(central)}
+        moved = [x.expand(shared + len(columns) + len(central), *x.shape).clone() for x in inputs]
+        for (i, k), row in upper.items():
+            moved[i][row, :, k] += step
+        for (i, k), row in lower.items():
+            moved[i][row, :, k] -= step
+        values = self._function(*(x.flatten(0, 1) for x in moved)).unflatten(0, (moved[0].shape[0], -1))
+        gradients = [torch.empty_like(x) if needed else None for x, needed in zip(inputs, needs, strict=True)]
+        for i, k in columns:
+            up, down = upper[i, k], lower.get((i, k), 0)
             # The step that rounding left, not the one asked for.
-            taken = x[first + index, :, index] - x[total + first + index, :, index]
-            gradients.append((slopes[first : first + width] / taken).T.contiguous())
-            first += width
+            taken = moved[i][up, :, k] - moved[i][down, :, k]
+            gradient = gradients[i]
+            assert gradient is not None
+            gradient[:, k] = ((values[up] - values[down]) * cotangent).sum(-1) / taken
         return tuple(gradients)
 
 

@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_space
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.envs.batched import BatchedEnv
-from mage_diffsim.envs.physics import Physics, backends_of, make_physics
+from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task, task_class, task_names
 from mage_diffsim.envs.task import Task
 
@@ -70,7 +70,8 @@ class GymEnv(gymnasium.Env[Array, Array]):
     Args:
         task: a task, or a name for :func:`make_task`.
         backend: the task's physics backend; its first one by default.
-        dtype: ``"float32"`` or ``"float64"``, of the physics and of the observations.
+        dtype: ``"float32"`` or ``"float64"``, of the physics and of the observations; by default what the backend
+            prefers, float64 for MuJoCo C and float32 for the others.
         device: where the physics runs.
         render_mode: None or ``"rgb_array"``.
         task_options: options of the named task.
@@ -85,14 +86,14 @@ class GymEnv(gymnasium.Env[Array, Array]):
         self,
         task: Task | str,
         backend: str | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         device: str = "cpu",
         render_mode: str | None = None,
         **task_options: object,
     ) -> None:
         self.task, self.physics = _make(task, backend, dtype, device, render_mode, task_options)
         self.render_mode = render_mode
-        self.observation_space, self.action_space = _spaces(self.task, dtype)
+        self.observation_space, self.action_space = _spaces(self.physics)
         self.metadata = self.metadata | {"render_fps": max(1, round(1.0 / self.task.dt))}
         self._generator = torch.Generator()
         self._state: torch.Tensor | None = None
@@ -173,7 +174,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         backend: str | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         device: str = "cpu",
         render_mode: str | None = None,
         **task_options: object,
@@ -181,7 +182,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.task, self.physics = _make(task, backend, dtype, device, render_mode, task_options)
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.single_observation_space, self.single_action_space = _spaces(self.task, dtype)
+        self.single_observation_space, self.single_action_space = _spaces(self.physics)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = self.metadata | {"render_fps": max(1, round(1.0 / self.task.dt))}
@@ -212,12 +213,12 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
 def _make(
     task: Task | str,
     backend: str | None,
-    dtype: str,
+    dtype: str | None,
     device: str,
     render_mode: str | None,
     task_options: dict[str, object],
 ) -> tuple[Task, Physics]:
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     if render_mode not in (None, "rgb_array"):
         raise InputError(f"unknown render_mode {render_mode!r}: choose None or 'rgb_array'")
@@ -225,10 +226,15 @@ def _make(
         task = make_task(task, **task_options)
     elif task_options:
         raise InputError(f"options {sorted(task_options)} were given with a task object: give them to its constructor")
-    return task, make_physics(task, backend or backends_of(task)[0], dtype=DTYPES[dtype], device=device)
+    backend = backend or backends_of(task)[0]
+    # An unknown backend is left to make_physics, whose error lists the valid ones.
+    preferred = load(BACKENDS[backend]).environment_dtype if backend in BACKENDS else torch.float32
+    return task, make_physics(task, backend, dtype=preferred if dtype is None else DTYPES[dtype], device=device)
 
 
-def _spaces(task: Task, dtype: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+def _spaces(physics: Physics) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+    dtype = next(name for name, value in DTYPES.items() if value == physics.dtype)
+    task = physics.task
     observations = gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), dtype=np.dtype(dtype).type)
     return observations, gymnasium.spaces.Box(-1.0, 1.0, (task.action_dim,), dtype=np.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,8 @@ BACKENDS: dict[str, str] = {
     "torch": "mage_diffsim.envs.physics:TorchPhysics",
     "jax": "mage_diffsim.envs.jax:JaxPhysics",
     "warp": "mage_diffsim.envs.warp:WarpPhysics",
+    "mujoco": "mage_diffsim.envs.mujoco:MujocoPhysics",
+    "mjx": "mage_diffsim.envs.mjx:MjxPhysics",
 }
 """Backend name to the class that implements it, imported on first use."""
 
@@ -40,6 +43,10 @@ class Physics(abc.ABC):
     """The backend's name in :data:`BACKENDS`."""
     derivatives: ClassVar[tuple[str, ...]]
     """Derivative sources this backend offers, its default first."""
+    accuracy: ClassVar[Mapping[str, float]] = {}
+    """Derivative source to the relative error it makes by design, for sources that are approximations."""
+    environment_dtype: ClassVar[torch.dtype] = torch.float32
+    """Precision in which this backend serves as the real environment, unless another is asked for."""
 
     def __init__(
         self,
@@ -77,6 +84,10 @@ class Physics(abc.ABC):
             )
         return self._advance(state, action.clamp(-1.0, 1.0))
 
+    def reference(self) -> Physics:
+        """What the other backends of the task are compared with: these physics in their most exact form."""
+        return self
+
     @abc.abstractmethod
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The backend's step; the action lies within [-1, 1]."""
@@ -111,18 +122,20 @@ def backends_of(task: Task) -> tuple[str, ...]:
 
 def make_physics(
     task: Task,
-    backend: str = "torch",
+    backend: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     derivative: str | None = None,
 ) -> Physics:
-    """The physics of ``task`` in the named backend.
+    """The physics of ``task`` in the named backend, by default the task's first.
 
     Raises:
         InputError: the task has no such backend, or the backend no such derivative source.
         MissingExtra: the backend's package is not installed.
     """
+    if backend is None:
+        backend = backends_of(task)[0]
     if backend not in backends_of(task):
         raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
     return load(BACKENDS[backend])(task, dtype=dtype, device=device, derivative=derivative)

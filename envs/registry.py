@@ -25,6 +25,15 @@ TaskClass = TypeVar("TaskClass", bound=type[Task])
 _TASKS: dict[str, str | type[Task]] = {
     "Pendulum": "mage_diffsim.envs.tasks.pendulum:Pendulum",
     "CartPole": "mage_diffsim.envs.tasks.cartpole:CartPole",
+    "InvertedPendulum": "mage_diffsim.envs.tasks.inverted_pendulum:InvertedPendulum",
+    "InvertedDoublePendulum": "mage_diffsim.envs.tasks.inverted_double_pendulum:InvertedDoublePendulum",
+    "Reacher": "mage_diffsim.envs.tasks.reacher:Reacher",
+    "Swimmer": "mage_diffsim.envs.tasks.swimmer:Swimmer",
+    "HalfCheetah": "mage_diffsim.envs.tasks.half_cheetah:HalfCheetah",
+    "Hopper": "mage_diffsim.envs.tasks.hopper:Hopper",
+    "Walker2d": "mage_diffsim.envs.tasks.walker2d:Walker2d",
+    "Ant": "mage_diffsim.envs.tasks.ant:Ant",
+    "Pusher": "mage_diffsim.envs.tasks.pusher:Pusher",
 }
 
 
@@ -180,6 +189,8 @@ def check_definition(task: object) -> None:
     require("horizon", type(horizon) is int and horizon >= 1, "a whole number of steps, at least 1")
     require("source", isinstance(values.get("source"), str), "text")
     require("network_size", values.get("network_size") in ("small", "full"), "'small' or 'full'")
+    cut = values.get("gradient_horizon")
+    require("gradient_horizon", cut is None or (type(cut) is int and cut >= 1), "a whole number of steps or None")
     solved = values.get("solved_return")
     require("solved_return", solved is None or _is_number(solved), "a number or None")
     physics = values.get("physics")

@@ -44,6 +44,8 @@ class Task(abc.ABC):
     """Where the equations and constants come from."""
     network_size: ClassVar[Literal["small", "full"]] = "full"
     """Which of the paper's two sets of network and batch sizes (appendix D.2) the presets use."""
+    gradient_horizon: ClassVar[int | None] = None
+    """Steps over which true gradients of the return (Eq. 14) are taken by default; None is the whole horizon."""
     solved_return: ClassVar[float | None] = None
     """Mean evaluation return that counts as solved, if the field has one."""
     physics: ClassVar[Mapping[str, str | Callable[..., object]]] = {}
@@ -117,3 +119,8 @@ def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torc
     high_t = torch.tensor(high, dtype=torch.float64, device=generator.device)
     draw = torch.rand(n, len(low), dtype=torch.float64, device=generator.device, generator=generator)
     return low_t + (high_t - low_t) * draw
+
+
+def norm(x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+    """||x||_2 over the last axis, with derivative 0 where x is 0."""
+    return torch.linalg.vector_norm(x, dim=-1)

@@ -246,8 +246,17 @@ class Agent:
             self.diverged.zero_()
         return runs
 
-    def diagnose(self, batch: Batch, draws: Draws) -> dict[str, Float[Tensor, "R"]]:
-        """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R]."""
+    def diagnose(self, batch: Batch, draws: Draws, probe: Float[Tensor, "R B O"]) -> dict[str, Float[Tensor, "R"]]:
+        """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R].
+
+        ``grad/dynamics_norm`` is the root mean square over the batch of the Frobenius norm of d next_obs / d action,
+        estimated with one backward pass: with v standard normal, E ||v^T J||^2 = ||J||_F^2.
+
+        Args:
+            batch: transitions.
+            draws: the random numbers of one critic update.
+            probe: standard normal numbers.
+        """
         target = self.target(batch, draws)
         loss, _ = self.critic_gradient(batch, target, draws)
         action = target.action.detach().clone().requires_grad_()
@@ -266,6 +275,10 @@ class Agent:
 
         # d r(s, a, s'(a)) / d a and grad_a' Q at the imagined next state: the three curves of Fig. 5
         imagined = self.dynamics.step(Imagined(batch.obs, batch.state), action, draws.imagine)
+        (probed,) = torch.autograd.grad(imagined.obs, action, probe, retain_graph=True)
+        squared = probed.square().sum(dim=-1)
+        valid = squared.isfinite()
+        metrics["grad/dynamics_norm"] = (torch.where(valid, squared, 0.0).sum(dim=-1) / valid.sum(dim=-1)).sqrt()
         reward = self.reward(batch.obs, action, imagined.obs)
         reward_gradient = torch.zeros_like(action)
         if reward.requires_grad:

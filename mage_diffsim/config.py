@@ -197,8 +197,8 @@ class TrainConfig:
     """mage-td3, mage-ddpg, dyna-td3, dyna-ddpg, td3, ddpg or data-efficient-td3."""
     dynamics: str = "learned"
     """What imagines s': learned, oracle, hybrid-oracle-gradients (values learned) or hybrid-learned-gradients."""
-    backend: str = "torch"
-    """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``)."""
+    backend: str | None = None
+    """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``); None is its first."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
     reward: str = "task"
@@ -221,6 +221,9 @@ class TrainConfig:
     """Deterministic episodes per evaluation [D.2]."""
     gradient_episodes: int = 10
     """Trajectories for the Eq. 14 gradient error at each evaluation; 0 turns it off [D.2]."""
+    gradient_horizon: int = 0
+    """Steps of these trajectories; 0 is the task's ``gradient_horizon``: all, or 50 for MuJoCo tasks, as the true
+    gradient explodes through long contact."""
     freeze_actor: bool = False
     """Train the critic only, as the gradient-error experiment does [D.2]."""
     checkpoint_every: int = 1000
@@ -313,6 +316,7 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
     Raises:
         InputError: an unknown task, preset, method, dynamics, loss or ensemble, or a value out of range.
     """
+    from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task
 
     overrides = settings.pop("hyper", {})
@@ -330,7 +334,7 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
         hyper = overrides
     elif overrides:
         hyper = replace(hyper, **_with_tuples(overrides))
-    config = replace(config, hyper=hyper)
+    config = replace(config, hyper=hyper, backend=config.backend or backends_of(task)[0])
     validate(config)
     return config
 
@@ -375,6 +379,7 @@ def validate(config: TrainConfig) -> None:
         ("eval_every", 1),
         ("eval_episodes", 1),
         ("gradient_episodes", 0),
+        ("gradient_horizon", 0),
         ("checkpoint_every", 1),
     ):
         if getattr(config, name) < least:

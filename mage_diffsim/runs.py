@@ -64,6 +64,7 @@ METRIC_FIELDS = (
     "loss_reward_model",
     "td_abs_error",
     "q_mean",
+    "grad_dynamics_norm",
     "grad_q",
     "grad_q_next",
     "grad_reward",

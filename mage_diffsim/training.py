@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,9 +60,12 @@ class Trainer:
         self.streams = Streams([seed for seed, _ in config.runs], self.device, self.dtype)
         runs = len(config.runs)
 
-        self.physics = self._physics(backends_of(self.task)[0])
-        # kept, as a backend may compile anew for every new physics
-        self.truth_physics = self._physics(self.physics.backend, dtype=torch.float64)
+        # the real environment, and what its true gradients are taken of; both are kept, as a backend may compile anew
+        # for every new physics
+        real = backends_of(self.task)[0]
+        self.truth_physics = self._physics(real, dtype=torch.float64)
+        same = torch.float64 in (self.dtype, self.truth_physics.environment_dtype)
+        self.physics = self.truth_physics if same else self._physics(real)
         self.env = BatchedEnv(self.task, self.physics, runs, self.streams.generators["environment"])
         try:
             self.buffer = ReplayBuffer(
@@ -127,7 +131,7 @@ class Trainer:
 
     def _collect(self) -> None:
         """(s, a, s') ~ exploratory policy; B <- B + {(s, a, s')}."""
-        obs = self.env.obs
+        obs = self.env.obs.to(self.dtype)
         if self.env_step <= self.hyper.warmup_steps:
             action = 2.0 * self.streams.uniform("explore", self.task.action_dim) - 1.0
         else:
@@ -135,13 +139,14 @@ class Trainer:
                 action = self.agent.policy(obs.unsqueeze(1)).squeeze(1)
             action = action + self.hyper.exploration_noise * self.streams.normal("explore", self.task.action_dim)
         action = action.clamp(-1.0, 1.0)
-        moved = self.env.step(action)
-        self.buffer.add(moved.obs, action, moved.next_obs, moved.reward, moved.terminated, moved.state, ~moved.diverged)
+        moved = self.env.step(action.to(self.physics.dtype))
+        next_obs, reward, state = (x.to(self.dtype) for x in (moved.next_obs, moved.reward, moved.state))
         valid = ~moved.diverged
+        self.buffer.add(obs, action, next_obs, reward, moved.terminated, state, valid)
         self.env_divergences += moved.diverged
-        self.agent.obs.update(moved.obs)
+        self.agent.obs.update(obs)
         self.action_statistics.update(action, valid)
-        self.delta_statistics.update(moved.next_obs - moved.obs, valid)
+        self.delta_statistics.update(next_obs - obs, valid)
 
     def _train_models(self) -> None:
         """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
@@ -178,7 +183,7 @@ class Trainer:
 
         generators = self.streams.evaluation(self.env_step)
         result = rollout(self.physics, policy, self._initial_states(episodes, generators))
-        returns = result.returns.view(runs, episodes)
+        returns = result.returns.view(runs, episodes).to(self.dtype)
         metrics = {
             "return/mean": returns.mean(dim=1),
             "return/std": returns.std(dim=1, correction=0),
@@ -198,7 +203,8 @@ class Trainer:
     ) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
-        true = true_action_gradients(self.truth_physics, policy, initial_state, self.hyper.gamma)
+        horizon = min(self.config.gradient_horizon or self.task.gradient_horizon or math.inf, self.task.horizon)
+        true = true_action_gradients(self.truth_physics, policy, initial_state, self.hyper.gamma, int(horizon))
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
@@ -225,8 +231,9 @@ class Trainer:
             return dict(self.losses)
         saved = self.streams.state_dict()
         (draws,) = self.agent.draw(1, self.buffer.size)
+        probe = self.streams.normal("control", self.hyper.batch_size, self.task.obs_dim)
         self.streams.load_state_dict(saved)
-        metrics = self.agent.diagnose(self.buffer.gather(draws.index), draws)
+        metrics = self.agent.diagnose(self.buffer.gather(draws.index), draws, probe)
         return (
             self.losses
             | metrics

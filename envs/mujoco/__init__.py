@@ -1,0 +1,124 @@
+"""MuJoCo C: what the other backends are compared with, the real environment, and a correct oracle on a CPU."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.fd import FiniteDifference
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions
+from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.task import Task
+
+ROWS = 1024
+"""Environments stepped by one call into MuJoCo; more are stepped in turn."""
+CONVERGED = 1e-14
+"""Solver tolerance for differences and for comparisons: a looser one leaves 1e-7 of noise in rare states."""
+
+
+@final
+class MujocoPhysics(Physics):
+    """A task whose ``physics["mujoco"]`` is ``implementation(task) -> Simulation``, stepped by MuJoCo C.
+
+    Everything inside is float64 on the CPU, on as many threads as torch uses; float32 tensors and CUDA tensors are
+    converted on the way in and out. Values take the model's own solver tolerance, so they are those of Gymnasium's
+    environment (to 1e-12); differences are taken of the converged solution.
+
+    Derivative sources: ``fd`` central differences over action and state; ``fd-forward`` forward differences over the
+    action, for half the price, and central ones over the state. The step is :attr:`.task.MujocoTask.difference_step`.
+
+    Raises:
+        InputError: a dtype other than float32 and float64, or a model that a task cannot use.
+        MissingExtra: mujoco is not installed.
+    """
+
+    backend = "mujoco"
+    derivatives = ("fd", "fd-forward")
+    accuracy = {"fd": 1e-5, "fd-forward": 1e-3}  # noqa: RUF012  (the base class declares it a ClassVar)
+    environment_dtype = torch.float64
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        derivative: str | None = None,
+        converged: bool = False,
+    ) -> None:
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        load_mujoco()
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
+        self.simulation: Simulation = load(task.physics["mujoco"])(task)
+        self._differenced = _Stepper(self.simulation, CONVERGED)
+        self._value = self._differenced if converged else _Stepper(self.simulation, None)
+        self._op = FiniteDifference(
+            self._differenced,
+            value=self._value,
+            step=getattr(task, "difference_step", 1e-6),
+            one_sided=(1,) if self.derivative == "fd-forward" else (),
+            name=str(self),
+        )
+
+    def reference(self) -> MujocoPhysics:
+        """The same in float64 with the constraint solver converged: what the other backends are compared with."""
+        return MujocoPhysics(
+            self.task, dtype=torch.float64, device=self.device, derivative=self.derivative, converged=True
+        )
+
+    def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
+        moving = with_unit_quaternions(self.simulation, exact)[:, : self.simulation.nq + self.simulation.nv]
+        return self._op(moving, control).to(state)
+
+
+class _Stepper:
+    """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``, a pure function of float64 CPU tensors."""
+
+    def __init__(self, simulation: Simulation, tolerance: float | None) -> None:
+        from mujoco.batch import Batch
+
+        mujoco = load_mujoco()
+        self.simulation = simulation
+        self._batch: Any = Batch(simulation.model, ROWS, torch.get_num_threads())
+        if tolerance is not None:
+            self._batch.expand("opt.tolerance")[:] = tolerance
+        self._bound = {
+            name: self._batch.bind(name)
+            for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "xpos", "site_xpos")
+        }
+        # Positions of bodies lag one substep behind the state unless they are computed anew.
+        positions = bool(simulation.bodies or simulation.sites)
+        self._stage = mujoco.mjtStage.mjSTAGE_POS if positions else mujoco.mjtStage.mjSTAGE_NONE
+        self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
+
+    def __call__(self, moving: Tensor, control: Tensor) -> Tensor:
+        chunks = zip(moving.split(ROWS), control.split(ROWS), strict=True)
+        with self._lock, quiet():
+            rows = [self._step(m.numpy(), c.numpy()) for m, c in chunks]
+        return torch.from_numpy(np.concatenate(rows))
+
+    def _step(self, moving: np.ndarray, control: np.ndarray) -> np.ndarray:
+        from mujoco.batch import SimulationError
+
+        simulation, bound, n = self.simulation, self._bound, len(moving)
+        bound["qpos"][:n], bound["qvel"][:n] = moving[:, : simulation.nq], moving[:, simulation.nq :]
+        bound["ctrl"][:n] = control
+        bound["qacc_warmstart"][:n] = 0.0
+        bound["time"][:n] = 0.0
+        failed: Any = []
+        try:
+            self._batch.step(np.arange(n), nstep=simulation.frame_skip, stage=int(self._stage))
+        except SimulationError as error:
+            failed = error.ids
+        qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
+        state = simulation.assemble(qpos, qvel, xpos, site_xpos, moving[:, : simulation.nq], np.concatenate)
+        state[failed] = np.nan
+        return state

@@ -1,0 +1,355 @@
+"""MJCF models: how they are found, what is read from them, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
+
+AXES = ("x", "y", "z")
+
+
+@dataclasses.dataclass(frozen=True)
+class BodyPosition:
+    """World position (x, y, z) [m] of a body's frame at the end of the step."""
+
+    body: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePosition:
+    """World position (x, y, z) [m] of a site at the end of the step."""
+
+    site: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanVelocity:
+    """Mean velocity of one coordinate of a joint over the step, (q' - q) / dt [m/s or rad/s]."""
+
+    joint: str
+    coordinate: int = 0
+    """Which of the joint's coordinates: 0, or 0 to 2 (x, y, z) of a free joint."""
+
+
+Readout = BodyPosition | SitePosition | MeanVelocity
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """A compiled model, one environment step long, and its names. Treat it as read only."""
+
+    name: str
+    """Of the task, for error messages."""
+    model: Any
+    """``mujoco.MjModel``. Controls are not clamped in the simulator (torch clips the action), and an unstable state
+    stays what it is instead of being reset."""
+    frame_skip: int
+    readouts: tuple[tuple[type, int], ...]
+    """(kind, id of the body or site, or address of the coordinate in qpos), in state order."""
+    readout_slices: Mapping[str, slice]
+    """Where each readout lies in the state."""
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    quaternions: tuple[int, ...]
+    """Where the quaternions of free and ball joints start in qpos."""
+
+    @property
+    def nq(self) -> int:
+        """Number of generalised positions."""
+        return self.model.nq
+
+    @property
+    def nv(self) -> int:
+        """Number of generalised velocities."""
+        return self.model.nv
+
+    @property
+    def dt(self) -> float:
+        """Time between two actions [s]."""
+        return self.model.opt.timestep * self.frame_skip
+
+    @property
+    def qpos0(self) -> np.ndarray:
+        """The model's initial positions, [nq]."""
+        return self.model.qpos0.copy()
+
+    @property
+    def bodies(self) -> tuple[int, ...]:
+        """The bodies whose positions are read out."""
+        return tuple(i for kind, i in self.readouts if kind is BodyPosition)
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The sites whose positions are read out."""
+        return tuple(i for kind, i in self.readouts if kind is SitePosition)
+
+    def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
+        """The state ``qpos | qvel | readouts`` of numpy or JAX arrays with any leading axes.
+
+        Args:
+            qpos, qvel: at the end of the step.
+            xpos, site_xpos: all bodies' and sites' positions there, [..., number, 3].
+            start: qpos at the beginning of the step.
+            concatenate: the arrays' own.
+        """
+        parts = [qpos, qvel]
+        for kind, i in self.readouts:
+            if kind is MeanVelocity:
+                parts.append((qpos[..., i : i + 1] - start[..., i : i + 1]) / self.dt)
+            else:
+                parts.append((xpos if kind is BodyPosition else site_xpos)[..., i, :])
+        return concatenate(parts, -1)
+
+    def start(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        """States [n, S] of starts: mean velocities 0, quaternions normalised. ``qpos`` [n, nq], ``qvel`` [n, nv]."""
+        mujoco = load_mujoco()
+        qpos = qpos.copy()
+        data = mujoco.MjData(self.model)
+        xpos = np.zeros((len(qpos), self.model.nbody, 3))
+        site_xpos = np.zeros((len(qpos), self.model.nsite, 3))
+        for i, row in enumerate(qpos):
+            mujoco.mj_normalizeQuat(self.model, row)
+            if self.bodies or self.sites:
+                data.qpos[:] = row
+                mujoco.mj_kinematics(self.model, data)
+                xpos[i], site_xpos[i] = data.xpos, data.site_xpos
+        return self.assemble(qpos, qvel, xpos, site_xpos, qpos, np.concatenate)
+
+
+@functools.cache
+def load_mujoco() -> Any:
+    """The ``mujoco`` module, imported on the first call; without a screen it renders through EGL.
+
+    Raises:
+        MissingExtra: mujoco is not installed.
+    """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        import mujoco
+    except ModuleNotFoundError as error:
+        if error.name != "mujoco":
+            raise
+        raise missing_extra("mujoco", "mjx") from error
+    return mujoco
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep MuJoCo's warnings off the console and out of a file in the working directory.
+
+    A state that MuJoCo warns about comes back as not finite and is reported by whoever uses it.
+    """
+    config = load_mujoco().MjLogConfig
+    before = config.get()
+    silent = config.get()
+    silent.logto_console = silent.logto_file = False
+    silent.set()
+    try:
+        yield
+    finally:
+        before.set()
+
+
+def find(mjcf: str, folder: Path) -> Path | None:
+    """The file that ``mjcf`` names (see :attr:`.task.MujocoTask.mjcf`); None if it is the XML itself.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if mjcf.lstrip().startswith("<"):
+        return None
+    if mjcf.startswith("gymnasium:"):
+        package = importlib.util.find_spec("gymnasium")
+        assert package is not None and package.origin is not None
+        path = Path(package.origin).parent / "envs" / "mujoco" / "assets" / mjcf.removeprefix("gymnasium:")
+        if not path.is_file() and path.parent.is_dir():
+            raise unknown_name("model of gymnasium", path.name, (p.name for p in path.parent.glob("*.xml")))
+    else:
+        path = folder / Path(mjcf).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"there is no MJCF file {path}: give the path of one, the XML itself, or gymnasium:FILE.xml for an asset "
+            "of gymnasium's"
+        )
+    return path
+
+
+def load_simulation(name: str, mjcf: str, folder: Path, frame_skip: int, readouts: Mapping[str, Any]) -> Simulation:
+    """Compile a model and read what a task needs from it.
+
+    Args:
+        name: of the task, for error messages.
+        mjcf: which model, see :attr:`.task.MujocoTask.mjcf`.
+        folder: where relative paths start.
+        frame_skip: simulator steps per action.
+        readouts: name to :data:`Readout`.
+
+    Raises:
+        InputError: the model does not load, has no joint or no actuator, has an actuator without a control range or
+            with a state of its own, or lacks what a readout names.
+        MissingExtra: mujoco is not installed.
+    """
+    mujoco = load_mujoco()
+    where = f"task {name}"
+    if not isinstance(frame_skip, int) or frame_skip < 1:
+        raise InputError(f"{where}: frame_skip is {frame_skip!r}; accepted is a whole number of 1 or more")
+    path = find(mjcf, folder)
+    try:
+        with quiet():
+            model = mujoco.MjModel.from_xml_string(mjcf) if path is None else mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:
+        what = "its MJCF text" if path is None else f"the MJCF file {path}"
+        raise InputError(f"{where}: MuJoCo cannot load {what}: {' '.join(str(error).split())}") from error
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
+
+    if not model.nv:
+        raise InputError(f"{where}: the model has no joint, so there is nothing to control; give it one")
+    if not model.nu:
+        raise InputError(f"{where}: the model has no actuator, so there is nothing to control; give it one")
+    if model.na:
+        stateful = next(i for i in range(model.nu) if model.actuator_actadr[i] >= 0)
+        raise InputError(
+            f"{where}: actuator {_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its own "
+            "(muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators without"
+        )
+    joint_names, quaternions = _joint_names(mujoco, model)
+    actions = tuple(_actuator_name(mujoco, model, i) for i in range(model.nu))
+    for i, action in enumerate(actions):
+        low, high = model.actuator_ctrlrange[i]
+        if not model.actuator_ctrllimited[i] or not low < high:
+            raise InputError(
+                f"{where}: actuator {action!r} has no control range, which actions in [-1, 1] are scaled to; give it "
+                "ctrlrange='LOW HIGH'"
+            )
+    resolved, slices, names = [], {}, [*joint_names]
+    for key, readout in readouts.items():
+        kind, i = _resolve(mujoco, model, where, key, readout)
+        width = 1 if kind is MeanVelocity else 3
+        slices[key] = slice(len(names), len(names) + width)
+        names += [key] if width == 1 else [f"{key}_{axis}" for axis in AXES]
+        resolved.append((kind, i))
+    for kind, given in (("state", names), ("action", actions)):
+        twice = sorted({x for x in given if given.count(x) > 1})
+        if twice:
+            raise InputError(
+                f"{where}: the {kind} name {twice[0]!r} occurs twice; name joints and readouts differently"
+            )
+    return Simulation(
+        name=name,
+        model=model,
+        frame_skip=frame_skip,
+        readouts=tuple(resolved),
+        readout_slices=slices,
+        state_names=tuple(names),
+        action_names=actions,
+        action_low=tuple(model.actuator_ctrlrange[:, 0].tolist()),
+        action_high=tuple(model.actuator_ctrlrange[:, 1].tolist()),
+        quaternions=quaternions,
+    )
+
+
+def _name(mujoco: Any, model: Any, kind: str, i: int) -> str:
+    """The element's name, or its kind and number if it has none."""
+    return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"{kind.lower()}{i}"
+
+
+def _actuator_name(mujoco: Any, model: Any, i: int) -> str:
+    """The actuator's name; without one, that of the joint it drives."""
+    name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i)
+    if not name and model.actuator_trntype[i] == mujoco.mjtTrn.mjTRN_JOINT:
+        name = _name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
+    return name or f"actuator{i}"
+
+
+def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
+    """Names of all positions, then of all velocities; and where quaternions start in qpos."""
+    positions: list[str] = []
+    velocities: list[str] = []
+    quaternions = []
+    for i in range(model.njnt):
+        name, kind = _name(mujoco, model, "JOINT", i), mujoco.mjtJoint(model.jnt_type[i])
+        if kind == mujoco.mjtJoint.mjJNT_FREE:
+            positions += [f"{name}_{axis}" for axis in AXES]
+            velocities += [f"{name}_v{axis}" for axis in AXES]
+        if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL):
+            quaternions.append(len(positions))
+            positions += [f"{name}_q{axis}" for axis in ("w", *AXES)]
+            velocities += [f"{name}_w{axis}" for axis in AXES]
+        else:
+            positions.append(name)
+            velocities.append(f"{name}_velocity")
+    return positions + velocities, tuple(quaternions)
+
+
+def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:
+    """A readout's kind, and the number it stands for in the compiled model."""
+    element, name = {
+        BodyPosition: ("BODY", getattr(readout, "body", None)),
+        SitePosition: ("SITE", getattr(readout, "site", None)),
+        MeanVelocity: ("JOINT", getattr(readout, "joint", None)),
+    }.get(type(readout), (None, None))
+    if element is None or name is None:
+        raise InputError(
+            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition and MeanVelocity"
+        )
+    kind = element.lower()
+    i = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{element}"), name)
+    if i < 0:
+        number: int = getattr(model, {"BODY": "nbody", "SITE": "nsite", "JOINT": "njnt"}[element])
+        names = [_name(mujoco, model, element, j) for j in range(number)]
+        raise InputError(
+            f"{where}: readout {key!r} names the {kind} {name!r}, which the model does not have; its are: "
+            f"{', '.join(names) or 'none'}"
+        )
+    if not isinstance(readout, MeanVelocity):
+        return type(readout), i
+    type_of_joint = mujoco.mjtJoint(model.jnt_type[i])
+    free = type_of_joint == mujoco.mjtJoint.mjJNT_FREE
+    if type_of_joint == mujoco.mjtJoint.mjJNT_BALL or not 0 <= readout.coordinate < (3 if free else 1):
+        raise InputError(
+            f"{where}: readout {key!r} wants the mean velocity of coordinate {readout.coordinate} of joint {name!r}; "
+            "accepted is coordinate 0 of a hinge or slide joint, and 0 to 2 of a free joint"
+        )
+    return MeanVelocity, int(model.jnt_qposadr[i]) + readout.coordinate
+
+
+_renderers: dict[int, tuple[Any, Any, Any]] = {}
+
+
+def render(simulation: Simulation, state: np.ndarray) -> np.ndarray:
+    """A picture of the state [S], uint8 [240, 320, 3].
+
+    Raises:
+        InputError: there is no OpenGL here.
+    """
+    mujoco = load_mujoco()
+    model = simulation.model
+    if id(model) not in _renderers:
+        try:
+            # The model is kept, so that its id stays its own.
+            _renderers[id(model)] = (model, mujoco.MjData(model), mujoco.Renderer(model, 240, 320))
+        except Exception as error:  # GLFW, EGL and OSMesa each raise their own
+            raise InputError(
+                f"task {simulation.name} cannot be drawn: MuJoCo finds no OpenGL; set the environment variable "
+                f"MUJOCO_GL (it is {os.environ.get('MUJOCO_GL', '')!r}) to egl, osmesa or glfw before Python starts"
+            ) from error
+    _, data, renderer = _renderers[id(model)]
+    data.qpos[:] = state[: model.nq]
+    data.qvel[:] = state[model.nq : model.nq + model.nv]
+    mujoco.mj_forward(model, data)
+    renderer.update_scene(data, camera=0 if model.ncam else -1)
+    return renderer.render().copy()

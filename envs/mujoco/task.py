@@ -1,0 +1,153 @@
+"""A task whose physics is an MJCF model: what its author declares, and what is read from the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation, render
+from mage_diffsim.envs.task import Task
+
+
+class MujocoTask(Task):
+    """A control problem on an MJCF model. Declare the class attributes below, and write observe, reward, terminated.
+
+    The state is ``qpos | qvel | readouts``. Joints, actuators and their ranges are read from the model; the action in
+    [-1, 1] is scaled to each actuator's control range. A *readout* is what the step computes besides the next
+    positions and velocities, differentiable in every backend; ``self.readout(state, name)`` finds it in the state.
+    A step starts the constraint solver anew, so the state is all that it depends on.
+
+    Reading anything that comes from the model needs ``mujoco`` (extra ``mjx``).
+
+    Raises:
+        InputError: the model does not load, or has what a task cannot use (see :func:`.model.load_simulation`).
+        MissingExtra: mujoco is not installed.
+    """
+
+    mjcf: ClassVar[str]
+    """The model: ``gymnasium:half_cheetah.xml`` (an asset of gymnasium's), the path of a file (relative paths start at
+    the task's own file), or the XML itself."""
+    frame_skip: ClassVar[int]
+    """Simulator steps per action; ``dt`` is this many timesteps of the model."""
+    readouts: ClassVar[Mapping[str, Readout]] = {}
+    """Name to what is read out: :class:`BodyPosition`, :class:`SitePosition` or :class:`MeanVelocity`."""
+    position_noise: ClassVar[float] = 0.0
+    """:meth:`reset` adds a number uniform in +- this to every component of the model's initial qpos."""
+    velocity_noise: ClassVar[float] = 0.0
+    """Scale of the initial qvel: uniform in +- this, or its standard deviation with ``normal_velocity``."""
+    normal_velocity: ClassVar[bool] = False
+    """Whether the initial qvel is normally distributed instead of uniformly."""
+    difference_step: ClassVar[float] = 1e-6
+    """Step of finite differences through MuJoCo C, in the units of qpos, qvel and the controls. 1e-6 lies on the
+    plateau of all tasks here: ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
+    gradient_horizon = 50
+    """Through hundreds of steps of contact the true gradient explodes, and its finite differences cost minutes."""
+    physics = {  # noqa: RUF012  (the base class declares it a ClassVar)
+        "mujoco": "mage_diffsim.envs.mujoco.task:simulation_of",
+        "mjx": "mage_diffsim.envs.mujoco.task:simulation_of",
+    }
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """The compiled model with what was read from it; compiled on first use."""
+        return load_simulation(
+            type(self).__name__, self.mjcf, Path(inspect.getfile(type(self))).parent, self.frame_skip, self.readouts
+        )
+
+    @property
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.simulation.state_names
+
+    @property
+    def action_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.simulation.action_names
+
+    @property
+    def action_low(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.simulation.action_low
+
+    @property
+    def action_high(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.simulation.action_high
+
+    @property
+    def dt(self) -> float:  # type: ignore[override]
+        return self.simulation.dt
+
+    @cached_property
+    def obs_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """``obs0``, ``obs1``, ...; override it to give names."""
+        width = self.observe(torch.zeros(self.state_dim)).shape[-1]
+        return tuple(f"obs{i}" for i in range(width))
+
+    def qpos(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch nq"]:
+        """The generalised positions in the state: m, rad, unit quaternions."""
+        return state[..., : self.simulation.nq]
+
+    def qvel(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch nv"]:
+        """The generalised velocities in the state: m/s, rad/s."""
+        return state[..., self.simulation.nq : self.simulation.nq + self.simulation.nv]
+
+    def readout(self, state: Float[Tensor, "*batch S"], name: str) -> Float[Tensor, "*batch k"]:
+        """A readout in the state: three numbers of a position, one of a velocity."""
+        return state[..., self.simulation.readout_slices[name]]
+
+    def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
+        simulation = self.simulation
+
+        def noise(width: int, scale: float, normal: bool = False) -> Tensor:
+            like = dict(dtype=torch.float64, device=generator.device, generator=generator)
+            if normal:
+                return scale * torch.randn(n, width, **like)
+            return scale * (2.0 * torch.rand(n, width, **like) - 1.0)
+
+        position = noise(simulation.nq, self.position_noise)
+        qpos = position + torch.as_tensor(simulation.qpos0, device=position.device)
+        return self.state_at(qpos, noise(simulation.nv, self.velocity_noise, self.normal_velocity))
+
+    def state_at(self, qpos: Float[Tensor, "n nq"], qvel: Float[Tensor, "n nv"]) -> Float[Tensor, "n S"]:
+        """The state of a start: body and site positions as they are there, mean velocities 0, quaternions normalised.
+
+        Args:
+            qpos: generalised positions, shape [n, nq].
+            qvel: generalised velocities, shape [n, nv], the same dtype and device.
+        """
+        rows = self.simulation.start(qpos.double().cpu().numpy(), qvel.double().cpu().numpy())
+        return torch.as_tensor(rows).to(qpos)
+
+    def render(self, state: Float[Tensor, " S"]) -> np.ndarray:
+        """A picture by MuJoCo's renderer, uint8 [240, 320, 3], from the model's first camera if it has one.
+
+        Raises:
+            InputError: there is no OpenGL here.
+        """
+        return render(self.simulation, state.double().cpu().numpy())
+
+
+def simulation_of(task: Any) -> Simulation:
+    """What both MuJoCo backends are built from."""
+    return task.simulation
+
+
+def with_unit_quaternions(simulation: Simulation, state: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+    """The state with its quaternions normalised, so that a derivative with respect to one is tangent to the sphere.
+
+    A zero quaternion is no rotation, as in MuJoCo, and has derivative 0.
+    """
+    if not simulation.quaternions:
+        return state
+    parts, done = [], 0
+    for first in simulation.quaternions:
+        quaternion = state[:, first : first + 4]
+        zero = (quaternion == 0.0).all(-1, keepdim=True)
+        safe = torch.where(zero, torch.eye(1, 4, dtype=state.dtype, device=state.device), quaternion)
+        parts += [state[:, done:first], safe / torch.linalg.vector_norm(safe, dim=-1, keepdim=True)]
+        done = first + 4
+    return torch.cat([*parts, state[:, done:]], dim=-1)

@@ -1,0 +1,47 @@
+"""Hopper: a planar body of one leg that hops forward."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.envs.mujoco.model import MeanVelocity
+from mage_diffsim.envs.mujoco.task import MujocoTask
+
+
+class Hopper(MujocoTask):
+    """Hop: the mean forward velocity plus 1 minus 1e-3 |a|^2, until it falls.
+
+    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, the step that falls earns its 1
+    too; Gymnasium's v5 withholds it.
+    """
+
+    name = "Hopper"
+    mjcf = "gymnasium:hopper.xml"
+    frame_skip = 4
+    horizon = 1000
+    source = "gymnasium Hopper-v5 (model, reset); MAGE's published code (observation, reward)"
+    readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
+    position_noise = velocity_noise = 5e-3
+
+    @cached_property
+    def obs_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return "x_velocity", *self.state_names[1:12]
+
+    def observe(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch O"]:
+        velocity = self.qvel(state).clamp(-10.0, 10.0)
+        return torch.cat([self.readout(state, "x_velocity"), self.qpos(state)[..., 1:], velocity], dim=-1)
+
+    def reward(
+        self,
+        obs: Float[Tensor, "*batch O"],
+        action: Float[Tensor, "*batch A"],
+        next_obs: Float[Tensor, "*batch O"],
+    ) -> Float[Tensor, "*batch"]:
+        return next_obs[..., 0] + 1.0 - 1e-3 * action.square().sum(-1)
+
+    def terminated(self, next_obs: Float[Tensor, "*batch O"]) -> Bool[Tensor, "*batch"]:
+        bounded = (next_obs[..., 2:].abs() < 100.0).all(-1)  # false for NaN too
+        return ~(bounded & (next_obs[..., 1] > 0.7) & (next_obs[..., 2].abs() < 0.2))

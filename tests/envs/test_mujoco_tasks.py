@@ -1,0 +1,461 @@
+"""The MuJoCo tasks against Gymnasium's environments, MuJoCo C's own derivatives, and models of a stranger's."""
+
+import warnings
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import mage_diffsim.envs.gymnasium_env  # noqa: F401  (registers the environments)
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.envs import (
+    BatchedEnv,
+    BodyPosition,
+    MeanVelocity,
+    MujocoTask,
+    SitePosition,
+    make_physics,
+    make_task,
+    rollout,
+)
+
+TASKS = (
+    "InvertedPendulum",
+    "InvertedDoublePendulum",
+    "Reacher",
+    "Swimmer",
+    "HalfCheetah",
+    "Hopper",
+    "Walker2d",
+    "Ant",
+    "Pusher",
+)
+
+
+def physics_of(task, **options):
+    return make_physics(task, "mujoco", dtype=torch.float64, **options)
+
+
+def gymnasium_trajectory(name, steps, seed=0):
+    """States (qpos, qvel), actions, next states, rewards and terminations of random episodes in Gymnasium's v5."""
+    env = gymnasium.make(f"{name}-v5").unwrapped
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    low, high = env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64)
+    rows = []
+    for step in range(steps):
+        before = env.data.qpos.copy(), env.data.qvel.copy()
+        action = env.action_space.sample().astype(np.float64)
+        _, reward, terminated, _, _ = env.step(action)
+        unit = 2.0 * (action - low) / (high - low) - 1.0
+        rows.append((*before, unit, np.concatenate([env.data.qpos, env.data.qvel]), reward, terminated))
+        if terminated or step % 100 == 99:
+            env.reset()
+    env.close()
+    return [torch.as_tensor(np.array(column)) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_step_is_that_of_gymnasium(name):
+    task = make_task(name)
+    qpos, qvel, action, expected, reward, terminated = gymnasium_trajectory(name, 400)
+    state = task.state_at(qpos, qvel)
+    next_state = physics_of(task).step(state, action)
+    moved = task.simulation.nq + task.simulation.nv
+    assert (next_state[:, :moved] - expected).abs().max() <= 1e-9
+
+    obs, next_obs = task.observe(state), task.observe(next_state)
+    torch.testing.assert_close(task.terminated(next_obs), terminated)
+    if name in ("HalfCheetah", "InvertedPendulum", "Swimmer"):
+        torch.testing.assert_close(task.reward(obs, action, next_obs), reward.double(), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Hopper", "Walker2d", "Ant", "InvertedDoublePendulum", "Reacher", "Pusher"])
+def test_rewards_differ_from_gymnasiums_only_as_documented(name):
+    task = make_task(name)
+    qpos, qvel, action, _, theirs, terminated = gymnasium_trajectory(name, 200)
+    state = task.state_at(qpos, qvel)
+    next_state = physics_of(task).step(state, action)
+    ours = task.reward(task.observe(state), action, task.observe(next_state))
+    if name in ("Hopper", "Walker2d"):  # Gymnasium v5 gives no 1 for the step that falls
+        torch.testing.assert_close(ours - terminated.double(), theirs, atol=1e-9, rtol=1e-9)
+    elif name == "Ant":  # Gymnasium subtracts a contact cost, and takes the velocity one simulator step earlier
+        assert (ours - theirs).median() >= 0.0
+        assert (ours - theirs).abs().median() < 0.2
+    else:  # body positions lag one simulator step in Gymnasium; Pusher's reward is of s
+        assert 0.0 < (ours - theirs).abs().max() < 0.2
+
+
+def test_pusher_charges_the_action_in_the_actuators_unit():
+    task = make_task("Pusher")
+    obs = task.observe(task.reset(1, torch.Generator()))
+    action = torch.ones(1, 7, dtype=torch.float64)  # 2 N m
+    cost = task.reward(obs, 0.0 * action, obs) - task.reward(obs, action, obs)
+    assert cost.item() == pytest.approx(0.1 * 7 * 4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_resets_are_distributed_like_gymnasiums(name):
+    task = make_task(name)
+    env = gymnasium.make(f"{name}-v5").unwrapped
+    theirs = []
+    for seed in range(300):
+        env.reset(seed=seed)
+        theirs.append(np.concatenate([env.data.qpos, env.data.qvel]))
+    env.close()
+    ours = task.reset(300, torch.Generator().manual_seed(0))[:, : task.simulation.nq + task.simulation.nv].numpy()
+    theirs = np.array(theirs)
+    for q in task.simulation.quaternions:
+        theirs[:, q : q + 4] /= np.linalg.norm(theirs[:, q : q + 4], axis=1, keepdims=True)
+    spread = np.maximum(theirs.std(0), 1e-12)
+    assert (
+        np.abs(ours.mean(0) - theirs.mean(0)).max() <= 1e-9
+        or (np.abs(ours.mean(0) - theirs.mean(0)) <= 6.0 * spread / np.sqrt(300) + 1e-9).all()
+    )
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.25, atol=1e-9)
+
+
+def test_the_step_depends_on_nothing_but_state_and_action():
+    """Gymnasium carries the solver's warm start from step to step; here every step starts anew."""
+    task = make_task("HalfCheetah")
+    physics = physics_of(task)
+    generator = torch.Generator().manual_seed(0)
+    env = BatchedEnv(task, physics, 16, [generator])
+    env.reset()
+    for _ in range(30):
+        action = torch.rand(16, 6, dtype=torch.float64, generator=generator) * 2 - 1
+        moved = env.step(action)
+        # after other states were stepped in between, in another order
+        again = physics.step(moved.state.flip(0), action.flip(0)).flip(0)
+        assert torch.equal(again, moved.next_state)
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah", "Ant", "Pusher"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_and_rows_changes_nothing(name, threads):
+    before = torch.get_num_threads()
+    task = make_task(name)
+    state = task.reset(1500, torch.Generator().manual_seed(0))  # more than one call into MuJoCo
+    action = torch.rand(1500, task.action_dim, dtype=torch.float64) * 2 - 1
+    expected = torch.cat(
+        [physics_of(task).step(s, a) for s, a in zip(state.split(100), action.split(100), strict=True)]
+    )
+    try:
+        torch.set_num_threads(threads)
+        physics = physics_of(task)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(physics.step(state, action), expected)
+
+
+def test_derivatives_are_those_of_mujocos_own_finite_differences():
+    """mjd_transitionFD, for one Euler step: A = d(next dq, next v)/d(dq, v), B = d/d ctrl."""
+
+    class OneStep(MujocoTask):
+        name = "OneStep"
+        mjcf = "gymnasium:half_cheetah.xml"
+        frame_skip = 1
+        horizon = 10
+        source = "test"
+        position_noise = velocity_noise = 0.2
+
+        def observe(self, state):
+            return state
+
+        def reward(self, obs, action, next_obs):
+            return obs[..., 0]
+
+        def terminated(self, next_obs):
+            return next_obs[..., 0] > 1e9
+
+    task = OneStep()
+    state = task.reset(4, torch.Generator().manual_seed(0))
+    action = torch.rand(4, 6, dtype=torch.float64) - 0.5
+    jacobian = jacobians(physics_of(task), state, action)
+    model = task.simulation.model
+    data = mujoco.MjData(model)
+    for i in range(4):
+        data.qpos[:], data.qvel[:], data.ctrl[:] = state[i, :9], state[i, 9:], action[i]
+        mujoco.mj_forward(model, data)
+        a, b = np.zeros((18, 18)), np.zeros((18, 6))
+        mujoco.mjd_transitionFD(model, data, 1e-6, True, a, b, None, None)
+        np.testing.assert_allclose(jacobian["state"][i], a, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+        np.testing.assert_allclose(jacobian["action"][i], b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def jacobians(physics, state, action):
+    """d next_state / d state and d action, [N, S, S] and [N, S, A]."""
+    state, action = state.clone().requires_grad_(), action.clone().requires_grad_()
+    columns = [
+        torch.autograd.grad(physics.step(state, action)[:, j].sum(), (state, action)) for j in range(state.shape[1])
+    ]
+    by_state, by_action = zip(*columns, strict=True)
+    return {"state": torch.stack(by_state, 1), "action": torch.stack(by_action, 1)}
+
+
+def test_forward_differences_are_nearly_central_ones():
+    task = make_task("Walker2d")
+    state = task.reset(8, torch.Generator().manual_seed(0))
+    action = torch.rand(8, 6, dtype=torch.float64) - 0.5
+    central, forward = (jacobians(physics_of(task, derivative=d), state, action) for d in ("fd", "fd-forward"))
+    assert torch.equal(central["state"], forward["state"])
+    scale = central["action"].abs().max()
+    assert 0 < (central["action"] - forward["action"]).abs().max() <= 1e-4 * scale
+
+
+def test_float32_is_float64_rounded():
+    task = make_task("Hopper")
+    state, action = task.reset(8, torch.Generator().manual_seed(0)).float(), torch.rand(8, 3) - 0.5
+    single = make_physics(task, "mujoco", dtype=torch.float32)
+    assert torch.equal(single.step(state, action), physics_of(task).step(state.double(), action.double()).float())
+    ours = jacobians(single, state, action)["action"]
+    assert torch.equal(ours, jacobians(physics_of(task), state.double(), action.double())["action"].float())
+
+
+def test_an_action_at_its_bound_keeps_its_gradient_and_one_beyond_has_none():
+    task = make_task("InvertedPendulum")
+    state = task.reset(3, torch.Generator().manual_seed(0))
+    action = torch.tensor([[1.0], [-1.0], [1.5]], dtype=torch.float64)
+    gradient = jacobians(physics_of(task), state, action)["action"][:, 2, 0]
+    assert gradient[0].item() == pytest.approx(gradient[1].item(), rel=1e-2)
+    assert gradient[0] > 0.5
+    assert gradient[2] == 0.0
+
+
+# Free joints --------------------------------------------------------------------------------------------------------
+
+
+def test_quaternions_stay_normalised_and_their_derivatives_tangent():
+    task = make_task("Ant")
+    physics = physics_of(task)
+    generator = torch.Generator().manual_seed(0)
+    state = task.reset(8, generator)
+    for _ in range(20):
+        action = torch.rand(8, 8, dtype=torch.float64, generator=generator) * 2 - 1
+        state = physics.step(state, action)
+    quaternion = state[:, 3:7]
+    torch.testing.assert_close(quaternion.norm(dim=-1), torch.ones(8, dtype=torch.float64))
+    by_state = jacobians(physics, state, action)["state"]
+    # moving the quaternion along itself changes nothing; the next one moves at right angles to itself
+    along = by_state[:, :, 3:7] @ quaternion.unsqueeze(-1)
+    next_quaternion = physics.step(state, action)[:, 3:7]
+    outward = next_quaternion.unsqueeze(1) @ by_state[:, 3:7]
+    scale = by_state.abs().max()
+    assert along.abs().max() <= 1e-12 * scale
+    assert outward.abs().max() <= 1e-7 * scale
+
+
+def test_a_quaternion_of_another_length_is_the_same_rotation():
+    task = make_task("Ant")
+    physics = physics_of(task)
+    state, action = task.reset(2, torch.Generator().manual_seed(0)), torch.zeros(2, 8, dtype=torch.float64)
+    longer = state.clone()
+    longer[:, 3:7] *= 1.7
+    torch.testing.assert_close(physics.step(longer, action), physics.step(state, action), atol=1e-12, rtol=0)
+    nothing, identity = state.clone(), state.clone()
+    nothing[:, 3:7] = 0.0
+    identity[:, 3:7] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert torch.equal(physics.step(nothing, action), physics.step(identity, action))
+
+
+# A model of one's own ----------------------------------------------------------------------------------------------
+
+SLIDER = """
+<mujoco>
+  <option timestep="0.01" gravity="0 0 0"/>
+  <worldbody>
+    <body name="cart">
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <geom size="0.1" mass="2"/>
+      <site name="front" pos="0.5 0 0"/>
+      <body name="pole" pos="0 0 0.2">
+        <joint name="swing" type="hinge" axis="0 1 0"/>
+        <geom size="0.05" pos="0 0 0.3" mass="1e-9"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator><motor name="push" joint="x" gear="3" ctrlrange="-1 4"/></actuator>
+</mujoco>
+"""
+
+
+class Slider(MujocoTask):
+    name = "Slider"
+    mjcf = SLIDER
+    frame_skip = 4
+    horizon = 20
+    source = "test"
+    readouts = {"velocity": MeanVelocity("x"), "front": SitePosition("front"), "cart": BodyPosition("cart")}  # noqa: RUF012
+
+    def observe(self, state):
+        return state.clone()
+
+    def reward(self, obs, action, next_obs):
+        return -next_obs[..., 0].square()
+
+    def terminated(self, next_obs):
+        return next_obs[..., 0].abs() > 10.0
+
+
+def slider(**attributes):
+    return type("Slider", (Slider,), attributes)()
+
+
+def test_a_mass_on_a_rail_moves_as_its_closed_form_says():
+    task = Slider()
+    names = ("x", "swing", "x_velocity", "swing_velocity", "velocity", "front_x", "front_y", "front_z")
+    assert task.state_names == (*names, "cart_x", "cart_y", "cart_z")
+    assert (task.action_names, task.action_low, task.action_high) == (("push",), (-1.0,), (4.0,))
+    assert task.dt == pytest.approx(0.04)
+    assert task.obs_names == tuple(f"obs{i}" for i in range(11))
+    x, v, a = 0.3, -0.7, 0.5
+    state = task.state_at(torch.tensor([[x, 0.0]]).double(), torch.tensor([[v, 0.0]]).double())
+    assert state[0].tolist() == pytest.approx([x, 0, v, 0, 0, x + 0.5, 0, 0, x, 0, 0])
+    action = torch.tensor([[a]], dtype=torch.float64, requires_grad=True)
+    moved = physics_of(task).step(state, action)
+    acceleration = 3.0 * (-1.0 + (a + 1.0) * 2.5) / 2.0
+    end_v = v + 0.04 * acceleration
+    end_x = x + sum(0.01 * (v + 0.01 * k * acceleration) for k in (1, 2, 3, 4))  # semi-implicit Euler
+    assert moved[0, 0].item() == pytest.approx(end_x, abs=1e-7)
+    assert moved[0, 2].item() == pytest.approx(end_v, abs=1e-7)
+    # the readouts are those of the end of the step
+    assert moved[0, 4].item() == pytest.approx((end_x - x) / 0.04, abs=1e-7)
+    assert moved[0, 5].item() == pytest.approx(end_x + 0.5, abs=1e-7)
+    assert moved[0, 8].item() == pytest.approx(end_x, abs=1e-7)
+    d_acceleration = 3.0 * 2.5 / 2.0
+    expected = {2: 0.04 * d_acceleration, 0: 1e-3 * d_acceleration, 4: 1e-3 / 0.04 * d_acceleration}
+    for column, value in expected.items():
+        (gradient,) = torch.autograd.grad(moved[0, column], action, retain_graph=True)
+        assert gradient.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_a_model_may_be_a_file_beside_the_task(tmp_path):
+    (tmp_path / "slider.xml").write_text(SLIDER)
+    (tmp_path / "my_task.py").write_text(
+        "from mage_diffsim.envs import MujocoTask\n"
+        "class Mine(MujocoTask):\n"
+        "    name, mjcf, frame_skip, horizon, source = 'Mine', 'slider.xml', 2, 10, 'test'\n"
+        "    def observe(self, state): return state.clone()\n"
+        "    def reward(self, obs, action, next_obs): return next_obs[..., 0]\n"
+        "    def terminated(self, next_obs): return next_obs[..., 0] > 9\n"
+    )
+    task = make_task(f"{tmp_path / 'my_task.py'}:Mine")
+    assert task.state_names == ("x", "swing", "x_velocity", "swing_velocity")
+    assert task.dt == pytest.approx(0.02)
+
+
+BAD = {
+    "no file": (dict(mjcf="nothing.xml"), "there is no MJCF file .*nothing.xml: give the path of one"),
+    "no asset": (dict(mjcf="gymnasium:cheetah.xml"), "unknown model of gymnasium 'cheetah.xml': choose one of ant.xml"),
+    "broken": (
+        dict(mjcf="<mujoco><worldbody><joint/></worldbody></mujoco>"),
+        "task Slider: MuJoCo cannot load its MJCF",
+    ),
+    "no joint": (dict(mjcf="<mujoco/>"), "the model has no joint"),
+    "no actuator": (
+        dict(mjcf=SLIDER.split("<actuator>")[0] + "</mujoco>", readouts={}),
+        "the model has no actuator",
+    ),
+    "no range": (
+        dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', "")),
+        "actuator 'push' has no control range, which actions in \\[-1, 1\\] are scaled to; give it ctrlrange",
+    ),
+    "activation": (
+        dict(
+            mjcf=SLIDER.replace("<motor", "<intvelocity")
+            .replace(' gear="3"', "")
+            .replace("ctrlrange", 'actrange="-1 1" ctrlrange')
+        ),
+        "actuator 'push' has an activation state of its own",
+    ),
+    "unknown body": (
+        dict(readouts={"tip": BodyPosition("tip")}),
+        "readout 'tip' names the body 'tip', which the model does not have; its are: world, cart, pole",
+    ),
+    "unknown site": (dict(readouts={"tip": SitePosition("tip")}), "names the site 'tip'.*its are: front"),
+    "unknown joint": (dict(readouts={"v": MeanVelocity("y")}), "names the joint 'y'.*its are: x, swing"),
+    "no coordinate": (
+        dict(readouts={"v": MeanVelocity("x", 1)}),
+        "coordinate 1 of joint 'x'; accepted is coordinate 0",
+    ),
+    "no readout": (dict(readouts={"v": "x"}), "readout 'v' is 'x'; accepted are BodyPosition, SitePosition"),
+    "name twice": (dict(readouts={"x": MeanVelocity("x")}), "the state name 'x' occurs twice"),
+    "frame skip": (dict(frame_skip=0), "frame_skip is 0; accepted is a whole number of 1 or more"),
+}
+
+
+@pytest.mark.parametrize("attributes, message", BAD.values(), ids=BAD)
+def test_bad_models_get_one_sentence(attributes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        _ = slider(**attributes).state_names
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_derivative_source_is_refused():
+    with pytest.raises(
+        InputError, match="unknown derivative source of backend mujoco 'vjp': choose one of fd, fd-forward"
+    ):
+        physics_of(Slider(), derivative="vjp")
+
+
+def test_a_state_that_explodes_is_not_finite_and_leaves_no_file_behind(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    task = make_task("HalfCheetah")
+    state = task.reset(3, torch.Generator().manual_seed(0))
+    state[1, 9:18] = 1e200
+    moved = physics_of(task).step(state, torch.zeros(3, 6, dtype=torch.float64))
+    assert moved.isfinite().all(-1).tolist() == [True, False, True]
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+# Gymnasium and batched forms ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_gymnasium_environments_pass_its_checker_and_draw(name):
+    env = gymnasium.make(f"mage_diffsim/{name}-v0", render_mode="rgb_array")
+    assert env.observation_space.dtype == np.float64
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on unbounded observations
+        check_env(env.unwrapped, skip_render_check=True)
+    env.reset(seed=0)
+    first = env.render()
+    for _ in range(10):
+        env.step(env.action_space.sample())
+    later = env.render()
+    assert first.dtype == np.uint8 and first.shape == (240, 320, 3)
+    assert first.std() > 1.0 and not np.array_equal(first, later)
+    env.close()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batched_environments_reset_themselves_and_equal_single_ones(name):
+    task = make_task(name)
+    physics = physics_of(task)
+    env = BatchedEnv(task, physics, 6, [torch.Generator().manual_seed(0)], horizon=20)
+    env.reset()
+    generator = torch.Generator().manual_seed(1)
+    ended = 0
+    for _ in range(45):
+        action = torch.rand(6, task.action_dim, dtype=torch.float64, generator=generator) * 2 - 1
+        moved = env.step(action)
+        alone = physics.step(moved.state[2:3], action[2:3])
+        assert torch.equal(alone[0], moved.next_state[2])
+        assert not moved.diverged.any()
+        ended += int((moved.terminated | moved.truncated).sum())
+    assert ended >= 12
+
+
+def test_a_trajectory_of_gymnasiums_is_reproduced_step_by_step():
+    """Free running, from Gymnasium's start: chaos amplifies rounding, so not for long."""
+    qpos, qvel, action, expected, _, _ = gymnasium_trajectory("HalfCheetah", 40)
+    task = make_task("HalfCheetah")
+    actions = iter(action)
+    result = rollout(
+        physics_of(task), lambda obs: next(actions)[None], task.state_at(qpos[:1], qvel[:1]), 40, record=True
+    )
+    assert (result.states[1:, 0, :18] - expected).abs().max() <= 1e-7
