@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -138,6 +139,8 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
         config = read_config(run_dir)
         config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
     console = Console(quiet=options.quiet)
+    if options.quiet:
+        logging.getLogger("mage_diffsim").setLevel(logging.WARNING)
     sinks: list[Callable[[int, list[dict[str, Any]]], None]] = []
     try:
         with contextlib.ExitStack() as stack:
@@ -455,11 +458,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(command.options, first, arguments[1:]) if command and command.options else arguments[1:]
 
     from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+    from mage_diffsim.display import show_log
 
     try:
         if command is None:
             raise unknown_name("command", first, COMMANDS)
-        return command.run(options)
+        with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
+            return command.run(options)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -22,6 +25,27 @@ LINE_EVERY_S = 60.0
 def is_interactive(console: Console) -> bool:
     """Whether a bar that redraws itself makes sense: a terminal, and not one of a CI service."""
     return console.is_terminal and os.environ.get("CI", "").lower() not in ("1", "true")
+
+
+@contextlib.contextmanager
+def show_log(write: Callable[[str], object]) -> Iterator[None]:
+    """Meanwhile, hand what the package logs (compilations, masked derivatives) to ``write``, one text per message."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            write(self.format(record))
+
+    logger, handler = logging.getLogger("mage_diffsim"), Handler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 class Display:

@@ -26,6 +26,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, missing_extra, unknown_name
 from mage_diffsim.config import METHODS, TrainConfig, validate
+from mage_diffsim.display import show_log
 from mage_diffsim.doctor import NEEDS
 from mage_diffsim.envs.physics import backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -284,6 +285,10 @@ def _run_workers(
                     if display is not None:
                         display.update(cell.name, content)
                     continue
+                if status == "note":
+                    if display is not None:
+                        display.say(f"{cell.name}: {content}")
+                    continue
                 process.join()
                 connection.close()
                 del running[connection]
@@ -325,8 +330,13 @@ def _worker(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, 
     def send(status: str, content: Any) -> None:
         connection.send((status, content))
 
+    def note(text: str) -> None:
+        print(text, flush=True)  # into the log
+        send("note", text)
+
     try:
-        target(*arguments, send)
+        with show_log(note):
+            target(*arguments, send)
         send("done", "")
     except BrokenPipeError:
         pass  # the sweep is gone: nothing to do and nobody to tell

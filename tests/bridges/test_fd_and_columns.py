@@ -1,4 +1,4 @@
-"""Derivatives by central differences, and from Jacobian columns."""
+"""Derivatives by finite differences, and from Jacobian columns."""
 
 from __future__ import annotations
 
@@ -43,6 +43,30 @@ class TestFiniteDifference:
         x, u = torch.ones(5, 3), torch.ones(5, 2, requires_grad=True)
         FiniteDifference(function, name="product")(x, u).sum().backward()
         assert rows == [5, 2 * 2 * 5]
+
+    def test_a_one_sided_input_takes_forward_differences_and_half_the_rows(self):
+        rows = []
+
+        def function(x, u):
+            rows.append(len(x))
+            return x.square() * u.square()
+
+        x, u = (torch.full((5, 1), v, dtype=torch.float64, requires_grad=True) for v in (2.0, 3.0))
+        op = FiniteDifference(function, step=0.1, one_sided=(1,), name="product")
+        by_x, by_u = torch.autograd.grad(op(x, u).sum(), (x, u))
+        torch.testing.assert_close(by_x, torch.full_like(x, 2 * 2.0 * 9.0), rtol=1e-12, atol=0)  # central: exact
+        torch.testing.assert_close(by_u, torch.full_like(x, 4.0 * (2 * 3.0 + 0.1)), rtol=1e-12, atol=0)
+        assert rows == [5, (2 + 1 + 1) * 5]
+        (again,) = torch.autograd.grad(op(x.detach(), u).sum(), u)
+        assert torch.equal(again, by_u)
+        assert rows[-1] == (1 + 1) * 5
+
+    def test_the_value_may_come_from_another_function(self):
+        x = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+        y = FiniteDifference(WAVE, value=lambda x: x + 7.0, name="wave")(x)
+        assert torch.equal(y, x + 7.0)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(slope, x.detach().cos(), rtol=1e-9, atol=0)
 
 
 def value(x, u):

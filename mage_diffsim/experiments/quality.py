@@ -1,0 +1,482 @@
+"""How good are the derivatives of one environment step? Points to take them at, the truth there, errors and times.
+
+The *joint input* of a step is ``state | action`` in one tensor [N, S + A], so that one Jacobian [N, Y, S + A] holds
+every derivative; a *block* of it is a range of its columns: action, position, velocity (or state).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.config import make_config
+from mage_diffsim.dynamics import Imagined, LearnedDynamics
+from mage_diffsim.envs.batched import BatchedEnv
+from mage_diffsim.envs.contract import KINK, STEP_SIZES
+from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
+from mage_diffsim.envs.mujoco.task import MujocoTask
+from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.task import Task
+from mage_diffsim.training import Trainer
+
+ROLLOUT_STEPS = 200
+"""Points are taken at random times within this many steps."""
+INSIDE = 0.99
+"""Largest absolute action of a point: a difference around it stays within the bounds."""
+NO_SCALE = 1e-8
+"""Where no entry of the truth is larger than this, errors are absolute."""
+NEGLIGIBLE = 1e-7
+"""An error that no step needs to be chosen for: a tenth of what float64 derivatives are held to."""
+
+Step = Callable[[Tensor], Tensor]
+"""A function of rows: joint input [N, S + A] (or another input) to output [N, Y]."""
+Policy = Callable[[Tensor], Tensor]
+"""Observations [N, O] to actions [N, A]."""
+
+
+# --- points --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where derivatives are taken. The numbers are float64 that float32 holds exactly: one truth serves both."""
+
+    x: Float[Tensor, "N X"]
+    """Joint inputs, state | action."""
+    origin: tuple[str, ...]
+    """Where each comes from: random, scripted, policy or reset."""
+    contact: Bool[Tensor, " N"] | None
+    """Whether a contact or a joint limit pushes during the step; None where the physics does not say."""
+
+    def groups(self) -> dict[str, Bool[Tensor, " N"]]:
+        """Subsets by name: all; contact and free; each origin. Empty ones are left out."""
+        found = {"all": torch.ones(len(self.origin), dtype=torch.bool)}
+        if self.contact is not None:
+            found |= {"contact": self.contact, "free": ~self.contact}
+        for name in dict.fromkeys(self.origin):
+            found[name] = torch.tensor([origin == name for origin in self.origin])
+        return {name: mask for name, mask in found.items() if mask.any()}
+
+
+def gather_points(
+    reference: Physics, n: int, *, seed: int, rollouts: Sequence[str], policy: Policy | None = None
+) -> Points:
+    """States that rollouts reach, each with the action taken there; one in 32, at least one, is a reset state.
+
+    Args:
+        reference: float64 physics on the CPU; its task says how to reset and observe.
+        n: number of points.
+        seed: of resets, actions and times.
+        rollouts: ``random`` (uniform actions) and ``scripted`` (per environment and joint a sine with a period of 10 to
+            100 steps and an amplitude of 0.2 to 1); each gives an equal share.
+        policy: gives another share, called ``policy``.
+    """
+    task, generator = reference.task, torch.Generator().manual_seed(seed)
+    resets = max(1, n // 32)
+    names = [*rollouts, *(["policy"] if policy else [])]
+    origin = (names * n)[: n - resets]  # in turn, so that the shares differ by one at most
+    env = BatchedEnv(task, reference, len(origin), [generator])
+    steps = min(ROLLOUT_STEPS, task.horizon)
+
+    def uniform(rows: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(rows, task.action_dim, dtype=torch.float64, generator=generator)
+
+    rows = len(origin)
+    amplitude, period, phase = uniform(rows, 0.2, 1.0), uniform(rows, 10.0, 100.0), uniform(rows, 0.0, 2.0 * math.pi)
+    when = torch.randint(1, max(steps, 2), (rows,), generator=generator)
+    masks = {name: torch.tensor([o == name for o in origin])[:, None] for name in names}
+    x = torch.zeros(rows, task.state_dim + task.action_dim, dtype=torch.float64)
+    env.reset()
+    for t in range(int(when.max()) + 1):
+        action = uniform(rows, -1.0, 1.0)
+        if "scripted" in masks:
+            sine = amplitude * torch.sin(2.0 * math.pi * t / period + phase)
+            action = torch.where(masks["scripted"], sine, action)
+        if policy is not None:
+            action = torch.where(masks["policy"], policy(env.obs).to(action), action)
+        action = action.clamp(-INSIDE, INSIDE)
+        x = torch.where((when == t)[:, None], torch.cat([env.state, action], dim=1), x)
+        env.step(action)
+    start = torch.cat([task.reset(resets, generator), uniform(resets, -INSIDE, INSIDE)], dim=1)
+    x = torch.cat([x, start]).float().double()
+    contact = in_contact(task, x) if isinstance(task, MujocoTask) else None
+    return Points(x, (*origin, *["reset"] * resets), contact)
+
+
+def in_contact(task: MujocoTask, x: Float[Tensor, "N X"]) -> Bool[Tensor, " N"]:
+    """Whether a contact or a joint limit exerts a force at the beginning of any substep or after the last.
+
+    Args:
+        task: whose model is stepped by MuJoCo C.
+        x: joint inputs, shape [N, S + A], float64.
+    """
+    mujoco, simulation = load_mujoco(), task.simulation
+    data = mujoco.MjData(simulation.model)
+    controls = task.scale_action(x[:, task.state_dim :]).numpy()
+    first, found = int(mujoco.mjtConstraint.mjCNSTR_LIMIT_JOINT), []  # equalities and friction come before
+
+    def pushing() -> bool:
+        unilateral = data.efc_type >= first
+        return bool((data.efc_force[unilateral] != 0.0).any())
+
+    with quiet():
+        for row, control in zip(x.numpy(), controls, strict=True):
+            mujoco.mj_resetData(simulation.model, data)
+            data.qpos[:] = row[: simulation.nq]
+            data.qvel[:] = row[simulation.nq : simulation.nq + simulation.nv]
+            data.ctrl[:] = control
+            active = False
+            for _ in range(simulation.frame_skip):
+                mujoco.mj_step(simulation.model, data)
+                active |= pushing()
+            mujoco.mj_forward(simulation.model, data)
+            found.append(active or pushing())
+    return torch.tensor(found)
+
+
+def blocks_of(task: Task) -> dict[str, range]:
+    """The joint input's columns by block. What a MuJoCo state holds besides qpos and qvel has no influence."""
+    states, actions = task.state_dim, range(task.state_dim, task.state_dim + task.action_dim)
+    if not isinstance(task, MujocoTask):
+        return {"action": actions, "state": range(states)}
+    nq, nv = task.simulation.nq, task.simulation.nv
+    return {"action": actions, "position": range(nq), "velocity": range(nq, nq + nv)}
+
+
+def step_of(physics: Physics, *, observed: bool = False) -> Step:
+    """A physics' step as a function of the joint input; ``observed`` gives the next observation instead."""
+    width = physics.task.state_dim
+
+    def step(x: Tensor) -> Tensor:
+        next_state = physics.step(x[:, :width], x[:, width:])
+        return physics.task.observe(next_state) if observed else next_state
+
+    return step
+
+
+# --- the truth -----------------------------------------------------------------------------------------------------
+
+
+class Truth(NamedTuple):
+    """Central differences of one block, each point's at the step on its plateau."""
+
+    jacobian: Float[Tensor, "N Y K"]
+    clean: Bool[Tensor, " N"]
+    """Whether some step shows no kink, see :func:`find_truth`."""
+
+
+@torch.no_grad()
+def central_differences(
+    function: Step, x: Float[Tensor, "N X"], columns: Sequence[int], step: float
+) -> tuple[Float[Tensor, "N Y K"], Float[Tensor, "N Y K"], Float[Tensor, "N Y K"]]:
+    """Central, forward and backward differences, from one call of the function on (2 K + 1) N rows.
+
+    Args:
+        function: of rows.
+        x: where, shape [N, X], float64.
+        columns: of ``x``; K of them.
+        step: absolute.
+    """
+    n, k = len(columns), torch.tensor(columns)
+    moved = x.expand(2 * n + 1, *x.shape).clone()
+    moved[torch.arange(n), :, k] += step
+    moved[torch.arange(n, 2 * n), :, k] -= step
+    y = function(moved.flatten(0, 1)).unflatten(0, (2 * n + 1, -1))
+    at = torch.stack([moved[i, :, c] for i, c in enumerate((*columns, *columns))])[..., None]
+    here = x.T[k][..., None]
+    up, down = (y[:n], at[:n]), (y[n : 2 * n], at[n:])
+    # The steps that rounding left, not the ones asked for.
+    differences = (
+        (up[0] - down[0]) / (up[1] - down[1]),
+        (up[0] - y[-1]) / (up[1] - here),
+        (y[-1] - down[0]) / (here - down[1]),
+    )
+    central, forward, backward = (d.permute(1, 2, 0) for d in differences)
+    return central, forward, backward
+
+
+def find_truth(function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]]) -> dict[str, Truth]:
+    """The Jacobian of every block by central differences, and the points where these can be trusted.
+
+    A point is *clean* in a block when at some of the STEP_SIZES the forward, the backward and the central difference of
+    the halved step all lie within KINK of the central one, relative to its largest entry. Strong curvature passes this
+    test at a small step; a kink (the set of active constraints changes there) fails it at all. Of the steps that pass
+    it and the next larger ones (which curvature may keep from passing, but which suffer less from rounding), or of all
+    if none passes, a point takes the one whose halved step changes its Jacobian least.
+
+    Args:
+        function: the reference, of rows, float64.
+        x: where, shape [N, X].
+        blocks: name to columns of ``x``.
+    """
+    columns = [c for block in blocks.values() for c in block]
+    jacobians, apart, change = [], [], []
+    for step in STEP_SIZES:
+        central, forward, backward = central_differences(function, x, columns, step)
+        halved = central_differences(function, x, columns, 0.5 * step)[0]
+        jacobians.append(central)
+        apart.append(torch.maximum((forward - central).abs(), (backward - central).abs()).amax(1))
+        change.append((halved - central).abs().amax(1))
+    found = {}
+    for name, part in zip(blocks, _consecutive(blocks.values()), strict=True):
+        candidates = torch.stack([j[..., part] for j in jacobians])  # [H, N, Y, K]
+        scale = torch.stack([_scale(j) for j in candidates])
+        changes = torch.stack([c[:, part].amax(1) for c in change]) / scale
+        passes = torch.maximum(torch.stack([a[:, part].amax(1) for a in apart]) / scale, changes) <= KINK
+        usable = passes | torch.cat([passes[1:], passes[-1:]]) | ~passes.any(0)
+        best = torch.where(usable, changes, math.inf).argmin(0)
+        found[name] = Truth(candidates[best, torch.arange(len(x))], passes.any(0))
+    return found
+
+
+def _consecutive(blocks: Iterable[Sequence[int]]) -> list[slice]:
+    """Where each block's columns lie when they are put side by side."""
+    ends = list(itertools.accumulate(map(len, blocks), initial=0))
+    return list(itertools.starmap(slice, itertools.pairwise(ends)))
+
+
+def _scale(jacobian: Float[Tensor, "N Y K"]) -> Float[Tensor, " N"]:
+    """The largest entry per point; 1 where it is practically zero."""
+    largest = jacobian.abs().amax((1, 2))
+    return torch.where(largest > NO_SCALE, largest, 1.0)
+
+
+# --- a source against the truth ------------------------------------------------------------------------------------
+
+
+def jacobian_of(function: Step, x: Float[Tensor, "N X"]) -> Float[Tensor, "N Y X"]:
+    """d function / d x of every row, by one backward pass over all rows per output component."""
+    x = x.detach().requires_grad_()
+    y = function(x)
+    gradients = [torch.autograd.grad(y[:, i].sum(), x, retain_graph=True)[0] for i in range(y.shape[1])]
+    return torch.stack(gradients, dim=1)
+
+
+class Errors(NamedTuple):
+    """How far one block of a source's Jacobian is from the truth, per point."""
+
+    error: Float[Tensor, " N"]
+    """max|J - J_fd| / max|J_fd|; infinite where J is not finite."""
+    cosine: Float[Tensor, " N"]
+    """Of the flattened blocks; NaN where either is zero or not finite."""
+    nonfinite: Bool[Tensor, " N"]
+    """J has an entry that is not finite."""
+
+
+def compare(jacobian: Float[Tensor, "N Y K"], truth: Float[Tensor, "N Y K"]) -> Errors:
+    """Error, direction and finiteness of a Jacobian of any float dtype."""
+    jacobian = jacobian.to(truth)
+    error = ((jacobian - truth).abs().amax((1, 2)) / _scale(truth)).nan_to_num(nan=math.inf, posinf=math.inf)
+    a, b = jacobian.flatten(1), truth.flatten(1)
+    cosine = (a * b).sum(1) / (torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1))
+    return Errors(error, cosine, ~jacobian.isfinite().all(2).all(1))
+
+
+def value_error(value: Float[Tensor, "N Y"], truth: Float[Tensor, "N Y"]) -> Float[Tensor, " N"]:
+    """max|y - y_ref| / max(1, |y_ref|) over components, per point; infinite where y is not finite."""
+    error = (value.to(truth) - truth).abs() / truth.abs().clamp(min=1.0)
+    return error.amax(1).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def quantile(x: Float[Tensor, " N"], q: float) -> float:
+    """The smallest number of ``x`` that at least a share ``q`` does not exceed; NaNs are left out, NaN if none is left.
+
+    Unlike an interpolating quantile it may be asked about infinities.
+    """
+    x = x[~x.isnan()].sort().values
+    return float(x[max(math.ceil(q * len(x)) - 1, 0)]) if len(x) else math.nan
+
+
+def summary_rows(
+    errors: Mapping[str, Errors],
+    clean: Mapping[str, Bool[Tensor, " N"]],
+    groups: Mapping[str, Bool[Tensor, " N"]],
+    value_error: Float[Tensor, " N"],
+) -> list[dict[str, Any]]:
+    """One row per block, group of points and kind (clean or unclean); empty ones are left out but for group ``all``.
+
+    Args:
+        errors: of every block.
+        clean: of every block, where the truth can be trusted.
+        groups: name to members.
+        value_error: of the step itself; its median and maximum are over the group, clean or not.
+    """
+    rows = []
+    for block, e in errors.items():
+        for group, members in groups.items():
+            values = {f"value_error_{k}": quantile(value_error[members], q) for k, q in (("median", 0.5), ("max", 1.0))}
+            for kind in ("clean", "unclean"):
+                mask = members & (clean[block] if kind == "clean" else ~clean[block])
+                if group != "all" and not mask.any():
+                    continue
+                error, cosine = e.error[mask], e.cosine[mask]
+                row: dict[str, Any] = {"block": block, "states": group, "kind": kind, "n": int(mask.sum())}
+                names = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+                row |= {f"error_{name}": quantile(error, q) for name, q in names.items()}
+                row |= {f"cosine_{name}": quantile(cosine, q) for name, q in {"median": 0.5, "p10": 0.1}.items()}
+                row |= {"cosine_min": quantile(cosine, 0.0), "nonfinite": int(e.nonfinite[mask].sum())}
+                rows.append(row | values)
+    return rows
+
+
+class Times(NamedTuple):
+    """Wall times of one batch, medians of warm repeats, and what the first calls took beyond them."""
+
+    step_ms: float
+    step_vjp_ms: float
+    """A step with gradient and its pull-back to the action, as a critic update needs them."""
+    vjp_ratio: float
+    compile_s: float
+    """Building the physics, and first calls beyond warm ones."""
+
+
+def measure_times(make: Callable[[], Physics], x: Float[Tensor, "N X"], repeats: int) -> tuple[Physics, Times]:
+    """Make a physics and time it on the points; both are returned."""
+    began = time.perf_counter()
+    physics = make()
+    built = time.perf_counter() - began
+    width = physics.task.state_dim
+    state, action = x[:, :width].contiguous(), x[:, width:].contiguous()
+
+    def step() -> None:
+        with torch.no_grad():
+            physics.step(state, action)
+
+    def step_vjp() -> None:
+        leaf = action.clone().requires_grad_()
+        torch.autograd.grad(physics.step(state, leaf).sum(), leaf)
+
+    def seconds(function: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        function()
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - began
+
+    first = [seconds(step), seconds(step_vjp)]
+    rounds = torch.tensor([[seconds(step), seconds(step_vjp)] for _ in range(repeats)])
+    plain, with_vjp = (quantile(column, 0.5) for column in rounds.unbind(1))
+    ratio = quantile(rounds[:, 1] / rounds[:, 0], 0.5)
+    compiling = built + max(first[0] - plain, 0.0) + max(first[1] - with_vjp, 0.0)
+    return physics, Times(1e3 * plain, 1e3 * with_vjp, ratio, compiling)
+
+
+# --- the learned model ---------------------------------------------------------------------------------------------
+
+
+def trained_ensembles(
+    reference: str, counts: Sequence[int], *, seed: int, device: str
+) -> Iterator[tuple[int, Trainer]]:
+    """A training with uniformly random actions, paused after each of the given numbers of transitions.
+
+    The ensemble is trained as every training with the preset ``cpu`` trains it: some batches every few transitions.
+
+    Args:
+        reference: the task's name.
+        counts: numbers of transitions, ascending.
+        seed: of the run.
+        device: torch device.
+    """
+    steps = counts[-1]
+    config = make_config(
+        reference, preset="cpu", seeds=(seed,), steps=steps, device=device, hyper={"warmup_steps": steps + 1}
+    )
+    trainer = Trainer(config)
+    for n in range(1, steps + 1):
+        trainer.step()
+        if n in counts:
+            yield n, trainer
+
+
+class Learned(NamedTuple):
+    """The ensemble's values and action-Jacobians at some points, of each of its M members, without noise."""
+
+    next_obs: Float[Tensor, "M N O"]
+    jacobian: Float[Tensor, "M N O A"]
+    """d next_obs / d action."""
+
+
+def ask_ensemble(trainer: Trainer, obs: Float[Tensor, "N O"], action: Float[Tensor, "N A"]) -> Learned:
+    """Values and derivatives of every member at every point, float64 on the CPU.
+
+    The dynamics give each row of a batch to one member, in equal blocks of rows: repeat the points once per member.
+    """
+    assert trainer.ensemble is not None
+    dynamics, members, n = LearnedDynamics(trainer.ensemble), trainer.ensemble.members, len(obs)
+    like = {"device": trainer.device, "dtype": trainer.dtype}
+    at = Imagined(obs.to(**like).repeat(members, 1)[None], None)
+    rows = action.to(**like).repeat(members, 1)
+
+    def step(a: Tensor) -> Tensor:
+        return dynamics.step(at, a[None]).obs[0]
+
+    with torch.no_grad():
+        next_obs = step(rows)
+    jacobian = jacobian_of(step, rows)
+    return Learned(*(y.double().cpu().unflatten(0, (members, n)) for y in (next_obs, jacobian)))
+
+
+def change_error(delta: Float[Tensor, "N O"], truth: Float[Tensor, "N O"]) -> Float[Tensor, " N"]:
+    """max|d - d_true| / max|d_true| of the change of the observation, per point: the errors' counterpart for values."""
+    return (delta - truth).abs().amax(1) / truth.abs().amax(1)
+
+
+def explained_variance(delta: Float[Tensor, "N O"], truth: Float[Tensor, "N O"]) -> float:
+    """R^2 of the predicted change, averaged over the components that change at all."""
+    variance = truth.var(dim=0, correction=0)
+    share = 1.0 - (delta - truth).square().mean(0) / variance
+    return float(share[variance > 1e-12].mean())
+
+
+# --- the step of the differences -----------------------------------------------------------------------------------
+
+
+def sweep_steps(
+    function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]], steps: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Error of central differences at each step, against Richardson's extrapolation at the best step of each point.
+
+    R(h) = (4 D(h / 2) - D(h)) / 3 has an error of order h^4. A point's reference is the R(h) that is closest to R at
+    the next step; where they stay further apart than KINK the point is *unresolved* and left out of the errors.
+
+    Args:
+        function: of rows, float64.
+        x: where, shape [N, X].
+        blocks: name to columns of ``x``.
+        steps: to try, descending, at least two.
+
+    Returns:
+        one row per block and step: block, step, n, unresolved, error_median, error_p90, error_max, share_above (share
+        of errors above KINK).
+    """
+    columns = [c for block in blocks.values() for c in block]
+    central = torch.stack([central_differences(function, x, columns, h)[0] for h in steps])  # [H, N, Y, K]
+    halved = torch.stack([central_differences(function, x, columns, 0.5 * h)[0] for h in steps])
+    extrapolated = (4.0 * halved - central) / 3.0
+    rows = []
+    for name, mine in zip(blocks, _consecutive(blocks.values()), strict=True):
+        candidates = extrapolated[..., mine]
+        scale = torch.stack([_scale(c) for c in candidates[:-1]])
+        gap = ((candidates[1:] - candidates[:-1]).abs().amax((2, 3)) / scale).nan_to_num(nan=math.inf, posinf=math.inf)
+        least, best = gap.min(dim=0)
+        reference = candidates[best, torch.arange(len(x))]
+        resolved = least <= KINK
+        for h, d in zip(steps, central[..., mine], strict=True):
+            error = compare(d, reference).error[resolved]
+            row: dict[str, Any] = {"block": name, "step": h, "n": len(error), "unresolved": int((~resolved).sum())}
+            row |= {f"error_{k}": quantile(error, q) for k, q in {"median": 0.5, "p90": 0.9, "max": 1.0}.items()}
+            rows.append(row | {"share_above": float((error > KINK).double().mean()) if len(error) else math.nan})
+    return rows
+
+
+def plateau(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The steps of one block's rows whose 90th percentile error is at most ten times the best one's or NEGLIGIBLE."""
+    best = min(row["error_p90"] for row in rows)
+    return [row["step"] for row in rows if row["error_p90"] <= max(10.0 * best, NEGLIGIBLE)]

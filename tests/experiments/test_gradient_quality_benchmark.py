@@ -1,0 +1,282 @@
+"""The measure of gradients against closed forms, deliberately wrong Jacobians and kinks; the script end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from conftest import load_script
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import make_config
+from mage_diffsim.envs.physics import make_physics
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
+from mage_diffsim.experiments import quality
+from mage_diffsim.runs import train
+
+BLOCKS = {"action": range(2, 3), "state": range(2)}
+X = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.7, -0.4], [-0.6, 0.1, 0.9]], dtype=torch.float64)
+
+
+def smooth(x):
+    """Rows (p, v, a) to (p v, sin(v) + a^2)."""
+    p, v, a = x.unbind(-1)
+    return torch.stack([p * v, torch.sin(v) + a.square()], dim=-1)
+
+
+def smooth_jacobian(x):
+    p, v, a = x.unbind(-1)
+    zero = torch.zeros_like(p)
+    return torch.stack([torch.stack([v, p, zero], -1), torch.stack([zero, torch.cos(v), 2.0 * a], -1)], dim=1)
+
+
+def kinked(x):
+    """Slope 1 on the left of 0 and 3 on its right; linear in the second column."""
+    return torch.stack([torch.where(x[:, 0] > 0.0, 3.0, 1.0) * x[:, 0], x[:, 1]], dim=-1)
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("gradient_quality")
+
+
+def test_truth_and_backward_passes_equal_the_closed_form():
+    truth, expected = quality.find_truth(smooth, X, BLOCKS), smooth_jacobian(X)
+    for block, columns in BLOCKS.items():
+        assert truth[block].clean.all()
+        torch.testing.assert_close(truth[block].jacobian, expected[..., list(columns)], rtol=0.0, atol=1e-8)
+    torch.testing.assert_close(quality.jacobian_of(smooth, X), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(("factor", "cosine"), [(1.0, 1.0), (1.25, 1.0), (0.5, 1.0), (-1.0, -1.0)])
+def test_a_scaled_jacobian_has_exactly_that_error_and_the_sign_of_its_cosine(factor, cosine):
+    truth = smooth_jacobian(X)
+    found = quality.compare(factor * truth, truth)
+    torch.testing.assert_close(found.error, torch.full((3,), abs(factor - 1.0), dtype=torch.float64))
+    torch.testing.assert_close(found.cosine, torch.full((3,), cosine, dtype=torch.float64))
+    assert not found.nonfinite.any()
+
+
+def test_the_error_is_relative_to_the_largest_entry_of_each_state():
+    truth = torch.tensor([[[4.0, 0.0]], [[1e-9, 0.0]]])
+    found = quality.compare(truth + torch.tensor([0.0, 1.0]), truth)
+    torch.testing.assert_close(found.error, torch.tensor([0.25, 1.0]))  # where nothing has an effect it is absolute
+
+
+def test_a_kink_is_unclean_and_a_point_beside_it_is_not():
+    x = torch.tensor([[0.0, 1.0], [1e-5, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    truth = quality.find_truth(kinked, x, {"kinked": range(1), "linear": range(1, 2)})
+    assert truth["kinked"].clean.tolist() == [False, True, True]
+    assert truth["linear"].clean.all()
+    slopes = truth["kinked"].jacobian[1:, 0, 0]
+    torch.testing.assert_close(slopes, torch.tensor([3.0, 1.0], dtype=torch.float64), rtol=1e-8, atol=0.0)
+
+
+def test_strong_curvature_is_clean():
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    truth = quality.find_truth(lambda x: x + 3e3 * x.square(), x, {"all": range(1)})
+    assert truth["all"].clean.all()
+    torch.testing.assert_close(truth["all"].jacobian, torch.ones(1, 1, 1, dtype=torch.float64), rtol=1e-8, atol=0.0)
+
+
+def test_what_is_not_finite_is_counted_and_never_dropped():
+    truth = smooth_jacobian(X)
+    wrong = truth.clone()
+    wrong[1, 0, 0] = math.nan
+    wrong[2, 0, 0] = math.inf
+    found = quality.compare(wrong, truth)
+    assert found.nonfinite.tolist() == [False, True, True] and found.error.tolist() == [0.0, math.inf, math.inf]
+    clean = torch.tensor([True, True, False])
+    groups = {"all": torch.ones(3, dtype=torch.bool), "contact": torch.tensor([False, True, False])}
+    rows = quality.summary_rows({"state": found}, {"state": clean}, groups, torch.tensor([0.1, 0.2, 0.3]))
+    counted = [(r["states"], r["kind"], r["n"], r["nonfinite"], r["error_max"]) for r in rows]
+    assert counted == [
+        ("all", "clean", 2, 1, math.inf),
+        ("all", "unclean", 1, 1, math.inf),
+        ("contact", "clean", 1, 1, math.inf),
+    ]
+    assert rows[0]["value_error_max"] == pytest.approx(0.3) and rows[2]["value_error_max"] == pytest.approx(0.2)
+
+
+def test_quantiles_take_infinities_and_leave_nan_out():
+    x = torch.tensor([math.inf, 1.0, math.nan, 2.0])
+    assert [quality.quantile(x, q) for q in (0.0, 0.5, 0.6, 0.7, 1.0)] == [1.0, 2.0, 2.0, math.inf, math.inf]
+    assert math.isnan(quality.quantile(x[2:3], 0.5))
+
+
+def test_the_sweep_finds_truncation_and_rounding():
+    x = torch.linspace(0.1, 1.0, 20, dtype=torch.float64)[:, None]
+    rows = quality.sweep_steps(lambda x: torch.exp(3.0 * x), x, {"all": range(1)}, (1e-1, 1e-3, 1e-5, 1e-7, 1e-11))
+    by_step = {row["step"]: row["error_median"] for row in rows}
+    assert by_step[1e-3] == pytest.approx(9e-6 / 6.0, rel=0.02)  # h^2 f''' / 6 f' with f' = 3 f, f''' = 27 f
+    assert by_step[1e-1] > 1e-2 and by_step[1e-11] > 1e-7 > by_step[1e-5]
+    assert quality.plateau(rows) == [1e-5, 1e-7] and rows[0]["share_above"] == 1.0 and rows[0]["unresolved"] == 0
+
+
+def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
+    pytest.importorskip("mujoco")
+    task = make_task("HalfCheetah")
+    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+
+    def gather(seed):
+        def policy(obs):
+            return torch.full((len(obs), task.action_dim), 2.0)
+
+        return quality.gather_points(reference, 16, seed=seed, rollouts=("random", "scripted"), policy=policy)
+
+    points, again, other = gather(0), gather(0), gather(1)
+    assert torch.equal(points.x, again.x) and not torch.equal(points.x, other.x)
+    assert torch.equal(points.x, points.x.float().double())
+    action = points.x[:, task.state_dim :]
+    assert action.abs().max() <= 0.99 + 1e-7
+    groups = points.groups()
+    assert {name: int(groups[name].sum()) for name in ("random", "scripted", "policy", "reset")} == {
+        "random": 5,
+        "scripted": 5,
+        "policy": 5,
+        "reset": 1,
+    }
+    torch.testing.assert_close(action[groups["policy"]], torch.full((5, 6), 0.99, dtype=torch.float64))
+    assert len(points.x.unique(dim=0)) == 16
+
+
+def test_contact_is_where_mujoco_pushes():
+    pytest.importorskip("mujoco")
+    task = make_task("HalfCheetah")
+    simulation = task.simulation
+    x = torch.zeros(2, task.state_dim + task.action_dim, dtype=torch.float64)
+    x[1, 1] = 5.0  # high above the floor, no joint near its limit
+    x[0, 1] = -0.1  # feet in the floor
+    assert simulation.state_names[1] == "rootz"
+    assert quality.in_contact(task, x).tolist() == [True, False]
+
+
+def test_the_ensemble_is_trained_on_so_many_random_transitions_and_asked_member_by_member():
+    counts = (200, 250)
+    task = make_task("Pendulum")
+    obs = task.observe(task.reset(3, torch.Generator().manual_seed(0)))
+    action = torch.tensor([[0.2], [-0.5], [0.9]], dtype=torch.float64)
+    for count, trainer in quality.trained_ensembles("Pendulum", counts, seed=0, device="cpu"):
+        assert trainer.buffer.size == count and trainer.ensemble is not None
+        learned = quality.ask_ensemble(trainer, obs, action)
+        members = trainer.ensemble.members
+        assert learned.jacobian.shape == (members, 3, 3, 1)
+        one = quality.ask_ensemble(trainer, obs[1:2], action[1:2])
+        torch.testing.assert_close(learned.jacobian[:, 1:2], one.jacobian, rtol=1e-4, atol=1e-5)
+        up, down = (quality.ask_ensemble(trainer, obs, action + h).next_obs for h in (1e-2, -1e-2))
+        torch.testing.assert_close(learned.jacobian[..., 0], (up - down) / 2e-2, rtol=0.05, atol=2e-3)
+
+
+def test_a_prediction_of_no_change_explains_nothing():
+    truth = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    centred = truth - truth.mean(0)
+    assert quality.explained_variance(torch.zeros_like(truth), centred) == pytest.approx(0.0)
+    assert quality.explained_variance(centred, centred) == 1.0  # the second component never changes
+    torch.testing.assert_close(quality.change_error(1.5 * truth, truth), torch.full((3,), 0.5, dtype=torch.float64))
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_script_measures_reports_and_goes_on(script, tmp_path, capsys):
+    pytest.importorskip("mujoco")
+    options = dict(backends=("mujoco",), states=8, repeats=1, transitions=(25, 50), dtypes=("float64",), out=tmp_path)
+    assert script.main(script.Options(tasks=("InvertedPendulum",), **options)) == 0
+    rows = rows_of(tmp_path / "gradient_quality.csv")
+    physics = [r for r in rows if r["backend"] == "mujoco" and r["states"] == "all" and r["kind"] == "clean"]
+    assert {(r["derivative"], r["block"]) for r in physics} == {
+        (d, b) for d in ("fd", "fd-forward") for b in ("action", "position", "velocity")
+    }
+    assert all(float(r["error_max"]) < 1e-6 and r["nonfinite"] == "0" for r in physics)
+    assert {r["transitions"] for r in rows if r["backend"] == "learned"} == {"25", "50"}
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    summary = (tmp_path / "summary.md").read_text()
+    assert "mujoco/fd float64" in summary and "torch" in summary and "its action-gradient is off by" in summary
+
+    kept = tmp_path / "cells" / "InvertedPendulum_mujoco_fd_float64.json"
+    result = json.loads(kept.read_text())
+    result["rows"][0]["error_max"] = 123.0
+    kept.write_text(json.dumps(result))
+    capsys.readouterr()
+    assert script.main(script.Options(tasks=("InvertedPendulum", "Pendulum"), learned=False, **options)) == 0
+    again = capsys.readouterr().out
+    assert "InvertedPendulum_mujoco_fd_float64: starts" not in again
+    assert "Pendulum, mujoco refused: unknown backend of task Pendulum 'mujoco'" in again
+    rows = rows_of(tmp_path / "gradient_quality.csv")
+    assert "123.0" in {r["error_max"] for r in rows}, "what is finished is not measured again"
+    assert "123.0" not in {r["error_max"] for r in rows_of_fresh(script, options, tmp_path)}
+
+    other = script.Options(tasks=("InvertedPendulum",), seed=5, **options)
+    assert script.main(other) == 2
+    assert "was measured with seed 0 and not 5: give the same flags" in capsys.readouterr().err
+
+
+def rows_of_fresh(script, options, folder):
+    fresh = script.Options(tasks=("InvertedPendulum",), derivatives=("fd",), learned=False, fresh=True, **options)
+    assert script.main(fresh) == 0
+    return rows_of(folder / "gradient_quality.csv")
+
+
+def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(script, tmp_path, monkeypatch):
+    measure = script.measure
+
+    def break_float32(subject, source, repeats):
+        if source.dtype == "float32":
+            raise RuntimeError("no\nidea")
+        return measure(subject, source, repeats)
+
+    monkeypatch.setattr(script, "measure", break_float32)
+    options = script.Options(tasks=("Pendulum",), backends=("torch",), states=8, learned=False, out=tmp_path)
+    assert script.main(options) == 1
+    rows = rows_of(tmp_path / "gradient_quality.csv")
+    assert {r["status"] for r in rows} == {"ok", "failed: RuntimeError: no idea"}
+    assert not (tmp_path / "cells" / "Pendulum_torch_autograd_float32.json").exists()
+
+
+def test_the_sweep_judges_the_step_of_a_task(script, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mujoco")
+    options = script.Options(tasks=("InvertedPendulum",), sweep=True, states=8, out=tmp_path)
+    assert script.main(options) == 0
+    assert len(rows_of(tmp_path / "sweep.csv")) == 3 * len(script.SWEEP_STEPS)
+    assert "off the plateau" not in capsys.readouterr().out
+    monkeypatch.setattr(InvertedPendulum, "difference_step", 1e-3)
+    assert script.main(options) == 0
+    assert "InvertedPendulum, position: the task's step 1e-03 is off the plateau" in (tmp_path / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (dict(tasks=("Hoper",)), "unknown task 'Hoper'"),
+        (dict(backends=("mujco",)), "unknown backend 'mujco': choose one of"),
+        (dict(tasks=("Pendulum",), backends=("torch",), derivatives=("vpj",)), "unknown derivative source 'vpj'"),
+        (dict(dtypes=("float16",)), "unknown dtype 'float16': choose one of float32, float64"),
+        (dict(rollouts=("walk",)), "unknown rollout 'walk': choose one of random, scripted"),
+        (dict(rollouts=()), "--rollouts is (); accepted is one or more different values"),
+        (dict(states=3), "--states is 3; accepted is 4 or more"),
+        (dict(transitions=(10,)), "--transitions is 10; accepted is 25 or more"),
+        (dict(repeats=0), "--repeats is 0; accepted is 1 or more"),
+        (dict(device="gpu"), "unknown device 'gpu'"),
+        (dict(tasks=("Pendulum",), sweep=True), "--sweep is about MuJoCo tasks, and Pendulum is none"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(script, tmp_path, capsys, flags, sentence):
+    out = tmp_path / "out"
+    assert script.main(script.Options(**{"out": out} | flags)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_a_trained_policy_gives_states_of_its_task_and_no_other_task_is_accepted(script, tmp_path, tiny):
+    train(make_config("Pendulum", dynamics="oracle", **tiny | dict(steps=20, gradient_episodes=0)), tmp_path / "run")
+    options = dict(policy=tmp_path / "run", backends=("torch", "mujoco"), learned=False, states=8)
+    with pytest.raises(InputError, match="was trained on Pendulum, which is not among the tasks"):
+        script.subjects_of(script.Options(tasks=("CartPole",), **options))
+    (subject,) = script.subjects_of(script.Options(tasks=("Pendulum",), **options))
+    assert "policy" in subject.points.groups()

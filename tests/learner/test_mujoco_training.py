@@ -1,0 +1,122 @@
+"""Training with MuJoCo C as the real environment and as the oracle, and what is reported about its derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import make_config
+from mage_diffsim.dynamics import Imagined
+from mage_diffsim.envs import make_physics
+from mage_diffsim.runs import read_config, resume, train
+from mage_diffsim.training import Trainer
+
+TINY = {
+    "batch_size": 16,
+    "warmup_steps": 20,
+    "actor_hidden": (16,),
+    "critic_hidden": (16,),
+    "updates_per_step": 1,
+    "model_batches": 2,
+    "ensemble_hidden": (16,),
+    "ensemble_members": 2,
+}
+
+
+def config_of(task="InvertedPendulum", **settings):
+    settings = {"steps": 40, "eval_every": 20, "eval_episodes": 2, "gradient_episodes": 1, "hyper": TINY} | settings
+    return make_config(task, **settings)
+
+
+def test_the_real_environment_is_in_float64_and_the_learner_in_float32():
+    trainer = Trainer(config_of())
+    assert trainer.physics.backend == "mujoco" and trainer.physics.dtype == torch.float64
+    for _ in range(30):
+        trainer.step()
+    assert trainer.env.state.dtype == torch.float64
+    assert trainer.buffer.rows.dtype == trainer.agent.critic.dtype == torch.float32
+    # the environment's trajectory is that of MuJoCo, unrounded
+    again = make_physics(trainer.task, "mujoco", dtype=torch.float64)
+    before = trainer.env.state
+    trainer.step()
+    action = trainer.buffer.gather(torch.tensor([[trainer.buffer.size - 1]])).action[0]
+    if trainer.env.elapsed.item():
+        assert torch.equal(again.step(before, action.double()), trainer.env.state)
+
+
+@pytest.mark.parametrize("task", ["InvertedPendulum", "HalfCheetah", "Reacher"])
+@pytest.mark.parametrize("dynamics", ["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"])
+def test_every_dynamics_trains(task, dynamics):
+    config = config_of(task, dynamics=dynamics, steps=26)
+    assert config.backend == "mujoco"
+    trainer = Trainer(config)
+    start = trainer.agent.critic.clone()
+    for _ in range(26):
+        trainer.step()
+    assert trainer.agent.critic.isfinite().all() and not torch.equal(trainer.agent.critic, start)
+    assert trainer.agent.nonfinite.item() == 0
+    metrics = trainer.diagnose()
+    assert metrics["grad/dynamics_norm"].item() > 0.0
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    config = config_of(dynamics="oracle", checkpoint_every=25)
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress):
+        if progress.env_step == 33:
+            raise Killed
+
+    train(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed", progress=kill)
+    assert read_config(tmp_path / "killed") == config
+    resume(tmp_path / "killed")
+    whole, killed = (
+        torch.load(tmp_path / name / "checkpoints" / "step_0000000040.pt", weights_only=True)["trainer"]
+        for name in ("whole", "killed")
+    )
+    assert torch.equal(whole["agent"]["critic"], killed["agent"]["critic"])
+    assert torch.equal(whole["env"]["state"], killed["env"]["state"])
+
+
+def test_the_reported_size_of_the_dynamics_derivative_is_its_frobenius_norm():
+    config = config_of("HalfCheetah", dynamics="oracle", float64=True, hyper=TINY | {"batch_size": 400})
+    trainer = Trainer(config)
+    for _ in range(21):
+        trainer.step()
+    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    batch = trainer.buffer.gather(draws.index)
+    probe = torch.randn(1, 400, trainer.task.obs_dim, dtype=torch.float64)
+    reported = trainer.agent.diagnose(batch, draws, probe)["grad/dynamics_norm"]
+
+    action = trainer.agent.policy(batch.obs).detach().requires_grad_()
+    next_obs = trainer.agent.dynamics.step(Imagined(batch.obs, batch.state), action).obs
+    squared = sum(
+        torch.autograd.grad(next_obs[..., j].sum(), action, retain_graph=True)[0].square().sum(-1)
+        for j in range(trainer.task.obs_dim)
+    )
+    assert reported.item() == pytest.approx(squared.mean().sqrt().item(), rel=0.15)
+
+
+def test_true_gradients_are_taken_over_the_tasks_gradient_horizon(monkeypatch):
+    horizons = []
+
+    def record(physics, policy, initial_state, gamma, horizon):
+        horizons.append(horizon)
+        raise InterruptedError
+
+    monkeypatch.setattr("mage_diffsim.training.true_action_gradients", record)
+    for settings in ({}, {"gradient_horizon": 7}, {"gradient_horizon": 10**6}):
+        with pytest.raises(InterruptedError):
+            Trainer(config_of(**settings)).evaluate()
+    assert horizons == [50, 7, 1000]
+
+
+def test_the_backend_defaults_to_the_tasks_first_and_a_wrong_one_is_refused():
+    assert config_of().backend == "mujoco" and make_config("Pendulum").backend == "torch"
+    with pytest.raises(InputError, match="unknown backend of task InvertedPendulum 'torch': choose one of mjx, mujoco"):
+        Trainer(config_of(dynamics="oracle", backend="torch"))
