@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any, final
 
@@ -87,9 +88,10 @@ class _Stepper:
 
         mujoco = load_mujoco()
         self.simulation = simulation
-        self._batch: Any = Batch(simulation.model, ROWS, torch.get_num_threads())
+        model = copy.copy(simulation.model)
         if tolerance is not None:
-            self._batch.expand("opt.tolerance")[:] = tolerance
+            model.opt.tolerance = tolerance
+        self._batch: Any = Batch(model, ROWS, torch.get_num_threads())
         self._bound = {
             name: self._batch.bind(name)
             for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "xpos", "site_xpos")
