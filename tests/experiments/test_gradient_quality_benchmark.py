@@ -6,9 +6,9 @@ import csv
 import json
 import math
 
+import gradient_quality as script
 import pytest
 import torch
-from conftest import load_script
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
@@ -37,11 +37,6 @@ def smooth_jacobian(x):
 def kinked(x):
     """Slope 1 on the left of 0 and 3 on its right; linear in the second column."""
     return torch.stack([torch.where(x[:, 0] > 0.0, 3.0, 1.0) * x[:, 0], x[:, 1]], dim=-1)
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("gradient_quality")
 
 
 def test_truth_and_backward_passes_equal_the_closed_form():
@@ -184,7 +179,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_the_script_measures_reports_and_goes_on(script, tmp_path, capsys):
+def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     pytest.importorskip("mujoco")
     options = dict(backends=("mujoco",), states=8, repeats=1, transitions=(25, 50), dtypes=("float64",), out=tmp_path)
     assert script.main(script.Options(tasks=("InvertedPendulum",), **options)) == 0
@@ -210,20 +205,20 @@ def test_the_script_measures_reports_and_goes_on(script, tmp_path, capsys):
     assert "Pendulum, mujoco refused: unknown backend of task Pendulum 'mujoco'" in again
     rows = rows_of(tmp_path / "gradient_quality.csv")
     assert "123.0" in {r["error_max"] for r in rows}, "what is finished is not measured again"
-    assert "123.0" not in {r["error_max"] for r in rows_of_fresh(script, options, tmp_path)}
+    assert "123.0" not in {r["error_max"] for r in rows_of_fresh(options, tmp_path)}
 
     other = script.Options(tasks=("InvertedPendulum",), seed=5, **options)
     assert script.main(other) == 2
     assert "was measured with seed 0 and not 5: give the same flags" in capsys.readouterr().err
 
 
-def rows_of_fresh(script, options, folder):
+def rows_of_fresh(options, folder):
     fresh = script.Options(tasks=("InvertedPendulum",), derivatives=("fd",), learned=False, fresh=True, **options)
     assert script.main(fresh) == 0
     return rows_of(folder / "gradient_quality.csv")
 
 
-def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(script, tmp_path, monkeypatch):
+def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(tmp_path, monkeypatch):
     measure = script.measure
 
     def break_float32(subject, source, repeats):
@@ -239,7 +234,7 @@ def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(
     assert not (tmp_path / "cells" / "Pendulum_torch_autograd_float32.json").exists()
 
 
-def test_the_sweep_judges_the_step_of_a_task(script, tmp_path, monkeypatch, capsys):
+def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mujoco")
     options = script.Options(tasks=("InvertedPendulum",), sweep=True, states=8, out=tmp_path)
     assert script.main(options) == 0
@@ -266,14 +261,14 @@ def test_the_sweep_judges_the_step_of_a_task(script, tmp_path, monkeypatch, caps
         (dict(tasks=("Pendulum",), sweep=True), "--sweep is about MuJoCo tasks, and Pendulum is none"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing_behind(script, tmp_path, capsys, flags, sentence):
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, capsys, flags, sentence):
     out = tmp_path / "out"
     assert script.main(script.Options(**{"out": out} | flags)) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not out.exists()
 
 
-def test_a_trained_policy_gives_states_of_its_task_and_no_other_task_is_accepted(script, tmp_path, tiny):
+def test_a_trained_policy_gives_states_of_its_task_and_no_other_task_is_accepted(tmp_path, tiny):
     train(make_config("Pendulum", dynamics="oracle", **tiny | dict(steps=20, gradient_episodes=0)), tmp_path / "run")
     options = dict(policy=tmp_path / "run", backends=("torch", "mujoco"), learned=False, states=8)
     with pytest.raises(InputError, match="was trained on Pendulum, which is not among the tasks"):
