@@ -629,14 +629,15 @@ def run_sweep(options: Options) -> int:
         display.begin({s.task.name: 0 for s in subjects}, {s.task.name: 1 for s in subjects})
         for subject in subjects:
             assert isinstance(subject.task, MujocoTask)
-            name, own = subject.task.name, subject.task.difference_step
+            name = subject.task.name
+            own_steps = dict(zip(("position", "velocity", "action"), subject.task.difference_steps, strict=True))
             display.start(name)
             step = quality.step_of(subject.truth_physics)
             found = quality.sweep_steps(step, subject.points.x, subject.blocks, SWEEP_STEPS)
             rows += [{"task": name} | row for row in found]
             for block in subject.blocks:
                 mine = [row for row in found if row["block"] == block]
-                steps = quality.plateau(mine)
+                own, steps = own_steps[block], quality.plateau(mine)
                 cells = [f"{r['error_p90']:.0e} ({r['share_above']:.0%})" for r in mine]
                 flat = f"{max(steps):.0e} to {min(steps):.0e}"
                 table.append([name, block, *cells, str(mine[0]["unresolved"]), flat, f"{own:.0e}"])

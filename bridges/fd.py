@@ -24,8 +24,8 @@ class FiniteDifference(Op):
         function: what is differentiated, on plain tensors.
         value: what the forward pass returns, if that is not ``function`` itself (a simulator may need a tighter solver
             for its differences than for its values).
-        step: absolute step, in the unit of the input; None takes the cube root of the dtype's machine epsilon, which
-            balances truncation against rounding for quantities of order one.
+        step: absolute step, in the unit of the input, for all inputs or one for each; None takes the cube root of the
+            dtype's machine epsilon, which balances truncation against rounding for quantities of order one.
         one_sided: numbers of the inputs that take forward differences instead of central ones.
         name: what error messages call the operation.
 
@@ -38,7 +38,7 @@ class FiniteDifference(Op):
         function: Callable[..., Tensor],
         *,
         value: Callable[..., Tensor] | None = None,
-        step: float | None = None,
+        step: float | tuple[float, ...] | None = None,
         one_sided: tuple[int, ...] = (),
         name: str,
     ) -> None:
@@ -56,6 +56,7 @@ class FiniteDifference(Op):
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         step = self._step or torch.finfo(cotangent.dtype).eps ** (1.0 / 3.0)
+        steps = step if isinstance(step, tuple) else (step,) * len(inputs)
         # Every column of the needed inputs is evaluated at its upper and at its lower point. One lower point serves
         # all one-sided columns: the inputs themselves, row 0.
         columns = [(i, k) for i, needed in enumerate(needs) if needed for k in range(inputs[i].shape[1])]
@@ -65,9 +66,9 @@ class FiniteDifference(Op):
         lower = {c: shared + len(columns) + row for row, c in enumerate(central)}
         moved = [x.expand(shared + len(columns) + len(central), *x.shape).clone() for x in inputs]
         for (i, k), row in upper.items():
-            moved[i][row, :, k] += step
+            moved[i][row, :, k] += steps[i]
         for (i, k), row in lower.items():
-            moved[i][row, :, k] -= step
+            moved[i][row, :, k] -= steps[i]
         values = self._function(*(x.flatten(0, 1) for x in moved)).unflatten(0, (moved[0].shape[0], -1))
         gradients = [torch.empty_like(x) if needed else None for x, needed in zip(inputs, needs, strict=True)]
         for i, k in columns:

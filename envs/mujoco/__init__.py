@@ -13,7 +13,7 @@ from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
-from mage_diffsim.envs.mujoco.task import with_unit_quaternions
+from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
 from mage_diffsim.envs.task import Task
 
@@ -32,7 +32,7 @@ class MujocoPhysics(Physics):
     environment (to 1e-12); differences are taken of the converged solution.
 
     Derivative sources: ``fd`` central differences over action and state; ``fd-forward`` forward differences over the
-    action, for half the price, and central ones over the state. The step is :attr:`.task.MujocoTask.difference_step`.
+    action, for half the price, and central ones over the state; steps: :attr:`.task.MujocoTask.difference_steps`.
 
     Raises:
         InputError: a dtype other than float32 and float64, or a model that a task cannot use.
@@ -63,8 +63,8 @@ class MujocoPhysics(Physics):
         self._op = FiniteDifference(
             self._differenced,
             value=self._value,
-            step=getattr(task, "difference_step", 1e-6),
-            one_sided=(1,) if self.derivative == "fd-forward" else (),
+            step=getattr(task, "difference_steps", MujocoTask.difference_steps),
+            one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),
         )
 
@@ -76,12 +76,13 @@ class MujocoPhysics(Physics):
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
-        moving = with_unit_quaternions(self.simulation, exact)[:, : self.simulation.nq + self.simulation.nv]
-        return self._op(moving, control).to(state)
+        nq, nv = self.simulation.nq, self.simulation.nv
+        exact = with_unit_quaternions(self.simulation, exact)
+        return self._op(exact[:, :nq], exact[:, nq : nq + nv], control).to(state)
 
 
 class _Stepper:
-    """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``, a pure function of float64 CPU tensors."""
+    """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float64 on the CPU."""
 
     def __init__(self, simulation: Simulation, tolerance: float | None) -> None:
         from mujoco.batch import Batch
@@ -101,18 +102,17 @@ class _Stepper:
         self._stage = mujoco.mjtStage.mjSTAGE_POS if positions else mujoco.mjtStage.mjSTAGE_NONE
         self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
 
-    def __call__(self, moving: Tensor, control: Tensor) -> Tensor:
-        chunks = zip(moving.split(ROWS), control.split(ROWS), strict=True)
+    def __call__(self, qpos: Tensor, qvel: Tensor, control: Tensor) -> Tensor:
+        chunks = zip(*(x.split(ROWS) for x in (qpos, qvel, control)), strict=True)
         with self._lock, quiet():
-            rows = [self._step(m.numpy(), c.numpy()) for m, c in chunks]
+            rows = [self._step(*(x.numpy() for x in chunk)) for chunk in chunks]
         return torch.from_numpy(np.concatenate(rows))
 
-    def _step(self, moving: np.ndarray, control: np.ndarray) -> np.ndarray:
+    def _step(self, start: np.ndarray, velocity: np.ndarray, control: np.ndarray) -> np.ndarray:
         from mujoco.batch import SimulationError
 
-        simulation, bound, n = self.simulation, self._bound, len(moving)
-        bound["qpos"][:n], bound["qvel"][:n] = moving[:, : simulation.nq], moving[:, simulation.nq :]
-        bound["ctrl"][:n] = control
+        simulation, bound, n = self.simulation, self._bound, len(start)
+        bound["qpos"][:n], bound["qvel"][:n], bound["ctrl"][:n] = start, velocity, control
         bound["qacc_warmstart"][:n] = 0.0
         bound["time"][:n] = 0.0
         failed: Any = []
@@ -121,6 +121,6 @@ class _Stepper:
         except SimulationError as error:
             failed = error.ids
         qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
-        state = simulation.assemble(qpos, qvel, xpos, site_xpos, moving[:, : simulation.nq], np.concatenate)
+        state = simulation.assemble(qpos, qvel, xpos, site_xpos, start, np.concatenate)
         state[failed] = np.nan
         return state

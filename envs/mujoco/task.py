@@ -44,9 +44,9 @@ class MujocoTask(Task):
     """Scale of the initial qvel: uniform in +- this, or its standard deviation with ``normal_velocity``."""
     normal_velocity: ClassVar[bool] = False
     """Whether the initial qvel is normally distributed instead of uniformly."""
-    difference_step: ClassVar[float] = 1e-6
-    """Step of finite differences through MuJoCo C, in the units of qpos, qvel and the controls. 1e-6 lies on the
-    plateau of all tasks here: ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
+    difference_steps: ClassVar[tuple[float, float, float]] = (1e-7, 1e-6, 1e-6)
+    """Steps of finite differences through MuJoCo C for qpos, qvel and controls, in their units. These lie on the
+    plateau of every task here: ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
     gradient_horizon = 50
     """Through hundreds of steps of contact the true gradient explodes, and its finite differences cost minutes."""
     physics = {  # noqa: RUF012  (the base class declares it a ClassVar)

@@ -283,7 +283,8 @@ class CannotBeBuilt(_Backend):
 @pytest.mark.parametrize(
     "backend, expected",
     [
-        (OtherTimeStep, {"step jax/autograd: agreement"}),
+        # values and derivatives are both held against the task's first backend
+        (OtherTimeStep, {f"step jax/autograd: {x}" for x in ("agreement", "gradient state", "gradient action")}),
         (ReusesItsOutput, {"step jax/autograd: pure"}),
         (MixesRows, {"step jax/autograd: independent rows", "step jax/autograd: agreement"}),
         (CannotBeBuilt, {"step jax: built"}),

@@ -240,7 +240,7 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     assert script.main(options) == 0
     assert len(rows_of(tmp_path / "sweep.csv")) == 3 * len(script.SWEEP_STEPS)
     assert "off the plateau" not in capsys.readouterr().out
-    monkeypatch.setattr(InvertedPendulum, "difference_step", 1e-3)
+    monkeypatch.setattr(InvertedPendulum, "difference_steps", (1e-3, 1e-6, 1e-6))
     assert script.main(options) == 0
     assert "InvertedPendulum, position: the task's step 1e-03 is off the plateau" in (tmp_path / "sweep.md").read_text()
 
