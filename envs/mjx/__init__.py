@@ -1,0 +1,178 @@
+"""MuJoCo's equations in JAX (MJX): any MJCF, on CPU and GPU, with derivatives by the implicit function theorem."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+
+from mage_diffsim.bridges.errors import InputError, missing_extra
+from mage_diffsim.bridges.jax import from_jax, load_jax
+from mage_diffsim.bridges.op import Op
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions
+from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.task import Task
+
+if TYPE_CHECKING:
+    from mage_diffsim.envs.mjx import step as step_module
+
+_logger = logging.getLogger("mage_diffsim")
+
+
+@final
+class MjxPhysics(Physics):
+    """A task whose ``physics["mjx"]`` is ``implementation(task) -> Simulation``, stepped by MJX.
+
+    The equations are MuJoCo C's; the constraint solver is this package's own and converges in every state, so that in
+    float64 a step differs from converged MuJoCo C by rounding only. It is compiled for each number of environments,
+    once for values and once for derivatives; each takes tens of seconds, is logged at level INFO when it happens, and
+    is kept on disk (see :func:`keep_compilations`). Physics of equal models share what was compiled in a process.
+
+    Derivative sources: ``implicit`` reverse mode, with the implicit function theorem at the solver's solution; ``jvp``
+    forward mode by columns through the solver's iterations.
+
+    Raises:
+        InputError: MJX does not support the model, or steps it wrongly or too slowly; the message names what and
+            offers backend mujoco. JAX does not see the device, or the dtype is not float32 or float64.
+        MissingExtra: jax or mujoco-mjx is not installed.
+        ImportError: the installed mujoco-mjx lacks a private name that is used here.
+    """
+
+    backend = "mjx"
+    derivatives = ("implicit", "jvp")
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        derivative: str | None = None,
+    ) -> None:
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
+        load_mujoco()
+        jax = load_jax()
+        _load_step()
+        if self.device.type == "cuda" and jax.default_backend() != "gpu":
+            raise InputError(
+                f"{self}: device {self.device} was asked for, but JAX sees only {jax.default_backend()} devices; "
+                "use device cpu or install JAX with CUDA"
+            )
+        keep_compilations()
+        self.simulation: Simulation = load(task.physics["mjx"])(task)
+        self._op = _shared_op(self.simulation, self.derivative)
+
+    def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]
+        return self._op(moving, self.task.scale_action(action))
+
+
+def keep_compilations() -> None:
+    """Keep compiled functions on disk, in ``mage_diffsim/jax`` of the user's cache folder, unless JAX has a folder.
+
+    ``JAX_COMPILATION_CACHE_DIR`` and JAX's own configuration come first. Compilations of more than a second are kept.
+    """
+    jax = load_jax()
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "mage_diffsim" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # JAX decides on first use, which may have been before.
+    compilation_cache.reset_cache()
+
+
+@functools.cache
+def _load_step() -> step_module:
+    """The module with the step; importing it needs mujoco-mjx.
+
+    Raises:
+        MissingExtra: mujoco-mjx is not installed.
+        ImportError: it lacks a private name.
+    """
+    if importlib.util.find_spec("mujoco.mjx") is None:
+        raise missing_extra("mujoco-mjx", "mjx")
+    from mage_diffsim.envs.mjx import step
+
+    missing = step.missing_names()
+    if missing:
+        raise ImportError(missing[0])
+    return step
+
+
+_ops: dict[tuple[Any, ...], Op] = {}
+_ops_lock = threading.Lock()
+
+
+def _shared_op(simulation: Simulation, derivative: str) -> Op:
+    """The operation of an equal model, as JAX compiles anew for every function object.
+
+    Raises:
+        InputError: the model is not supported.
+    """
+    key = (simulation.name, _digest(simulation.model), simulation.frame_skip, simulation.readouts, derivative)
+    with _ops_lock:
+        if key not in _ops:
+            _ops[key] = _CompilingOp(simulation, derivative)
+        return _ops[key]
+
+
+def _digest(model: Any) -> str:
+    """A fingerprint of everything in the compiled model."""
+    mujoco = load_mujoco()
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return hashlib.sha256(buffer.tobytes()).hexdigest()
+
+
+@final
+class _CompilingOp(Op):
+    """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``; says when it compiles."""
+
+    def __init__(self, simulation: Simulation, derivative: str) -> None:
+        self.name = f"MJX {simulation.name}"
+        self._op = from_jax(
+            _load_step().checked_step(simulation, implicit=derivative == "implicit"),
+            derivative="vjp" if derivative == "implicit" else "jvp",
+            name=self.name,
+        )
+        self._compiled: set[tuple[Any, ...]] = set()
+
+    def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        self._announce("forward", inputs)
+        return self._op.forward(*inputs)
+
+    def vjp(
+        self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        self._announce("derivative", inputs, needs)
+        return self._op.vjp(inputs, cotangent, needs)
+
+    def _announce(self, what: str, inputs: tuple[Tensor, ...], needs: tuple[bool, ...] = ()) -> None:
+        rows, device = len(inputs[0]), inputs[0].device
+        key = (what, rows, inputs[0].dtype, device, needs)
+        if key not in self._compiled:
+            self._compiled.add(key)
+            _logger.info(
+                "compiling %s (%s, %d environments, %s on %s): about a minute the first time",
+                self.name,
+                what,
+                rows,
+                str(inputs[0].dtype).removeprefix("torch."),
+                device.type,
+            )
