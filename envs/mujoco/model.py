@@ -128,6 +128,31 @@ class Simulation:
                 xpos[i], site_xpos[i] = data.xpos, data.site_xpos
         return self.assemble(qpos, qvel, xpos, site_xpos, qpos, np.concatenate)
 
+    def render(self, state: np.ndarray) -> np.ndarray:
+        """A picture of the state [S] from the model's first camera if it has one, uint8 [240, 320, 3].
+
+        Raises:
+            InputError: there is no OpenGL here.
+        """
+        data, renderer = self._stage
+        data.qpos[:] = state[: self.nq]
+        data.qvel[:] = state[self.nq : self.nq + self.nv]
+        load_mujoco().mj_forward(self.model, data)
+        renderer.update_scene(data, camera=0 if self.model.ncam else -1)
+        return renderer.render().copy()
+
+    @functools.cached_property
+    def _stage(self) -> tuple[Any, Any]:
+        """What pictures are made with; an OpenGL context lives as long as the simulation."""
+        mujoco = load_mujoco()
+        try:
+            return mujoco.MjData(self.model), mujoco.Renderer(self.model, 240, 320)
+        except Exception as error:  # GLFW, EGL and OSMesa each raise their own
+            raise InputError(
+                f"task {self.name} cannot be drawn: MuJoCo finds no OpenGL; set the environment variable MUJOCO_GL "
+                f"(it is {os.environ.get('MUJOCO_GL', '')!r}) to egl, osmesa or glfw before Python starts"
+            ) from error
+
 
 @functools.cache
 def load_mujoco() -> Any:
@@ -325,31 +350,3 @@ def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tup
             "accepted is coordinate 0 of a hinge or slide joint, and 0 to 2 of a free joint"
         )
     return MeanVelocity, int(model.jnt_qposadr[i]) + readout.coordinate
-
-
-_renderers: dict[int, tuple[Any, Any, Any]] = {}
-
-
-def render(simulation: Simulation, state: np.ndarray) -> np.ndarray:
-    """A picture of the state [S], uint8 [240, 320, 3].
-
-    Raises:
-        InputError: there is no OpenGL here.
-    """
-    mujoco = load_mujoco()
-    model = simulation.model
-    if id(model) not in _renderers:
-        try:
-            # The model is kept, so that its id stays its own.
-            _renderers[id(model)] = (model, mujoco.MjData(model), mujoco.Renderer(model, 240, 320))
-        except Exception as error:  # GLFW, EGL and OSMesa each raise their own
-            raise InputError(
-                f"task {simulation.name} cannot be drawn: MuJoCo finds no OpenGL; set the environment variable "
-                f"MUJOCO_GL (it is {os.environ.get('MUJOCO_GL', '')!r}) to egl, osmesa or glfw before Python starts"
-            ) from error
-    _, data, renderer = _renderers[id(model)]
-    data.qpos[:] = state[: model.nq]
-    data.qvel[:] = state[model.nq : model.nq + model.nv]
-    mujoco.mj_forward(model, data)
-    renderer.update_scene(data, camera=0 if model.ncam else -1)
-    return renderer.render().copy()

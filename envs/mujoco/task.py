@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation, render
+from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation
 from mage_diffsim.envs.task import Task
 
 
@@ -128,7 +128,7 @@ class MujocoTask(Task):
         Raises:
             InputError: there is no OpenGL here.
         """
-        return render(self.simulation, state.double().cpu().numpy())
+        return self.simulation.render(state.double().cpu().numpy())
 
 
 def simulation_of(task: Any) -> Simulation:

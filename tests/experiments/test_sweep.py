@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from rich.console import Console
 from tiny_training import TINY
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.cli import main as cli_main
 from mage_diffsim.config import make_config
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
@@ -351,3 +353,37 @@ def test_a_run_killed_before_its_configuration_was_written_starts_anew(tiny, tmp
     (tmp_path / "a" / "config.json.tmp").write_text(json.dumps({}))
     assert check([cell(tiny)], tmp_path, workers=1) == {}
     assert newest_checkpoint(tmp_path / "a") is None
+
+
+LOGGING_TASK = """
+import logging
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+
+class Chatty(Pendulum):
+    name = "Chatty"
+
+    def reset(self, n, generator):
+        if not getattr(self, "said", False):
+            self.said = True
+            logging.getLogger("mage_diffsim.somewhere").info("compiling Chatty")
+        return super().reset(n, generator)
+"""
+
+
+def test_what_a_worker_logs_is_shown_beside_the_bars_and_kept_in_its_log(tiny, tmp_path, capsys):
+    (tmp_path / "chatty.py").write_text(LOGGING_TASK)
+    config = make_config(f"{tmp_path / 'chatty.py'}:Chatty", **{**tiny, "dynamics": "oracle", "seeds": (0,)})
+    run_cells([Cell("a", config)], tmp_path / "out", workers=1, display=PlainDisplay())
+    assert "a: compiling Chatty" in capsys.readouterr().out.splitlines()
+    assert "compiling Chatty" in (tmp_path / "out" / "a.log").read_text()
+
+
+def test_the_command_line_shows_what_is_logged_unless_quiet(tmp_path, capsys):
+    (tmp_path / "chatty.py").write_text(LOGGING_TASK)
+    command = ["train", "--task", f"{tmp_path / 'chatty.py'}:Chatty", "--method", "td3", "--steps", "2"]
+    command += ["--eval-episodes", "1", "--gradient-episodes", "0"]
+    assert cli_main([*command, "--out", str(tmp_path / "shown")]) == 0
+    assert "compiling Chatty" in capsys.readouterr().err.splitlines()
+    assert cli_main([*command, "--out", str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert logging.getLogger("mage_diffsim").propagate
