@@ -278,7 +278,8 @@ class Agent:
         (probed,) = torch.autograd.grad(imagined.obs, action, probe, retain_graph=True)
         squared = probed.square().sum(dim=-1)
         valid = squared.isfinite()
-        metrics["grad/dynamics_norm"] = (torch.where(valid, squared, 0.0).sum(dim=-1) / valid.sum(dim=-1)).sqrt()
+        mean_squared = torch.where(valid, squared, 0.0).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
+        metrics["grad/dynamics_norm"] = mean_squared.sqrt()
         reward = self.reward(batch.obs, action, imagined.obs)
         reward_gradient = torch.zeros_like(action)
         if reward.requires_grad:

@@ -58,12 +58,15 @@ class MujocoPhysics(Physics):
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
         self.simulation: Simulation = load(task.physics["mujoco"])(task)
+        steps = getattr(task, "difference_steps", MujocoTask.difference_steps)
+        if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
+            raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")
         self._differenced = _Stepper(self.simulation, CONVERGED)
         self._value = self._differenced if converged else _Stepper(self.simulation, None)
         self._op = FiniteDifference(
             self._differenced,
             value=self._value,
-            step=getattr(task, "difference_steps", MujocoTask.difference_steps),
+            step=steps,
             one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),
         )
@@ -91,7 +94,8 @@ class _Stepper:
         self.simulation = simulation
         model = copy.copy(simulation.model)
         if tolerance is not None:
-            model.opt.tolerance = tolerance
+            # The problem is convex: Newton's method finds the solution that slower solvers approach.
+            model.opt.tolerance, model.opt.solver = tolerance, mujoco.mjtSolver.mjSOL_NEWTON
         self._batch: Any = Batch(model, ROWS, torch.get_num_threads())
         self._bound = {
             name: self._batch.bind(name)
@@ -123,4 +127,6 @@ class _Stepper:
         qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
         state = simulation.assemble(qpos, qvel, xpos, site_xpos, start, np.concatenate)
         state[failed] = np.nan
+        # MuJoCo takes a control that is not finite for none at all.
+        state[~np.isfinite(control).all(axis=1)] = np.nan
         return state

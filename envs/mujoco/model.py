@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,9 @@ class Simulation:
         renderer.update_scene(data, camera=0 if self.model.ncam else -1)
         return renderer.render().copy()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_stage"}
+
     @functools.cached_property
     def _stage(self) -> tuple[Any, Any]:
         """What pictures are made with; an OpenGL context lives as long as the simulation."""
@@ -161,7 +165,8 @@ def load_mujoco() -> Any:
     Raises:
         MissingExtra: mujoco is not installed.
     """
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not screen and "mujoco" not in sys.modules:  # it is read on import
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
@@ -172,21 +177,30 @@ def load_mujoco() -> Any:
     return mujoco
 
 
+_quiet = threading.Lock()
+_before: list[Any] = []
+"""MuJoCo's logging as it was, once for every caller of :func:`quiet` that is inside it."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep MuJoCo's warnings off the console and out of a file in the working directory.
+    """Keep MuJoCo's warnings off the console and out of a file in the working directory, in all threads.
 
     A state that MuJoCo warns about comes back as not finite and is reported by whoever uses it.
     """
     config = load_mujoco().MjLogConfig
-    before = config.get()
-    silent = config.get()
-    silent.logto_console = silent.logto_file = False
-    silent.set()
+    with _quiet:
+        _before.append(_before[0] if _before else config.get())
+        silent = config.get()
+        silent.logto_console = silent.logto_file = False
+        silent.set()
     try:
         yield
     finally:
-        before.set()
+        with _quiet:
+            before = _before.pop()
+            if not _before:
+                before.set()
 
 
 def find(mjcf: str, folder: Path) -> Path | None:
@@ -195,7 +209,7 @@ def find(mjcf: str, folder: Path) -> Path | None:
     Raises:
         InputError: there is no such file.
     """
-    if mjcf.lstrip().startswith("<"):
+    if mjcf.lstrip("\ufeff \t\r\n").startswith("<"):
         return None
     if mjcf.startswith("gymnasium:"):
         package = importlib.util.find_spec("gymnasium")
@@ -213,7 +227,7 @@ def find(mjcf: str, folder: Path) -> Path | None:
     return path
 
 
-def load_simulation(name: str, mjcf: str, folder: Path, frame_skip: int, readouts: Mapping[str, Any]) -> Simulation:
+def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readouts: Any) -> Simulation:
     """Compile a model and read what a task needs from it.
 
     Args:
@@ -230,8 +244,12 @@ def load_simulation(name: str, mjcf: str, folder: Path, frame_skip: int, readout
     """
     mujoco = load_mujoco()
     where = f"task {name}"
-    if not isinstance(frame_skip, int) or frame_skip < 1:
+    if type(frame_skip) is not int or frame_skip < 1:
         raise InputError(f"{where}: frame_skip is {frame_skip!r}; accepted is a whole number of 1 or more")
+    if not isinstance(mjcf, str):
+        raise InputError(f"{where}: mjcf is {mjcf!r}; accepted is text: a path, the XML, or gymnasium:FILE.xml")
+    if not isinstance(readouts, Mapping):
+        raise InputError(f"{where}: readouts is {readouts!r}; accepted is a mapping from names to readouts")
     path = find(mjcf, folder)
     try:
         with quiet():
@@ -251,14 +269,22 @@ def load_simulation(name: str, mjcf: str, folder: Path, frame_skip: int, readout
             f"{where}: actuator {_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its own "
             "(muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators without"
         )
+    if np.any(model.actuator_delay):
+        late = _actuator_name(mujoco, model, int(np.argmax(model.actuator_delay > 0)))
+        raise InputError(
+            f"{where}: actuator {late!r} has a delay, whose history the state qpos | qvel leaves out; use actuators "
+            "without"
+        )
+    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+        raise InputError(f"{where}: the model lets bodies sleep, which the state qpos | qvel leaves out; disable it")
     joint_names, quaternions = _joint_names(mujoco, model)
     actions = tuple(_actuator_name(mujoco, model, i) for i in range(model.nu))
     for i, action in enumerate(actions):
         low, high = model.actuator_ctrlrange[i]
-        if not model.actuator_ctrllimited[i] or not low < high:
+        if not model.actuator_ctrllimited[i] or not low < high or not np.isfinite(high - low):
             raise InputError(
-                f"{where}: actuator {action!r} has no control range, which actions in [-1, 1] are scaled to; give it "
-                "ctrlrange='LOW HIGH'"
+                f"{where}: actuator {action!r} has no finite control range, which actions in [-1, 1] are scaled to; "
+                "give it ctrlrange='LOW HIGH'"
             )
     resolved, slices, names = [], {}, [*joint_names]
     for key, readout in readouts.items():
@@ -327,9 +353,11 @@ def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tup
         SitePosition: ("SITE", getattr(readout, "site", None)),
         MeanVelocity: ("JOINT", getattr(readout, "joint", None)),
     }.get(type(readout), (None, None))
-    if element is None or name is None:
+    coordinate = getattr(readout, "coordinate", 0)
+    if element is None or not isinstance(name, str) or type(coordinate) is not int:
         raise InputError(
-            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition and MeanVelocity"
+            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition and MeanVelocity of a "
+            "name"
         )
     kind = element.lower()
     i = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{element}"), name)

@@ -38,7 +38,8 @@ class Ant(MujocoTask):
         action: Float[Tensor, "*batch A"],
         next_obs: Float[Tensor, "*batch O"],
     ) -> Float[Tensor, "*batch"]:
-        return next_obs[..., 0] + 1.0 - 0.5 * action.square().sum(-1)
+        alive = torch.where(self.terminated(next_obs), 0.0, torch.ones_like(next_obs[..., 0]))
+        return next_obs[..., 0] + alive - 0.5 * action.square().sum(-1)
 
     def terminated(self, next_obs: Float[Tensor, "*batch O"]) -> Bool[Tensor, "*batch"]:
         return ~((next_obs[..., 1] >= 0.2) & (next_obs[..., 1] <= 1.0) & next_obs.isfinite().all(-1))

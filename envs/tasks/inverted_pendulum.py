@@ -38,4 +38,4 @@ class InvertedPendulum(MujocoTask):
         return torch.where(self.terminated(next_obs), 0.0, torch.ones_like(next_obs[..., 0]))
 
     def terminated(self, next_obs: Float[Tensor, "*batch O"]) -> Bool[Tensor, "*batch"]:
-        return next_obs[..., 1].abs() > 0.2
+        return ~(next_obs[..., 1].abs() <= 0.2)  # true for NaN too

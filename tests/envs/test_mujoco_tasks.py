@@ -1,5 +1,7 @@
 """The MuJoCo tasks against Gymnasium's environments, MuJoCo C's own derivatives, and models of a stranger's."""
 
+import pickle
+import threading
 import warnings
 
 import gymnasium
@@ -69,6 +71,12 @@ def test_every_step_is_that_of_gymnasium(name):
 
     obs, next_obs = task.observe(state), task.observe(next_state)
     torch.testing.assert_close(task.terminated(next_obs), terminated)
+    assert task.terminated(torch.full_like(next_obs, torch.nan)).all() or name in (
+        "HalfCheetah",
+        "Swimmer",
+        "Reacher",
+        "Pusher",
+    )
     if name in ("HalfCheetah", "InvertedPendulum", "Swimmer"):
         torch.testing.assert_close(task.reward(obs, action, next_obs), reward.double(), atol=1e-9, rtol=1e-9)
 
@@ -83,8 +91,18 @@ def test_rewards_differ_from_gymnasiums_only_as_documented(name):
     if name in ("Hopper", "Walker2d"):  # Gymnasium v5 gives no 1 for the step that falls
         torch.testing.assert_close(ours - terminated.double(), theirs, atol=1e-9, rtol=1e-9)
     elif name == "Ant":  # Gymnasium subtracts a contact cost, and takes the velocity one simulator step earlier
+        velocity = (next_state[:, 0] - state[:, 0]) / task.dt
+        expected = velocity + (~terminated).double() - 0.5 * action.square().sum(-1)
+        torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
         assert (ours - theirs).median() >= 0.0
-        assert (ours - theirs).abs().median() < 0.2
+    elif name == "InvertedDoublePendulum":  # with the tip where Gymnasium's lagging one is, nothing is left
+        v1, v2 = next_state[:, 4], next_state[:, 5]
+        angle1, angle2 = next_state[:, 1], next_state[:, 1] + next_state[:, 2]
+        x = next_state[:, 0] + 0.6 * (angle1.sin() + angle2.sin())
+        z = 0.6 * (angle1.cos() + angle2.cos())
+        cost = 0.01 * x.square() + (z - 2.0).square() + 1e-3 * v1.square() + 5e-3 * v2.square()
+        torch.testing.assert_close(ours, 10.0 * (z > 1.0).double() - cost, atol=1e-9, rtol=1e-9)
+        assert 0.0 < (ours - theirs).abs().max() < 0.2
     else:  # body positions lag one simulator step in Gymnasium; Pusher's reward is of s
         assert 0.0 < (ours - theirs).abs().max() < 0.2
 
@@ -361,7 +379,7 @@ BAD = {
     ),
     "no range": (
         dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', "")),
-        "actuator 'push' has no control range, which actions in \\[-1, 1\\] are scaled to; give it ctrlrange",
+        "actuator 'push' has no finite control range, which actions in \\[-1, 1\\] are scaled to; give it ctrlrange",
     ),
     "activation": (
         dict(
@@ -383,6 +401,18 @@ BAD = {
     ),
     "no readout": (dict(readouts={"v": "x"}), "readout 'v' is 'x'; accepted are BodyPosition, SitePosition"),
     "name twice": (dict(readouts={"x": MeanVelocity("x")}), "the state name 'x' occurs twice"),
+    "infinite range": (dict(mjcf=SLIDER.replace("-1 4", "-inf inf")), "'push' has no finite control range"),
+    "delay": (
+        dict(mjcf=SLIDER.replace('gear="3"', 'gear="3" delay="0.01" nsample="2"')),
+        "actuator 'push' has a delay, whose history the state",
+    ),
+    "sleep": (
+        dict(mjcf=SLIDER.replace('gravity="0 0 0"/>', 'gravity="0 0 0"><flag sleep="enable"/></option>')),
+        "lets bodies sleep",
+    ),
+    "no text": (dict(mjcf=None), "mjcf is None; accepted is text"),
+    "no mapping": (dict(readouts=[1]), "readouts is \\[1\\]; accepted is a mapping"),
+    "true": (dict(frame_skip=True), "frame_skip is True; accepted is a whole number"),
     "frame skip": (dict(frame_skip=0), "frame_skip is 0; accepted is a whole number of 1 or more"),
 }
 
@@ -399,6 +429,48 @@ def test_an_unknown_derivative_source_is_refused():
         InputError, match="unknown derivative source of backend mujoco 'vjp': choose one of fd, fd-forward"
     ):
         physics_of(Slider(), derivative="vjp")
+
+
+def test_a_control_that_is_not_finite_gives_no_state():
+    """MuJoCo itself takes it for no control at all."""
+    task = make_task("HalfCheetah")
+    action = torch.zeros(3, 6, dtype=torch.float64)
+    action[1, 2] = torch.nan
+    moved = physics_of(task).step(task.reset(3, torch.Generator().manual_seed(0)), action)
+    assert moved.isfinite().all(-1).tolist() == [True, False, True]
+
+
+def test_two_threads_leave_mujocos_logging_as_it_was():
+    task = make_task("InvertedPendulum")
+    state, action = task.reset(1, torch.Generator()), torch.zeros(1, 1, dtype=torch.float64)
+    config = mujoco.MjLogConfig
+    before = config.get().logto_console, config.get().logto_file
+
+    def work():
+        physics = physics_of(task)
+        for _ in range(300):
+            physics.step(state, action)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (config.get().logto_console, config.get().logto_file) == before
+
+
+def test_a_task_that_was_drawn_can_be_pickled():
+    task = Slider()
+    state = task.state_at(torch.zeros(1, 2).double(), torch.zeros(1, 2).double())
+    first = task.render(state[0])
+    again = pickle.loads(pickle.dumps(task.simulation))
+    np.testing.assert_array_equal(again.render(state[0].numpy()), first)
+
+
+@pytest.mark.parametrize("steps", [(1e-6, 1e-6), [1e-6, 1e-6, 1e-6], (1e-6, 1e-6, 0.0)])
+def test_bad_difference_steps_are_refused(steps):
+    with pytest.raises(InputError, match=r"difference_steps is .*; accepted are three positive numbers"):
+        physics_of(slider(difference_steps=steps))
 
 
 def test_a_state_that_explodes_is_not_finite_and_leaves_no_file_behind(tmp_path, monkeypatch, capfd):
