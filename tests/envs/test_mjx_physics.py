@@ -358,11 +358,22 @@ def refused(mjcf):
         (('<geom type="plane"', '<geom type="cylinder" name="post" pos="2 0 0"'), r"a capsule .* a cylinder \(post\)"),
         (('fromto="0 0 0 .1 0 -.5"', 'fromto="0 0 0 .1 0 -.5" fluidshape="ellipsoid"'), "MJX ignores ellipsoid fluid"),
         (('axis="1 0 0"/>', 'axis="1 0 0" stiffness="1 2"/>'), "MJX ignores nonlinear joint stiffness"),
+        (('type="capsule" size=".07" fromto="-.2 0 0 .2 0 0"', 'type="box" size=".2 .1 .1"'), "a plane .* with a box"),
+        (("<option ", '<option actuatorgroupdisable="1" '), "MJX ignores actuatorgroupdisable"),
+        (
+            ("</worldbody>", '</worldbody><equality><connect body1="torso" anchor="0 0 0"/></equality>'),
+            "equality constraint connect by another rule",
+        ),
     ],
 )
 def test_what_mjx_cannot_do_is_refused_by_name(change, message):
     with pytest.raises(InputError, match=f"task Refused: .*{message}.*; use backend mujoco$"):
         refused(LEG.replace(*change))
+
+
+def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
+    with pytest.raises(InputError, match="actuators with a forcerange by another rule .*; use backend mujoco"):
+        refused(ELLIPTIC.replace('kv="1"', 'kv="1" forcerange="-3 3"'))
 
 
 def test_gymnasiums_pusher_is_refused():
