@@ -630,7 +630,9 @@ def run_sweep(options: Options) -> int:
         for subject in subjects:
             assert isinstance(subject.task, MujocoTask)
             name = subject.task.name
-            own_steps = dict(zip(("position", "velocity", "action"), subject.task.difference_steps, strict=True))
+            own_steps: dict[str, float] = dict(
+                zip(("position", "velocity", "action"), subject.task.difference_steps, strict=True)
+            )
             display.start(name)
             step = quality.step_of(subject.truth_physics)
             found = quality.sweep_steps(step, subject.points.x, subject.blocks, SWEEP_STEPS)

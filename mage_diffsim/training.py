@@ -93,7 +93,7 @@ class Trainer:
         self.env_step = 0
         self.env.reset()
 
-    def _physics(self, backend: str, derivative: str | None = None, dtype: torch.dtype | None = None) -> Physics:
+    def _physics(self, backend: str | None, derivative: str | None = None, dtype: torch.dtype | None = None) -> Physics:
         return make_physics(self.task, backend, dtype=dtype or self.dtype, device=self.device, derivative=derivative)
 
     def _make_dynamics(self) -> Dynamics:

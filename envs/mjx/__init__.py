@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
 from mage_diffsim.envs.task import Task
-
-if TYPE_CHECKING:
-    from mage_diffsim.envs.mjx import step as step_module
 
 _logger = logging.getLogger("mage_diffsim")
 
@@ -98,7 +95,7 @@ def keep_compilations() -> None:
 
 
 @functools.cache
-def _load_step() -> step_module:
+def _load_step() -> Any:
     """The module with the step; importing it needs mujoco-mjx.
 
     Raises:

@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 from jax import lax
 from mujoco import mjx
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs.mjx.solver import Cones, Problem, inverse_factor, solve, solve_with
-from mage_diffsim.envs.mujoco.model import Simulation
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+
+mujoco: Any = load_mujoco()
 
 PRIVATE = {
     "smooth": ("kinematics", "com_pos", "tendon", "crb", "tendon_armature", "transmission"),

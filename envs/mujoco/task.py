@@ -103,7 +103,7 @@ class MujocoTask(Task):
         simulation = self.simulation
 
         def noise(width: int, scale: float, normal: bool = False) -> Tensor:
-            like = dict(dtype=torch.float64, device=generator.device, generator=generator)
+            like: dict[str, Any] = dict(dtype=torch.float64, device=generator.device, generator=generator)
             if normal:
                 return scale * torch.randn(n, width, **like)
             return scale * (2.0 * torch.rand(n, width, **like) - 1.0)

@@ -372,7 +372,7 @@ def test_what_mjx_cannot_do_is_refused_by_name(change, message):
 
 
 def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
-    with pytest.raises(InputError, match="actuators with a forcerange by another rule .*; use backend mujoco"):
+    with pytest.raises(InputError, match=r"actuators with a forcerange by another rule .*; use backend mujoco"):
         refused(ELLIPTIC.replace('kv="1"', 'kv="1" forcerange="-3 3"'))
 
 
