@@ -387,7 +387,7 @@ def _check_subject(subject: _Subject, tolerances: Tolerances) -> Iterator[Check]
                 return False, None, f"its output shares memory with its input {k}"
         before = y.clone()
         subject({k: x.flip(0) for k, x in subject.inputs.items()})
-        if not torch.equal(y, before):
+        if not torch.allclose(y, before, rtol=0.0, atol=0.0, equal_nan=True):
             return False, None, "a second call overwrites the output of the first"
         return True, None, "inputs unchanged, outputs not overwritten"
 
@@ -496,7 +496,9 @@ def _all_finite(y: Tensor, inputs: dict[str, Tensor]) -> Outcome:
 
 def _close(a: Tensor, b: Tensor, tolerance: float, inputs: dict[str, Tensor], what: str) -> Outcome:
     a, b = a.reshape(a.shape[0], -1).double(), b.reshape(b.shape[0], -1).double()
-    error = ((a - b).abs() / a.abs().clamp(min=1.0)).amax(1).nan_to_num(nan=math.inf)
+    # Two that are both not a number are a matter of the check for finite values.
+    error = ((a - b).abs() / a.abs().clamp(min=1.0)).masked_fill((a.isnan() & b.isnan()) | (a == b), 0.0)
+    error = error.amax(1).nan_to_num(nan=math.inf)
     i = int(error.argmax())
     worst = float(error[i])
     if worst <= tolerance:

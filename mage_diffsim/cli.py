@@ -213,7 +213,8 @@ def _eval(options: Eval) -> int:
     initial = trainer.task.reset(episodes, torch.Generator().manual_seed(options.seed))
 
     def policy(obs: torch.Tensor) -> torch.Tensor:
-        return trainer.agent.policy(obs.unflatten(0, (len(runs), -1))).flatten(0, 1)
+        rows = obs.to(trainer.dtype).unflatten(0, (len(runs), -1))  # the real environment may be more precise
+        return trainer.agent.policy(rows).flatten(0, 1).to(obs.dtype)
 
     result = rollout(trainer.physics, policy, initial.repeat(len(runs), 1), record=write_video is not None)
     returns = result.returns.double().cpu().unflatten(0, (-1, episodes))

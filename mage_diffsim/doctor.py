@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 import mage_diffsim
@@ -88,12 +89,12 @@ def render(report: dict[str, Any]) -> Group:
 
     physics = Table("physics backend", "works", "why not", title="Physics", title_justify="left")
     for name, entry in report["physics"].items():
-        physics.add_row(name, _yes(entry["available"]), entry["error"] or "")
+        physics.add_row(name, _yes(entry["available"]), escape(entry["error"] or ""))
 
     bridges = Table("framework", "version", "devices", "zero-copy", "why not", title="Bridges", title_justify="left")
     for name, entry in report["bridges"].items():
         devices = ", ".join(map(str, entry["devices"] or ()))
-        bridges.add_row(name, entry["version"] or "-", devices, _yes(entry["zero_copy"]), entry["error"] or "")
+        bridges.add_row(name, entry["version"] or "-", devices, _yes(entry["zero_copy"]), escape(entry["error"] or ""))
     return Group(general, physics, bridges)
 
 

@@ -60,3 +60,10 @@ def test_versions_are_text_and_import_no_backend():
     found = json.loads(done.stdout)
     assert {"mage_diffsim", "python", "torch", "numpy", "gymnasium", "platform", "cpu"} <= set(found)
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_the_extra_to_install_is_shown_whole(report):
+    absent = {"available": False, "error": "mujoco is not installed: pip install 'mage-diffsim[mjx]'"}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(doctor.render(report | {"physics": {"mujoco": absent}}))
+    assert "pip install 'mage-diffsim[mjx]'" in console.export_text()

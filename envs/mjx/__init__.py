@@ -143,6 +143,7 @@ class _CompilingOp(Op):
 
     def __init__(self, simulation: Simulation, derivative: str) -> None:
         self.name = f"MJX {simulation.name}"
+        self._derivative = derivative
         self._op = from_jax(
             _load_step().checked_step(simulation, implicit=derivative == "implicit"),
             derivative="vjp" if derivative == "implicit" else "jvp",
@@ -157,7 +158,7 @@ class _CompilingOp(Op):
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        self._announce("derivative", inputs, needs)
+        self._announce(f"{self._derivative} derivative", inputs, needs)
         return self._op.vjp(inputs, cotangent, needs)
 
     def _announce(self, what: str, inputs: tuple[Tensor, ...], needs: tuple[bool, ...] = ()) -> None:
@@ -166,7 +167,7 @@ class _CompilingOp(Op):
         if key not in self._compiled:
             self._compiled.add(key)
             _logger.info(
-                "compiling %s (%s, %d environments, %s on %s): about a minute the first time",
+                "compiling %s (%s, batch of %d, %s on %s): about a minute the first time",
                 self.name,
                 what,
                 rows,

@@ -123,9 +123,10 @@ def unsupported(model: Any) -> str | None:
         return "MJX ignores actuatorgroupdisable"
     for kind in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD):
         if np.any(model.eq_type == kind):
-            return f"MJX holds the equality constraint {kind.name.removeprefix('mjEQ_').lower()} by another rule"
+            name = kind.name.removeprefix("mjEQ_").lower()
+            return f"MJX holds the equality constraint {name} by another rule than MuJoCo C"
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST and np.any(model.actuator_forcelimited):
-        return "MJX integrates actuators with a forcerange by another rule (integrator implicitfast)"
+        return "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)"
     bits = mujoco.mjtDisableBit
     if bool(model.opt.disableflags & bits.mjDSBL_SPRING) != bool(model.opt.disableflags & bits.mjDSBL_DAMPER):
         return "MJX leaves out springs and dampers both where only one of them is disabled"
@@ -134,7 +135,11 @@ def unsupported(model: Any) -> str | None:
             types = [mujoco.mjtGeom(model.geom_type[g]).name.removeprefix("mjGEOM_").lower() for g in (first, second)]
             if frozenset(types) not in EXACT:
                 names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, g) or f"geom{g}" for g in (first, second)]
-                how = "by an iteration that takes a second per state" if frozenset(types) in ITERATED else "otherwise"
+                how = (
+                    "by an iteration that takes a second per state"
+                    if frozenset(types) in ITERATED
+                    else "by another rule than MuJoCo C"
+                )
                 return f"MJX collides a {types[0]} ({names[0]}) with a {types[1]} ({names[1]}) {how}"
     return None
 

@@ -246,7 +246,7 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
     where = f"task {name}"
     if type(frame_skip) is not int or frame_skip < 1:
         raise InputError(f"{where}: frame_skip is {frame_skip!r}; accepted is a whole number of 1 or more")
-    if not isinstance(mjcf, str):
+    if not isinstance(mjcf, str) or not mjcf:
         raise InputError(f"{where}: mjcf is {mjcf!r}; accepted is text: a path, the XML, or gymnasium:FILE.xml")
     if not isinstance(readouts, Mapping):
         raise InputError(f"{where}: readouts is {readouts!r}; accepted is a mapping from names to readouts")
@@ -365,7 +365,7 @@ def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tup
         number: int = getattr(model, {"BODY": "nbody", "SITE": "nsite", "JOINT": "njnt"}[element])
         names = [_name(mujoco, model, element, j) for j in range(number)]
         raise InputError(
-            f"{where}: readout {key!r} names the {kind} {name!r}, which the model does not have; its are: "
+            f"{where}: readout {key!r} names the {kind} {name!r}, which the model does not have; it has: "
             f"{', '.join(names) or 'none'}"
         )
     if not isinstance(readout, MeanVelocity):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation
 from mage_diffsim.envs.task import Task
@@ -96,11 +97,21 @@ class MujocoTask(Task):
         return state[..., self.simulation.nq : self.simulation.nq + self.simulation.nv]
 
     def readout(self, state: Float[Tensor, "*batch S"], name: str) -> Float[Tensor, "*batch k"]:
-        """A readout in the state: three numbers of a position, one of a velocity."""
+        """A readout in the state: three numbers of a position, one of a velocity.
+
+        Raises:
+            InputError: no readout of this name is declared.
+        """
+        if name not in self.readouts:
+            raise unknown_name(f"readout of task {self.name}", name, self.readouts)
         return state[..., self.simulation.readout_slices[name]]
 
     def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
         simulation = self.simulation
+        for attribute in ("position_noise", "velocity_noise"):
+            scale = getattr(self, attribute)
+            if not isinstance(scale, (int, float)) or not scale >= 0.0:
+                raise InputError(f"task {self.name}: {attribute} is {scale!r}; accepted is a number of 0 or more")
 
         def noise(width: int, scale: float, normal: bool = False) -> Tensor:
             like: dict[str, Any] = dict(dtype=torch.float64, device=generator.device, generator=generator)

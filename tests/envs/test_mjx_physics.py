@@ -372,7 +372,9 @@ def test_what_mjx_cannot_do_is_refused_by_name(change, message):
 
 
 def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
-    with pytest.raises(InputError, match=r"actuators with a forcerange by another rule .*; use backend mujoco"):
+    with pytest.raises(
+        InputError, match=r"actuators with a forcerange by another rule than MuJoCo C .*; use backend mujoco"
+    ):
         refused(ELLIPTIC.replace('kv="1"', 'kv="1" forcerange="-3 3"'))
 
 
@@ -389,7 +391,7 @@ def test_physics_of_equal_models_share_what_is_compiled(caplog):
         state, action = (x[:3] for x in samples(Fluid))
         MjxPhysics(Fluid(), dtype=torch.float64).step(state, action)
     (record,) = caplog.records
-    assert record.getMessage().startswith("compiling MJX Fluid (forward, 3 environments, float64 on cpu)")
+    assert record.getMessage().startswith("compiling MJX Fluid (forward, batch of 3, float64 on cpu)")
 
 
 def test_compilations_are_kept_where_the_user_says(monkeypatch, tmp_path):

@@ -391,10 +391,10 @@ BAD = {
     ),
     "unknown body": (
         dict(readouts={"tip": BodyPosition("tip")}),
-        "readout 'tip' names the body 'tip', which the model does not have; its are: world, cart, pole",
+        "readout 'tip' names the body 'tip', which the model does not have; it has: world, cart, pole",
     ),
-    "unknown site": (dict(readouts={"tip": SitePosition("tip")}), "names the site 'tip'.*its are: front"),
-    "unknown joint": (dict(readouts={"v": MeanVelocity("y")}), "names the joint 'y'.*its are: x, swing"),
+    "unknown site": (dict(readouts={"tip": SitePosition("tip")}), "names the site 'tip'.*it has: front"),
+    "unknown joint": (dict(readouts={"v": MeanVelocity("y")}), "names the joint 'y'.*it has: x, swing"),
     "no coordinate": (
         dict(readouts={"v": MeanVelocity("x", 1)}),
         "coordinate 1 of joint 'x'; accepted is coordinate 0",
@@ -411,6 +411,7 @@ BAD = {
         "lets bodies sleep",
     ),
     "no text": (dict(mjcf=None), "mjcf is None; accepted is text"),
+    "empty": (dict(mjcf=""), "mjcf is ''; accepted is text"),
     "no mapping": (dict(readouts=[1]), "readouts is \\[1\\]; accepted is a mapping"),
     "true": (dict(frame_skip=True), "frame_skip is True; accepted is a whole number"),
     "frame skip": (dict(frame_skip=0), "frame_skip is 0; accepted is a whole number of 1 or more"),
@@ -422,6 +423,14 @@ def test_bad_models_get_one_sentence(attributes, message):
     with pytest.raises(InputError, match=message) as caught:
         _ = slider(**attributes).state_names
     assert "\n" not in str(caught.value)
+
+
+def test_an_undeclared_readout_and_a_bad_noise_are_refused():
+    with pytest.raises(InputError, match="unknown readout of task Slider 'tip': choose one of cart, front, velocity"):
+        Slider().readout(torch.zeros(1, 11), "tip")
+    for noise in (-1.0, "a"):
+        with pytest.raises(InputError, match=r"position_noise is .*; accepted is a number of 0 or more"):
+            slider(position_noise=noise).reset(1, torch.Generator())
 
 
 def test_an_unknown_derivative_source_is_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.cli import main
 from mage_diffsim.config import make_config
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.envs import make_physics
@@ -81,6 +82,17 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     )
     assert torch.equal(whole["agent"]["critic"], killed["agent"]["critic"])
     assert torch.equal(whole["env"]["state"], killed["env"]["state"])
+
+
+@pytest.mark.parametrize("dynamics", ["learned", "oracle"])
+def test_a_trained_policy_is_evaluated_and_filmed(dynamics, tmp_path, capsys):
+    if dynamics == "oracle":
+        pytest.importorskip("imageio")
+    train(config_of(dynamics=dynamics, seeds=(0, 1)), tmp_path / "run")
+    video = ["--video", str(tmp_path / "film.gif")] if dynamics == "oracle" else []
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "2", *video]) == 0
+    assert "return of 2 episodes" in capsys.readouterr().out
+    assert not video or (tmp_path / "film.gif").stat().st_size > 1000
 
 
 def test_the_reported_size_of_the_dynamics_derivative_is_its_frobenius_norm():
