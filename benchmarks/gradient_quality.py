@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +27,13 @@ import tyro
 from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import quality
+from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.display import Display, make_display
-from mage_diffsim.experiments.figures import PALETTE
+from mage_diffsim.experiments.figures import PALETTE, write_png
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.runs import load_trainer, write_atomically
 from mage_diffsim.training import torch_device
@@ -564,12 +562,7 @@ def draw_errors(path: Path, results: Sequence[dict[str, Any]]) -> None:
         axis.grid(axis="y", alpha=0.25)
     legend = [Patch(facecolor=colours[name], hatch=hatches[name], label=name) for name in names]
     figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize="small")
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    write_png(figure, path)
 
 
 def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequence[str]) -> None:
@@ -582,10 +575,7 @@ def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequ
     for sentence in sentences:
         print(f"- {sentence}")
         lines.append(f"- {sentence}")
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    found = versions() | {"processors": os.cpu_count(), "torch threads": torch.get_num_threads()}
-    lines += ["", f"Command: `{command}`", "", "| what | found |", "| --- | --- |"]
-    lines += [f"| {name} | {version} |" for name, version in found.items()]
+    lines += provenance({"torch threads": torch.get_num_threads()})
     write_atomically(path, "\n".join(lines) + "\n")
     print(f"Written to {path.parent}")
 

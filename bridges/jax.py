@@ -43,6 +43,20 @@ def load_jax() -> Any:
     return jax
 
 
+def check_device(device: torch.device, name: str) -> None:
+    """Raise unless JAX has devices of this kind; ``name`` is what the message calls the asker.
+
+    Raises:
+        InputError: a CUDA device, and JAX sees none.
+    """
+    seen = load_jax().default_backend()
+    if device.type == "cuda" and seen != "gpu":
+        raise InputError(
+            f"{name}: device {device} was asked for, but JAX sees only {seen} devices; "
+            "use device cpu or install JAX with CUDA"
+        )
+
+
 def to_jax(x: Float[Tensor, "..."]) -> Any:
     """A JAX array of a row-major torch tensor, without its graph.
 

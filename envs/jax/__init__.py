@@ -6,9 +6,8 @@ from typing import Any, final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.jax import from_jax, load_jax
+from mage_diffsim.bridges.jax import check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, load
@@ -42,11 +41,7 @@ class JaxPhysics(Physics):
     ) -> None:
         super().__init__(task, dtype=dtype, device=device, derivative=derivative)
         jax = load_jax()
-        if self.device.type == "cuda" and jax.default_backend() != "gpu":
-            raise InputError(
-                f"{self}: device {self.device} was asked for, but JAX sees only {jax.default_backend()} devices; "
-                "use device cpu or install JAX with CUDA"
-            )
+        check_device(self.device, str(self))
         step: Any = load(task.physics["jax"])(task)
         self._op = _differentiated(jax.vmap(step), self.derivative, str(self))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.bridges.errors import InputError, missing_extra
-from mage_diffsim.bridges.jax import from_jax, load_jax
+from mage_diffsim.bridges.jax import check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
@@ -60,13 +60,9 @@ class MjxPhysics(Physics):
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
         load_mujoco()
-        jax = load_jax()
+        load_jax()
         _load_step()
-        if self.device.type == "cuda" and jax.default_backend() != "gpu":
-            raise InputError(
-                f"{self}: device {self.device} was asked for, but JAX sees only {jax.default_backend()} devices; "
-                "use device cpu or install JAX with CUDA"
-            )
+        check_device(self.device, str(self))
         keep_compilations()
         self.simulation: Simulation = load(task.physics["mjx"])(task)
         self._op = _shared_op(self.simulation, self.derivative)

@@ -123,15 +123,16 @@ def run(experiment: Experiment) -> int:
 def _markdown(found: Findings, sentences: Sequence[str]) -> str:
     lines = [f"# {found.title}", "", markdown_table(found.header, found.table)]
     lines += [f"- {sentence}" for sentence in sentences]
-    lines += [
-        "",
-        "Command: `" + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]) + "`",
-        "",
-        "| what | found |",
-        "| --- | --- |",
-    ]
-    lines += [f"| {name} | {version} |" for name, version in {**versions(), "processors": os.cpu_count()}.items()]
+    lines += provenance()
     return "\n".join(lines) + "\n"
+
+
+def provenance(more: dict[str, Any] | None = None) -> list[str]:
+    """Lines of Markdown that say how results came about: the command, the versions and ``more`` facts."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    found = versions() | {"processors": os.cpu_count()} | (more or {})
+    lines = ["", f"Command: `{command}`", "", "| what | found |", "| --- | --- |"]
+    return lines + [f"| {name} | {version} |" for name, version in found.items()]
 
 
 def main(parse: Callable[[], Experiment]) -> int:

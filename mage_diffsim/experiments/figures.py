@@ -88,6 +88,15 @@ def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = 
             if i == rows - 1:
                 axes[i, j].set_xlabel(xlabel)
     figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize="small")
+    write_png(figure, path)
+
+
+def write_png(figure: Any, path: Path) -> None:
+    """A matplotlib figure into a file, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     content = io.BytesIO()
     figure.savefig(content, format="png")
     temporary = path.with_name(path.name + ".tmp")
