@@ -3,6 +3,7 @@
     python benchmarks/gradient_quality.py --quick                      # three tasks, a few minutes on a CPU
     python benchmarks/gradient_quality.py --backends mujoco --states 128
     python benchmarks/gradient_quality.py --sweep                      # which step finite differences should take
+    python benchmarks/gradient_quality.py --soak 100000                # is anything not finite in so many states?
 
 Truth is central differences of the task's reference physics in float64, each state at the step size on its plateau. The
 error of a state is max|J - J_fd| / max|J_fd|, apart for the derivatives by action, position and velocity. States where
@@ -16,6 +17,7 @@ import itertools
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +79,11 @@ R^2 is ``value_r2``. Times are of one batch of all states; ``step_vjp_ms`` is a 
 ``compile_s`` is what building and first calls take beyond warm ones (less where JAX has kept the compilation on disk).
 ``status`` is ok, refused or failed, with the reason."""
 
+SOAK_FIELDS = ("task", "backend", "derivative", "dtype", "device", *quality.Visits._fields, "seconds", "status")
+"""Columns of soak.csv, see :class:`.quality.Visits`."""
+SOAK_ROWS = 256
+"""Environments side by side of --soak."""
+
 SWEEP_FIELDS = ("task", "block", "step", "n", "unresolved", "error_median", "error_p90", "error_max", "share_above")
 """Columns of sweep.csv, see :func:`.quality.sweep_steps`."""
 
@@ -117,6 +124,9 @@ class Options:
     sweep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Instead measure the error of central differences of MuJoCo C over steps from 1e-3 to 1e-8; writes sweep.csv and
     sweep.md."""
+    soak: int | None = None
+    """Instead visit so many states per source on its own physics and count what is not finite; writes soak.csv and
+    soak.md. Sources: the first derivative source of every backend unless --derivatives says otherwise."""
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Forget what is finished in the out folder."""
 
@@ -155,6 +165,7 @@ class Options:
                 raise InputError(f"--{flag} is {given}; accepted is one or more different values")
         numbers = [("states", self.settings["states"], 4), ("repeats", self.repeats, 1), ("seed", self.seed, 0)]
         numbers += [("transitions", n, 25) for n in self.transitions or ()]
+        numbers += [("soak", self.soak, 1)] if self.soak is not None else []
         for flag, value, least in numbers:
             if value < least:
                 raise InputError(f"--{flag} is {value}; accepted is {least} or more")
@@ -252,7 +263,8 @@ def subjects_of(options: Options) -> list[Subject]:
                 sources = ("default",)  # measuring it will say what is missing
             offered.update(sources)
             chosen = [s for s in sources if s in options.derivatives] if options.derivatives else sources
-            for derivative in chosen[:1] if options.quick and not options.derivatives else chosen:
+            first_only = (options.quick or options.soak is not None) and not options.derivatives
+            for derivative in chosen[:1] if first_only else chosen:
                 for dtype in options.dtypes or (("float64",) if options.quick else tuple(DTYPES)):
                     subject.sources.append(Source(subject.task.name, backend, derivative, dtype, options.device))
         if options.learned and not (options.quick and name not in QUICK_LEARNED and options.transitions is None):
@@ -580,7 +592,7 @@ def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequ
     print(f"Written to {path.parent}")
 
 
-# --- the two modes -------------------------------------------------------------------------------------------------
+# --- the three modes -------------------------------------------------------------------------------------------------
 
 
 def run(options: Options) -> int:
@@ -648,9 +660,63 @@ def run_sweep(options: Options) -> int:
     return 0
 
 
+def run_soak(options: Options, states: int) -> int:
+    """Visit many states with every source; 1 if one gave something that is not finite or failed, else 0."""
+    subjects = subjects_of(options)
+    sources = [(s, source) for s in subjects for source in s.sources if source.transitions is None]
+    path, rows = options.folder / "soak.csv", []
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
+    display = make_display()
+    with display:
+        names = [source.name for _, source in sources]
+        display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, states))
+        for subject, source in sources:
+            display.start(source.name)
+            row = {k: v for k, v in vars(source).items() if k in SOAK_FIELDS}
+            began = time.perf_counter()
+            try:
+                physics = make_physics(
+                    subject.task, source.backend, dtype=DTYPES[source.dtype], device=torch_device(source.device),
+                    derivative=source.derivative,
+                )  # fmt: skip
+                visits = quality.visit(
+                    physics, states, rows=min(SOAK_ROWS, states), seed=options.seed,
+                    progress=lambda n, name=source.name: display.update(name, min(n, states)),
+                )  # fmt: skip
+                row |= visits._asdict() | {"status": "ok"}
+                outcome = f"{visits.nonfinite_values} values and {visits.nonfinite_gradients} gradients not finite"
+            except (InputError, MissingExtra) as error:
+                row["status"] = outcome = f"refused: {error}"
+            rows.append(dict.fromkeys(SOAK_FIELDS) | row | {"seconds": round(time.perf_counter() - began, 1)})
+            display.finish(source.name, outcome)
+            write_csv(path, SOAK_FIELDS, rows)  # after every source: the next may take an hour
+    ok = [row for row in rows if row["status"] == "ok"]
+    header = ("task", "source", "states", "episodes", "values not finite", "gradients not finite", "largest gradient")
+    table = [
+        [r["task"], _source_name(r), *(str(r[k]) for k in quality.Visits._fields[:-1]), _number(r["largest_gradient"])]
+        for r in ok
+    ]
+    bad = sum(row["nonfinite_values"] + row["nonfinite_gradients"] for row in ok)
+    sentences = [
+        f"At every visited state a random vector was pulled back through the step to state and action; {SOAK_ROWS} "
+        "environments, half with uniform random actions, half by script; a quarter start at rest in the model's "
+        f"initial configuration. Seed {options.seed}.",
+        f"Not finite in all: {bad}.",
+        *(f"{r['task']}, {r['backend']} {r['status']}" for r in rows if r["status"] != "ok"),
+    ]
+    parts = [("Values and gradients that are not finite", header, table)]
+    _write_summary(options.folder / "soak.md", "Soak", parts, list(dict.fromkeys(sentences)))
+    return int(bad > 0)
+
+
 def main(options: Options) -> int:
     """Run the mode; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
     try:
+        if options.soak is not None:
+            return run_soak(options, options.soak)
         return run_sweep(options) if options.sweep else run(options)
     except (InputError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -74,40 +74,46 @@ def gather_points(
         reference: float64 physics on the CPU; its task says how to reset and observe.
         n: number of points.
         seed: of resets, actions and times.
-        rollouts: ``random`` (uniform actions) and ``scripted`` (per environment and joint a sine with a period of 10 to
-            100 steps and an amplitude of 0.2 to 1); each gives an equal share.
+        rollouts: ``random`` (uniform actions) and ``scripted`` (:func:`scripted_actions`); each gives an equal share.
         policy: gives another share, called ``policy``.
     """
     task, generator = reference.task, torch.Generator().manual_seed(seed)
     resets = max(1, n // 32)
     names = [*rollouts, *(["policy"] if policy else [])]
     origin = (names * n)[: n - resets]  # in turn, so that the shares differ by one at most
-    env = BatchedEnv(task, reference, len(origin), [generator])
+    rows, actions = len(origin), task.action_dim
+    env = BatchedEnv(task, reference, rows, [generator])
     steps = min(ROLLOUT_STEPS, task.horizon)
-
-    def uniform(rows: int, low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(rows, task.action_dim, dtype=torch.float64, generator=generator)
-
-    rows = len(origin)
-    amplitude, period, phase = uniform(rows, 0.2, 1.0), uniform(rows, 10.0, 100.0), uniform(rows, 0.0, 2.0 * math.pi)
+    script = scripted_actions(rows, actions, generator)
     when = torch.randint(1, max(steps, 2), (rows,), generator=generator)
     masks = {name: torch.tensor([o == name for o in origin])[:, None] for name in names}
-    x = torch.zeros(rows, task.state_dim + task.action_dim, dtype=torch.float64)
+    x = torch.zeros(rows, task.state_dim + actions, dtype=torch.float64)
     env.reset()
     for t in range(int(when.max()) + 1):
-        action = uniform(rows, -1.0, 1.0)
+        action = _uniform(rows, actions, -1.0, 1.0, generator)
         if "scripted" in masks:
-            sine = amplitude * torch.sin(2.0 * math.pi * t / period + phase)
-            action = torch.where(masks["scripted"], sine, action)
+            action = torch.where(masks["scripted"], script(t), action)
         if policy is not None:
             action = torch.where(masks["policy"], policy(env.obs).to(action), action)
         action = action.clamp(-INSIDE, INSIDE)
         x = torch.where((when == t)[:, None], torch.cat([env.state, action], dim=1), x)
         env.step(action)
-    start = torch.cat([task.reset(resets, generator), uniform(resets, -INSIDE, INSIDE)], dim=1)
+    start = torch.cat([task.reset(resets, generator), _uniform(resets, actions, -INSIDE, INSIDE, generator)], dim=1)
     x = torch.cat([x, start]).float().double()
     contact = in_contact(task, x) if isinstance(task, MujocoTask) else None
     return Points(x, (*origin, *["reset"] * resets), contact)
+
+
+def scripted_actions(rows: int, actions: int, generator: torch.Generator) -> Callable[[int], Float[Tensor, "N A"]]:
+    """Time step to actions: per row and joint a sine with a period of 10 to 100 steps and an amplitude of 0.2 to 1."""
+    amplitude = _uniform(rows, actions, 0.2, 1.0, generator)
+    period = _uniform(rows, actions, 10.0, 100.0, generator)
+    phase = _uniform(rows, actions, 0.0, 2.0 * math.pi, generator)
+    return lambda t: amplitude * torch.sin(2.0 * math.pi * t / period + phase)
+
+
+def _uniform(rows: int, columns: int, low: float, high: float, generator: torch.Generator) -> Float[Tensor, "N K"]:
+    return low + (high - low) * torch.rand(rows, columns, dtype=torch.float64, generator=generator)
 
 
 def in_contact(task: MujocoTask, x: Float[Tensor, "N X"]) -> Bool[Tensor, " N"]:
@@ -363,9 +369,78 @@ def measure_times(make: Callable[[], Physics], x: Float[Tensor, "N X"], repeats:
     first = [seconds(step), seconds(step_vjp)]
     rounds = torch.tensor([[seconds(step), seconds(step_vjp)] for _ in range(repeats)])
     plain, with_vjp = (quantile(column, 0.5) for column in rounds.unbind(1))
-    ratio = quantile(rounds[:, 1] / rounds[:, 0], 0.5)
     compiling = built + max(first[0] - plain, 0.0) + max(first[1] - with_vjp, 0.0)
-    return physics, Times(1e3 * plain, 1e3 * with_vjp, ratio, compiling)
+    return physics, Times(1e3 * plain, 1e3 * with_vjp, with_vjp / plain, compiling)
+
+
+# --- many states ---------------------------------------------------------------------------------------------------
+
+
+class Visits(NamedTuple):
+    """What a source gave at every state that rollouts on its own physics visited."""
+
+    states: int
+    episodes: int
+    """That ended, each followed by a reset."""
+    nonfinite_values: int
+    """States whose successor, observation or reward is not finite."""
+    nonfinite_gradients: int
+    """States where the pull-back to state and action has an entry that is not finite."""
+    largest_gradient: float
+    """Of those that are finite, the largest entry."""
+
+
+def visit(
+    physics: Physics, states: int, *, rows: int, seed: int, progress: Callable[[int], None] = lambda n: None
+) -> Visits:
+    """Step environments on a physics and pull a random vector back at every state on the way.
+
+    Half of the environments act uniformly at random in [-1, 1], half by script. In the first step a quarter of them
+    rest exactly in the model's initial configuration with action zero: symmetric, degenerate states.
+
+    Args:
+        physics: any.
+        states: how many to visit, rounded up to whole steps of all environments.
+        rows: environments side by side.
+        seed: of resets, actions and vectors.
+        progress: told the number of states after every step.
+    """
+    task, generator = physics.task, torch.Generator().manual_seed(seed)
+    like: dict[str, Any] = {"dtype": physics.dtype, "device": physics.device}
+    env = BatchedEnv(task, physics, rows, [generator])
+    script = scripted_actions(rows, task.action_dim, generator)
+    env.reset()
+    quarter = rows // 4
+    env.state[:quarter] = resting_states(task, quarter).to(**like)
+    env.obs = task.observe(env.state)
+    seen = episodes = bad_values = bad_gradients = 0
+    largest = 0.0
+    while seen < states:
+        action = _uniform(rows, task.action_dim, -1.0, 1.0, generator)
+        action[::2] = script(seen // rows)[::2].clamp(-1.0, 1.0)
+        if seen == 0:
+            action[:quarter] = 0.0
+        action = action.to(**like)
+        inputs = env.state.detach().clone().requires_grad_(), action.clone().requires_grad_()
+        vector = torch.randn(rows, task.state_dim, generator=generator).to(**like)
+        gradient = torch.cat(torch.autograd.grad(physics.step(*inputs), inputs, vector), dim=1)
+        finite = gradient.isfinite()
+        bad_gradients += int((~finite.all(1)).sum())
+        largest = max(largest, float(torch.where(finite, gradient, 0.0).abs().max()))
+        transition = env.step(action)
+        bad_values += int(transition.diverged.sum())
+        episodes += int((transition.terminated | transition.truncated).sum())
+        seen += rows
+        progress(seen)
+    return Visits(seen, episodes, bad_values, bad_gradients, largest)
+
+
+def resting_states(task: Task, n: int) -> Float[Tensor, "N S"]:
+    """The model's initial configuration at rest, without the noise of a reset; zeros for a task without a model."""
+    if not isinstance(task, MujocoTask):
+        return torch.zeros(n, task.state_dim, dtype=torch.float64)
+    qpos = torch.as_tensor(task.simulation.qpos0, dtype=torch.float64).expand(n, -1)
+    return task.state_at(qpos, qpos.new_zeros(n, task.simulation.nv))
 
 
 # --- the learned model ---------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
-from mage_diffsim.envs.physics import make_physics
+from mage_diffsim.envs import physics as physics_module
+from mage_diffsim.envs.physics import TorchPhysics, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
 from mage_diffsim.experiments import quality
@@ -275,3 +276,43 @@ def test_a_trained_policy_gives_states_of_its_task_and_no_other_task_is_accepted
         script.subjects_of(script.Options(tasks=("CartPole",), **options))
     (subject,) = script.subjects_of(script.Options(tasks=("Pendulum",), **options))
     assert "policy" in subject.points.groups()
+
+
+class Breaking(TorchPhysics):
+    """Its next state is not finite where the angle is positive, its gradient where the velocity is exactly zero."""
+
+    def _advance(self, state, action):
+        next_state = super()._advance(state, action)
+        broken = torch.sqrt(state[:, 1:].square()) * 0.0  # derivative 0 * inf where the velocity is 0
+        return torch.where(state[:, :1] > 0.0, math.nan, next_state + broken)
+
+
+def test_visits_count_every_value_and_gradient_that_is_not_finite():
+    task = make_task("Pendulum")
+    sound = quality.visit(TorchPhysics(task), 300, rows=64, seed=0)
+    assert sound[:1] + sound[2:4] == (320, 0, 0) and sound.largest_gradient > 1.0
+    broken = Breaking(task)
+    starts = quality.resting_states(task, 16)
+    assert starts.abs().sum() == 0.0
+    found = quality.visit(broken, 64, rows=64, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    quality.scripted_actions(64, 1, generator)
+    drawn = task.reset(64, generator)[16:]
+    assert found.nonfinite_values == int((drawn[:, 0] > 0.0).sum()) > 0
+    assert found.nonfinite_gradients == 16  # the resting states
+
+
+def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypatch, capsys):
+    options = script.Options(tasks=("Pendulum",), backends=("torch",), soak=64, out=tmp_path)
+    assert script.main(options) == 0
+    with (tmp_path / "soak.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["dtype"], r["states"], r["nonfinite_values"]) for r in rows] == [
+        ("float64", "64", "0"),
+        ("float32", "64", "0"),
+    ]
+    assert "Not finite in all: 0." in (tmp_path / "soak.md").read_text()
+    monkeypatch.setitem(physics_module.BACKENDS, "torch", Breaking)
+    assert script.main(options) == 1
+    assert script.main(script.Options(soak=0, out=tmp_path)) == 2
+    assert "--soak is 0; accepted is 1 or more" in capsys.readouterr().err
