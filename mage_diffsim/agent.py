@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 
+from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
-from mage_diffsim.buffer import Batch
+from mage_diffsim.buffer import Batch, ReplayBuffer
+from mage_diffsim.compiling import compiled
 from mage_diffsim.config import METHODS, CriticLoss, TrainConfig
 from mage_diffsim.critic import (
     GRADIENT_FREE,
@@ -21,6 +25,7 @@ from mage_diffsim.critic import (
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
+from mage_diffsim.graphs import Captured, tensors_of
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
@@ -69,6 +74,27 @@ class Agent:
         self.nonfinite_state = torch.full((runs, task.state_dim), torch.nan, device=device, dtype=dtype)
         self.critic_updates = 0
         self._initialise(range(runs))
+        self.freeze_actor = config.freeze_actor
+        in_torch = dynamics.traceable or not self.method.imagines
+        if config.compile == "on":
+            self._compile(in_torch)
+        self.graphs: dict[tuple[bool, ...], Captured] | None = None
+        """Captured forms of :meth:`improve` by which of its updates include the actor; None runs it eagerly."""
+        if config.graphs == "on":
+            if not in_torch:
+                raise InputError(
+                    "graphs is 'on', and the oracle's backend leaves torch during an update, which no CUDA graph can "
+                    "hold: use a backend written in torch, learned dynamics, or graphs 'off'"
+                )
+            self.graphs = {}
+
+    def _compile(self, in_torch: bool) -> None:
+        """Compile the update steps; of a critic update that leaves torch, what follows the target."""
+        if in_torch:
+            self.update_critic = compiled(self.update_critic)
+        else:
+            self._fit_critic = compiled(self._fit_critic)
+        self.update_actor = compiled(self.update_actor)
 
     def _initialise(self, runs: range | list[int]) -> None:
         for run in runs:
@@ -179,7 +205,7 @@ class Agent:
         delta = target.y.unsqueeze(1) - q
         action_error = start_error = None
         if target.action_gradient is not None:
-            x_gradient = pullback.input_gradient.requires_grad_()
+            x_gradient = pullback.input_gradient().requires_grad_()
             leaves.append(x_gradient)
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal, finite = control_gradient(self.loss, goal, finite, draws.control)
@@ -197,11 +223,13 @@ class Agent:
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""
-        target = self.target(batch, draws)
+        self._fit_critic(batch, self.target(batch, draws), draws)
+
+    def _fit_critic(self, batch: Batch, target: Target, draws: Draws) -> None:
+        """What of it follows the target."""
         loss, gradient = self.critic_gradient(batch, target, draws)
         self.critic_optimizer.step(self.critic, gradient)
         polyak_average(self.critic_target, self.critic, self.hyper.polyak)
-        self.critic_updates += 1
         total = loss.sum(dim=1)
         self.diverged |= ~(total <= self.hyper.diverged_critic_loss)
         self._count_nonfinite(~target.finite, batch.state)
@@ -209,8 +237,10 @@ class Agent:
     def _count_nonfinite(self, bad: Bool[Tensor, "R B"], state: Float[Tensor, "R B S"]) -> None:
         """Count masked rows and remember the last offending state of each run."""
         self.nonfinite += bad.sum(dim=1)
-        row = bad.to(torch.uint8).argmax(dim=1)
-        example = state[torch.arange(len(row), device=row.device), row]
+        # Not argmax: compiled, it reads an uninitialised index where no entry exceeds the dtype's smallest number.
+        rows = torch.arange(bad.shape[1], device=bad.device)
+        first = torch.where(bad, rows, len(rows) - 1).amin(dim=1)
+        example = state[torch.arange(len(first), device=first.device), first]
         self.nonfinite_state.copy_(torch.where(bad.any(dim=1, keepdim=True), example, self.nonfinite_state))
 
     # --- the actor step ----------------------------------------------------------------------------------------
@@ -224,9 +254,38 @@ class Agent:
         polyak_average(self.actor_target, self.actor, self.hyper.polyak)
         self.diverged |= ~(losses.detach().abs() <= self.hyper.diverged_actor_loss)
 
-    def actor_is_due(self) -> bool:
-        """Whether the critic update just done is followed by an actor update (every ``policy_delay``-th is)."""
-        return self.critic_updates % self.method.policy_delay == 0
+    # --- the policy optimisation steps -------------------------------------------------------------------------
+
+    def improve(self, buffer: ReplayBuffer, draws: Sequence[Draws]) -> None:
+        """A critic update per element of ``draws``; every ``policy_delay``-th ever done is followed by an actor update.
+
+        Compiled (``compile``) and replayed as one CUDA graph (``graphs``) if the configuration says so.
+        """
+        numbers = range(self.critic_updates + 1, self.critic_updates + len(draws) + 1)
+        actor_too = tuple(not self.freeze_actor and n % self.method.policy_delay == 0 for n in numbers)
+        if self.graphs is None:
+            self._improve(buffer, draws, actor_too)
+        else:
+            if actor_too not in self.graphs:
+                function = functools.partial(self._improve_flat, buffer, draws, actor_too)
+                self.graphs[actor_too] = Captured(function, self.state_dict)
+            self.graphs[actor_too](*tensors_of(draws))
+        self.critic_updates += len(draws)
+
+    def _improve(self, buffer: ReplayBuffer, draws: Sequence[Draws], actor_too: tuple[bool, ...]) -> None:
+        for drawn, also in zip(draws, actor_too, strict=True):
+            batch = buffer.gather(drawn.index)
+            self.update_critic(batch, drawn)
+            if also:
+                self.update_actor(batch)
+
+    def _improve_flat(
+        self, buffer: ReplayBuffer, like: Sequence[Draws], actor_too: tuple[bool, ...], *tensors: Tensor
+    ) -> None:
+        """:meth:`_improve` of the tensors of draws that are present in ``like``."""
+        rest = iter(tensors)
+        draws = [Draws(*(None if x is None else next(rest) for x in drawn)) for drawn in like]
+        self._improve(buffer, draws, actor_too)
 
     # --- upkeep ------------------------------------------------------------------------------------------------
 

@@ -232,6 +232,11 @@ class TrainConfig:
     """Torch device of the whole run: cpu, cuda, cuda:1, ..."""
     float64: bool = False
     """Train in double precision (tests do)."""
+    compile: str = "off"
+    """on: fuse whole updates and model batches with torch.compile, which takes about a minute at the start; off."""
+    graphs: str = "off"
+    """on: replay the updates of an environment step, and each model batch, as a CUDA graph (CUDA devices, dynamics
+    written in torch); off."""
     hyper: Hyper = field(default_factory=Hyper)
     """Hyper-parameters; the chosen preset fills them, flags override single ones."""
 
@@ -353,6 +358,14 @@ def validate(config: TrainConfig) -> None:
         raise unknown_name("loss", config.loss, get_args(CriticLoss))
     if config.preset not in get_args(Preset):
         raise unknown_name("preset", config.preset, get_args(Preset))
+    if config.compile not in ("off", "on"):
+        raise unknown_name("compile", config.compile, ("off", "on"))
+    if config.graphs not in ("off", "on"):
+        raise unknown_name("graphs", config.graphs, ("off", "on"))
+    if config.graphs == "on" and not config.device.startswith("cuda"):
+        raise InputError(
+            f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
+        )
     if config.reward not in ("task", "learned"):
         raise unknown_name("reward", config.reward, ("task", "learned"))
     method, hyper = METHODS[config.method], config.hyper

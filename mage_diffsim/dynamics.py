@@ -24,6 +24,8 @@ class Dynamics(abc.ABC):
 
     reads_state: bool
     """Whether its Jacobian with respect to the start is taken at the simulator's state (else at the observation)."""
+    traceable: bool = False
+    """Whether it is torch code throughout, which can be compiled and captured together with the update."""
 
     @abc.abstractmethod
     def step(
@@ -42,6 +44,7 @@ class LearnedDynamics(Dynamics):
     """The ensemble: reads the observation, returns no state."""
 
     reads_state = False
+    traceable = True
 
     def __init__(self, ensemble: GaussianEnsemble) -> None:
         self.ensemble = ensemble
@@ -57,6 +60,7 @@ class OracleDynamics(Dynamics):
 
     def __init__(self, physics: Physics) -> None:
         self.physics, self.task = physics, physics.task
+        self.traceable = physics.backend == "torch"
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         if at.state is None:
@@ -75,6 +79,7 @@ class HybridDynamics(Dynamics):
     def __init__(self, values: Dynamics, jacobians: Dynamics) -> None:
         self.values, self.jacobians = values, jacobians
         self.reads_state = jacobians.reads_state
+        self.traceable = values.traceable and jacobians.traceable
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         value = self.values.step(at, action.detach(), noise)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from mage_diffsim.bridges.types import Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
-from mage_diffsim.config import Hyper
+from mage_diffsim.compiling import compiled
+from mage_diffsim.config import Hyper, TrainConfig
+from mage_diffsim.graphs import Captured
 from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam
@@ -179,17 +181,48 @@ class RewardModel:
             getattr(self, name).load_state_dict(state[name])
 
 
+BatchStep = Callable[[Tensor], Tensor]
+"""Indices [R, M, B] of one batch's transitions to the loss per run, shape [R], having trained on them."""
+
+
+def batch_step(model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, config: TrainConfig) -> BatchStep:
+    """A step of the model on transitions of the buffer, compiled and captured if the configuration says so.
+
+    It is then for full batches, of ``model_batch_size`` transitions per member, only.
+    """
+    train_batch = compiled(model.train_batch) if config.compile == "on" else model.train_batch
+
+    def step(index: Tensor) -> Tensor:
+        return train_batch(buffer.gather(index))
+
+    return Captured(step, model.state_dict) if config.graphs == "on" else step
+
+
 def train_model(
-    model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, hyper: Hyper, streams: Streams
+    model: GaussianEnsemble | RewardModel,
+    buffer: ReplayBuffer,
+    hyper: Hyper,
+    streams: Streams,
+    full_batch: BatchStep | None = None,
 ) -> Float[Tensor, "R"]:
     """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R].
 
     A run whose model then has a parameter that is not finite starts over with a fresh one (its loss says so: NaN).
+
+    Args:
+        model: what to train, in place.
+        buffer: transitions.
+        hyper: sizes and numbers of batches.
+        streams: random numbers.
+        full_batch: :func:`batch_step` of model and buffer, used for full batches (a small buffer gives shorter ones).
     """
     total = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
     n = 0
     for index in _batches(model, buffer.size, hyper, streams):
-        total += model.train_batch(buffer.gather(index))
+        if full_batch is not None and index.shape[-1] == hyper.model_batch_size:
+            total += full_batch(index)
+        else:
+            total += model.train_batch(buffer.gather(index))
         n += 1
     broken = ~model.parameters.isfinite().flatten(1).all(dim=1)
     if broken.any():

@@ -6,7 +6,6 @@ per-run resets single elementwise operations, and one batched matrix product ser
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -73,13 +72,12 @@ class ScalarPullback:
     u . dQ/dx is the derivative of Q along u. So calling the object pushes the tangent u forward through the network and
     then sweeps back once; the adjoints of the tangent are those of the first backward sweep. This is the second-order
     part of MAGE without autograd's double backward, which would rerun both passes through generic derivative formulas.
-    No graph is recorded, and the sweep for dQ/dx is made only when ``input_gradient`` is read.
+    Neither parameters nor x may require a gradient. The sweep for dQ/dx is made only when ``input_gradient`` is called.
 
     Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = s + h (1 - s) and
     ``second`` = first + s - 2 s first are silu's derivatives at z; ``adjoint`` is dQ/dh; a dot is the tangent.
     """
 
-    @torch.no_grad()
     def __init__(self, network: MLP, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]) -> None:
         self.shape = parameters.shape
         runs, copies, _ = parameters.shape
@@ -97,10 +95,8 @@ class ScalarPullback:
         self.value = _output_layer(h, weight_out, bias_out).view(runs, copies, -1)
         """Q(x), shape [R, K, B]."""
 
-    @functools.cached_property
-    @torch.no_grad()
     def input_gradient(self) -> Float[Tensor, "R K B i"]:
-        """dQ/dx, shape [R, K, B, in]."""
+        """dQ/dx, shape [R, K, B, in]. Call this before calling the object with ``u``."""
         adjoint = self.weight_out.transpose(1, 2).expand_as(self.h[-1])
         self.adjoint, self.adjoint_z = [], []
         for (weight, _), first in zip(reversed(self.hidden), reversed(self.first), strict=True):
@@ -110,9 +106,8 @@ class ScalarPullback:
             adjoint = torch.bmm(adjoint_z, weight.transpose(1, 2))
         return adjoint.reshape(*self.shape[:2], *adjoint.shape[1:])
 
-    @torch.no_grad()
     def __call__(self, c: Float[Tensor, "R K B"], u: Float[Tensor, "R K B i"] | None = None) -> Float[Tensor, "R K P"]:
-        """df/dparameters from c = df/dQ and, if f uses the input gradient that was read, u = df/d(dQ/dx)."""
+        """df/dparameters from c = df/dQ and, if f uses the input gradient, u = df/d(dQ/dx)."""
         c = c.flatten(0, 1).unsqueeze(-1)
         tangents, z_dots = ([], []) if u is None else self._push(u.flatten(0, 1))
         weight_gradient = torch.bmm(c.transpose(1, 2), self.h[-1]).squeeze(1)

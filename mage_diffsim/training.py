@@ -21,7 +21,7 @@ from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
-from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
+from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
 
@@ -86,6 +86,8 @@ class Trainer:
         self.reward_model: RewardModel | None = None
         dynamics, reward = self._make_dynamics(), self._make_reward()
         self.agent = Agent(self.task, config, self.streams, dynamics, reward)
+        models = {"loss/model": self.ensemble, "loss/reward_model": self.reward_model}
+        self.batch_steps = {k: batch_step(m, self.buffer, config) for k, m in models.items() if m is not None}
         self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
         self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
         self.losses: dict[str, Float[Tensor, "R"]] = {}
@@ -152,18 +154,18 @@ class Trainer:
         """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
         if self.ensemble is not None:
             self.ensemble.adopt_statistics(self.agent.obs, self.action_statistics, self.delta_statistics)
-            self.losses["loss/model"] = train_model(self.ensemble, self.buffer, self.hyper, self.streams)
+            self._train("loss/model", self.ensemble)
         if self.reward_model is not None:
             self.reward_model.adopt_statistics(self.agent.obs)
-            self.losses["loss/reward_model"] = train_model(self.reward_model, self.buffer, self.hyper, self.streams)
+            self._train("loss/reward_model", self.reward_model)
+
+    def _train(self, loss: str, model: GaussianEnsemble | RewardModel) -> None:
+        step = self.batch_steps[loss]
+        self.losses[loss] = train_model(model, self.buffer, self.hyper, self.streams, step)
 
     def _improve(self) -> None:
         """The policy optimisation steps."""
-        for draws in self.agent.draw(self.config.updates_per_step, self.buffer.size):
-            batch = self.buffer.gather(draws.index)
-            self.agent.update_critic(batch, draws)
-            if self.agent.actor_is_due() and not self.config.freeze_actor:
-                self.agent.update_actor(batch)
+        self.agent.improve(self.buffer, self.agent.draw(self.config.updates_per_step, self.buffer.size))
         self.agent.restart_diverged()
 
     # --- evaluation --------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_pullback_equals_double_backward(hidden, shared):
     (expected,) = torch.autograd.grad(f(q, dq), leaf)
 
     pullback = ScalarPullback(network, theta, x)
-    value, gradient = pullback.value, pullback.input_gradient
+    value, gradient = pullback.value, pullback.input_gradient()
     torch.testing.assert_close(value, q.detach())
     torch.testing.assert_close(gradient, dq.detach())
     c, u = torch.autograd.grad(f(value.requires_grad_(), gradient.requires_grad_()), (value, gradient))
@@ -77,13 +77,13 @@ def test_pullback_equals_central_differences():
 
     def f(theta):
         pullback = ScalarPullback(network, theta, x)
-        return (c * pullback.value).sum() + (u * pullback.input_gradient).sum()
+        return (c * pullback.value).sum() + (u * pullback.input_gradient()).sum()
 
     step = 1e-5
     basis = torch.eye(network.n_parameters, dtype=torch.float64).view(-1, 1, 1, network.n_parameters) * step
     differences = torch.stack([(f(theta + e) - f(theta - e)) / (2 * step) for e in basis])
     pullback = ScalarPullback(network, theta, x)
-    assert pullback.input_gradient.shape == x.shape
+    assert pullback.input_gradient().shape == x.shape
     torch.testing.assert_close(pullback(c, u).flatten(), differences, rtol=0, atol=1e-8)
 
 

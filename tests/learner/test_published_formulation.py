@@ -74,9 +74,7 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones():
     for _ in range(100):
         draws, batch, published_draws = same_draws(trainer)
         published.update(batch.obs[0], batch.state[0], published_draws)
-        trainer.agent.update_critic(batch, draws)
-        if trainer.agent.actor_is_due():
-            trainer.agent.update_actor(batch)
+        trainer.agent.improve(trainer.buffer, [draws])
     torch.testing.assert_close(trainer.agent.actor[0, 0], flatten(published.actor), rtol=0, atol=1e-9)
     for parameters, critic in zip(trainer.agent.critic[0], published.critics, strict=True):
         torch.testing.assert_close(parameters, flatten(critic), rtol=0, atol=1e-9)

@@ -1,0 +1,128 @@
+"""Compiled and captured updates are the eager ones: 200 updates apart by rounding, in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mage_diffsim import compiling, graphs
+from mage_diffsim.agent import Agent
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import make_config
+from mage_diffsim.training import Trainer
+
+SCRIPT = Path(__file__).with_name("compiled_against_eager.py")
+TINY = {
+    "warmup_steps": 30,
+    "batch_size": 16,
+    "actor_hidden": (8,),
+    "critic_hidden": (8,),
+    "ensemble_hidden": (8,),
+    "ensemble_members": 2,
+    "model_batches": 2,
+    "model_batch_size": 8,
+}
+WHOLE, AFTER_TARGET = ["update_actor", "update_critic"], ["_fit_critic", "update_actor"]
+CASES = [
+    ({}, WHOLE),
+    ({"dynamics": "oracle", "method": "mage-ddpg", "reward": "learned"}, WHOLE),
+    ({"dynamics": "hybrid-oracle-gradients", "backend": "warp", "loss": "sobolev"}, AFTER_TARGET),
+    ({"method": "td3", "task": "CartPole"}, WHOLE),
+]
+
+
+def test_compiled_trainings_equal_eager_ones():
+    settings = json.dumps([case for case, _ in CASES])
+    found = subprocess.run([sys.executable, SCRIPT, settings], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    results = json.loads(found.stdout.splitlines()[-1])
+    for (case, functions), result in zip(CASES, results, strict=True):
+        eager, compiled = result["updates"]
+        assert eager == compiled >= (200 if case.get("method") != "td3" else 50), case
+        assert result["functions"] == functions, case
+        assert max(result["apart"]) <= 1e-5 < 1e-3 < result["moved"], (case, result)
+
+
+def test_what_cannot_be_compiled_or_captured_is_refused(monkeypatch):
+    with pytest.raises(InputError, match="unknown compile 'yes': choose one of off, on"):
+        make_config(compile="yes")
+    with pytest.raises(InputError, match="unknown graphs 'yes': choose one of off, on"):
+        make_config(graphs="yes")
+    with pytest.raises(InputError, match="graphs is 'on', which needs a CUDA device, and device is 'cpu'"):
+        make_config(graphs="on")
+    streams_config = replace(make_config(dynamics="oracle", backend="jax", steps=1), graphs="on")
+    trainer = Trainer(make_config(dynamics="oracle", backend="jax", steps=1))
+    with pytest.raises(InputError, match="leaves torch during an update"):
+        Agent(trainer.task, streams_config, trainer.streams, trainer.agent.dynamics, trainer.task.reward)
+    monkeypatch.setattr(compiling, "CAPABILITY", "no_such_flag")
+    with pytest.raises(InputError, match=r"compile is 'on', which needs torch 2[.]11 or newer"):
+        Trainer(make_config(compile="on", steps=1))
+
+
+def on_the_cpu(monkeypatch, agent):
+    """Let CUDA graphs of an agent be its functions, called on the graphs' own inputs; capturing has no effect."""
+
+    class Graph:
+        def replay(self):
+            (captured,) = (c for c in agent.graphs.values() if c.graph is self)
+            captured.function(*captured.inputs)
+
+    @contextlib.contextmanager
+    def capture(graph):
+        tensors = list(graphs.tensors_of(agent.state_dict()))
+        before = [x.clone() for x in tensors]
+        yield
+        for x, old in zip(tensors, before, strict=True):
+            x.copy_(old)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+
+def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch):
+    def trained(captured):
+        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3})
+        trainer = Trainer(config)
+        if captured:
+            trainer.agent.graphs = {}
+            on_the_cpu(monkeypatch, trainer.agent)
+        for _ in range(60):
+            trainer.step()
+        return trainer.agent
+
+    eager, replayed = trained(False), trained(True)
+    # 3 updates a step and an actor update after every second: two patterns, each captured once
+    assert sorted(replayed.graphs) == [(False, True, False), (True, False, True)]
+    assert eager.critic_updates == replayed.critic_updates > 50
+    for a, b in zip(graphs.tensors_of(eager.state_dict()), graphs.tensors_of(replayed.state_dict()), strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_captured_trainings_equal_eager_ones_on_cuda(compile):
+    def trained(**settings):
+        config = make_config(steps=60, seeds=(0, 1), hyper=TINY, device="cuda", **settings)
+        trainer = Trainer(config)
+        for _ in range(60):
+            trainer.step()
+        return trainer.agent
+
+    eager, captured = trained(), trained(graphs="on", compile=compile)
+    assert captured.graphs
+    for a, b in zip(graphs.tensors_of(eager.state_dict()), graphs.tensors_of(captured.state_dict()), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5, equal_nan=True)
