@@ -664,35 +664,29 @@ def run_soak(options: Options, states: int) -> int:
     """Visit many states with every source; 1 if one gave something that is not finite or failed, else 0."""
     subjects = subjects_of(options)
     sources = [(s, source) for s in subjects for source in s.sources if source.transitions is None]
-    path, rows = options.folder / "soak.csv", []
+    rows, cells = [], options.folder / "soak"
+    if options.fresh:
+        shutil.rmtree(cells, ignore_errors=True)
     try:
-        options.folder.mkdir(parents=True, exist_ok=True)
+        cells.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
+        raise InputError(f"cannot write {cells}: {error.strerror}") from error
     display = make_display()
     with display:
         names = [source.name for _, source in sources]
         display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, states))
         for subject, source in sources:
+            cell = cells / f"{source.name}_{states}_{options.seed}.json"
             display.start(source.name)
-            row = {k: v for k, v in vars(source).items() if k in SOAK_FIELDS}
-            began = time.perf_counter()
-            try:
-                physics = make_physics(
-                    subject.task, source.backend, dtype=DTYPES[source.dtype], device=torch_device(source.device),
-                    derivative=source.derivative,
-                )  # fmt: skip
-                visits = quality.visit(
-                    physics, states, rows=min(SOAK_ROWS, states), seed=options.seed,
-                    progress=lambda n, name=source.name: display.update(name, min(n, states)),
-                )  # fmt: skip
-                row |= visits._asdict() | {"status": "ok"}
-                outcome = f"{visits.nonfinite_values} values and {visits.nonfinite_gradients} gradients not finite"
-            except (InputError, MissingExtra) as error:
-                row["status"] = outcome = f"refused: {error}"
-            rows.append(dict.fromkeys(SOAK_FIELDS) | row | {"seconds": round(time.perf_counter() - began, 1)})
-            display.finish(source.name, outcome)
-            write_csv(path, SOAK_FIELDS, rows)  # after every source: the next may take an hour
+            if cell.exists():
+                row = json.loads(cell.read_text())
+            else:
+                row = _soak_one(subject, source, states, options.seed, display)
+                if row["status"] == "ok":
+                    write_atomically(cell, json.dumps(row))  # the next source may take an hour
+            rows.append(row)
+            display.finish(source.name, rows[-1]["status"])
+    write_csv(options.folder / "soak.csv", SOAK_FIELDS, rows)
     ok = [row for row in rows if row["status"] == "ok"]
     header = ("task", "source", "states", "episodes", "values not finite", "gradients not finite", "largest gradient")
     table = [
@@ -710,6 +704,24 @@ def run_soak(options: Options, states: int) -> int:
     parts = [("Values and gradients that are not finite", header, table)]
     _write_summary(options.folder / "soak.md", "Soak", parts, list(dict.fromkeys(sentences)))
     return int(bad > 0)
+
+
+def _soak_one(subject: Subject, source: Source, states: int, seed: int, display: Display) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(SOAK_FIELDS)
+    row |= {k: v for k, v in vars(source).items() if k in SOAK_FIELDS}
+    began = time.perf_counter()
+    try:
+        physics = make_physics(
+            subject.task, source.backend, dtype=DTYPES[source.dtype], device=torch_device(source.device),
+            derivative=source.derivative,
+        )  # fmt: skip
+    except (InputError, MissingExtra) as error:
+        return row | {"status": f"refused: {error}"}
+    visits = quality.visit(
+        physics, states, rows=min(SOAK_ROWS, states), seed=seed,
+        progress=lambda n: display.update(source.name, min(n, states)),
+    )  # fmt: skip
+    return row | visits._asdict() | {"seconds": round(time.perf_counter() - began, 1), "status": "ok"}
 
 
 def main(options: Options) -> int:

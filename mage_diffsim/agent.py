@@ -284,7 +284,9 @@ class Agent:
     ) -> None:
         """:meth:`_improve` of the tensors of draws that are present in ``like``."""
         rest = iter(tensors)
-        draws = [Draws(*(None if x is None else next(rest) for x in drawn)) for drawn in like]
+        draws = [
+            drawn._replace(**{k: next(rest) for k, x in drawn._asdict().items() if x is not None}) for drawn in like
+        ]
         self._improve(buffer, draws, actor_too)
 
     # --- upkeep ------------------------------------------------------------------------------------------------

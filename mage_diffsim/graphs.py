@@ -29,19 +29,19 @@ class Captured:
     def __init__(self, function: Callable[..., Tensor | None], state: Callable[[], Any]) -> None:
         self.function, self.state = function, state
         self.inputs: tuple[Tensor, ...] = ()
-        self.output: Tensor | None = None
+        self.output: Any = None
         self.graph: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor | None:
+    def __call__(self, *inputs: Tensor) -> Any:
         if self.graph is None:
             self.inputs = tuple(x.clone() for x in inputs)
-            self._record()
+            self.graph = self._record()
         else:
-            torch._foreach_copy_(self.inputs, inputs)
+            torch._foreach_copy_(self.inputs, inputs)  # pyright: ignore[reportPrivateImportUsage]
         self.graph.replay()
         return self.output
 
-    def _record(self) -> None:
+    def _record(self) -> Any:
         tensors = list(tensors_of(self.state()))
         before = [x.clone() for x in tensors]
         stream = torch.cuda.Stream()
@@ -50,10 +50,11 @@ class Captured:
             for _ in range(WARM_UPS):
                 self.function(*self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        torch._foreach_copy_(tensors, before)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        torch._foreach_copy_(tensors, before)  # pyright: ignore[reportPrivateImportUsage]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self.output = self.function(*self.inputs)
+        return graph
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import gradient_quality as script
 import pytest
@@ -313,6 +314,7 @@ def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypat
     ]
     assert "Not finite in all: 0." in (tmp_path / "soak.md").read_text()
     monkeypatch.setitem(physics_module.BACKENDS, "torch", Breaking)
-    assert script.main(options) == 1
+    assert script.main(options) == 0  # it was measured
+    assert script.main(replace(options, fresh=True)) == 1
     assert script.main(script.Options(soak=0, out=tmp_path)) == 2
     assert "--soak is 0; accepted is 1 or more" in capsys.readouterr().err
