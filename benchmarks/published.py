@@ -182,3 +182,45 @@ class PublishedUpdate:
         with torch.no_grad():
             for t, o in zip(target.parameters(), online.parameters(), strict=True):
                 t.data.mul_(1.0 - self.hyper.polyak).add_(o.data, alpha=self.hyper.polyak)
+
+
+class PublishedModelTraining:
+    """Maximum-likelihood steps of the ensemble in the published formulation, starting from run 0 of a trainer.
+
+    Args:
+        trainer: gives parameters, normalisation and the configuration; not changed.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        assert trainer.ensemble is not None
+        self.ensemble, self.hyper = trainer.ensemble, trainer.hyper
+        layers: list[nn.Module] = []
+        for weight, bias in self.ensemble.network.layers(self.ensemble.parameters[:1]):
+            layers += [EnsembleLayer(weight, bias), nn.SiLU()]
+        self.model = nn.Sequential(*layers[:-1])
+        self.optimizer = torch.optim.RAdam(
+            self.model.parameters(),
+            lr=self.hyper.model_learning_rate,
+            weight_decay=self.hyper.model_weight_decay,
+            decoupled_weight_decay=True,
+        )
+
+    def update(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> float:
+        """One step on a batch [M, B, ...], each member's own; its loss, read back as the published code does."""
+        ensemble, hyper = self.ensemble, self.hyper
+        x = torch.cat(
+            [
+                (obs - ensemble.obs.mean[0]) / ensemble.obs.std[0],
+                (action - ensemble.action.mean[0]) / ensemble.action.std[0],
+            ],
+            dim=-1,
+        )
+        target = (next_obs - obs - ensemble.delta.mean[0]) / ensemble.delta.std[0]
+        mean, raw = self.model(x).chunk(2, dim=-1)
+        log_var = hyper.log_var_low + (hyper.log_var_high - hyper.log_var_low) * torch.sigmoid(raw)
+        loss = ((mean - target).square() * (-log_var).exp() + log_var).mean(dim=(-1, -2)).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_value_(self.model.parameters(), hyper.clip_value)
+        self.optimizer.step()
+        return loss.item() / ensemble.members

@@ -1,266 +1,784 @@
-"""How fast is one update? The learner against the published formulation, interleaved in one process; and the oracles.
+"""How fast is it? Updates, model training, the whole loop, environments, bridges and physics, on this machine.
 
-    python benchmarks/throughput.py                      # pendulum sizes, MAGE and Dyna, learned ensemble
-    python benchmarks/throughput.py --repeats 30 --csv benchmarks/results/throughput/cpu_2_threads.csv
-    python benchmarks/throughput.py --task HalfCheetah --oracles   # one MAGE-TD3 update on every oracle of a task
+    python benchmarks/throughput.py                                 # everything, Pendulum and HalfCheetah sizes
+    python benchmarks/throughput.py --quick                         # small sizes, few repeats: under three minutes
+    python benchmarks/throughput.py --sections learner --tasks Pendulum --runs 1 --threads 1
+    python benchmarks/throughput.py --sections oracles --tasks HalfCheetah   # one MAGE-TD3 update on every oracle
 
-One update is the critic step with its target networks, and every second time the actor's. Both formulations start from
-the same trained parameters and use the same batches and random numbers; their critic gradients must agree before a
-number is printed. Rounds alternate between the two, so drift of the machine hits both; the ratio is the median of the
-per-round ratios.
+``published`` is the published formulation (benchmarks/published.py) in the same process: undetached, all ensemble
+members, losses read back after every update. Variants of one group are called in turn, so that drift of the machine
+hits all of them; a ratio is the median over rounds. Results are checked before they are timed: critic gradients and
+model losses against the published formulation, compiled parameters against eager ones, derivatives for finiteness.
+Writes throughput.csv, summary.md and a figure per section.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
+import json
+import math
+import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import tyro
-from published import PublishedDraws, PublishedUpdate
+from published import PublishedDraws, PublishedModelTraining, PublishedUpdate
 from rich.console import Console
-from rich.table import Table
 
 from mage_diffsim.agent import Draws
+from mage_diffsim.bridges import from_jax, from_warp
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.bridges.jax import load_jax
+from mage_diffsim.bridges.warp import kernel, load_warp
 from mage_diffsim.buffer import Batch
 from mage_diffsim.config import METHODS, make_config
 from mage_diffsim.doctor import versions
 from mage_diffsim.dynamics import OracleDynamics
-from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+from mage_diffsim.envs.batched import BatchedEnv
+from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.experiments.command import provenance
+from mage_diffsim.experiments.figures import DASHES, PALETTE, write_png
+from mage_diffsim.experiments.quality import jacobian_of
+from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
+from mage_diffsim.experiments.timing import Times, interleaved
 from mage_diffsim.runs import write_atomically
-from mage_diffsim.training import Trainer
+from mage_diffsim.training import Trainer, torch_device
+
+Section = Literal["learner", "model", "loop", "env", "bridges", "physics", "oracles"]
+STEPS = 300
+"""Environment steps of a warm trainer: transitions in its buffer."""
+CALLS = 5000
+"""Calls of a bridge over which memory is watched."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    task: str = "Pendulum"
-    """Task, which decides the sizes of observation and action, and with the preset those of the networks."""
+    sections: tuple[Section, ...] = get_args(Section)
+    """learner: one update of critic, targets and (every second time) actor. model: one batch of the ensemble. loop: one
+    environment step with its updates and its share of model training. env: one step of environments, one evaluation.
+    bridges: JAX and Warp as torch functions. physics: environment steps per second. oracles: one MAGE-TD3 update on
+    every oracle."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks, which decide sizes with the preset; by default Pendulum and HalfCheetah (with --quick Pendulum)."""
     methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
-    """Methods to time, each on the learned ensemble."""
-    oracles: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Time one MAGE-TD3 update on each of the task's oracle backends and derivative sources instead, and the physics'
-    share of it."""
+    """Methods of section learner, each on the learned ensemble."""
+    runs: tuple[int, ...] | None = None
+    """Runs on the run axis, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full size)."""
+    batches: tuple[int, ...] | None = None
+    """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
     preset: str = "paper"
-    """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512)."""
-    repeats: int = 20
-    """Interleaved rounds; the median and 95th percentile over them are reported."""
-    updates: int = 10
-    """Updates per round and formulation."""
+    """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512; else
+    8x4x512, 2x384, batch 1024)."""
+    repeats: int | None = None
+    """Rounds; the median and 95th percentile over them are reported. By default 20, or 6 for tasks of full size on a
+    CPU (with --quick 5)."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
+    """Also measure compiled updates and model batches (and, on CUDA, captured ones)."""
+    device: str = "cpu"
+    """Torch device: cpu, cuda, cuda:1, ..."""
     threads: int = 2
-    """Torch threads."""
-    csv: Path | None = None
-    """Also write the table to this file."""
+    """Torch threads on the CPU."""
+    out: Path | None = None
+    """Folder for results; by default runs/throughput (runs/throughput-quick with --quick)."""
+    json: Path | None = None
+    """Also write all rows and the hardware to this file."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Pendulum only, few repeats and sizes."""
+
+    @property
+    def folder(self) -> Path:
+        """The out folder."""
+        return self.out or Path("runs") / ("throughput-quick" if self.quick else "throughput")
+
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            InputError: names the flag, what was given and what is accepted.
+        """
+        imagining = [name for name, entry in METHODS.items() if entry.imagines]
+        for method in self.methods:
+            if method not in imagining:
+                raise unknown_name("method that imagines", method, imagining)
+        for flag in ("sections", "tasks", "methods", "runs", "batches"):
+            given = getattr(self, flag)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise InputError(f"--{flag} is {given}; accepted is one or more different values")
+        numbers = [("repeats", self.repeats), ("threads", self.threads)]
+        numbers += [(flag, n) for flag in ("runs", "batches") for n in getattr(self, flag) or ()]
+        for flag, value in numbers:
+            if value is not None and value < 1:
+                raise InputError(f"--{flag} is {value}; accepted is 1 or more")
+        torch_device(self.device)
+
+    def task_names(self) -> tuple[str, ...]:
+        """Tasks in force."""
+        return self.tasks or (("Pendulum",) if self.quick else ("Pendulum", "HalfCheetah"))
+
+    def rounds(self, task: str) -> int:
+        """Repeats in force."""
+        return self.repeats or (5 if self.quick else 6 if self._heavy(task) else 20)
+
+    def run_counts(self, task: str) -> tuple[int, ...]:
+        """Numbers of runs in force."""
+        return self.runs or ((1, 5) if self.quick or self._heavy(task) else (1, 5, 20))
+
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Numbers of environments in force."""
+        return self.batches or ((64,) if self.quick else (1, 64, 1024))
+
+    def _heavy(self, task: str) -> bool:
+        return self.device == "cpu" and make_task(task).network_size == "full"
+
+    def trainer(self, task: str, **settings: Any) -> Trainer:
+        """A trainer with transitions in its buffer, nothing learned yet, and nothing compiled."""
+        hyper = {"warmup_steps": STEPS + 1, "model_every": 10 * STEPS}
+        config = make_config(task, preset=self.preset, steps=STEPS, device=self.device, hyper=hyper, **settings)
+        trainer = Trainer(config)
+        for _ in range(STEPS):
+            trainer.step()
+        if trainer.ensemble is not None:
+            trainer.ensemble.adopt_statistics(trainer.agent.obs, trainer.action_statistics, trainer.delta_statistics)
+        return trainer
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's result."""
+    """One measurement."""
 
-    method: str
-    published_ms: float
-    """Median time of one published update [ms]."""
-    published_p95_ms: float
-    ours_ms: float
-    """Median time of one update of the learner [ms]."""
-    ours_p95_ms: float
+    section: str
+    subject: str
+    """Task, method or operation."""
+    variant: str
+    """How it is done."""
+    runs: int
+    """Runs side by side (R)."""
+    size: int
+    """Rows of a batch, or environments."""
+    unit: str
+    """What one time is of."""
+    median_ms: float
+    p95_ms: float
+    per_s: float
+    """Units per second, of all runs or environments together."""
     ratio: float
-    """Median over rounds of published / ours."""
-    gradient_error: float
-    """Relative difference of the two critic gradients (float32)."""
+    """How many times faster than the variant named next, median over rounds; NaN where there is none."""
+    against: str
+    first_s: float
+    """What the first call took beyond a warm one: compilation and loading."""
+    peak_mib: float
+    """CUDA: memory at the peak of a call. CPU: largest resident size of the process so far."""
+    check: str
+    """What was verified before timing."""
 
 
-def measure(method: str, options: Options) -> Row:
-    """Time one method.
+FIELDS = tuple(Row.__dataclass_fields__)
+
+
+def row(
+    section: str, subject: str, variant: str, times: Times, *, unit: str, runs: int = 1, size: int = 0, calls: int = 1,
+    count: int = 1, against: tuple[str, Times] | None = None, check: str = "",
+) -> Row:  # fmt: skip
+    """A row of one function's times, which did ``calls`` units, each worth ``count`` for the rate."""
+    ratio = times.speed_against(against[1]) if against else math.nan
+    return Row(
+        section, subject, variant, runs, size, unit, 1e3 * times.median_s / calls, 1e3 * times.p95_s / calls,
+        count * calls / times.median_s, ratio, against[0] if against else "", times.first_s, times.peak_mib, check,
+    )  # fmt: skip
+
+
+class Failed(RuntimeError):
+    """What was to be timed gives wrong results."""
+
+
+# --- learner ---------------------------------------------------------------------------------------------------------
+
+
+def variants_of(options: Options) -> dict[str, dict[str, str]]:
+    """Name to settings of the learner's forms."""
+    found = {"eager": {"compile": "off"}}
+    if options.compile:
+        found["compiled"] = {"compile": "on"}
+    if options.device != "cpu":
+        found["captured"] = {"graphs": "on"}
+        if options.compile:
+            found["compiled + captured"] = {"compile": "on", "graphs": "on"}
+    return found
+
+
+def measure_learner(options: Options) -> Iterator[Row]:
+    """Updates: the published formulation against the learner's forms, then more runs against one."""
+    device = torch_device(options.device)
+    for task, method in itertools.product(options.task_names(), options.methods):
+        rounds = options.rounds(task)
+        updates = 2 if rounds <= 6 else 10
+        # Trainers of one seed start with equal parameters and have seen the same transitions.
+        forms = {name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options).items()}
+        eager = forms["eager"]
+        size, members = eager.hyper.batch_size, eager.hyper.ensemble_members
+        member = torch.arange(size, device=device) // (size // members)
+        drawn = eager.agent.draw(updates, eager.buffer.size)
+        batches = [eager.buffer.gather(draws.index) for draws in drawn]
+        published = PublishedUpdate(eager)
+        theirs = [PublishedDraws(member, d.imagine[0], d.target[0]) for d in drawn if d.imagine is not None]
+        error = gradient_error(published, eager, batches[0], drawn[0], theirs[0])
+
+        def run_published(published=published, batches=batches, theirs=theirs) -> None:
+            for batch, draws in zip(batches, theirs, strict=True):
+                published.update(batch.obs[0], batch.state[0], draws)
+
+        functions: dict[str, Callable[[], object]] = {"published": run_published}
+        functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in forms.items()}
+        found = interleaved(functions, rounds, device)
+        apart = max(
+            float((getattr(t.agent, name) - getattr(eager.agent, name)).abs().max())
+            for t, name in itertools.product(forms.values(), ("actor", "critic", "critic_target"))
+        )
+        if not apart <= 1e-5:
+            raise Failed(f"{task} {method}: forms are {apart:.1e} apart after {eager.agent.critic_updates} updates")
+        check = f"critic gradient {error:.0e} from published; forms {apart:.0e} apart"
+        for name, times in found.items():
+            against = ("published", found["published"]) if name != "published" else None
+            yield row("learner", f"{task} {method}", name, times, unit="update", size=size, calls=updates,
+                      against=against, check=check)  # fmt: skip
+        if method == options.methods[0]:
+            yield from measure_run_axis(options, task, method, updates)
+
+
+def gradient_error(
+    published: PublishedUpdate, trainer: Trainer, batch: Batch, draws: Draws, theirs: PublishedDraws
+) -> float:
+    """Relative difference of the critic gradients.
 
     Raises:
-        RuntimeError: the two formulations disagree about the critic gradient.
+        Failed: it is large.
     """
-    imagining = [name for name, entry in METHODS.items() if entry.imagines]
-    if method not in imagining:
-        raise unknown_name("method that imagines", method, imagining)
-    trainer = _warm_trainer(options, method=method, dynamics="learned")
-    config = trainer.config
-    agent, rows, members = trainer.agent, config.hyper.batch_size, config.hyper.ensemble_members
-    member = torch.arange(rows) // (rows // members)
-
-    def prepare() -> list[tuple[Batch, Draws, PublishedDraws]]:
-        prepared = []
-        for draws in agent.draw(options.updates, trainer.buffer.size):
-            assert draws.imagine is not None
-            published_draws = PublishedDraws(member, draws.imagine[0], draws.target[0])
-            prepared.append((trainer.buffer.gather(draws.index), draws, published_draws))
-        return prepared
-
-    published = PublishedUpdate(trainer)
-    batch, draws, published_draws = prepare()[0]
-    expected = published.critic_gradient(batch.obs[0], batch.state[0], published_draws)
-    _, gradient = agent.critic_gradient(batch, agent.target(batch, draws), draws)
+    expected = published.critic_gradient(batch.obs[0], batch.state[0], theirs)
+    _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, draws), draws)
     error = float((gradient[0] - expected).norm() / expected.norm())
     if not error < 1e-3:
-        raise RuntimeError(f"{method}: the critic gradients differ by {error:.1e}; a timing would mean nothing")
-
-    def run_published(prepared: list) -> None:
-        for batch, _, published_draws in prepared:
-            published.update(batch.obs[0], batch.state[0], published_draws)
-
-    def run_ours(prepared: list) -> None:
-        for batch, draws, _ in prepared:
-            agent.update_critic(batch, draws)
-            if agent.actor_is_due():
-                agent.update_actor(batch)
-
-    times: dict[str, list[float]] = {"published": [], "ours": []}
-    for round_ in range(options.repeats + 1):
-        prepared = prepare()
-        for name, run in (("published", run_published), ("ours", run_ours)):
-            began = time.perf_counter()
-            run(prepared)
-            if round_:  # the first round warms up
-                times[name].append((time.perf_counter() - began) / options.updates * 1e3)
-    ratios = [a / b for a, b in zip(times["published"], times["ours"], strict=True)]
-    return Row(
-        method,
-        statistics.median(times["published"]),
-        _p95(times["published"]),
-        statistics.median(times["ours"]),
-        _p95(times["ours"]),
-        statistics.median(ratios),
-        error,
-    )
+        raise Failed(f"the critic gradients differ by {error:.1e}; a timing would mean nothing")
+    return error
 
 
-def _warm_trainer(options: Options, **settings: Any) -> Trainer:
-    """A trainer with some transitions in its buffer and an update behind it."""
-    steps = 200
-    hyper = {"warmup_steps": steps, "updates_per_step": 1, "model_every": steps}
-    trainer = Trainer(make_config(options.task, preset=options.preset, steps=steps, hyper=hyper, **settings))
-    for _ in range(steps):
-        trainer.step()
-    return trainer
+def measure_run_axis(options: Options, task: str, method: str, updates: int) -> Iterator[Row]:
+    """Updates of R runs side by side against R times one run."""
+    counts = tuple(dict.fromkeys((1, *options.run_counts(task))))
+    if counts == (1,):
+        return
+    for name, settings in variants_of(options).items():
+        functions: dict[str, Callable[[], object]] = {}
+        size = 0
+        for count in counts:
+            trainer = options.trainer(task, method=method, seeds=tuple(range(count)), **settings)
+            drawn, size = trainer.agent.draw(updates, trainer.buffer.size), trainer.hyper.batch_size
+            functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
+        found = interleaved(functions, options.rounds(task), torch_device(options.device))
+        for count in counts:
+            alone = found["1"]._replace(rounds=tuple(x * count for x in found["1"].rounds))
+            yield row("learner", f"{task} {method}, run axis", name, found[str(count)], unit="update", runs=count,
+                      size=size, calls=updates, count=count, against=(f"{count} x 1 run", alone))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class OracleRow:
-    """One oracle's result: MAGE-TD3 in float32 at the preset's batch size."""
-
-    backend: str
-    derivative: str
-    update_ms: float
-    """Median time of one update: critic, and every second time the actor [ms]."""
-    update_p95_ms: float
-    updates_per_s: float
-    forward_ms: float
-    """Median time of the physics' step of one batch [ms]."""
-    derivative_ms: float
-    """Median time of its step and the gradient with respect to the action [ms]."""
-    first_s: float
-    """What came before: building the physics and its first steps, which compile [s]."""
+# --- model training --------------------------------------------------------------------------------------------------
 
 
-def measure_oracle(backend: str, derivative: str, options: Options) -> OracleRow:
-    """Time one oracle."""
-    began = time.perf_counter()
-    trainer = _warm_trainer(options, method="mage-td3", dynamics="oracle", backend=backend, derivative=derivative)
-    first = time.perf_counter() - began
-    agent, dynamics = trainer.agent, trainer.agent.dynamics
-    assert isinstance(dynamics, OracleDynamics)
+def measure_model(options: Options) -> Iterator[Row]:
+    """One batch of maximum likelihood."""
+    device, calls = torch_device(options.device), 2
+    for task in options.task_names():
+        forms = {name: options.trainer(task, **settings) for name, settings in variants_of(options).items()}
+        eager = forms["eager"]
+        assert eager.ensemble is not None
+        members, size = eager.hyper.ensemble_members, eager.hyper.model_batch_size
+        index = eager.streams.integers("model", eager.buffer.size, members, size)
+        batch = eager.buffer.gather(index)
+        rows = [x[0].view(members, size, -1) for x in (batch.obs, batch.action, batch.next_obs)]
+        published = PublishedModelTraining(eager)
+        losses: dict[str, float] = {}
 
-    def update() -> None:
-        (draws,) = agent.draw(1, trainer.buffer.size)
-        batch = trainer.buffer.gather(draws.index)
-        agent.update_critic(batch, draws)
-        if agent.actor_is_due():
-            agent.update_actor(batch)
+        def run_published(published=published, rows=rows, losses=losses) -> None:
+            for _ in range(calls):
+                losses["published"] = published.update(*rows)
 
-    (draws,) = agent.draw(1, trainer.buffer.size)
-    batch = trainer.buffer.gather(draws.index)
-    state, action = batch.state.flatten(0, 1), batch.action.flatten(0, 1).requires_grad_()
+        def run_ours(name: str, trainer: Trainer, index=index, losses=losses) -> None:
+            for _ in range(calls):
+                loss = trainer.batch_steps["loss/model"](index)
+            losses[name] = float(loss[0])
 
-    def forward() -> None:
-        with torch.no_grad():
-            dynamics.physics.step(state, action)
+        functions: dict[str, Callable[[], object]] = {"published": run_published}
+        functions |= {name: lambda n=name, t=trainer, f=run_ours: f(n, t) for name, trainer in forms.items()}
+        found = interleaved(functions, options.rounds(task), device)
+        apart = max(losses.values()) - min(losses.values())
+        if not apart < 1e-3 * max(1.0, abs(losses["published"])):
+            raise Failed(f"{task}: after the same batches the model losses are {losses}")
+        for name, times in found.items():
+            against = ("published", found["published"]) if name != "published" else None
+            yield row("model", task, name, times, unit="batch", size=size, calls=calls, against=against,
+                      check=f"losses {apart:.0e} apart")  # fmt: skip
 
-    def differentiate() -> None:
-        torch.autograd.grad(dynamics.physics.step(state, action).sum(), action)
 
-    def times(function: Callable[[], None]) -> list[float]:
-        spent = []
-        for _ in range(2 * options.repeats + 2):
-            began = time.perf_counter()
+# --- the whole loop --------------------------------------------------------------------------------------------------
+
+
+def measure_loop(options: Options, before: Sequence[Row]) -> Iterator[Row]:
+    """Algorithm 2 per environment step, over one period of model training; the published loop is a sum.
+
+    That sum is of the published update's and model batch's medians, times how many an environment step has. Collection,
+    normalisation and logging of the published loop are counted as nothing.
+    """
+    device = torch_device(options.device)
+    for task in options.task_names():
+        wanted = {"learner": f"{task} mage-td3", "model": task}
+        published = {r.section: r.median_ms for r in before if r.variant == "published" and
+                     r.subject == wanted[r.section]}  # fmt: skip
+        hyper = make_config(task, preset=options.preset).hyper
+        period, rounds = hyper.model_every, max(1, min(3, options.rounds(task) // 4))
+        trainers = []
+        for settings in variants_of(options).values():
+            steps = (4 + rounds) * period
+            config = make_config(
+                task, preset=options.preset, steps=steps, device=options.device, hyper={"warmup_steps": 2}, **settings
+            )
+            trainers.append(Trainer(config))
+
+        def run(trainer: Trainer, period: int = period) -> None:
+            for _ in range(period):
+                trainer.step()
+
+        functions = {name: lambda t=t, f=run: f(t) for name, t in zip(variants_of(options), trainers, strict=True)}
+        found = interleaved(functions, rounds, device)
+        sum_ms = math.nan
+        if len(published) == 2:
+            batches = hyper.model_batches / period
+            sum_ms = hyper.updates_per_step * published["learner"] + batches * published["model"]
+            yield Row("loop", task, "published, sum", 1, 1, "env step", sum_ms, math.nan, 1e3 / sum_ms, math.nan, "",
+                      math.nan, math.nan, "not run: medians of update and batch")  # fmt: skip
+        for name, times in found.items():
+            mine = row("loop", task, name, times, unit="env step", size=1, calls=period)
+            yield replace(mine, ratio=sum_ms / mine.median_ms, against="published, sum" if published else "")
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+def measure_env(options: Options) -> Iterator[Row]:
+    """A step of N real environments with their resets, and a whole evaluation."""
+    device = torch_device(options.device)
+    for task in options.task_names():
+        trainer = options.trainer(task)
+        physics = trainer.physics
+        for n in options.batch_sizes():
+            env = BatchedEnv(trainer.task, physics, n, [torch.Generator(device).manual_seed(0)])
+            env.reset()
+            action = torch.rand(n, trainer.task.action_dim, dtype=physics.dtype, device=device) * 2.0 - 1.0
+
+            def run(env=env, action=action) -> None:
+                for _ in range(20):
+                    env.step(action)
+
+            times = interleaved({"step": run}, options.rounds(task), device)["step"]
+            check = f"{int((~env.state.isfinite().all(1)).sum())} states not finite"
+            yield row("env", f"{task} step", physics.backend, times, unit="step", size=n, calls=20, count=n,
+                      check=check)  # fmt: skip
+        for count in (1, 5):
+            several = options.trainer(task, seeds=tuple(range(count)), gradient_episodes=0)
+            times = interleaved({"evaluate": several.evaluate}, min(3, options.rounds(task)), device)["evaluate"]
+            episodes = several.config.eval_episodes
+            returns = several.evaluate()["return/mean"].tolist()
+            yield row("env", f"{task} evaluation", physics.backend, times, unit="evaluation", runs=count, size=episodes,
+                      count=count * episodes, check=f"mean return {statistics.mean(returns):.3g}")  # fmt: skip
+
+
+# --- bridges ---------------------------------------------------------------------------------------------------------
+
+ROWS, COLUMNS = 1024, 18
+
+
+def measure_bridges(options: Options) -> Iterator[Row]:
+    """JAX and Warp as torch functions at (1024, 18), against the pure calls, an empty Function, a bridge un-jitted."""
+    device = torch_device(options.device)
+    x = torch.randn(ROWS, COLUMNS, device=device)
+    for measure in (measure_jax_bridge, measure_warp_bridge):
+        try:
+            yield from measure(x, options)
+        except MissingExtra as error:
+            print(f"{measure.__name__} is left out: {error}")
+
+
+class Empty(torch.autograd.Function):
+    """What any bridge pays to torch: one autograd Function each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> torch.Tensor:
+        return cotangents[0]
+
+
+def forward_backward(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A call with its pull-back of ones."""
+    ones = torch.ones_like(x)
+
+    def run() -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf), leaf, ones)[0]
+
+    return run
+
+
+def times_100(function: Callable[[], object]) -> Callable[[], None]:
+    """A hundred calls."""
+
+    def run() -> None:
+        for _ in range(100):
             function()
-            spent.append((time.perf_counter() - began) * 1e3)
-        # An update with the actor and one without make a pair.
-        return [statistics.mean(pair) for pair in zip(spent[2::2], spent[3::2], strict=True)]
 
-    update_ms = times(update)
-    median = statistics.median(update_ms)
-    return OracleRow(
-        backend,
-        derivative,
-        median,
-        _p95(update_ms),
-        1e3 / median,
-        statistics.median(times(forward)),
-        statistics.median(times(differentiate)),
-        first,
+    return run
+
+
+def bridge_rows(
+    name: str, functions: dict[str, Callable[[], object]], options: Options, device: torch.device, check: str
+) -> Iterator[Row]:
+    """Rows of a bridge's variants, the overhead among them, and of the ratio to the un-jitted bridge."""
+    rounds = options.repeats or (5 if options.quick else 20)
+    found = interleaved({k: times_100(f) for k, f in functions.items()}, rounds, device)
+    for variant, times in found.items():
+        against = ("bridge", found["bridge, forward + backward"]) if variant.startswith("un-jitted") else None
+        yield row("bridges", name, variant, times, unit="call", size=ROWS, calls=100, against=against, check=check)
+    bridge, pure, empty = (found[k] for k in ("bridge, forward + backward", "pure, forward + backward",
+                                              "empty torch Function"))  # fmt: skip
+    overhead = Times(
+        bridge.median_s - pure.median_s, bridge.p95_s - pure.p95_s, 0.0,
+        tuple(b - p for b, p in zip(bridge.rounds, pure.rounds, strict=True)), bridge.peak_mib,
+    )  # fmt: skip
+    yield row("bridges", name, "overhead (bridge - pure)", overhead, unit="call", size=ROWS, calls=100,
+              against=("empty torch Function", empty), check="ratio below 1: slower than it")  # fmt: skip
+
+
+def resident_mib() -> float:
+    """Resident memory now, where the system says (Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return math.nan
+
+
+def growth(function: Callable[[], object]) -> float:
+    """MiB by which memory grew over the second CALLS calls, after as many to settle."""
+    for _ in range(CALLS):
+        function()
+    gc.collect()
+    before = resident_mib()
+    for _ in range(CALLS):
+        function()
+    gc.collect()
+    return resident_mib() - before
+
+
+def measure_jax_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
+    """tanh(sin(x) * x) through the bridge, in JAX alone, and through a bridge without jit."""
+    jax = load_jax()
+
+    def f(x: Any) -> Any:
+        return jax.numpy.tanh(jax.numpy.sin(x) * x)
+
+    op = from_jax(f, name="f")
+    jitted = jax.jit(f)
+    pull_back = jax.jit(lambda x, ct: jax.vjp(f, x)[1](ct)[0])
+    array = jax.dlpack.from_dlpack(x)
+    ones = jax.numpy.ones_like(array)
+
+    class Unjitted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            y, ctx.pull_back = jax.vjp(f, jax.dlpack.from_dlpack(x.detach()))
+            return torch.from_dlpack(y)
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: torch.Tensor) -> torch.Tensor:
+            (gradient,) = ctx.pull_back(jax.dlpack.from_dlpack(cotangents[0].contiguous()))
+            return torch.from_dlpack(gradient)
+
+    functions: dict[str, Callable[[], object]] = {
+        "pure, forward": lambda: jitted(array).block_until_ready(),
+        "pure, forward + backward": lambda: (jitted(array), pull_back(array, ones).block_until_ready()),
+        "bridge, forward": lambda: op(x),
+        "bridge, forward + backward": forward_backward(op, x),
+        "un-jitted jax.vjp bridge": forward_backward(lambda x: Unjitted.apply(x), x),
+        "empty torch Function": forward_backward(lambda x: Empty.apply(x), x),
+    }
+    leaf = x.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.tanh(leaf.sin() * leaf).sum(), leaf)
+    error = float((functions["bridge, forward + backward"]() - expected).abs().max())  # type: ignore[operator]
+    if not error < 1e-5:
+        raise Failed(f"the gradient of the JAX bridge is off by {error:.1e}")
+    compilations: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **more: compilations.append(event) if "backend_compile" in event else None
     )
+    grown = growth(functions["bridge, forward + backward"])
+    check = f"gradient {error:.0e}; {grown:+.1f} MiB and {len(compilations)} compilations over {2 * CALLS} calls"
+    yield from bridge_rows("JAX", functions, options, x.device, check)
 
 
-def _p95(values: list[float]) -> float:
-    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
+def measure_warp_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
+    """sin(x) through the bridge, and its two kernels launched alone."""
+    wp = load_warp()
+
+    @kernel
+    def forward(x: wp.array2d(dtype=float), y: wp.array2d(dtype=float)):  # type: ignore[valid-type]
+        i = wp.tid()
+        for j in range(x.shape[1]):
+            y[i, j] = wp.sin(x[i, j])
+
+    @kernel
+    def adjoint(x: wp.array2d(dtype=float), ct: wp.array2d(dtype=float), g: wp.array2d(dtype=float)):  # type: ignore[valid-type]
+        i = wp.tid()
+        for j in range(x.shape[1]):
+            g[i, j] = ct[i, j] * wp.cos(x[i, j])
+
+    op = from_warp(forward, adjoint, dtype=torch.float32, output_dim=COLUMNS)
+    output, ones, gradient = torch.empty_like(x), torch.ones_like(x), torch.empty_like(x)
+    arrays = [wp.from_torch(t) for t in (x, output, ones, gradient)]
+    device = wp.device_from_torch(x.device)
+
+    def pure_forward() -> None:
+        wp.launch(forward, dim=ROWS, inputs=arrays[:2], device=device)
+
+    def pure_both() -> None:
+        pure_forward()
+        wp.launch(adjoint, dim=ROWS, inputs=[arrays[0], *arrays[2:]], device=device)
+
+    functions: dict[str, Callable[[], object]] = {
+        "pure, forward": pure_forward,
+        "pure, forward + backward": pure_both,
+        "bridge, forward": lambda: op(x),
+        "bridge, forward + backward": forward_backward(op, x),
+        "empty torch Function": forward_backward(lambda x: Empty.apply(x), x),
+    }
+    error = float((forward_backward(op, x)() - x.cos()).abs().max())
+    if not error < 1e-5:
+        raise Failed(f"the gradient of the Warp bridge is off by {error:.1e}")
+    grown = growth(functions["bridge, forward + backward"])
+    check = f"gradient {error:.0e}; {grown:+.1f} MiB over {2 * CALLS} calls"
+    yield from bridge_rows("Warp", functions, options, x.device, check)
+
+
+# --- physics and oracles ---------------------------------------------------------------------------------------------
+
+
+def sources_of(task: str, console: Console) -> Iterator[tuple[str, str]]:
+    """(backend, derivative source) of everything that a task's oracle can be and is installed."""
+    for backend in backends_of(make_task(task)):
+        try:
+            sources = load(BACKENDS[backend]).derivatives
+            make_physics(make_task(task), backend)
+        except (InputError, MissingExtra) as error:
+            console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
+            continue
+        for derivative in sources:
+            yield backend, derivative
+
+
+def measure_physics(options: Options, console: Console) -> Iterator[Row]:
+    """One step of N states: alone, with the pull-back to the action, with the whole action-Jacobian (float32)."""
+    device = torch_device(options.device)
+    for task in options.task_names():
+        for backend, derivative in sources_of(task, console):
+            physics = make_physics(make_task(task), backend, device=device, derivative=derivative)
+            for n in options.batch_sizes():
+                yield from measure_one_physics(options, task, physics, n)
+
+
+def measure_one_physics(options: Options, task: str, physics: Physics, n: int) -> Iterator[Row]:
+    """All three of one size."""
+    generator = torch.Generator().manual_seed(0)
+    state = physics.task.reset(n, generator).to(physics.device, physics.dtype)
+    action = (2.0 * torch.rand(n, physics.task.action_dim, generator=generator) - 1.0).to(state)
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return physics.step(state, action)
+
+    def pull_back() -> torch.Tensor:
+        leaf = action.clone().requires_grad_()
+        return torch.autograd.grad(physics.step(state, leaf).sum(), leaf)[0]
+
+    def jacobian() -> torch.Tensor:
+        return jacobian_of(lambda a: physics.step(state, a), action)
+
+    functions = {"forward": forward, "VJP": pull_back, "action-Jacobian": jacobian}
+    found = interleaved(functions, min(5, options.rounds(task)), physics.device)
+    # the pull-back of ones is the sum of the Jacobian over outputs
+    whole, pulled = jacobian().sum(dim=1), pull_back()
+    apart = float((whole - pulled).abs().max() / whole.abs().max().clamp(min=1e-8))
+    if not (forward().isfinite().all() and apart < 1e-3):
+        raise Failed(f"{physics}: states are not finite, or VJP and Jacobian are {apart:.1e} apart")
+    for name, times in found.items():
+        against = ("forward", found["forward"]) if name != "forward" else None
+        yield row("physics", f"{task} {name}", f"{physics.backend} {physics.derivative}", times, unit="batch", size=n,
+                  count=n, against=against, check=f"finite; VJP and Jacobian {apart:.0e} apart")  # fmt: skip
+
+
+def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
+    """One MAGE-TD3 update on every oracle, and the physics' share of it."""
+    every = [(task, *source) for task in options.task_names() for source in sources_of(task, console)]
+    for task, backend, derivative in every:
+        trainer = options.trainer(task, dynamics="oracle", backend=backend, derivative=derivative)
+        agent, dynamics = trainer.agent, trainer.agent.dynamics
+        assert isinstance(dynamics, OracleDynamics)
+        physics = dynamics.physics
+        drawn = agent.draw(2, trainer.buffer.size)  # an update with the actor and one without make a pair
+        batch = trainer.buffer.gather(drawn[0].index)
+        state, action = batch.state.flatten(0, 1), batch.action.flatten(0, 1).requires_grad_()
+
+        def step_and_pull_back(physics=physics, state=state, action=action) -> None:
+            torch.autograd.grad(physics.step(state, action).sum(), action)
+
+        functions: dict[str, Callable[[], object]] = {
+            "update": lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d),
+            "its physics": step_and_pull_back,
+        }
+        found = interleaved(functions, options.rounds(task), torch_device(options.device))
+        masked = f"{int(agent.nonfinite.sum())} targets masked, {int(agent.diverged.sum())} runs diverged"
+        for name, times in found.items():
+            yield row("oracles", f"{task} {name}", f"{backend} {derivative}", times, unit=name.split()[-1],
+                      size=trainer.hyper.batch_size, calls=2 if name == "update" else 1, check=masked)  # fmt: skip
+
+
+# --- reporting -------------------------------------------------------------------------------------------------------
+
+HEADER = ("what", "how", "R", "size", "ms", "p95", "per s", "speed-up", "against", "first s", "peak MiB", "checked")
+
+
+class Part(NamedTuple):
+    """One section's table."""
+
+    title: str
+    rows: list[list[str]]
+
+
+def part_of(section: str, rows: Sequence[Row]) -> Part:
+    """The section's rows as text."""
+
+    def number(x: float) -> str:
+        return "-" if math.isnan(x) else f"{x:.3g}" if abs(x) < 1e4 else f"{x:,.0f}"
+
+    cells = [
+        [r.subject, r.variant, str(r.runs), str(r.size), *map(number, (r.median_ms, r.p95_ms, r.per_s, r.ratio)),
+         r.against, *map(number, (r.first_s, r.peak_mib)), r.check]
+        for r in rows
+    ]  # fmt: skip
+    units = " or ".join(dict.fromkeys(r.unit for r in rows))
+    return Part(f"{section}: ms per {units}", cells)
+
+
+def draw(path: Path, section: str, rows: Sequence[Row]) -> None:
+    """Rate over size where a section sweeps sizes, else one bar of median time (whisker: p95) per row.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sweeps = section in ("physics", "env") and len({r.size for r in rows if r.unit != "evaluation"}) > 1
+    figure = Figure(figsize=(9.0, 5.0 if sweeps else 1.2 + 0.28 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    if sweeps:
+        lines: dict[str, list[Row]] = {}
+        for r in rows:
+            if r.unit != "evaluation":
+                lines.setdefault(f"{r.subject}, {r.variant}", []).append(r)
+        for i, (name, points) in enumerate(lines.items()):
+            axis.plot([r.size for r in points], [r.per_s for r in points], marker="o", markersize=3, label=name,
+                      color=PALETTE[i % len(PALETTE)], linestyle=DASHES[i // len(PALETTE) % len(DASHES)])  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="states side by side", ylabel="environment steps per second")
+        axis.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        names = [f"{r.subject}, {r.variant}" + (f", R={r.runs}" if r.runs > 1 else "") for r in rows]
+        times = [max(r.median_ms, 1e-6) for r in rows]
+        axis.barh(range(len(rows)), times, color=PALETTE[0])
+        late = [max(r.p95_ms - r.median_ms, 0.0) if not math.isnan(r.p95_ms) else 0.0 for r in rows]
+        axis.errorbar(times, range(len(rows)), xerr=[[0.0] * len(rows), late], fmt="none", color="black", linewidth=0.8)
+        axis.set_yticks(range(len(rows)), names, fontsize="x-small")
+        axis.set(xscale="log", xlabel="ms (median; whisker: 95th percentile)")
+        axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_title(section)
+    write_png(figure, path)
+
+
+def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]]]:
+    """Every chosen section's name and rows, in the order of :data:`Section`."""
+    before: list[Row] = []
+    measures: dict[str, Callable[[], Iterator[Row]]] = {
+        "learner": lambda: measure_learner(options),
+        "model": lambda: measure_model(options),
+        "loop": lambda: measure_loop(options, before),
+        "env": lambda: measure_env(options),
+        "bridges": lambda: measure_bridges(options),
+        "physics": lambda: measure_physics(options, console),
+        "oracles": lambda: measure_oracles(options, console),
+    }
+    for section in (s for s in measures if s in options.sections):
+        console.print(f"{section} ...", highlight=False)
+        rows = list(measures[section]())
+        before += rows
+        if rows:
+            yield section, rows
 
 
 def main(options: Options) -> None:
-    """Measure, print, and write if asked."""
-    for name in ("repeats", "updates", "threads"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} is {getattr(options, name)}; accepted is 1 or more")
-    if options.csv is not None:
-        try:
-            options.csv.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {options.csv}: {error.strerror}") from error
+    """Measure, print and write."""
+    options.check()
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
     torch.set_num_threads(options.threads)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=220)
     found = versions()
-    console.print(f"{found['cpu']}, {options.threads} torch threads, torch {found['torch']}, preset {options.preset}")
-    if options.oracles:
-        rows: list[Any] = []
-        task = make_task(options.task)
-        for backend in backends_of(task):
-            try:
-                sources = load(BACKENDS[backend]).derivatives
-                rows += [measure_oracle(backend, derivative, options) for derivative in sources]
-            except (InputError, MissingExtra) as error:
-                console.print(f"{backend} is left out: {error}", highlight=False, markup=False)
-    else:
-        rows = [measure(method, options) for method in options.methods]
-    table = Table(*(name.replace("_", " ") for name in vars(rows[0])), title=options.task, title_justify="left")
-    for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else v for v in vars(row).values()))
-    console.print(table)
-    if options.csv is not None:
-        facts = {"task": options.task, "threads": options.threads, "preset": options.preset}
-        facts |= {name: found[name] for name in ("cpu", "torch")}
-        lines = [",".join([*vars(rows[0]), *facts])]
-        for row in rows:
-            values = [f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()]
-            lines.append(",".join(map(str, [*values, *facts.values()])))
-        write_atomically(options.csv, "\n".join(lines) + "\n")
+    device = torch_device(options.device)
+    hardware = found["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
+    facts = {"hardware": hardware, "torch threads": options.threads, "preset": options.preset}
+    console.print(", ".join(f"{k} {v}" for k, v in facts.items()), f"torch {found['torch']}", highlight=False)
+    every: list[Row] = []
+    lines = ["# Throughput", "", f"{hardware}, {options.threads} torch threads, preset {options.preset}", ""]
+    for section, rows in measure(options, console):
+        every += rows
+        part = part_of(section, rows)
+        console.print(rich_table(console, part.title, HEADER, part.rows))
+        lines += [f"## {part.title}", "", markdown_table(HEADER, part.rows)]
+        draw(options.folder / f"{section}.png", section, rows)
+        write_csv(options.folder / "throughput.csv", FIELDS, [vars(r) for r in every])
+        write_atomically(options.folder / "summary.md", "\n".join([*lines, *provenance(facts)]) + "\n")
+    if options.json is not None:
+        rows_of_json = [{k: None if v != v else v for k, v in vars(r).items()} for r in every]
+        content = {"versions": found, **facts, "rows": rows_of_json}
+        write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+    console.print(f"Written to {options.folder}", highlight=False)
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options, description=__doc__))
-    except (InputError, MissingExtra) as error:
+    except (InputError, MissingExtra, Failed) as error:
         print(f"throughput.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("throughput.py: interrupted", file=sys.stderr)
+        sys.exit(130)

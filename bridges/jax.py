@@ -68,11 +68,42 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
     jax = load_jax()
     if x.is_cuda and jax.default_backend() != "gpu":
         raise InputError(f"a tensor is on {x.device} but JAX sees only {jax.default_backend()} devices: use device cpu")
-    with _current_device(x):
-        array = jax.dlpack.from_dlpack(x.detach())
+    quick = None if x.is_cuda else _cpu_importer()
+    if quick is not None:
+        array = quick(x.detach())
+    else:
+        with _current_device(x):
+            array = jax.dlpack.from_dlpack(x.detach())
     if array.dtype.name != str(x.dtype).removeprefix("torch."):
         raise InputError(f"a {x.dtype} tensor would reach JAX as {array.dtype}: leave jax_enable_x64 on")
     return array
+
+
+@functools.cache
+def _cpu_importer() -> Callable[[Tensor], Any] | None:
+    """``jax.dlpack.from_dlpack`` for CPU tensors by the native call that it ends in, at an eighth of its time.
+
+    The call is not public: where it is missing, or does not give a view of the same numbers, the answer is None.
+    """
+    try:
+        from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
+        from torch._C import _to_dlpack
+
+        cpu = load_jax().local_devices(backend="cpu")[0]
+
+        def importer(x: Tensor) -> Any:
+            return _jax.dlpack_managed_tensor_to_buffer(_to_dlpack(x), cpu, None)
+
+        for dtype in (torch.float32, torch.float64):
+            sample = torch.arange(64, dtype=dtype).view(8, 8)
+            array = importer(sample)
+            expected = load_jax().dlpack.from_dlpack(sample)
+            same = (array.shape, array.dtype, array.devices()) == (expected.shape, expected.dtype, expected.devices())
+            if not same or torch.from_dlpack(array).data_ptr() != sample.data_ptr() or array[7, 7] != 63:
+                return None
+    except Exception:  # whatever a later version does to its internals
+        return None
+    return importer
 
 
 def to_torch(array: Any, device: torch.device) -> Float[Tensor, "..."]:

@@ -96,9 +96,10 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     config = options.config
     task = make_task(config.task)
     validate(config)
-    # Only an oracle uses these two, but a name that means nothing is a mistake in any case.
-    if flags & {"backend", "derivative"} and config.backend not in backends_of(task):
-        raise unknown_name(f"backend of task {task.name}", config.backend, backends_of(task))
+    # Only an oracle uses backend and derivative, but a name that means nothing is a mistake in any case.
+    for backend in (config.backend if flags & {"backend", "derivative"} else None, config.environment):
+        if backend not in (None, *backends_of(task)):
+            raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
     sources = load(BACKENDS[config.backend]).derivatives if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)

@@ -201,6 +201,8 @@ class TrainConfig:
     """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``); None is its first."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
+    environment: str | None = None
+    """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
     reward: str = "task"
     """task: the task's own reward; learned: a reward model r_hat(s, a, s') [B.2]."""
     loss: str | None = None

@@ -62,7 +62,7 @@ class Trainer:
 
         # the real environment, and what its true gradients are taken of; both are kept, as a backend may compile anew
         # for every new physics
-        real = backends_of(self.task)[0]
+        real = config.environment or backends_of(self.task)[0]
         self.truth_physics = self._physics(real, dtype=torch.float64)
         same = torch.float64 in (self.dtype, self.truth_physics.environment_dtype)
         self.physics = self.truth_physics if same else self._physics(real)

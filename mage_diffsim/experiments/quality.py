@@ -24,6 +24,7 @@ from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.task import Task
+from mage_diffsim.experiments import timing
 from mage_diffsim.training import Trainer
 
 ROLLOUT_STEPS = 200
@@ -359,18 +360,11 @@ def measure_times(make: Callable[[], Physics], x: Float[Tensor, "N X"], repeats:
         leaf = action.clone().requires_grad_()
         torch.autograd.grad(physics.step(state, leaf).sum(), leaf)
 
-    def seconds(function: Callable[[], None]) -> float:
-        began = time.perf_counter()
-        function()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - began
-
-    first = [seconds(step), seconds(step_vjp)]
-    rounds = torch.tensor([[seconds(step), seconds(step_vjp)] for _ in range(repeats)])
-    plain, with_vjp = (quantile(column, 0.5) for column in rounds.unbind(1))
-    compiling = built + max(first[0] - plain, 0.0) + max(first[1] - with_vjp, 0.0)
-    return physics, Times(1e3 * plain, 1e3 * with_vjp, with_vjp / plain, compiling)
+    taken = timing.interleaved({"step": step, "step + VJP": step_vjp}, repeats, x.device)
+    plain, with_vjp = taken["step"], taken["step + VJP"]
+    ratio = with_vjp.median_s / plain.median_s
+    compiling = built + plain.first_s + with_vjp.first_s
+    return physics, Times(1e3 * plain.median_s, 1e3 * with_vjp.median_s, ratio, compiling)
 
 
 # --- many states ---------------------------------------------------------------------------------------------------

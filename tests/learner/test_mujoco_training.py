@@ -132,3 +132,17 @@ def test_the_backend_defaults_to_the_tasks_first_and_a_wrong_one_is_refused():
     assert config_of().backend == "mujoco" and make_config("Pendulum").backend == "torch"
     with pytest.raises(InputError, match="unknown backend of task InvertedPendulum 'torch': choose one of mjx, mujoco"):
         Trainer(config_of(dynamics="oracle", backend="torch"))
+
+
+def test_the_real_environment_may_be_another_backend():
+    settings = {"steps": 3, "eval_episodes": 1, "gradient_episodes": 1, "gradient_horizon": 2}
+    first, other = (Trainer(make_config("Pendulum", environment=name, **settings)) for name in (None, "jax"))
+    assert (first.physics.backend, other.physics.backend, other.truth_physics.backend) == ("torch", "jax", "jax")
+    for trainer in (first, other):
+        for _ in range(3):
+            trainer.step()
+    torch.testing.assert_close(first.buffer.rows, other.buffer.rows, rtol=0.0, atol=1e-5)
+    for name, value in other.evaluate().items():
+        torch.testing.assert_close(value, first.evaluate()[name], rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="unknown backend of task Pendulum 'mjx': choose one of jax, torch, warp"):
+        Trainer(make_config("Pendulum", environment="mjx", **settings))

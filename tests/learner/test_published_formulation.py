@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from published import PublishedDraws, PublishedUpdate, flatten
+from published import PublishedDraws, PublishedModelTraining, PublishedUpdate, flatten
 
 from mage_diffsim.config import make_config
 from mage_diffsim.training import Trainer
@@ -78,3 +78,24 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones():
     torch.testing.assert_close(trainer.agent.actor[0, 0], flatten(published.actor), rtol=0, atol=1e-9)
     for parameters, critic in zip(trainer.agent.critic[0], published.critics, strict=True):
         torch.testing.assert_close(parameters, flatten(critic), rtol=0, atol=1e-9)
+
+
+def test_model_batches_stay_equal_to_the_published_ones():
+    trainer = trained("mage-td3")
+    ensemble = trainer.ensemble
+    assert ensemble is not None
+    published = PublishedModelTraining(trainer)
+    ensemble.optimizer.restart(torch.ones(1, dtype=torch.bool))
+    before = ensemble.parameters.clone()
+    for _ in range(50):
+        index = trainer.streams.integers("model", trainer.buffer.size, ensemble.members, 16)
+        batch = trainer.buffer.gather(index)
+        rows = (x[0].view(ensemble.members, 16, -1) for x in (batch.obs, batch.action, batch.next_obs))
+        loss = published.update(*rows)
+        torch.testing.assert_close(float(ensemble.train_batch(batch)[0]), loss, rtol=1e-9, atol=0)
+    for (weight, bias), layer in zip(
+        ensemble.network.layers(ensemble.parameters), list(published.model)[::2], strict=True
+    ):
+        torch.testing.assert_close(weight, layer.weight.detach(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(bias, layer.bias.detach(), rtol=0, atol=1e-9)
+    assert (ensemble.parameters - before).abs().max() > 1e-3

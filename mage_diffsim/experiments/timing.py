@@ -1,0 +1,89 @@
+"""Wall times of functions that do the same thing in different ways, taken in turns so that a busy machine hits all."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Times(NamedTuple):
+    """Wall times of one function."""
+
+    median_s: float
+    p95_s: float
+    """95th percentile; the slowest of fewer than 20 repeats."""
+    first_s: float
+    """What the first call took beyond a warm one: compilation, loading, allocation."""
+    rounds: tuple[float, ...]
+    """Every repeat's time; entry i of two functions was taken in the same round."""
+    peak_mib: float
+    """CUDA: largest memory allocated by torch during a call. CPU: largest resident size of the process so far."""
+
+    def speed_against(self, other: Times) -> float:
+        """How many times faster this one is: the median over rounds of the other's time by this one's."""
+        return percentile([b / a for a, b in zip(self.rounds, other.rounds, strict=True)], 0.5)
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
+    """Call every function twice to warm up, then all of them in turn, ``repeats`` times.
+
+    Args:
+        functions: name to function; each is one measurement, whatever it does inside.
+        repeats: number of rounds.
+        device: whose queue is waited for before a clock is read.
+    """
+    first: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    rounds: dict[str, list[float]] = {name: [] for name in functions}
+    for name, function in functions.items():
+        first[name] = _seconds(function, device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        first[name] -= _seconds(function, device)
+        peaks[name] = _peak_mib(device)
+    for _ in range(repeats):
+        for name, function in functions.items():
+            rounds[name].append(_seconds(function, device))
+    return {
+        name: Times(percentile(r, 0.5), percentile(r, 0.95), max(first[name], 0.0), tuple(r), peaks[name])
+        for name, r in rounds.items()
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed; of an even number, the median's mean.
+
+    NaN if there are none.
+    """
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    if share == 0.5 and len(ordered) % 2 == 0:
+        return 0.5 * (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2])
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    kilo = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 2**20
