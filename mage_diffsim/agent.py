@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -90,6 +91,7 @@ class Agent:
 
     def _compile(self, in_torch: bool) -> None:
         """Compile the update steps; of a critic update that leaves torch, what follows the target."""
+        logging.getLogger("mage_diffsim").info("compiling the updates: some tens of seconds at the first of them")
         if in_torch:
             self.update_critic = compiled(self.update_critic)
         else:

@@ -38,6 +38,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_compiled_trainings_equal_eager_ones():
     settings = json.dumps([case for case, _ in CASES])
     found = subprocess.run([sys.executable, SCRIPT, settings], capture_output=True, text=True, check=False)
