@@ -75,6 +75,8 @@ class Options:
     """Runs on the run axis, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full size)."""
     batches: tuple[int, ...] | None = None
     """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
+    backends: tuple[str, ...] | None = None
+    """Physics backends of sections physics and oracles; by default all that the task has."""
     preset: str = "paper"
     """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512; else
     8x4x512, 2x384, batch 1024)."""
@@ -109,7 +111,10 @@ class Options:
         for method in self.methods:
             if method not in imagining:
                 raise unknown_name("method that imagines", method, imagining)
-        for flag in ("sections", "tasks", "methods", "runs", "batches"):
+        for backend in self.backends or ():
+            if backend not in BACKENDS:
+                raise unknown_name("backend", backend, BACKENDS)
+        for flag in ("sections", "tasks", "methods", "runs", "batches", "backends"):
             given = getattr(self, flag)
             if given is not None and (not given or len(set(given)) < len(given)):
                 raise InputError(f"--{flag} is {given}; accepted is one or more different values")
@@ -579,9 +584,11 @@ def measure_warp_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
 # --- physics and oracles ---------------------------------------------------------------------------------------------
 
 
-def sources_of(task: str, console: Console) -> Iterator[tuple[str, str]]:
-    """(backend, derivative source) of everything that a task's oracle can be and is installed."""
+def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[str, str]]:
+    """(backend, derivative source) of everything chosen that a task's oracle can be and is installed."""
     for backend in backends_of(make_task(task)):
+        if backend not in (options.backends or BACKENDS):
+            continue
         try:
             sources = load(BACKENDS[backend]).derivatives
             make_physics(make_task(task), backend)
@@ -596,7 +603,7 @@ def measure_physics(options: Options, console: Console) -> Iterator[Row]:
     """One step of N states: alone, with the pull-back to the action, with the whole action-Jacobian (float32)."""
     device = torch_device(options.device)
     for task in options.task_names():
-        for backend, derivative in sources_of(task, console):
+        for backend, derivative in sources_of(task, options, console):
             physics = make_physics(make_task(task), backend, device=device, derivative=derivative)
             for n in options.batch_sizes():
                 yield from measure_one_physics(options, task, physics, n)
@@ -634,7 +641,7 @@ def measure_one_physics(options: Options, task: str, physics: Physics, n: int) -
 
 def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
     """One MAGE-TD3 update on every oracle, and the physics' share of it."""
-    every = [(task, *source) for task in options.task_names() for source in sources_of(task, console)]
+    every = [(task, *source) for task in options.task_names() for source in sources_of(task, options, console)]
     for task, backend, derivative in every:
         trainer = options.trainer(task, dynamics="oracle", backend=backend, derivative=derivative)
         agent, dynamics = trainer.agent, trainer.agent.dynamics
