@@ -201,6 +201,8 @@ class TrainConfig:
     """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``); None is its first."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
+    residuals: str = "recompute"
+    """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values (jax, mjx)."""
     reward: str = "task"
     """task: the task's own reward; learned: a reward model r_hat(s, a, s') [B.2]."""
     loss: str | None = None
@@ -366,6 +368,8 @@ def validate(config: TrainConfig) -> None:
         raise InputError(
             f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
         )
+    if config.residuals not in ("recompute", "keep"):
+        raise unknown_name("residuals", config.residuals, ("recompute", "keep"))
     if config.reward not in ("task", "learned"):
         raise unknown_name("reward", config.reward, ("task", "learned"))
     method, hyper = METHODS[config.method], config.hyper
