@@ -1,4 +1,7 @@
-"""JAX functions as torch functions: DLPack views in and out, jitted forward, jitted recompute-and-pull-back."""
+"""JAX functions as torch functions: DLPack views in and out, jitted forward, jitted pull-back.
+
+The pull-back recomputes the forward, or takes what a forward that keeps its residuals left it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from mage_diffsim.bridges.types import Float, Tensor
 
 DERIVATIVES = ("vjp", "jvp")
 """How a JAX function can be differentiated here: reverse mode, or forward mode column by column."""
+RESIDUALS = ("recompute", "keep")
+"""What a backward pass starts from: the inputs, from which it recomputes the forward, or what the forward kept."""
 
 
 @functools.cache
@@ -121,7 +126,9 @@ def to_torch(array: Any, device: torch.device) -> Float[Tensor, "..."]:
     return copy
 
 
-def from_jax(function: Callable[..., Any], *, derivative: str = "vjp", name: str | None = None) -> Op:
+def from_jax(
+    function: Callable[..., Any], *, derivative: str = "vjp", residuals: str = "recompute", name: str | None = None
+) -> Op:
     """A JAX function of arrays as a torch function with gradients for all inputs.
 
     Args:
@@ -129,41 +136,82 @@ def from_jax(function: Callable[..., Any], *, derivative: str = "vjp", name: str
         derivative: ``"vjp"`` is reverse mode, for any shapes. ``"jvp"`` is forward mode, one pass per column of the
             inputs that need a gradient, for a function of rows: [N, K1], [N, K2], ... -> [N, D], where row n of the
             output depends on row n of the inputs only. It also works where JAX has no reverse mode (while loops).
+        residuals: ``"recompute"`` saves the inputs and computes the forward again in the backward pass. ``"keep"`` (of
+            ``"vjp"`` only) computes it once and holds the intermediate values that reverse mode needs until the graph
+            is gone; without a gradient to compute, nothing is held.
         name: what error messages call the operation; the function's own name by default.
 
     Raises:
-        InputError: an unknown derivative; when called, what :class:`Op` refuses.
+        InputError: an unknown derivative or residual policy, or residuals of ``"jvp"``; when called, what :class:`Op`
+            refuses.
         MissingExtra: jax is not installed.
     """
     if derivative not in DERIVATIVES:
         raise unknown_name("derivative of a JAX function", derivative, DERIVATIVES)
-    return _JaxOp(function, derivative, name or getattr(function, "__name__", "JAX function"))
+    if residuals not in RESIDUALS:
+        raise unknown_name("residual policy of a JAX function", residuals, RESIDUALS)
+    called: str = name or getattr(function, "__name__", "JAX function")
+    if residuals == "keep" and derivative != "vjp":
+        raise no_residuals(called, derivative)
+    return _JaxOp(function, derivative, residuals, called)
+
+
+def no_residuals(name: str, derivative: str) -> InputError:
+    """The error for residuals of a derivative that is taken column by column."""
+    return InputError(
+        f"{name}: residuals 'keep' were asked for, and derivative {derivative!r} is taken by columns, which have none: "
+        "use residuals 'recompute'"
+    )
 
 
 @final
 class _JaxOp(Op):
-    def __init__(self, function: Callable[..., Any], derivative: str, name: str) -> None:
+    def __init__(self, function: Callable[..., Any], derivative: str, residuals: str, name: str) -> None:
         jax = load_jax()
         pull_back = _columns_pull_back if derivative == "jvp" else _reverse_pull_back
         self.name = name
+        self.keeps = residuals == "keep"
         self._rows_only = derivative == "jvp"
         self._call = jax.jit(function)
         self._pull_back = jax.jit(functools.partial(pull_back, function), static_argnums=0)
+        self._call_keeping = jax.jit(functools.partial(_output_and_pull_back, function), static_argnums=0)
+        self._apply = jax.jit(lambda pull_back, cotangent: pull_back(cotangent))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         if self._rows_only:
             check_rows(self, inputs)
         output = self._call(*(to_jax(x) for x in inputs))
-        if not isinstance(output, load_jax().Array):
-            raise InputError(f"{self.name}: the JAX function returned a {type(output).__name__}; accepted is one array")
         # Exporting the output waits for the computation, so the caller may edit the inputs afterwards.
-        return to_torch(output, inputs[0].device)
+        return to_torch(self._one_array(output), inputs[0].device)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         gradients = iter(self._pull_back(needs, to_jax(cotangent), *(to_jax(x) for x in inputs)))
         return tuple(to_torch(next(gradients), x.device) if n else None for x, n in zip(inputs, needs, strict=True))
+
+    def forward_keeping(
+        self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."], Any]:
+        output, pull_back = self._call_keeping(needs, *(to_jax(x) for x in inputs))
+        return _to_torch_copy(self._one_array(output), inputs[0].device), pull_back
+
+    def vjp_kept(
+        self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        gradients = iter(self._apply(kept, to_jax(cotangent)))
+        return tuple(_to_torch_copy(next(gradients), cotangent.device) if n else None for n in needs)
+
+    def _one_array(self, output: Any) -> Any:
+        if not isinstance(output, load_jax().Array):
+            raise InputError(f"{self.name}: the JAX function returned a {type(output).__name__}; accepted is one array")
+        return output
+
+
+def _to_torch_copy(array: Any, device: torch.device) -> Tensor:
+    """A torch tensor of a JAX array whose memory residuals may share: the caller may edit the one, not the others."""
+    y = to_torch(array, device)
+    return y.clone() if device.type == "cpu" else y
 
 
 def _restrict(function: Callable[..., Any], needs: tuple[bool, ...], inputs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
@@ -179,6 +227,12 @@ def _restrict(function: Callable[..., Any], needs: tuple[bool, ...], inputs: tup
 def _reverse_pull_back(function: Callable[..., Any], needs: tuple[bool, ...], cotangent: Any, *inputs: Any) -> Any:
     restricted, needed = _restrict(function, needs, inputs)
     return load_jax().vjp(restricted, *needed)[1](cotangent)
+
+
+def _output_and_pull_back(function: Callable[..., Any], needs: tuple[bool, ...], *inputs: Any) -> tuple[Any, Any]:
+    """The output and its pull-back, a pytree of residuals that leaves a jitted function and enters another."""
+    restricted, needed = _restrict(function, needs, inputs)
+    return load_jax().vjp(restricted, *needed)
 
 
 def _columns_pull_back(function: Callable[..., Any], needs: tuple[bool, ...], cotangent: Any, *inputs: Any) -> Any:

@@ -36,13 +36,17 @@ class Op(abc.ABC):
 
     A subclass writes :meth:`forward` and :meth:`vjp` on plain tensors (no autograd graph, contiguous, all of one dtype
     and device) and is called like a function. Nothing of a call is kept on the object: inputs are saved by autograd,
-    which refuses a backward pass after one of them was edited in place, and the forward is recomputed there.
+    which refuses a backward pass after one of them was edited in place, and the forward is recomputed there. A subclass
+    with ``keeps`` set writes :meth:`forward_keeping` and :meth:`vjp_kept` too and spares that second forward: what it
+    keeps of a call lives as long as the call's graph.
 
     Second derivatives raise; ``torch.func`` transforms and forward-mode differentiation are refused by torch.
     """
 
     name: str
     """What error messages call this operation."""
+    keeps: bool = False
+    """Whether a call that wants a gradient keeps residuals for the backward pass, instead of recomputing there."""
 
     @abc.abstractmethod
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -62,6 +66,21 @@ class Op(abc.ABC):
         Returns:
             one tensor of the input's shape for every needed input, None for the others.
         """
+
+    def forward_keeping(
+        self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."], Any]:
+        """The output, and whatever :meth:`vjp_kept` wants of this call; called where an input needs a gradient.
+
+        The residuals may share memory with the inputs, whose edits autograd detects, but not with the output.
+        """
+        raise NotImplementedError
+
+    def vjp_kept(
+        self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        """:meth:`vjp` from residuals, which are left as they are: a graph may be differentiated again."""
+        raise NotImplementedError
 
     @final
     def __call__(self, *inputs: Any) -> Float[Tensor, "..."]:
@@ -84,7 +103,9 @@ class Op(abc.ABC):
 
 def _run(op: Op, inputs: tuple[Any, ...]) -> Tensor:
     _check_inputs(op, inputs)
-    return _Forward.apply(op, *inputs)
+    # Within the Function gradients are always off, so whether there will be a backward pass is found out here.
+    keeps = op.keeps and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _Forward.apply(op, keeps, *inputs)
 
 
 _hidden: list[Any] = []
@@ -99,33 +120,37 @@ def _outside_compiler() -> Any:
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: Op, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, op: Op, keeps: bool, *inputs: Tensor) -> Tensor:
         ctx.op = op
         ctx.set_materialize_grads(False)
-        # Saved by autograd, not kept by hand: reading them back after an in-place edit raises.
+        # Saved by autograd, not kept by hand: reading them back after an in-place edit raises. This guards residuals,
+        # which may be views of them, as well.
         ctx.save_for_backward(*inputs)
         plain = tuple(_plain(x) for x in inputs)
-        output = _check_result(op, "output", op.forward(*plain), like=plain[0])
-        return _own_memory(output, plain)
+        if keeps:
+            output, ctx.kept = op.forward_keeping(plain, ctx.needs_input_grad[2:])
+        else:
+            output, ctx.kept = op.forward(*plain), None
+        return _own_memory(_check_result(op, "output", output, like=plain[0]), plain)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         (cotangent,) = cotangents
         inputs = ctx.saved_tensors
         if cotangent is None:
-            return (None,) * (1 + len(inputs))
-        return None, *_Vjp.apply(ctx.op, ctx.needs_input_grad[1:], cotangent, *inputs)
+            return (None,) * (2 + len(inputs))
+        return None, None, *_Vjp.apply(ctx.op, ctx.needs_input_grad[2:], ctx.kept, cotangent, *inputs)
 
 
 class _Vjp(torch.autograd.Function):
     """The first derivative as a Function of its own: torch's ``once_differentiable`` lets wrong second ones through."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, needs: tuple[bool, ...], cotangent: Tensor, *inputs: Tensor) -> tuple:
+    def forward(ctx: Any, op: Op, needs: tuple[bool, ...], kept: Any, cotangent: Tensor, *inputs: Tensor) -> tuple:
         ctx.op = op
         plain = tuple(_plain(x) for x in inputs)
         cotangent = _plain(cotangent)
-        gradients = op.vjp(plain, cotangent, needs)
+        gradients = op.vjp_kept(kept, cotangent, needs) if op.keeps else op.vjp(plain, cotangent, needs)
         if len(gradients) != len(inputs):
             raise InputError(f"{op.name}: vjp returned {len(gradients)} gradients; accepted is one per input")
         owned: list[Tensor | None] = []

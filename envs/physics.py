@@ -45,6 +45,8 @@ class Physics(abc.ABC):
     """Derivative sources this backend offers, its default first."""
     accuracy: ClassVar[Mapping[str, float]] = {}
     """Derivative source to the relative error it makes by design, for sources that are approximations."""
+    residual_policies: ClassVar[tuple[str, ...]] = ("recompute",)
+    """What a backward pass may start from: ``recompute`` its forward, or ``keep`` the forward's residuals."""
     environment_dtype: ClassVar[torch.dtype] = torch.float32
     """Precision in which this backend serves as the real environment, unless another is asked for."""
 
@@ -55,13 +57,17 @@ class Physics(abc.ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         derivative: str | None = None,
+        residuals: str = "recompute",
     ) -> None:
         if derivative is not None and derivative not in self.derivatives:
             raise unknown_name(f"derivative source of backend {self.backend}", derivative, self.derivatives)
+        if residuals not in self.residual_policies:
+            raise unknown_name(f"residual policy of backend {self.backend}", residuals, self.residual_policies)
         self.task = task
         self.dtype = dtype
         self.device = indexed(device)
         self.derivative = derivative or self.derivatives[0]
+        self.residuals = residuals
 
     def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The state one ``task.dt`` later.
@@ -127,15 +133,16 @@ def make_physics(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     derivative: str | None = None,
+    residuals: str = "recompute",
 ) -> Physics:
     """The physics of ``task`` in the named backend, by default the task's first.
 
     Raises:
-        InputError: the task has no such backend, or the backend no such derivative source.
+        InputError: the task has no such backend, or the backend no such derivative source or residual policy.
         MissingExtra: the backend's package is not installed.
     """
     if backend is None:
         backend = backends_of(task)[0]
     if backend not in backends_of(task):
         raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-    return load(BACKENDS[backend])(task, dtype=dtype, device=device, derivative=derivative)
+    return load(BACKENDS[backend])(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)

@@ -201,6 +201,8 @@ class TrainConfig:
     """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``); None is its first."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
+    residuals: str = "recompute"
+    """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values (jax, mjx)."""
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
     reward: str = "task"
@@ -368,6 +370,8 @@ def validate(config: TrainConfig) -> None:
         raise InputError(
             f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
         )
+    if config.residuals not in ("recompute", "keep"):
+        raise unknown_name("residuals", config.residuals, ("recompute", "keep"))
     if config.reward not in ("task", "learned"):
         raise unknown_name("reward", config.reward, ("task", "learned"))
     method, hyper = METHODS[config.method], config.hyper

@@ -95,8 +95,8 @@ class Trainer:
         self.env_step = 0
         self.env.reset()
 
-    def _physics(self, backend: str | None, derivative: str | None = None, dtype: torch.dtype | None = None) -> Physics:
-        return make_physics(self.task, backend, dtype=dtype or self.dtype, device=self.device, derivative=derivative)
+    def _physics(self, backend: str | None, *, dtype: torch.dtype | None = None, **source: Any) -> Physics:
+        return make_physics(self.task, backend, dtype=dtype or self.dtype, device=self.device, **source)
 
     def _make_dynamics(self) -> Dynamics:
         """What ``config.dynamics`` names; creates the ensemble if it takes part."""
@@ -108,7 +108,8 @@ class Trainer:
             self.ensemble = GaussianEnsemble(self.task.obs_dim, self.task.action_dim, self.hyper, self.streams)
             learned = LearnedDynamics(self.ensemble)
         if name != "learned":
-            oracle = OracleDynamics(self._physics(self.config.backend, self.config.derivative))
+            derivative, residuals = self.config.derivative, self.config.residuals
+            oracle = OracleDynamics(self._physics(self.config.backend, derivative=derivative, residuals=residuals))
         if learned and oracle:
             pair = (learned, oracle) if name == "hybrid-oracle-gradients" else (oracle, learned)
             return HybridDynamics(values=pair[0], jacobians=pair[1])

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.jax import check_device, from_jax, load_jax
+from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, load
@@ -21,15 +21,17 @@ class JaxPhysics(Physics):
     ``step`` is a pure, jittable JAX function of one environment; it gets the action within [-1, 1] and scales it. It
     is batched with ``vmap`` and compiled once per number of environments (and once more for the gradient).
 
-    Derivative sources: ``vjp`` reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences.
+    Derivative sources: ``vjp`` reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences. Residuals can
+    be kept of ``vjp``.
 
     Raises:
-        InputError: JAX does not see the device.
+        InputError: JAX does not see the device, or residuals are to be kept of another source than ``vjp``.
         MissingExtra: jax is not installed.
     """
 
     backend = "jax"
     derivatives = ("vjp", "jvp", "fd")
+    residual_policies = RESIDUALS
 
     def __init__(
         self,
@@ -38,18 +40,21 @@ class JaxPhysics(Physics):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         derivative: str | None = None,
+        residuals: str = "recompute",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         jax = load_jax()
         check_device(self.device, str(self))
         step: Any = load(task.physics["jax"])(task)
-        self._op = _differentiated(jax.vmap(step), self.derivative, str(self))
+        self._op = _differentiated(jax.vmap(step), self.derivative, residuals, str(self))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         return self._op(state, action)
 
 
-def _differentiated(step: Any, derivative: str, name: str) -> Op:
+def _differentiated(step: Any, derivative: str, residuals: str, name: str) -> Op:
     if derivative == "fd":
+        if residuals == "keep":
+            raise no_residuals(name, derivative)
         return FiniteDifference(from_jax(step, name=name).forward, name=name)
-    return from_jax(step, derivative=derivative, name=name)
+    return from_jax(step, derivative=derivative, residuals=residuals, name=name)

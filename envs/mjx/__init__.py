@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.bridges.errors import InputError, missing_extra
-from mage_diffsim.bridges.jax import check_device, from_jax, load_jax
+from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
@@ -36,17 +36,19 @@ class MjxPhysics(Physics):
     is kept on disk (see :func:`keep_compilations`). Physics of equal models share what was compiled in a process.
 
     Derivative sources: ``implicit`` reverse mode, with the implicit function theorem at the solver's solution; ``jvp``
-    forward mode by columns through the solver's iterations.
+    forward mode by columns through the solver's iterations. Residuals can be kept of ``implicit``.
 
     Raises:
         InputError: MJX does not support the model, or steps it wrongly or too slowly; the message names what and
-            offers backend mujoco. JAX does not see the device, or the dtype is not float32 or float64.
+            offers backend mujoco. JAX does not see the device, the dtype is not float32 or float64, or residuals are
+            to be kept of ``jvp``.
         MissingExtra: jax or mujoco-mjx is not installed.
         ImportError: the installed mujoco-mjx lacks a private name that is used here.
     """
 
     backend = "mjx"
     derivatives = ("implicit", "jvp")
+    residual_policies = RESIDUALS
 
     def __init__(
         self,
@@ -55,8 +57,9 @@ class MjxPhysics(Physics):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         derivative: str | None = None,
+        residuals: str = "recompute",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
         load_mujoco()
@@ -65,7 +68,7 @@ class MjxPhysics(Physics):
         check_device(self.device, str(self))
         keep_compilations()
         self.simulation: Simulation = load(task.physics["mjx"])(task)
-        self._op = _shared_op(self.simulation, self.derivative)
+        self._op = _shared_op(self.simulation, self.derivative, residuals)
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]
@@ -112,16 +115,17 @@ _ops: dict[tuple[Any, ...], Op] = {}
 _ops_lock = threading.Lock()
 
 
-def _shared_op(simulation: Simulation, derivative: str) -> Op:
+def _shared_op(simulation: Simulation, derivative: str, residuals: str) -> Op:
     """The operation of an equal model, as JAX compiles anew for every function object.
 
     Raises:
         InputError: the model is not supported.
     """
-    key = (simulation.name, _digest(simulation.model), simulation.frame_skip, simulation.readouts, derivative)
+    model = (simulation.name, _digest(simulation.model), simulation.frame_skip, simulation.readouts)
+    key = (*model, derivative, residuals)
     with _ops_lock:
         if key not in _ops:
-            _ops[key] = _CompilingOp(simulation, derivative)
+            _ops[key] = _CompilingOp(simulation, derivative, residuals)
         return _ops[key]
 
 
@@ -137,14 +141,16 @@ def _digest(model: Any) -> str:
 class _CompilingOp(Op):
     """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``; says when it compiles."""
 
-    def __init__(self, simulation: Simulation, derivative: str) -> None:
+    def __init__(self, simulation: Simulation, derivative: str, residuals: str) -> None:
         self.name = f"MJX {simulation.name}"
         self._derivative = derivative
         self._op = from_jax(
             _load_step().checked_step(simulation, implicit=derivative == "implicit"),
             derivative="vjp" if derivative == "implicit" else "jvp",
+            residuals=residuals,
             name=self.name,
         )
+        self.keeps = self._op.keeps
         self._compiled: set[tuple[Any, ...]] = set()
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -156,6 +162,18 @@ class _CompilingOp(Op):
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         self._announce(f"{self._derivative} derivative", inputs, needs)
         return self._op.vjp(inputs, cotangent, needs)
+
+    def forward_keeping(
+        self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."], Any]:
+        self._announce("forward with residuals", inputs, needs)
+        return self._op.forward_keeping(inputs, needs)
+
+    def vjp_kept(
+        self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        self._announce(f"{self._derivative} derivative from residuals", (cotangent,), needs)
+        return self._op.vjp_kept(kept, cotangent, needs)
 
     def _announce(self, what: str, inputs: tuple[Tensor, ...], needs: tuple[bool, ...] = ()) -> None:
         rows, device = len(inputs[0]), inputs[0].device

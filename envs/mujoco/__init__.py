@@ -51,9 +51,10 @@ class MujocoPhysics(Physics):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         derivative: str | None = None,
+        residuals: str = "recompute",
         converged: bool = False,
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         load_mujoco()
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")

@@ -39,8 +39,9 @@ class WarpPhysics(Physics):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         derivative: str | None = None,
+        residuals: str = "recompute",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         warp = load_warp()
         if self.device.type == "cuda" and not warp.is_cuda_available():
             raise InputError(

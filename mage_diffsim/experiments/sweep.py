@@ -366,4 +366,5 @@ def _train(config: TrainConfig, run_dir: Path, send: Callable[[str, Any], None])
 
 
 def _probe(config: TrainConfig, send: Callable[[str, Any], None]) -> None:
-    make_physics(make_task(config.task), config.backend, device=config.device, derivative=config.derivative)
+    source = {"derivative": config.derivative, "residuals": config.residuals}
+    make_physics(make_task(config.task), config.backend, device=config.device, **source)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mage_diffsim.bridges import ColumnsOp, FiniteDifference, Op, from_jax, from_warp
 
-KINDS = ("plain", "jax-vjp", "jax-jvp", "warp", "columns", "fd")
+KINDS = ("plain", "jax-vjp", "jax-keep", "jax-jvp", "warp", "columns", "fd")
 EXACT = tuple(kind for kind in KINDS if kind != "fd")
 
 
@@ -38,11 +38,10 @@ class PlainOp(Op):
         return by_x if needs[0] else None, by_u if needs[1] else None
 
 
-def _jax(derivative: str) -> Op:
+def _jax(kind: str) -> Op:
     jnp = pytest.importorskip("jax").numpy
-    return from_jax(
-        lambda x, u: jnp.sin(x) * jnp.exp(u[:, :1]) + x**2 * u[:, 1:], derivative=derivative, name=f"jax-{derivative}"
-    )
+    source = {"residuals": "keep"} if kind == "jax-keep" else {"derivative": kind.removeprefix("jax-")}
+    return from_jax(lambda x, u: jnp.sin(x) * jnp.exp(u[:, :1]) + x**2 * u[:, 1:], **source, name=kind)
 
 
 def _warp(dtype: torch.dtype) -> Op:
@@ -81,7 +80,7 @@ def build(kind: str, dtype: torch.dtype = torch.float64) -> Op:
     if kind == "plain":
         return PlainOp()
     if kind.startswith("jax"):
-        return _jax(kind.removeprefix("jax-"))
+        return _jax(kind)
     if kind == "warp":
         return _warp(dtype)
     if kind == "columns":

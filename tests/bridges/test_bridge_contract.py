@@ -34,7 +34,7 @@ def test_values_and_gradients_equal_autograd(op, truth, inputs, close):
         assert close(ours, autograd)
 
 
-@pytest.mark.parametrize("kind", ["jax-vjp", "jax-jvp", "warp"])
+@pytest.mark.parametrize("kind", ["jax-vjp", "jax-keep", "jax-jvp", "warp"])
 def test_float32_stays_float32(kind, make_op, truth, inputs):
     op = make_op(kind, torch.float32)
     single = leaves(*(x.float() for x in inputs))
@@ -177,14 +177,16 @@ def test_backward_from_another_thread(op, truth, inputs, close):
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_an_input_that_needs_no_gradient_gets_none(op, inputs, wanted, monkeypatch):
     asked: list[tuple[bool, ...]] = []
-    original = type(op).vjp
+    method = "vjp_kept" if op.keeps else "vjp"
+    original = getattr(type(op), method)
 
-    def spy(self, inputs, cotangent, needs):
-        gradients = original(self, inputs, cotangent, needs)
+    def spy(self, *arguments):
+        *_, needs = arguments
+        gradients = original(self, *arguments)
         asked.append((needs, tuple(g is None for g in gradients)))
         return gradients
 
-    monkeypatch.setattr(type(op), "vjp", spy)
+    monkeypatch.setattr(type(op), method, spy)
     mixed = [x.detach() for x in inputs]
     mixed[wanted].requires_grad_()
     op(*mixed).sum().backward()
@@ -295,7 +297,7 @@ LEAK = 10e6
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("kind", ["jax-vjp", "warp"])
+@pytest.mark.parametrize("kind", ["jax-vjp", "jax-keep", "warp"])
 def test_memory_is_flat_over_5000_calls(kind, make_op):
     op = make_op(kind)
     x = torch.randn(256, 3, dtype=torch.float64)

@@ -177,9 +177,35 @@ def test_angles_are_not_wrapped():
     torch.testing.assert_close(moved, far - near, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("derivative", ["vjp", "jvp", "fd"])
-def test_no_compilation_after_the_first_step_at_a_batch_size(derivative):
-    physics = make_physics(make_task("Pendulum"), "jax", derivative=derivative)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_kept_residuals_give_the_gradient_of_recomputing(task, dtype):
+    inputs = samples(task, dtype)
+    kept, recomputed = (
+        values_and_gradients(make_physics(task, "jax", dtype=dtype, residuals=residuals), *inputs)
+        for residuals in ("keep", "recompute")
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for a, b in zip(kept, recomputed, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "fd"])
+def test_residuals_of_columns_are_refused(derivative):
+    with pytest.raises(InputError, match=f"residuals 'keep' were asked for, and derivative '{derivative}' is taken by"):
+        JaxPhysics(make_task("Pendulum"), derivative=derivative, residuals="keep")
+
+
+@pytest.mark.parametrize("backend", ["torch", "warp"])
+def test_residuals_of_other_backends_are_refused(backend):
+    with pytest.raises(InputError, match=f"unknown residual policy of backend {backend} 'keep': choose one of recomp"):
+        make_physics(make_task("Pendulum"), backend, residuals="keep")
+
+
+@pytest.mark.parametrize(
+    ("derivative", "residuals"), [("vjp", "recompute"), ("vjp", "keep"), ("jvp", "recompute"), ("fd", "recompute")]
+)
+def test_no_compilation_after_the_first_step_at_a_batch_size(derivative, residuals):
+    physics = make_physics(make_task("Pendulum"), "jax", derivative=derivative, residuals=residuals)
 
     def step():
         action = torch.zeros(16, 1, requires_grad=True)

@@ -21,6 +21,7 @@ from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosit
 from mage_diffsim.envs.mujoco.task import MujocoTask  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah  # noqa: E402
+from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum  # noqa: E402
 
 N = 32
 """Environments of every compiled step here, as each number of them is compiled anew."""
@@ -257,6 +258,36 @@ def test_stock_reverse_mode_through_a_converging_solver_raises():
     moving, control = jax.numpy.zeros((1, simulation.nq + simulation.nv)), jax.numpy.zeros((1, 1))
     with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax.while_loop"):
         jax.eval_shape(lambda m, c: jax.vjp(step, m, c)[1](m), moving, control)
+
+
+def test_kept_residuals_give_the_gradient_of_recomputing(caplog):
+    task = InvertedPendulum()
+    generator = torch.Generator().manual_seed(0)
+    state = task.reset(N, generator).double()
+    action = torch.rand(N, task.action_dim, dtype=torch.float64, generator=generator).requires_grad_()
+    cotangent = torch.randn(N, task.state_dim, dtype=torch.float64, generator=generator)
+    found = []
+    with caplog.at_level(logging.INFO, logger="mage_diffsim"):
+        for residuals in ("recompute", "keep", "keep"):
+            physics = make_physics(task, "mjx", dtype=torch.float64, residuals=residuals)
+            y = physics.step(state, action)
+            found.append((y.detach(), *torch.autograd.grad(y, action, cotangent, retain_graph=True)))
+    assert torch.equal(torch.autograd.grad(y, action, cotangent)[0], found[-1][1])
+    for kept in found[1:]:
+        for a, b in zip(kept, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    h = 1e-6
+    ends = [physics.step(state, action.detach() + step) for step in (h, -h)]
+    central = ((ends[0] - ends[1]) * cotangent).sum(-1, keepdim=True) / (2.0 * h)
+    torch.testing.assert_close(found[-1][1], central, rtol=1e-6, atol=1e-6 * central.abs().max().item())
+    messages = [r.getMessage() for r in caplog.records]
+    assert sum("(forward with residuals, batch" in m for m in messages) == 1, "compiled once, for both physics"
+    assert sum("(implicit derivative from residuals, batch" in m for m in messages) == 1
+
+
+def test_residuals_of_forward_mode_are_refused():
+    with pytest.raises(InputError, match="residuals 'keep' were asked for, and derivative 'jvp' is taken by columns"):
+        make_physics(Fluid(), "mjx", derivative="jvp", residuals="keep")
 
 
 def test_float32_is_close():

@@ -112,6 +112,11 @@ REFUSED = {
     "backend": ("train --dynamics oracle --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
     "unused backend": ("train --backend foo", "unknown backend of task Pendulum 'foo': choose one of .*torch.*"),
     "derivative": ("train --derivative foo", "unknown derivative source of backend torch 'foo': choose .* autograd"),
+    "residuals": ("train --residuals foo", "unknown residuals 'foo': choose one of keep, recompute"),
+    "residuals of torch": (
+        "train --residuals keep",
+        "unknown residual policy of backend torch 'keep': choose one of recompute",
+    ),
     "device name": ("train --device foo", "unknown device 'foo': choose cpu, cuda or cuda:N"),
     "device index": ("train --device cuda:99", r"device 'cuda:99' was asked for and torch sees \d+ CUDA devices: .*"),
     "device kind": ("train --device mps", "device 'mps' is not supported: choose cpu, cuda or cuda:N"),

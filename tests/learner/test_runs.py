@@ -275,6 +275,13 @@ def test_an_unknown_field_is_refused(data):
         TrainConfig.from_dict(data)
 
 
+def test_the_oracle_alone_keeps_residuals():
+    pytest.importorskip("jax")
+    trainer = Trainer(make_config(dynamics="oracle", backend="jax", residuals="keep", steps=1))
+    oracle = trainer.agent.dynamics.physics
+    assert (oracle.backend, oracle.residuals, trainer.physics.residuals) == ("jax", "keep", "recompute")
+
+
 def test_a_refused_training_writes_nothing(task, tmp_path):
     with pytest.raises(InputError, match="choose one of"):
         train(tiny(task, dynamics="oracle", backend="torsh"), tmp_path / "run")
