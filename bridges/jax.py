@@ -79,8 +79,9 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
     else:
         with _current_device(x):
             array = jax.dlpack.from_dlpack(x.detach())
-    if array.dtype.name != str(x.dtype).removeprefix("torch."):
-        raise InputError(f"a {x.dtype} tensor would reach JAX as {array.dtype}: leave jax_enable_x64 on")
+    if array.dtype.itemsize != x.itemsize or (x.itemsize == 8 and not jax.config.jax_enable_x64):
+        single = str(x.dtype).removeprefix("torch.").replace("64", "32")
+        raise InputError(f"a {x.dtype} tensor would reach JAX as {single}: leave jax_enable_x64 on")
     return array
 
 

@@ -139,7 +139,28 @@ class _Forward(torch.autograd.Function):
         inputs = ctx.saved_tensors
         if cotangent is None:
             return (None,) * (2 + len(inputs))
-        return None, None, *_Vjp.apply(ctx.op, ctx.needs_input_grad[2:], ctx.kept, cotangent, *inputs)
+        arguments = (ctx.op, ctx.needs_input_grad[2:], ctx.kept, cotangent, *inputs)
+        # Only with create_graph can anyone ask for a second derivative.
+        return None, None, *(_Vjp.apply if torch.is_grad_enabled() else _pull_back)(*arguments)
+
+
+def _pull_back(
+    op: Op, needs: tuple[bool, ...], kept: Any, cotangent: Tensor, *inputs: Tensor
+) -> tuple[Tensor | None, ...]:
+    plain = tuple(_plain(x) for x in inputs)
+    cotangent = _plain(cotangent)
+    gradients = op.vjp_kept(kept, cotangent, needs) if op.keeps else op.vjp(plain, cotangent, needs)
+    if len(gradients) != len(inputs):
+        raise InputError(f"{op.name}: vjp returned {len(gradients)} gradients; accepted is one per input")
+    owned: list[Tensor | None] = []
+    for index, (gradient, x, needed) in enumerate(zip(gradients, plain, needs, strict=True)):
+        if not needed:
+            owned.append(None)
+            continue
+        gradient = _check_result(op, f"gradient of input {index}", gradient, like=x, shape=x.shape)
+        taken = [g for g in owned if g is not None]
+        owned.append(_own_memory(gradient, (*plain, cotangent, *taken)))
+    return tuple(owned)
 
 
 class _Vjp(torch.autograd.Function):
@@ -148,20 +169,7 @@ class _Vjp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Op, needs: tuple[bool, ...], kept: Any, cotangent: Tensor, *inputs: Tensor) -> tuple:
         ctx.op = op
-        plain = tuple(_plain(x) for x in inputs)
-        cotangent = _plain(cotangent)
-        gradients = op.vjp_kept(kept, cotangent, needs) if op.keeps else op.vjp(plain, cotangent, needs)
-        if len(gradients) != len(inputs):
-            raise InputError(f"{op.name}: vjp returned {len(gradients)} gradients; accepted is one per input")
-        owned: list[Tensor | None] = []
-        for index, (gradient, x, needed) in enumerate(zip(gradients, plain, needs, strict=True)):
-            if not needed:
-                owned.append(None)
-                continue
-            gradient = _check_result(op, f"gradient of input {index}", gradient, like=x, shape=x.shape)
-            taken = [g for g in owned if g is not None]
-            owned.append(_own_memory(gradient, (*plain, cotangent, *taken)))
-        return tuple(owned)
+        return _pull_back(op, needs, kept, cotangent, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
