@@ -146,6 +146,12 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
     console = Console(quiet=options.quiet)
     if options.quiet:
         logging.getLogger("mage_diffsim").setLevel(logging.WARNING)
+    warmup = config.hyper.warmup_steps
+    if config.steps < warmup:
+        text = (
+            f"note: nothing is learned in {config.steps} steps, as the first {warmup} are the warm-up (--warmup-steps)"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
     sinks: list[Callable[[int, list[dict[str, Any]]], None]] = []
     try:
         with contextlib.ExitStack() as stack:

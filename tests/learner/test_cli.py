@@ -104,6 +104,9 @@ REFUSED = {
     "warm-up": ("train --warmup-steps -5", "warmup_steps is -5; accepted is 1 or more"),
     "too many steps": ("train --steps 10000000000000", "steps is 10{13}, .* does not fit into the memory of cpu; .*"),
     "learning rate": ("train --learning-rate nan", "learning_rate is nan; accepted is 0.0 or more"),
+    "compile": ("train --compile maybe", "unknown compile 'maybe': choose one of off, on"),
+    "graphs on a CPU": ("train --graphs on", "graphs is 'on', which needs a CUDA device, and device is 'cpu': .*"),
+    "environment": ("train --environment foo", "unknown backend of task .* 'foo': choose one of .*"),
     "no units": ("train --actor-hidden 0", r"actor_hidden is \(0,\); accepted is 1 or more"),
     "clip": ("train --clip-value -1", "clip_value is -1.0; accepted is 1e-12 or more"),
     "noise": ("train --target-noise -1", "target_noise is -1.0; accepted is 0.0 or more"),
@@ -598,3 +601,12 @@ def test_a_long_silence_gets_a_sign_of_life(monkeypatch):
 def test_summary_leaves_out_what_a_method_does_not_have():
     assert summary([{"return_mean": 1.0}]) == "return 1.0"
     assert summary([{"return_mean": 1.0}, {"return_mean": 3.0}]) == "return 2.0 (2 runs: 1.0 to 3.0)"
+
+
+def test_a_training_shorter_than_its_warm_up_says_so(tmp_path, capsys):
+    def note(steps: int) -> bool:
+        tiny = ("--preset", "cpu", "--warmup-steps", 5, "--eval-episodes", 1, "--gradient-episodes", 0)
+        assert run("train", *tiny, "--steps", steps, "--out", tmp_path / str(steps)) == 0
+        return "note: nothing is learned in 4 steps, as the first 5 are the warm-up" in capsys.readouterr().out
+
+    assert note(4) and not note(5)
