@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -169,6 +170,8 @@ class Options:
         for flag, value, least in numbers:
             if value < least:
                 raise InputError(f"--{flag} is {value}; accepted is {least} or more")
+        if self.soak is not None and self.sweep:
+            raise InputError("--soak and --sweep are two measurements: give one of them")
         torch_device(self.device)
 
 
@@ -676,12 +679,17 @@ def run_soak(options: Options, states: int) -> int:
         names = [source.name for _, source in sources]
         display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, states))
         for subject, source in sources:
-            cell = cells / f"{source.name}_{states}_{options.seed}.json"
+            cell = cells / f"{source.name}_{states}_{options.seed}_{versions().get('commit', '')}.json"
             display.start(source.name)
             if cell.exists():
                 row = json.loads(cell.read_text())
             else:
-                row = _soak_one(subject, source, states, options.seed, display)
+                try:
+                    row = _soak_one(subject, source, states, options.seed, display)
+                except Exception as error:  # hours of other results must not depend on one source
+                    message = " ".join(str(error).split())
+                    row = dict.fromkeys(SOAK_FIELDS) | {"task": source.task, "backend": source.backend}
+                    row["status"] = f"failed: {type(error).__name__}: {message}"
                 if row["status"] == "ok":
                     write_atomically(cell, json.dumps(row))  # the next source may take an hour
             rows.append(row)
@@ -703,7 +711,7 @@ def run_soak(options: Options, states: int) -> int:
     ]
     parts = [("Values and gradients that are not finite", header, table)]
     _write_summary(options.folder / "soak.md", "Soak", parts, list(dict.fromkeys(sentences)))
-    return int(bad > 0)
+    return int(bad > 0 or not ok or any(r["status"].startswith("failed") for r in rows))
 
 
 def _soak_one(subject: Subject, source: Source, states: int, seed: int, display: Display) -> dict[str, Any]:

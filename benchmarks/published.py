@@ -34,7 +34,7 @@ def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
     modules: list[nn.Module] = []
     offset = 0
     for i, o in itertools.pairwise(sizes):
-        linear = nn.Linear(i, o, dtype=flat.dtype)
+        linear = nn.Linear(i, o, dtype=flat.dtype, device=flat.device)
         with torch.no_grad():
             linear.weight.copy_(flat[offset : offset + i * o].view(i, o).T)
             linear.bias.copy_(flat[offset + i * o : offset + i * o + o])
@@ -115,7 +115,7 @@ class PublishedUpdate:
         )
         mean, raw = self.model(x.expand(ensemble.members, *x.shape)).chunk(2, dim=-1)
         log_var = hyper.log_var_low + (hyper.log_var_high - hyper.log_var_low) * torch.sigmoid(raw)
-        rows = torch.arange(len(obs))
+        rows = torch.arange(len(obs), device=obs.device)
         mean, log_var = mean[draws.member, rows], log_var[draws.member, rows]
         delta = mean + (0.5 * log_var).exp() * draws.imagine
         return obs + delta * ensemble.delta.std[0] + ensemble.delta.mean[0]

@@ -7,8 +7,9 @@
 
 ``published`` is the published formulation (benchmarks/published.py) in the same process: undetached, all ensemble
 members, losses read back after every update. Variants of one group are called in turn, so that drift of the machine
-hits all of them; a ratio is the median over rounds. Results are checked before they are timed: critic gradients and
-model losses against the published formulation, compiled parameters against eager ones, derivatives for finiteness.
+hits all of them; a ratio is the median over rounds. Nothing is printed whose results are wrong: critic gradients and
+model losses are compared with the published formulation, compiled updates with eager ones, one of several runs with
+that run alone, gradients of bridges with closed forms, pull-backs of physics with their Jacobians.
 Writes throughput.csv, summary.md and a figure per section.
 """
 
@@ -22,7 +23,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -36,7 +37,6 @@ from mage_diffsim.bridges import from_jax, from_warp
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.bridges.jax import load_jax
 from mage_diffsim.bridges.warp import kernel, load_warp
-from mage_diffsim.buffer import Batch
 from mage_diffsim.config import METHODS, make_config
 from mage_diffsim.doctor import versions
 from mage_diffsim.dynamics import OracleDynamics
@@ -47,7 +47,7 @@ from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.figures import DASHES, PALETTE, write_png
 from mage_diffsim.experiments.quality import jacobian_of
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
-from mage_diffsim.experiments.timing import Times, interleaved
+from mage_diffsim.experiments.timing import Times, interleaved, percentile
 from mage_diffsim.runs import write_atomically
 from mage_diffsim.training import Trainer, torch_device
 
@@ -56,6 +56,8 @@ STEPS = 300
 """Environment steps of a warm trainer: transitions in its buffer."""
 CALLS = 5000
 """Calls of a bridge over which memory is watched."""
+LEAK_MIB = 32.0
+"""More growth than this over them is a leak; an allocator's own comings and goings stay below."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Row:
     peak_mib: float
     """CUDA: memory at the peak of a call. CPU: largest resident size of the process so far."""
     check: str
-    """What was verified before timing."""
+    """What was verified of the results that were timed."""
 
 
 FIELDS = tuple(Row.__dataclass_fields__)
@@ -229,18 +231,8 @@ def measure_learner(options: Options) -> Iterator[Row]:
         # Trainers of one seed start with equal parameters and have seen the same transitions.
         forms = {name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options).items()}
         eager = forms["eager"]
-        size, members = eager.hyper.batch_size, eager.hyper.ensemble_members
-        member = torch.arange(size, device=device) // (size // members)
-        drawn = eager.agent.draw(updates, eager.buffer.size)
-        batches = [eager.buffer.gather(draws.index) for draws in drawn]
-        published = PublishedUpdate(eager)
-        theirs = [PublishedDraws(member, d.imagine[0], d.target[0]) for d in drawn if d.imagine is not None]
-        error = gradient_error(published, eager, batches[0], drawn[0], theirs[0])
-
-        def run_published(published=published, batches=batches, theirs=theirs) -> None:
-            for batch, draws in zip(batches, theirs, strict=True):
-                published.update(batch.obs[0], batch.state[0], draws)
-
+        size, drawn = eager.hyper.batch_size, eager.agent.draw(updates, eager.buffer.size)
+        run_published, error = published_updates(eager, drawn)
         functions: dict[str, Callable[[], object]] = {"published": run_published}
         functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in forms.items()}
         found = interleaved(functions, rounds, device)
@@ -259,20 +251,28 @@ def measure_learner(options: Options) -> Iterator[Row]:
             yield from measure_run_axis(options, task, method, updates)
 
 
-def gradient_error(
-    published: PublishedUpdate, trainer: Trainer, batch: Batch, draws: Draws, theirs: PublishedDraws
-) -> float:
-    """Relative difference of the critic gradients.
+def published_updates(trainer: Trainer, drawn: Sequence[Draws]) -> tuple[Callable[[], None], float]:
+    """The published updates on these draws, and the relative difference of the first one's critic gradient to ours.
 
     Raises:
         Failed: it is large.
     """
-    expected = published.critic_gradient(batch.obs[0], batch.state[0], theirs)
-    _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, draws), draws)
+    size, members = trainer.hyper.batch_size, trainer.hyper.ensemble_members
+    member = torch.arange(size, device=trainer.device) // (size // members)
+    batches = [trainer.buffer.gather(draws.index) for draws in drawn]
+    theirs = [PublishedDraws(member, d.imagine[0], d.target[0]) for d in drawn if d.imagine is not None]
+    published, batch = PublishedUpdate(trainer), batches[0]
+    expected = published.critic_gradient(batch.obs[0], batch.state[0], theirs[0])
+    _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, drawn[0]), drawn[0])
     error = float((gradient[0] - expected).norm() / expected.norm())
     if not error < 1e-3:
         raise Failed(f"the critic gradients differ by {error:.1e}; a timing would mean nothing")
-    return error
+
+    def run() -> None:
+        for batch, draws in zip(batches, theirs, strict=True):
+            published.update(batch.obs[0], batch.state[0], draws)
+
+    return run, error
 
 
 def measure_run_axis(options: Options, task: str, method: str, updates: int) -> Iterator[Row]:
@@ -282,16 +282,20 @@ def measure_run_axis(options: Options, task: str, method: str, updates: int) -> 
         return
     for name, settings in variants_of(options).items():
         functions: dict[str, Callable[[], object]] = {}
-        size = 0
-        for count in counts:
-            trainer = options.trainer(task, method=method, seeds=tuple(range(count)), **settings)
-            drawn, size = trainer.agent.draw(updates, trainer.buffer.size), trainer.hyper.batch_size
+        trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
+        for count, trainer in trainers.items():
+            drawn = trainer.agent.draw(updates, trainer.buffer.size)
             functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
         found = interleaved(functions, options.rounds(task), torch_device(options.device))
+        apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())
+        if not apart <= 1e-5:
+            raise Failed(f"{task} {method}: the first of several runs is {apart:.1e} from that run alone")
+        size = trainers[1].hyper.batch_size
         for count in counts:
             alone = found["1"]._replace(rounds=tuple(x * count for x in found["1"].rounds))
             yield row("learner", f"{task} {method}, run axis", name, found[str(count)], unit="update", runs=count,
-                      size=size, calls=updates, count=count, against=(f"{count} x 1 run", alone))  # fmt: skip
+                      size=size, calls=updates, count=count, against=(f"{count} x 1 run", alone),
+                      check=f"first run {apart:.0e} from it alone")  # fmt: skip
 
 
 # --- model training --------------------------------------------------------------------------------------------------
@@ -304,16 +308,9 @@ def measure_model(options: Options) -> Iterator[Row]:
         forms = {name: options.trainer(task, **settings) for name, settings in variants_of(options).items()}
         eager = forms["eager"]
         assert eager.ensemble is not None
-        members, size = eager.hyper.ensemble_members, eager.hyper.model_batch_size
-        index = eager.streams.integers("model", eager.buffer.size, members, size)
-        batch = eager.buffer.gather(index)
-        rows = [x[0].view(members, size, -1) for x in (batch.obs, batch.action, batch.next_obs)]
-        published = PublishedModelTraining(eager)
+        size = eager.hyper.model_batch_size
         losses: dict[str, float] = {}
-
-        def run_published(published=published, rows=rows, losses=losses) -> None:
-            for _ in range(calls):
-                losses["published"] = published.update(*rows)
+        run_published, index = published_batches(eager, losses, calls)
 
         def run_ours(name: str, trainer: Trainer, index=index, losses=losses) -> None:
             for _ in range(calls):
@@ -332,45 +329,72 @@ def measure_model(options: Options) -> Iterator[Row]:
                       check=f"losses {apart:.0e} apart")  # fmt: skip
 
 
+def published_batches(
+    trainer: Trainer, losses: dict[str, float] | None = None, calls: int = 2
+) -> tuple[Callable[[], None], torch.Tensor]:
+    """Published steps of the model on one batch, whose loss goes into ``losses``; and the batch's indices."""
+    assert trainer.ensemble is not None
+    members, size = trainer.hyper.ensemble_members, trainer.hyper.model_batch_size
+    index = trainer.streams.integers("model", trainer.buffer.size, members, size)
+    batch = trainer.buffer.gather(index)
+    rows = [x[0].view(members, size, -1) for x in (batch.obs, batch.action, batch.next_obs)]
+    published, kept = PublishedModelTraining(trainer), {} if losses is None else losses
+
+    def run() -> None:
+        for _ in range(calls):
+            kept["published"] = published.update(*rows)
+
+    return run, index
+
+
 # --- the whole loop --------------------------------------------------------------------------------------------------
 
 
-def measure_loop(options: Options, before: Sequence[Row]) -> Iterator[Row]:
+def measure_loop(options: Options) -> Iterator[Row]:
     """Algorithm 2 per environment step, over one period of model training; the published loop is a sum.
 
-    That sum is of the published update's and model batch's medians, times how many an environment step has. Collection,
+    That sum is of the published updates and model batches that a step has, timed in the same rounds. Collection,
     normalisation and logging of the published loop are counted as nothing.
+
+    Raises:
+        InputError: the preset trains models by whole epochs, whose number of batches grows with the buffer.
     """
     device = torch_device(options.device)
     for task in options.task_names():
-        wanted = {"learner": f"{task} mage-td3", "model": task}
-        published = {r.section: r.median_ms for r in before if r.variant == "published" and
-                     r.subject == wanted[r.section]}  # fmt: skip
         hyper = make_config(task, preset=options.preset).hyper
-        period, rounds = hyper.model_every, max(1, min(3, options.rounds(task) // 4))
-        trainers = []
-        for settings in variants_of(options).values():
-            steps = (4 + rounds) * period
-            config = make_config(
-                task, preset=options.preset, steps=steps, device=options.device, hyper={"warmup_steps": 2}, **settings
-            )
-            trainers.append(Trainer(config))
+        if hyper.model_epochs:
+            raise InputError(f"--preset {options.preset} trains by whole epochs: leave section loop out, or use paper")
+        period, rounds = hyper.model_every, max(3, min(5, options.rounds(task) // 2))
+        warm = options.trainer(task)
+        run_updates, error = published_updates(warm, warm.agent.draw(2, warm.buffer.size))
+        run_batches, _ = published_batches(warm)
+        functions: dict[str, Callable[[], object]] = {"updates": run_updates, "batches": run_batches}
+        trainers = {}
+        for name, settings in variants_of(options).items():
+            steps = (2 + rounds) * period
+            trainers[name] = Trainer(
+                make_config(task, preset=options.preset, steps=steps, device=options.device,
+                            hyper={"warmup_steps": 2}, **settings)
+            )  # fmt: skip
 
-        def run(trainer: Trainer, period: int = period) -> None:
-            for _ in range(period):
-                trainer.step()
+            def run(trainer: Trainer = trainers[name], period: int = period) -> None:
+                for _ in range(period):
+                    trainer.step()
 
-        functions = {name: lambda t=t, f=run: f(t) for name, t in zip(variants_of(options), trainers, strict=True)}
+            functions[name] = run
         found = interleaved(functions, rounds, device)
-        sum_ms = math.nan
-        if len(published) == 2:
-            batches = hyper.model_batches / period
-            sum_ms = hyper.updates_per_step * published["learner"] + batches * published["model"]
-            yield Row("loop", task, "published, sum", 1, 1, "env step", sum_ms, math.nan, 1e3 / sum_ms, math.nan, "",
-                      math.nan, math.nan, "not run: medians of update and batch")  # fmt: skip
-        for name, times in found.items():
-            mine = row("loop", task, name, times, unit="env step", size=1, calls=period)
-            yield replace(mine, ratio=sum_ms / mine.median_ms, against="published, sum" if published else "")
+        shares = hyper.updates_per_step / 2, hyper.model_batches / period / 2  # both were called twice
+        sums = [shares[0] * u + shares[1] * b for u, b in zip(found["updates"].rounds, found["batches"].rounds,
+                                                              strict=True)]  # fmt: skip
+        published = Times(percentile(sums, 0.5), percentile(sums, 0.95), 0.0, tuple(sums), math.nan)
+        yield row("loop", task, "published, sum", published, unit="env step", size=1,
+                  check=f"critic gradient {error:.0e}; a sum of updates and batches")  # fmt: skip
+        per_period = published._replace(rounds=tuple(period * x for x in sums))
+        apart = max(float((t.agent.critic - trainers["eager"].agent.critic).abs().max()) for t in trainers.values())
+        for name in trainers:
+            yield row("loop", task, name, found[name], unit="env step", size=1, calls=period,
+                      against=("published, sum", per_period),
+                      check=f"critics of the forms {apart:.0e} apart after {(2 + rounds) * period} steps")  # fmt: skip
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -464,12 +488,10 @@ def bridge_rows(
         yield row("bridges", name, variant, times, unit="call", size=ROWS, calls=100, against=against, check=check)
     bridge, pure, empty = (found[k] for k in ("bridge, forward + backward", "pure, forward + backward",
                                               "empty torch Function"))  # fmt: skip
-    overhead = Times(
-        bridge.median_s - pure.median_s, bridge.p95_s - pure.p95_s, 0.0,
-        tuple(b - p for b, p in zip(bridge.rounds, pure.rounds, strict=True)), bridge.peak_mib,
-    )  # fmt: skip
+    rounds_of_it = tuple(b - p for b, p in zip(bridge.rounds, pure.rounds, strict=True))
+    overhead = Times(percentile(rounds_of_it, 0.5), percentile(rounds_of_it, 0.95), 0.0, rounds_of_it, bridge.peak_mib)
     yield row("bridges", name, "overhead (bridge - pure)", overhead, unit="call", size=ROWS, calls=100,
-              against=("empty torch Function", empty), check="ratio below 1: slower than it")  # fmt: skip
+              against=("empty torch Function", empty), check=check)  # fmt: skip
 
 
 def resident_mib() -> float:
@@ -534,7 +556,9 @@ def measure_jax_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
         lambda event, seconds, **more: compilations.append(event) if "backend_compile" in event else None
     )
     grown = growth(functions["bridge, forward + backward"])
-    check = f"gradient {error:.0e}; {grown:+.1f} MiB and {len(compilations)} compilations over {2 * CALLS} calls"
+    if compilations or grown > LEAK_MIB:
+        raise Failed(f"the JAX bridge compiled {len(compilations)} times and grew by {grown:.1f} MiB in {CALLS} calls")
+    check = f"gradient {error:.0e}; {grown:+.1f} MiB and no compilation in {CALLS} calls"
     yield from bridge_rows("JAX", functions, options, x.device, check)
 
 
@@ -577,36 +601,44 @@ def measure_warp_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
     if not error < 1e-5:
         raise Failed(f"the gradient of the Warp bridge is off by {error:.1e}")
     grown = growth(functions["bridge, forward + backward"])
-    check = f"gradient {error:.0e}; {grown:+.1f} MiB over {2 * CALLS} calls"
+    if grown > LEAK_MIB:
+        raise Failed(f"the Warp bridge grew by {grown:.1f} MiB in {CALLS} calls")
+    check = f"gradient {error:.0e}; {grown:+.1f} MiB in {CALLS} calls"
     yield from bridge_rows("Warp", functions, options, x.device, check)
 
 
 # --- physics and oracles ---------------------------------------------------------------------------------------------
 
 
-def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[str, str]]:
-    """(backend, derivative source) of everything chosen that a task's oracle can be and is installed."""
+def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[str, str, str]]:
+    """(backend, derivative source, residual policy) of all that is chosen, installed and offered for a task."""
     for backend in backends_of(make_task(task)):
         if backend not in (options.backends or BACKENDS):
             continue
         try:
-            sources = load(BACKENDS[backend]).derivatives
+            kind = load(BACKENDS[backend])
             make_physics(make_task(task), backend)
         except (InputError, MissingExtra) as error:
             console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
             continue
-        for derivative in sources:
-            yield backend, derivative
+        for derivative, residuals in itertools.product(kind.derivatives, kind.residual_policies):
+            if residuals == "recompute" or derivative == kind.derivatives[0]:  # what goes by columns keeps nothing
+                yield backend, derivative, residuals
 
 
 def measure_physics(options: Options, console: Console) -> Iterator[Row]:
     """One step of N states: alone, with the pull-back to the action, with the whole action-Jacobian (float32)."""
     device = torch_device(options.device)
     for task in options.task_names():
-        for backend, derivative in sources_of(task, options, console):
-            physics = make_physics(make_task(task), backend, device=device, derivative=derivative)
+        for backend, derivative, residuals in sources_of(task, options, console):
+            physics = make_physics(make_task(task), backend, device=device, derivative=derivative, residuals=residuals)
             for n in options.batch_sizes():
                 yield from measure_one_physics(options, task, physics, n)
+
+
+def name_of(physics: Physics) -> str:
+    """Backend, derivative source and, if it is not the default, residual policy."""
+    return f"{physics.backend} {physics.derivative}" + (" keep" if physics.residuals == "keep" else "")
 
 
 def measure_one_physics(options: Options, task: str, physics: Physics, n: int) -> Iterator[Row]:
@@ -635,15 +667,15 @@ def measure_one_physics(options: Options, task: str, physics: Physics, n: int) -
         raise Failed(f"{physics}: states are not finite, or VJP and Jacobian are {apart:.1e} apart")
     for name, times in found.items():
         against = ("forward", found["forward"]) if name != "forward" else None
-        yield row("physics", f"{task} {name}", f"{physics.backend} {physics.derivative}", times, unit="batch", size=n,
+        yield row("physics", f"{task} {name}", name_of(physics), times, unit="batch", size=n,
                   count=n, against=against, check=f"finite; VJP and Jacobian {apart:.0e} apart")  # fmt: skip
 
 
 def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
     """One MAGE-TD3 update on every oracle, and the physics' share of it."""
     every = [(task, *source) for task in options.task_names() for source in sources_of(task, options, console)]
-    for task, backend, derivative in every:
-        trainer = options.trainer(task, dynamics="oracle", backend=backend, derivative=derivative)
+    for task, backend, derivative, residuals in every:
+        trainer = options.trainer(task, dynamics="oracle", backend=backend, derivative=derivative, residuals=residuals)
         agent, dynamics = trainer.agent, trainer.agent.dynamics
         assert isinstance(dynamics, OracleDynamics)
         physics = dynamics.physics
@@ -659,10 +691,12 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
             "its physics": step_and_pull_back,
         }
         found = interleaved(functions, options.rounds(task), torch_device(options.device))
-        masked = f"{int(agent.nonfinite.sum())} targets masked, {int(agent.diverged.sum())} runs diverged"
-        for name, times in found.items():
-            yield row("oracles", f"{task} {name}", f"{backend} {derivative}", times, unit=name.split()[-1],
-                      size=trainer.hyper.batch_size, calls=2 if name == "update" else 1, check=masked)  # fmt: skip
+        masked = int(agent.nonfinite.sum())
+        if agent.diverged.any() or not agent.critic.isfinite().all() or masked:
+            raise Failed(f"{task} {physics}: {masked} targets are not finite, or the critic diverged")
+        for (name, times), calls in zip(found.items(), (2, 1), strict=True):
+            yield row("oracles", f"{task} {name}", name_of(physics), times, unit=name.split()[-1],
+                      size=trainer.hyper.batch_size, calls=calls, check="all finite")  # fmt: skip
 
 
 # --- reporting -------------------------------------------------------------------------------------------------------
@@ -731,11 +765,10 @@ def draw(path: Path, section: str, rows: Sequence[Row]) -> None:
 
 def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]]]:
     """Every chosen section's name and rows, in the order of :data:`Section`."""
-    before: list[Row] = []
     measures: dict[str, Callable[[], Iterator[Row]]] = {
         "learner": lambda: measure_learner(options),
         "model": lambda: measure_model(options),
-        "loop": lambda: measure_loop(options, before),
+        "loop": lambda: measure_loop(options),
         "env": lambda: measure_env(options),
         "bridges": lambda: measure_bridges(options),
         "physics": lambda: measure_physics(options, console),
@@ -744,7 +777,6 @@ def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]
     for section in (s for s in measures if s in options.sections):
         console.print(f"{section} ...", highlight=False)
         rows = list(measures[section]())
-        before += rows
         if rows:
             yield section, rows
 

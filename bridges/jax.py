@@ -138,7 +138,7 @@ def from_jax(
             inputs that need a gradient, for a function of rows: [N, K1], [N, K2], ... -> [N, D], where row n of the
             output depends on row n of the inputs only. It also works where JAX has no reverse mode (while loops).
         residuals: ``"recompute"`` saves the inputs and computes the forward again in the backward pass. ``"keep"`` (of
-            ``"vjp"`` only) computes it once and holds the intermediate values that reverse mode needs until the graph
+            ``"vjp"`` only) computes it once and holds the intermediate values that reverse mode needs until the output
             is gone; without a gradient to compute, nothing is held.
         name: what error messages call the operation; the function's own name by default.
 

@@ -38,7 +38,7 @@ class Op(abc.ABC):
     and device) and is called like a function. Nothing of a call is kept on the object: inputs are saved by autograd,
     which refuses a backward pass after one of them was edited in place, and the forward is recomputed there. A subclass
     with ``keeps`` set writes :meth:`forward_keeping` and :meth:`vjp_kept` too and spares that second forward: what it
-    keeps of a call lives as long as the call's graph.
+    keeps of a call lives until the output is gone.
 
     Second derivatives raise; ``torch.func`` transforms and forward-mode differentiation are refused by torch.
     """

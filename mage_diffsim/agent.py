@@ -79,8 +79,8 @@ class Agent:
         in_torch = dynamics.traceable or not self.method.imagines
         if config.compile == "on":
             self._compile(in_torch)
-        self.graphs: dict[tuple[bool, ...], Captured] | None = None
-        """Captured forms of :meth:`improve` by which of its updates include the actor; None runs it eagerly."""
+        self.graphs: dict[tuple[ReplayBuffer, tuple[bool, ...]], Captured] | None = None
+        """Captured forms of :meth:`improve` by buffer and which updates include the actor; None runs it eagerly."""
         if config.graphs == "on":
             if not in_torch:
                 raise InputError(
@@ -91,7 +91,7 @@ class Agent:
 
     def _compile(self, in_torch: bool) -> None:
         """Compile the update steps; of a critic update that leaves torch, what follows the target."""
-        logging.getLogger("mage_diffsim").info("compiling the updates: some tens of seconds at the first of them")
+        logging.getLogger("mage_diffsim").info("compiling the updates: up to a few minutes at the first of them")
         if in_torch:
             self.update_critic = compiled(self.update_critic)
         else:
@@ -268,10 +268,11 @@ class Agent:
         if self.graphs is None:
             self._improve(buffer, draws, actor_too)
         else:
-            if actor_too not in self.graphs:
+            key = (buffer, actor_too)
+            if key not in self.graphs:
                 function = functools.partial(self._improve_flat, buffer, draws, actor_too)
-                self.graphs[actor_too] = Captured(function, self.state_dict)
-            self.graphs[actor_too](*tensors_of(draws))
+                self.graphs[key] = Captured(function, self.state_dict)
+            self.graphs[key](*tensors_of(draws))
         self.critic_updates += len(draws)
 
     def _improve(self, buffer: ReplayBuffer, draws: Sequence[Draws], actor_too: tuple[bool, ...]) -> None:

@@ -6,6 +6,7 @@ gradient and the optimiser step become one graph; torch traces this since 2.11.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -26,17 +27,32 @@ def compiled(method: Any) -> Callable[..., Any]:
             numbers, calls into other frameworks.
 
     Raises:
-        InputError: this torch cannot trace derivatives inside a compiled function.
+        InputError: this torch cannot trace derivatives inside a compiled function; when called, that something in it
+            (say, a task's own reward) cannot be compiled.
     """
     import torch._dynamo.config as dynamo  # takes seconds to import
+    from torch._dynamo.exc import TorchDynamoException
 
     if not hasattr(dynamo, CAPABILITY):
         raise InputError(
             f"compile is 'on', which needs torch 2.11 or newer, and this is {torch.__version__}: use compile 'off'"
         )
-    setattr(dynamo, CAPABILITY, True)
     # A copy of the code per call: torch counts and looks up compilations by code object, and the many trainers of a
     # sweep must neither exhaust its limit nor search through each other's.
-    code = method.__func__.__code__.replace()
-    own = types.FunctionType(code, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
-    return torch.compile(types.MethodType(own, method.__self__), fullgraph=True, dynamic=False)
+    of = method.__func__
+    own = types.FunctionType(of.__code__.replace(), of.__globals__, of.__name__, of.__defaults__, of.__closure__)
+    own.__kwdefaults__ = of.__kwdefaults__
+    fused = torch.compile(types.MethodType(own, method.__self__), fullgraph=True, dynamic=False)
+
+    @functools.wraps(of)
+    def call(*arguments: Any) -> Any:
+        try:
+            with dynamo.patch({CAPABILITY: True}):  # for each call, as the setting belongs to a thread
+                return fused(*arguments)
+        except TorchDynamoException as error:
+            cause = next(line.strip() for line in str(error).splitlines() if line.strip())
+            raise InputError(
+                f"compile is 'on', and {of.__qualname__} with this task cannot be compiled ({cause}): use compile 'off'"
+            ) from error
+
+    return call

@@ -237,7 +237,7 @@ class TrainConfig:
     float64: bool = False
     """Train in double precision (tests do)."""
     compile: str = "off"
-    """on: fuse whole updates and model batches with torch.compile, which takes about a minute at the start; off."""
+    """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
     graphs: str = "off"
     """on: replay the updates of an environment step, and each model batch, as a CUDA graph (CUDA devices, dynamics
     written in torch); off."""

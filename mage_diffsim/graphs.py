@@ -33,12 +33,13 @@ class Captured:
         self.graph: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        if self.graph is None:
-            self.inputs = tuple(x.clone() for x in inputs)
-            self.graph = self._record()
-        else:
-            torch._foreach_copy_(self.inputs, inputs)  # pyright: ignore[reportPrivateImportUsage]
-        self.graph.replay()
+        with torch.cuda.device(inputs[0].device):  # streams and graphs are those of the current device
+            if self.graph is None:
+                self.inputs = tuple(x.clone() for x in inputs)
+                self.graph = self._record()
+            else:
+                torch._foreach_copy_(self.inputs, inputs)  # pyright: ignore[reportPrivateImportUsage]
+            self.graph.replay()
         return self.output
 
     def _record(self) -> Any:
@@ -46,13 +47,16 @@ class Captured:
         before = [x.clone() for x in tensors]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch._foreach_copy_(tensors, before)  # pyright: ignore[reportPrivateImportUsage]
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self.function(*self.inputs)
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+            torch._foreach_copy_(tensors, before)  # pyright: ignore[reportPrivateImportUsage]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads (JAX's, say) may use the device meanwhile: only this one's mistakes are to fail a capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.output = self.function(*self.inputs)
         return graph
 

@@ -78,9 +78,11 @@ def test_the_learner_sections_measure_both_formulations(tmp_path, capsys):
     ]
     by_section = {(r["section"], r["variant"]): float(r["median_ms"]) for r in rows if "axis" not in r["subject"]}
     assert all(ms > 0.0 for ms in by_section.values())
-    # cpu preset: 2 updates an environment step, 30 batches every 25
+    # cpu preset: 2 updates an environment step, 30 batches every 25; timed again, so roughly
     expected = 2 * by_section["learner", "published"] + 30 / 25 * by_section["model", "published"]
-    assert by_section["loop", "published, sum"] == pytest.approx(expected)
+    assert 0.1 < by_section["loop", "published, sum"] / expected < 10.0
+    loop = next(r for r in rows if (r["section"], r["variant"]) == ("loop", "eager"))
+    assert float(loop["ratio"]) > 0.1 and loop["against"] == "published, sum"
     written = json.loads((tmp_path / "all.json").read_text())
     assert len(written["rows"]) == len(rows) and written["hardware"]
     for name in ("summary.md", "learner.png", "model.png", "loop.png"):
@@ -95,7 +97,11 @@ def test_the_other_sections_run(tmp_path, monkeypatch):
     with (tmp_path / "throughput.csv").open() as file:
         rows = list(csv.DictReader(file))
     sections = [r["section"] for r in rows]
-    assert set(sections) >= {"env", "physics", "oracles"}
+    pytest.importorskip("jax")
+    pytest.importorskip("warp")
+    assert set(sections) == {"env", "bridges", "physics", "oracles"}
+    assert {r["subject"] for r in rows if r["section"] == "bridges"} == {"JAX", "Warp"}
+    assert "jax vjp keep" in {r["variant"] for r in rows if r["section"] == "oracles"}
     steps = [r for r in rows if r["subject"] == "Pendulum forward" and r["variant"] == "torch autograd"]
     assert [r["size"] for r in steps] == ["1", "8"]
     for r in steps:

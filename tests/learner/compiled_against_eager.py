@@ -9,7 +9,12 @@ import json
 import sys
 import warnings
 
+import torch
+
+from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.training import Trainer
 
 HYPER = {
@@ -28,16 +33,52 @@ HYPER = {
 }
 
 
+class Breaking(Pendulum):
+    """Rewards that are not finite for some actions, and so high for others that the critic diverges."""
+
+    name = "Breaking"
+
+    def reward(self, obs, action, next_obs):
+        reward = super().reward(obs, action, next_obs)
+        size = action[..., 0].abs()
+        reward = torch.where(size < 0.01, torch.nan, reward)
+        return torch.where((size > 0.03) & (size < 0.031), 1e6, reward)
+
+
+class Untraceable(Pendulum):
+    """Branches on a tensor's value in the middle of an update."""
+
+    name = "Untraceable"
+
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs) if obs.max() > 0.0 else obs[..., 0]
+
+
+TASKS = {"Breaking": Breaking, "Untraceable": Untraceable}
+
+
 def train(compile: str, settings: dict) -> Trainer:
-    task = settings.pop("task", "Pendulum")
-    trainer = Trainer(make_config(task, compile=compile, steps=80, seeds=(0, 1), hyper=HYPER, **settings))
-    for _ in range(80):
+    """80 environment steps; the compiled form goes on from a checkpoint after 60 of them."""
+    name = settings.pop("task", "Pendulum")
+    task = TASKS[name]() if name in TASKS else make_task(name)
+    config = make_config(task, compile=compile, steps=80, seeds=(0, 1), hyper=HYPER, **settings)
+    trainer = Trainer(config, task)
+    while trainer.env_step < 80:
         trainer.step()
+        if compile == "on" and trainer.env_step == 60:
+            saved, trainer = trainer.state_dict(), Trainer(config, task)
+            trainer.load_state_dict(saved)
     return trainer
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    if sys.argv[1] == "untraceable":
+        try:
+            train("on", {"task": "Untraceable"})
+        except InputError as error:
+            print(error)
+        return
     results = []
     for settings in json.loads(sys.argv[1]):
         eager, compiled = (train(compile, dict(settings)) for compile in ("off", "on"))
@@ -46,6 +87,9 @@ def main() -> None:
         pairs += [(m.parameters, n.parameters) for m, n in models if m is not None and n is not None]
         results.append(
             {
+                "counters": [
+                    [trainer.agent.nonfinite.tolist(), trainer.agent.restarts.tolist()] for trainer in (eager, compiled)
+                ],
                 "updates": [eager.agent.critic_updates, compiled.agent.critic_updates],
                 "apart": [float((a - b).abs().max()) for a, b in pairs],
                 "moved": float((eager.agent.critic - eager.agent.critic_target).abs().max()),
