@@ -408,7 +408,14 @@ def measure_all(subjects: Sequence[Subject], options: Options, display: Display)
                     attempt(source, lambda s=source, t=subject: save(s, measure(t, s, options.repeats)))
             if learned:
                 attempt(learned[0], lambda s=learned, t=subject: learn(t, s))
+            forget_models()
     return broken
+
+
+def forget_models() -> None:
+    """Let go of what MJX has compiled for a task that is finished."""
+    if "mage_diffsim.envs.mjx" in sys.modules:
+        load("mage_diffsim.envs.mjx:forget_compilations")()
 
 
 def open_folder(options: Options) -> None:
@@ -681,7 +688,8 @@ def run_soak(options: Options, states: int) -> int:
         for subject, source in sources:
             cell = cells / f"{source.name}_{states}_{options.seed}_{versions().get('commit', '')}.json"
             display.start(source.name)
-            if cell.exists():
+            before = cell.exists()
+            if before:
                 row = json.loads(cell.read_text())
             else:
                 try:
@@ -693,7 +701,8 @@ def run_soak(options: Options, states: int) -> int:
                 if row["status"] == "ok":
                     write_atomically(cell, json.dumps(row))  # the next source may take an hour
             rows.append(row)
-            display.finish(source.name, rows[-1]["status"])
+            forget_models()
+            display.finish(source.name, f"{row['status']}{', measured before' if before else ''}")
     write_csv(options.folder / "soak.csv", SOAK_FIELDS, rows)
     ok = [row for row in rows if row["status"] == "ok"]
     header = ("task", "source", "states", "episodes", "values not finite", "gradients not finite", "largest gradient")

@@ -86,11 +86,12 @@ class Options:
     """Rounds; the median and 95th percentile over them are reported. By default 20, or 6 for tasks of full size on a
     CPU (with --quick 5)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Also measure compiled updates and model batches (and, on CUDA, captured ones)."""
+    """Measure compiled updates and model batches too (and, on CUDA, captured ones); with --quick, which would mostly
+    compile, in section model only."""
     device: str = "cpu"
     """Torch device: cpu, cuda, cuda:1, ..."""
-    threads: int = 2
-    """Torch threads on the CPU."""
+    threads: int | None = None
+    """Torch threads on the CPU; by default torch's own choice."""
     out: Path | None = None
     """Folder for results; by default runs/throughput (runs/throughput-quick with --quick)."""
     json: Path | None = None
@@ -210,14 +211,15 @@ class Failed(RuntimeError):
 # --- learner ---------------------------------------------------------------------------------------------------------
 
 
-def variants_of(options: Options) -> dict[str, dict[str, str]]:
-    """Name to settings of the learner's forms."""
+def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]:
+    """Name to settings of the learner's forms that a section measures."""
     found = {"eager": {"compile": "off"}}
-    if options.compile:
+    compiles = options.compile and (section == "model" or not options.quick)
+    if compiles:
         found["compiled"] = {"compile": "on"}
     if options.device != "cpu":
         found["captured"] = {"graphs": "on"}
-        if options.compile:
+        if compiles:
             found["compiled + captured"] = {"compile": "on", "graphs": "on"}
     return found
 
@@ -229,7 +231,9 @@ def measure_learner(options: Options) -> Iterator[Row]:
         rounds = options.rounds(task)
         updates = 2 if rounds <= 6 else 10
         # Trainers of one seed start with equal parameters and have seen the same transitions.
-        forms = {name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options).items()}
+        forms = {
+            name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options, "learner").items()
+        }
         eager = forms["eager"]
         size, drawn = eager.hyper.batch_size, eager.agent.draw(updates, eager.buffer.size)
         run_published, error = published_updates(eager, drawn)
@@ -280,7 +284,7 @@ def measure_run_axis(options: Options, task: str, method: str, updates: int) -> 
     counts = tuple(dict.fromkeys((1, *options.run_counts(task))))
     if counts == (1,):
         return
-    for name, settings in variants_of(options).items():
+    for name, settings in variants_of(options, "learner").items():
         functions: dict[str, Callable[[], object]] = {}
         trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
         for count, trainer in trainers.items():
@@ -305,7 +309,7 @@ def measure_model(options: Options) -> Iterator[Row]:
     """One batch of maximum likelihood."""
     device, calls = torch_device(options.device), 2
     for task in options.task_names():
-        forms = {name: options.trainer(task, **settings) for name, settings in variants_of(options).items()}
+        forms = {name: options.trainer(task, **settings) for name, settings in variants_of(options, "model").items()}
         eager = forms["eager"]
         assert eager.ensemble is not None
         size = eager.hyper.model_batch_size
@@ -370,7 +374,7 @@ def measure_loop(options: Options) -> Iterator[Row]:
         run_batches, _ = published_batches(warm)
         functions: dict[str, Callable[[], object]] = {"updates": run_updates, "batches": run_batches}
         trainers = {}
-        for name, settings in variants_of(options).items():
+        for name, settings in variants_of(options, "loop").items():
             steps = (2 + rounds) * period
             trainers[name] = Trainer(
                 make_config(task, preset=options.preset, steps=steps, device=options.device,
@@ -788,15 +792,23 @@ def main(options: Options) -> None:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
-    torch.set_num_threads(options.threads)
+    if options.json is not None and not options.json.parent.is_dir():
+        raise InputError(f"cannot write {options.json}: there is no folder {options.json.parent}")
+    for left in ("throughput.csv", "summary.md"):
+        (options.folder / left).unlink(missing_ok=True)  # another measurement's must not pass for this one's
+    for task in options.task_names():
+        make_config(task, preset=options.preset)  # refuses what is unknown before anything is measured
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    threads = torch.get_num_threads()
     console = Console() if sys.stdout.isatty() else Console(width=220)
     found = versions()
     device = torch_device(options.device)
     hardware = found["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
-    facts = {"hardware": hardware, "torch threads": options.threads, "preset": options.preset}
+    facts = {"hardware": hardware, "torch threads": threads, "preset": options.preset}
     console.print(", ".join(f"{k} {v}" for k, v in facts.items()), f"torch {found['torch']}", highlight=False)
     every: list[Row] = []
-    lines = ["# Throughput", "", f"{hardware}, {options.threads} torch threads, preset {options.preset}", ""]
+    lines = ["# Throughput", "", f"{hardware}, {threads} torch threads, preset {options.preset}", ""]
     for section, rows in measure(options, console):
         every += rows
         part = part_of(section, rows)
@@ -805,6 +817,8 @@ def main(options: Options) -> None:
         draw(options.folder / f"{section}.png", section, rows)
         write_csv(options.folder / "throughput.csv", FIELDS, [vars(r) for r in every])
         write_atomically(options.folder / "summary.md", "\n".join([*lines, *provenance(facts)]) + "\n")
+    if not every:
+        raise InputError("nothing was measured: none of the chosen tasks has one of the chosen backends here")
     if options.json is not None:
         rows_of_json = [{k: None if v != v else v for k, v in vars(r).items()} for r in every]
         content = {"versions": found, **facts, "rows": rows_of_json}

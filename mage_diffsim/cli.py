@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -32,7 +32,7 @@ PROGRAM = "mage-diffsim"
 NAMED = ("task", "method", "dynamics", "reward", "loss", "preset", "ensemble")
 """Flags of ``train`` that choose among names. They are read first: they decide the defaults of all the others."""
 
-WITH_RESUME = ("resume", "steps", "quiet", "no-quiet", "tensorboard", "no-tensorboard", "help")
+WITH_RESUME = ("resume", "steps", "compile", "quiet", "no-quiet", "tensorboard", "no-tensorboard", "help")
 """What may stand beside ``--resume``: a run goes on with the settings it began with."""
 
 
@@ -47,6 +47,8 @@ class Resume:
     """The run folder."""
     steps: int | None = None
     """Environment steps per run in all; None is what the run was started with."""
+    compile: Literal["off", "on"] | None = None
+    """Whether to compile the updates from now on; None is as before. The only setting that changes nothing else."""
     tensorboard: bool = False
     """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
     quiet: bool = False
@@ -62,7 +64,7 @@ def _train(arguments: list[str]) -> int:
 
             raise InputError(
                 f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
-                "accepted beside it are --steps, --tensorboard and --quiet"
+                "accepted beside it are --steps, --compile, --tensorboard and --quiet"
             )
         options = _parse(Resume, "train", arguments)
         return _train_or_resume(options.resume, options, resumes=True)
@@ -143,6 +145,8 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
     if resumes:
         config = read_config(run_dir)
         config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
+        if newest_checkpoint(run_dir) is None:
+            print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
     console = Console(quiet=options.quiet)
     if options.quiet:
         logging.getLogger("mage_diffsim").setLevel(logging.WARNING)
@@ -162,7 +166,9 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
             display = stack.enter_context(Display(console, run_dir, config.steps))
             sinks.append(display.evaluation)
             if resumes:
-                resume(run_dir, steps=options.steps, progress=display.progress, sinks=tuple(sinks))
+                resume(
+                    run_dir, steps=options.steps, compile=options.compile, progress=display.progress, sinks=tuple(sinks)
+                )
             else:
                 train(config, run_dir, progress=display.progress, sinks=tuple(sinks))
     except KeyboardInterrupt:

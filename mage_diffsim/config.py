@@ -362,6 +362,8 @@ def validate(config: TrainConfig) -> None:
         raise unknown_name("loss", config.loss, get_args(CriticLoss))
     if config.preset not in get_args(Preset):
         raise unknown_name("preset", config.preset, get_args(Preset))
+    if config.residuals == "keep" and config.dynamics == "learned":
+        raise InputError("residuals 'keep' is about an oracle, and dynamics is 'learned': leave it at 'recompute'")
     if config.compile not in ("off", "on"):
         raise unknown_name("compile", config.compile, ("off", "on"))
     if config.graphs not in ("off", "on"):

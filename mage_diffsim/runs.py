@@ -133,11 +133,12 @@ def resume(
     run_dir: Path,
     *,
     steps: int | None = None,
+    compile: str | None = None,
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
 ) -> None:
-    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps`` (None: as configured).
+    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` (None: as configured).
 
     Raises:
         InputError: not a run folder, no or a damaged or newer checkpoint, or fewer steps than are done.
@@ -145,6 +146,8 @@ def resume(
     config = read_config(run_dir)
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
+    if compile is not None:
+        config = dataclasses.replace(config, compile=compile)
     path = newest_checkpoint(run_dir)
     if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
         trainer, saved = Trainer(config, task), {"train_s": 0.0, "wall_s": 0.0}

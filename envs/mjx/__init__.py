@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import importlib.util
 import logging
@@ -109,6 +110,18 @@ def _load_step() -> Any:
     if missing:
         raise ImportError(missing[0])
     return step
+
+
+def forget_compilations() -> None:
+    """Drop all compiled steps from memory; on disk they stay.
+
+    Every compiled function maps pieces of memory, whose number the operating system limits per process: one that goes
+    through a dozen models reaches the limit, and compilation then fails for want of memory.
+    """
+    with _ops_lock:
+        _ops.clear()
+    load_jax().clear_caches()
+    gc.collect()
 
 
 _ops: dict[tuple[Any, ...], Op] = {}

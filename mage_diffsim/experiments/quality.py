@@ -19,7 +19,7 @@ from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.config import make_config
 from mage_diffsim.dynamics import Imagined, LearnedDynamics
 from mage_diffsim.envs.batched import BatchedEnv
-from mage_diffsim.envs.contract import KINK, STEP_SIZES
+from mage_diffsim.envs.contract import KINK, ROUNDING, STEP_SIZES
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
@@ -31,6 +31,8 @@ ROLLOUT_STEPS = 200
 """Points are taken at random times within this many steps."""
 INSIDE = 0.99
 """Largest absolute action of a point: a difference around it stays within the bounds."""
+TRUTH_STEPS = (*STEP_SIZES, 3e-8)
+"""Steps tried for the truth; the smallest is for states within 1e-7 of a kink."""
 NO_SCALE = 1e-8
 """Where no entry of the truth is larger than this, errors are absolute."""
 NEGLIGIBLE = 1e-7
@@ -212,7 +214,7 @@ def central_differences(
 def find_truth(function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]]) -> dict[str, Truth]:
     """The Jacobian of every block by central differences, and the points where these can be trusted.
 
-    A point is *clean* in a block when at some of the STEP_SIZES the forward, the backward and the central difference of
+    A point is *clean* in a block when at some of TRUTH_STEPS the forward, the backward and the central difference of
     the halved step all lie within KINK of the central one, relative to its largest entry. Strong curvature passes this
     test at a small step; a kink (the set of active constraints changes there) fails it at all. Of the steps that pass
     it and the next larger ones (which curvature may keep from passing, but which suffer less from rounding), or of all
@@ -225,7 +227,8 @@ def find_truth(function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Seq
     """
     columns = [c for block in blocks.values() for c in block]
     jacobians, apart, change = [], [], []
-    for step in STEP_SIZES:
+    size = function(x).abs().amax(1)
+    for step in TRUTH_STEPS:
         central, forward, backward = central_differences(function, x, columns, step)
         halved = central_differences(function, x, columns, 0.5 * step)[0]
         jacobians.append(central)
@@ -235,7 +238,9 @@ def find_truth(function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Seq
     for name, part in zip(blocks, _consecutive(blocks.values()), strict=True):
         candidates = torch.stack([j[..., part] for j in jacobians])  # [H, N, Y, K]
         scale = torch.stack([_scale(j) for j in candidates])
-        changes = torch.stack([c[:, part].amax(1) for c in change]) / scale
+        # What rounding does is the least that a change can mean, even where two differences happen to agree exactly.
+        rounding = torch.stack([ROUNDING / step * size for step in TRUTH_STEPS])
+        changes = torch.maximum(torch.stack([c[:, part].amax(1) for c in change]), rounding) / scale
         passes = torch.maximum(torch.stack([a[:, part].amax(1) for a in apart]) / scale, changes) <= KINK
         usable = passes | torch.cat([passes[1:], passes[-1:]]) | ~passes.any(0)
         best = torch.where(usable, changes, math.inf).argmin(0)

@@ -105,6 +105,10 @@ REFUSED = {
     "too many steps": ("train --steps 10000000000000", "steps is 10{13}, .* does not fit into the memory of cpu; .*"),
     "learning rate": ("train --learning-rate nan", "learning_rate is nan; accepted is 0.0 or more"),
     "compile": ("train --compile maybe", "unknown compile 'maybe': choose one of off, on"),
+    "residuals without an oracle": (
+        "train --residuals keep",
+        "residuals 'keep' is about an oracle, .*",
+    ),
     "graphs on a CPU": ("train --graphs on", "graphs is 'on', which needs a CUDA device, and device is 'cpu': .*"),
     "environment": ("train --environment foo", "unknown backend of task .* 'foo': choose one of .*"),
     "no units": ("train --actor-hidden 0", r"actor_hidden is \(0,\); accepted is 1 or more"),
@@ -117,7 +121,7 @@ REFUSED = {
     "derivative": ("train --derivative foo", "unknown derivative source of backend torch 'foo': choose .* autograd"),
     "residuals": ("train --residuals foo", "unknown residuals 'foo': choose one of keep, recompute"),
     "residuals of torch": (
-        "train --residuals keep",
+        "train --dynamics oracle --residuals keep",
         "unknown residual policy of backend torch 'keep': choose one of recompute",
     ),
     "device name": ("train --device foo", "unknown device 'foo': choose cpu, cuda or cuda:N"),
@@ -134,7 +138,7 @@ REFUSED = {
     "resume nothing": ("train --resume nowhere", "nowhere is not a run folder: it has no config.json, .*"),
     "resume and more": (
         "train --resume full --batch_size 3",
-        "--batch-size was given with --resume, .*: accepted beside it are --steps, --tensorboard and --quiet",
+        "--batch-size was given with --resume, .* are --steps, --compile, --tensorboard and --quiet",
     ),
     "eval no run": ("eval full", "full is not a run folder: it has no config.json, .*"),
     "eval json": ("eval full --json nowhere/a.json", "cannot write nowhere/a.json: there is no folder nowhere"),
@@ -610,3 +614,13 @@ def test_a_training_shorter_than_its_warm_up_says_so(tmp_path, capsys):
         return "note: nothing is learned in 4 steps, as the first 5 are the warm-up" in capsys.readouterr().out
 
     assert note(4) and not note(5)
+
+
+def test_a_resumed_run_may_stop_compiling(copied, monkeypatch, capsys):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"compile": "on"}))
+    monkeypatch.setattr("mage_diffsim.compiling.CAPABILITY", "no_such_setting")
+    assert run("train", "--resume", copied, "--steps", 61, "--quiet") == 2
+    assert "use compile 'off'" in capsys.readouterr().err
+    assert run("train", "--resume", copied, "--steps", 61, "--quiet", "--compile", "off") == 0
+    assert json.loads((copied / "config.json").read_text())["compile"] == "off"
