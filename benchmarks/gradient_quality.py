@@ -674,7 +674,7 @@ def run_soak(options: Options, states: int) -> int:
     """Visit many states with every source; 1 if one gave something that is not finite or failed, else 0."""
     subjects = subjects_of(options)
     sources = [(s, source) for s in subjects for source in s.sources if source.transitions is None]
-    rows, cells = [], options.folder / "soak"
+    rows, cells, commit = [], options.folder / "soak", versions().get("commit", "")
     if options.fresh:
         shutil.rmtree(cells, ignore_errors=True)
     try:
@@ -686,7 +686,7 @@ def run_soak(options: Options, states: int) -> int:
         names = [source.name for _, source in sources]
         display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, states))
         for subject, source in sources:
-            cell = cells / f"{source.name}_{states}_{options.seed}_{versions().get('commit', '')}.json"
+            cell = cells / f"{source.name}_{states}_{options.seed}_{commit}.json"
             display.start(source.name)
             before = cell.exists()
             if before:

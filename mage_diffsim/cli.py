@@ -98,17 +98,14 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     config = options.config
     task = make_task(config.task)
     validate(config)
-    # Only an oracle uses backend, derivative and residuals, but a name that means nothing is a mistake in any case.
-    of_oracle = config.backend if flags & {"backend", "derivative", "residuals"} else None
+    # Only an oracle uses backend and derivative, but a name that means nothing is a mistake in any case.
+    of_oracle = config.backend if flags & {"backend", "derivative"} else None
     for backend in (of_oracle, config.environment):
         if backend not in (None, *backends_of(task)):
             raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
     sources = load(BACKENDS[config.backend]).derivatives if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
-    policies = load(BACKENDS[config.backend]).residual_policies if "residuals" in flags else ()
-    if policies and config.residuals not in policies:
-        raise unknown_name(f"residual policy of backend {config.backend}", config.residuals, policies)
     config = dataclasses.replace(config, task=_absolute(config.task))
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
