@@ -38,7 +38,7 @@ from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.display import Display, make_display
 from mage_diffsim.experiments.figures import PALETTE, write_png
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
-from mage_diffsim.runs import load_trainer, write_atomically
+from mage_diffsim.runs import load_trainer, make_folder, write_atomically
 from mage_diffsim.training import torch_device
 
 TASKS = (
@@ -435,10 +435,7 @@ def open_folder(options: Options) -> None:
                 f"{options.folder} was measured with {', '.join(different)}: give the same flags, another --out, or "
                 "--fresh to forget it"
             )
-    try:
-        cells.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {cells}: {error.strerror}") from error
+    make_folder(cells)
     write_atomically(path, json.dumps(options.settings))
 
 
@@ -632,10 +629,7 @@ def run_sweep(options: Options) -> int:
     rows, sentences = [], []
     header = ("task", "block", *(f"{h:.0e}" for h in SWEEP_STEPS), "unresolved", "plateau", "the task's step")
     table = []
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
+    make_folder(options.folder)
     display = make_display()
     with display:
         display.begin({s.task.name: 0 for s in subjects}, {s.task.name: 1 for s in subjects})
@@ -677,10 +671,7 @@ def run_soak(options: Options, states: int) -> int:
     rows, cells, commit = [], options.folder / "soak", versions().get("commit", "")
     if options.fresh:
         shutil.rmtree(cells, ignore_errors=True)
-    try:
-        cells.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {cells}: {error.strerror}") from error
+    make_folder(cells)
     display = make_display()
     with display:
         names = [source.name for _, source in sources]

@@ -15,11 +15,9 @@ Writes throughput.csv, summary.md and a figure per section.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import math
-import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +45,8 @@ from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.figures import DASHES, PALETTE, write_png
 from mage_diffsim.experiments.quality import jacobian_of
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
-from mage_diffsim.experiments.timing import Times, interleaved, percentile
-from mage_diffsim.runs import write_atomically
+from mage_diffsim.experiments.timing import Times, interleaved, memory_growth, percentile
+from mage_diffsim.runs import make_folder, write_atomically
 from mage_diffsim.training import Trainer, torch_device
 
 Section = Literal["learner", "model", "loop", "env", "bridges", "physics", "oracles"]
@@ -498,24 +496,9 @@ def bridge_rows(
               against=("empty torch Function", empty), check=check)  # fmt: skip
 
 
-def resident_mib() -> float:
-    """Resident memory now, where the system says (Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except OSError:
-        return math.nan
-
-
-def growth(function: Callable[[], object]) -> float:
-    """MiB by which memory grew over the second CALLS calls, after as many to settle."""
-    for _ in range(CALLS):
-        function()
-    gc.collect()
-    before = resident_mib()
-    for _ in range(CALLS):
-        function()
-    gc.collect()
-    return resident_mib() - before
+def growth_mib(function: Callable[[], object]) -> float:
+    """MiB by which memory grew over CALLS calls; NaN where the system does not say."""
+    return memory_growth(function, CALLS) / 2**20 if sys.platform.startswith("linux") else math.nan
 
 
 def measure_jax_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
@@ -559,7 +542,7 @@ def measure_jax_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **more: compilations.append(event) if "backend_compile" in event else None
     )
-    grown = growth(functions["bridge, forward + backward"])
+    grown = growth_mib(functions["bridge, forward + backward"])
     if compilations or grown > LEAK_MIB:
         raise Failed(f"the JAX bridge compiled {len(compilations)} times and grew by {grown:.1f} MiB in {CALLS} calls")
     check = f"gradient {error:.0e}; {grown:+.1f} MiB and no compilation in {CALLS} calls"
@@ -604,7 +587,7 @@ def measure_warp_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
     error = float((forward_backward(op, x)() - x.cos()).abs().max())
     if not error < 1e-5:
         raise Failed(f"the gradient of the Warp bridge is off by {error:.1e}")
-    grown = growth(functions["bridge, forward + backward"])
+    grown = growth_mib(functions["bridge, forward + backward"])
     if grown > LEAK_MIB:
         raise Failed(f"the Warp bridge grew by {grown:.1f} MiB in {CALLS} calls")
     check = f"gradient {error:.0e}; {grown:+.1f} MiB in {CALLS} calls"
@@ -788,10 +771,7 @@ def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]
 def main(options: Options) -> None:
     """Measure, print and write."""
     options.check()
-    try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {options.folder}: {error.strerror}") from error
+    make_folder(options.folder)
     if options.json is not None and not options.json.parent.is_dir():
         raise InputError(f"cannot write {options.json}: there is no folder {options.json.parent}")
     for left in ("throughput.csv", "summary.md"):

@@ -403,6 +403,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return _read(run_dir / "metrics.csv")
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder with its parents, if it is not there.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one go.
 

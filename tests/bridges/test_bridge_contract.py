@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import subprocess
 import sys
 import threading
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from mage_diffsim.bridges import InputError, Op
 from mage_diffsim.bridges.op import indexed
+from mage_diffsim.experiments.timing import memory_growth
 
 FLOAT32_TOLERANCE = 1e-5
 """A dozen float32 operations on numbers of order one to ten."""
@@ -274,23 +273,6 @@ def test_torch_compile_steps_around_it_without_recompiling():
     assert done.returncode == 0, done.stderr
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def growth(call, calls: int) -> int:
-    """Bytes by which the process grew over ``calls`` calls, after as many as fill the allocators' pools."""
-    for _ in range(calls // 10):
-        call()
-    gc.collect()
-    before = resident_bytes()
-    for _ in range(calls):
-        call()
-    gc.collect()
-    return resident_bytes() - before
-
-
 LEAK = 10e6
 """One [1024, 2] float64 gradient lost in each of 5000 calls would be 80 MB, of which freed memory may absorb some."""
 
@@ -302,14 +284,14 @@ def test_memory_is_flat_over_5000_calls(kind, make_op):
     op = make_op(kind)
     x = torch.randn(1024, 3, dtype=torch.float64)
     u = torch.randn(1024, 2, dtype=torch.float64, requires_grad=True)
-    assert growth(lambda: torch.autograd.grad(op(x, u).sum(), u), 5000) < LEAK
+    assert memory_growth(lambda: torch.autograd.grad(op(x, u).sum(), u), 5000) < LEAK
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_leak_would_be_seen():
     """The control of the test above."""
     kept: list[Tensor] = []
-    assert growth(lambda: kept.append(torch.ones(1024, 2, dtype=torch.float64)), 5000) > LEAK
+    assert memory_growth(lambda: kept.append(torch.ones(1024, 2, dtype=torch.float64)), 5000) > LEAK
 
 
 class _Wrong(Op):
