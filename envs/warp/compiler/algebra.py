@@ -1,0 +1,165 @@
+"""Vectors, matrices and rotations of expressions (see :mod:`.graph`): lists of 3, and 3 lists of 3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.envs.warp.compiler.graph import ROUNDING, add, div, is_zero, less, mul, neg, sqrt, sub, where
+
+Vector = list[Any]
+Matrix = list[list[Any]]
+
+ZERO: Vector = [0.0, 0.0, 0.0]
+IDENTITY: Matrix = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+SMALLEST = 1e-15
+"""MuJoCo's mjMINVAL: shorter vectors have no direction."""
+
+
+def constant(values: Any) -> Vector:
+    """A vector of numbers; components that are rounding errors of the others become 0."""
+    values = np.asarray(values, dtype=np.float64)
+    small = np.abs(values) < ROUNDING * np.abs(values).max(initial=0.0)
+    return [float(x) for x in np.where(small, 0.0, values)]
+
+
+def constant_matrix(values: Any) -> Matrix:
+    """A matrix of numbers, cleaned of rounding errors like a vector."""
+    flat = constant(np.asarray(values).reshape(-1))
+    return [flat[0:3], flat[3:6], flat[6:9]]
+
+
+def rotation(quaternion: Any) -> np.ndarray:
+    """The 3x3 rotation matrix of a quaternion of numbers (w, x, y, z) of any length but 0."""
+    w, x, y, z = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def constant_rotation(quaternion: Any) -> Matrix:
+    """The rotation matrix of a quaternion of numbers; entries at rounding become 0 and +-1."""
+    matrix = rotation(quaternion)
+    near = np.round(matrix)
+    return constant_matrix(np.where(np.abs(matrix - near) < ROUNDING, near, matrix))
+
+
+def dot(a: Vector, b: Vector) -> Any:
+    """a . b."""
+    total: Any = 0.0
+    for x, y in zip(a, b, strict=True):
+        total = add(total, mul(x, y))
+    return total
+
+
+def cross(a: Vector, b: Vector) -> Vector:
+    """a x b."""
+    return [sub(mul(a[i], b[j]), mul(a[j], b[i])) for i, j in ((1, 2), (2, 0), (0, 1))]
+
+
+def plus(a: Vector, b: Vector) -> Vector:
+    """a + b."""
+    return [add(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def minus(a: Vector, b: Vector) -> Vector:
+    """a - b."""
+    return [sub(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def times(a: Vector, s: Any) -> Vector:
+    """a s."""
+    return [mul(x, s) for x in a]
+
+
+def column(m: Matrix, i: int) -> Vector:
+    """Column i of a matrix."""
+    return [row[i] for row in m]
+
+
+def transpose(m: Matrix) -> Matrix:
+    """The transposed matrix."""
+    return [column(m, i) for i in range(3)]
+
+
+def apply(m: Matrix, v: Vector) -> Vector:
+    """M v."""
+    return [dot(row, v) for row in m]
+
+
+def product(a: Matrix, b: Matrix) -> Matrix:
+    """A B."""
+    return [[dot(row, column(b, j)) for j in range(3)] for row in a]
+
+
+def matrix_of(quaternion: list[Any]) -> Matrix:
+    """The rotation matrix of a unit quaternion (w, x, y, z) of expressions."""
+    w, x, y, z = quaternion
+
+    def two(a: Any, b: Any) -> Any:
+        return mul(2.0, mul(a, b))
+
+    return [
+        [sub(1.0, add(two(y, y), two(z, z))), sub(two(x, y), two(w, z)), add(two(x, z), two(w, y))],
+        [add(two(x, y), two(w, z)), sub(1.0, add(two(x, x), two(z, z))), sub(two(y, z), two(w, x))],
+        [sub(two(x, z), two(w, y)), add(two(y, z), two(w, x)), sub(1.0, add(two(x, x), two(y, y)))],
+    ]
+
+
+def about(axis: Vector, sine: Any, cosine: Any) -> Matrix:
+    """The rotation about a constant unit axis, given sine and cosine of the angle (Rodrigues)."""
+    skew = [[0.0, neg(axis[2]), axis[1]], [axis[2], 0.0, neg(axis[0])], [neg(axis[1]), axis[0], 0.0]]
+    result = []
+    for i in range(3):
+        row = []
+        for j in range(3):
+            along = axis[i] * axis[j]
+            across = IDENTITY[i][j] - along
+            across = 0.0 if abs(across) < ROUNDING else across
+            row.append(add(add(along, mul(cosine, across)), mul(sine, skew[i][j])))
+        result.append(row)
+    return result
+
+
+def direction(v: Vector, otherwise: Vector) -> Vector:
+    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than :data:`SMALLEST`.
+
+    A vector along one coordinate axis gives that axis: its sign is dropped.
+    """
+    present = [i for i in range(3) if not is_zero(v[i])]
+    if not present:
+        return otherwise
+    if len(present) == 1:
+        return [1.0 if i == present[0] else 0.0 for i in range(3)]
+    length, safe = guarded_norm(v)
+    short = less(length, SMALLEST)
+    return [where(short, b, div(a, safe)) for a, b in zip(v, otherwise, strict=True)]
+
+
+def guarded_norm(v: Vector) -> tuple[Any, Any]:
+    """|v| with derivative 0 where it is below :data:`SMALLEST`, and the same with 1 in place of such lengths."""
+    square = dot(v, v)
+    short = less(square, SMALLEST**2)
+    safe = sqrt(where(short, 1.0, square))
+    return where(short, 0.0, safe), safe
+
+
+def quaternion_product(a: list[Any], b: list[Any]) -> list[Any]:
+    """a b, quaternions (w, x, y, z)."""
+    vector = plus(plus(times(b[1:], a[0]), times(a[1:], b[0])), cross(a[1:], b[1:]))
+    return [sub(mul(a[0], b[0]), dot(a[1:], b[1:])), *vector]
+
+
+def quaternion_tangents(quaternion: list[Any]) -> list[list[Any]]:
+    """d q / d w of q exp(w / 2) at w = 0: one quaternion for each component of the body-fixed rotation w."""
+    return [
+        [mul(0.5, x) for x in quaternion_product(quaternion, [0.0, *axis])]
+        for axis in IDENTITY
+    ]
+
+

@@ -1,0 +1,233 @@
+"""Stage 2, rigid bodies: kinematics, mass matrix and inverse dynamics of a model as expressions.
+
+Spatial vectors (Featherstone, "Rigid Body Dynamics Algorithms", 2008) are pairs (angular, linear at an origin). The
+origin of a tree is where its root body is now, so that in float32 nothing loses digits far from the world's origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.graph import cos, mul, sin, sub
+from mage_diffsim.envs.warp.compiler.intake import Model
+
+Spatial = tuple[al.Vector, al.Vector]
+"""(angular, linear at the tree's origin)."""
+REST: Spatial = (al.ZERO, al.ZERO)
+
+
+class Kinematics:
+    """Where every body, joint axis and centre of mass is, for positions q (nq expressions, unit quaternions).
+
+    Positions of bodies are relative to :meth:`origin` of their tree.
+    """
+
+    def __init__(self, model: Model, q: Sequence[Any]) -> None:
+        m = model.model
+        self.model = model
+        self.rotation: list[al.Matrix] = [al.IDENTITY]
+        self.position: list[al.Vector] = [al.ZERO]
+        self._origin: dict[int, al.Vector] = {0: al.ZERO}
+        self.tree: list[int] = [0]
+        """The root body of each body's tree; 0 is the world and what is fixed to it."""
+        self.axes: list[Spatial] = [REST] * m.nv
+        """The motion that a unit velocity of each degree of freedom makes."""
+        for b in range(1, m.nbody):
+            self._add(m, b, q)
+        self.centre = [
+            al.plus(self.position[b], al.apply(self.rotation[b], al.constant(m.body_ipos[b]))) for b in range(m.nbody)
+        ]
+
+    def origin(self, body: int) -> al.Vector:
+        """The world position of the origin that the body's position is relative to."""
+        return self._origin[self.tree[body]]
+
+    def world_position(self, body: int, at: al.Vector) -> al.Vector:
+        """The world position of a point fixed to the body, given in its frame."""
+        return al.plus(self.origin(body), self.point(body, at))
+
+    def point(self, body: int, at: al.Vector) -> al.Vector:
+        """The same relative to the body's origin."""
+        return al.plus(self.position[body], al.apply(self.rotation[body], at))
+
+    def _add(self, m: Any, b: int, q: Sequence[Any]) -> None:
+        parent = int(m.body_parentid[b])
+        joints = range(int(m.body_jntadr[b]), int(m.body_jntadr[b]) + int(m.body_jntnum[b]))
+        root = self.tree[parent] == 0 and bool(m.body_jntnum[b])
+        self.tree.append(b if root else self.tree[parent])
+        rotation = al.product(self.rotation[parent], al.constant_rotation(m.body_quat[b]))
+        position = al.plus(self.position[parent], al.apply(self.rotation[parent], al.constant(m.body_pos[b])))
+        motions: list[tuple[int, str, al.Vector, al.Vector]] = []
+        for j in joints:
+            d, at, kind = int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j]), self.model.joint_kinds[j]
+            if kind == "free":
+                position, rotation = list(q[at : at + 3]), al.matrix_of(list(q[at + 3 : at + 7]))
+                motions += [(d + i, "slide", al.IDENTITY[i], position) for i in range(3)]
+                motions += [(d + 3 + i, "hinge", al.column(rotation, i), position) for i in range(3)]
+                continue
+            offset, axis = al.constant(m.jnt_pos[j]), al.constant(m.jnt_axis[j])
+            anchor = al.plus(position, al.apply(rotation, offset))
+            if kind == "ball":
+                rotation = al.product(rotation, al.matrix_of(list(q[at : at + 4])))
+                motions += [(d + i, "hinge", al.column(rotation, i), anchor) for i in range(3)]
+                position = al.minus(anchor, al.apply(rotation, offset))
+                continue
+            moved, world_axis = sub(q[at], float(m.qpos0[at])), al.apply(rotation, axis)
+            motions.append((d, kind, world_axis, anchor))
+            if kind == "slide":
+                position = al.plus(position, al.times(world_axis, moved))
+            else:
+                rotation = al.product(rotation, al.about(axis, sin(moved), cos(moved)))
+                position = al.minus(anchor, al.apply(rotation, offset))
+        if root:
+            self._origin[b] = position
+        shift = self._origin[b] if root else al.ZERO
+        for d, kind, axis, anchor in motions:
+            if kind == "slide":
+                self.axes[d] = (al.ZERO, axis)
+            else:
+                self.axes[d] = (axis, al.cross(al.minus(anchor, shift), axis))
+        self.rotation.append(rotation)
+        self.position.append(al.minus(position, shift))
+
+    def dofs(self, body: int) -> range:
+        """The degrees of freedom of the body's own joints."""
+        m = self.model.model
+        return range(int(m.body_dofadr[body]), int(m.body_dofadr[body]) + int(m.body_dofnum[body]))
+
+    def chain(self, body: int) -> list[int]:
+        """The degrees of freedom that move the body, ascending."""
+        found = []
+        while body:
+            found += list(self.dofs(body))
+            body = int(self.model.model.body_parentid[body])
+        return sorted(found)
+
+    def velocities(self, v: Sequence[Any]) -> list[Spatial]:
+        """The spatial velocity of every body: the sum of its chain's axes times v."""
+        found = [REST]
+        for b in range(1, self.model.model.nbody):
+            angular, linear = found[int(self.model.model.body_parentid[b])]
+            for d in self.dofs(b):
+                angular = al.plus(angular, al.times(self.axes[d][0], v[d]))
+                linear = al.plus(linear, al.times(self.axes[d][1], v[d]))
+            found.append((angular, linear))
+        return found
+
+    def inertia(self, body: int) -> al.Matrix:
+        """The rotational inertia about the centre of mass, in the body's frame."""
+        m = self.model.model
+        frame = al.rotation(m.body_iquat[body])
+        return al.constant_matrix(frame @ np.diag(m.body_inertia[body]) @ frame.T)
+
+
+def at_point(motion: Spatial, point: al.Vector) -> al.Vector:
+    """The linear part of a spatial motion at a point relative to its origin."""
+    return al.plus(motion[1], al.cross(motion[0], point))
+
+
+def mass_matrix(kinematics: Kinematics) -> list[list[Any]]:
+    """M(q) with armature, [nv][nv], by composite rigid bodies; 0 between unconnected degrees of freedom."""
+    m = kinematics.model.model
+    mass: list[Any] = [0.0] * m.nbody
+    moment = [al.ZERO] * m.nbody
+    inertia: list[al.Matrix] = [[al.ZERO, al.ZERO, al.ZERO]] * m.nbody
+    for b in range(1, m.nbody):
+        own, c, turn = float(m.body_mass[b]), kinematics.centre[b], kinematics.rotation[b]
+        about_centre = al.product(al.product(turn, kinematics.inertia(b)), al.transpose(turn))
+        square = al.dot(c, c)
+        mass[b], moment[b] = own, al.times(c, own)
+        inertia[b] = [
+            [
+                about_centre[i][j] + mul(own, sub(square if i == j else 0.0, mul(c[i], c[j])))
+                for j in range(3)
+            ]
+            for i in range(3)
+        ]
+    for b in range(m.nbody - 1, 0, -1):
+        p = int(m.body_parentid[b])
+        mass[p] = mass[p] + mass[b]
+        moment[p] = al.plus(moment[p], moment[b])
+        inertia[p] = [al.plus(x, y) for x, y in zip(inertia[p], inertia[b], strict=True)]
+    matrix: list[list[Any]] = [[0.0] * m.nv for _ in range(m.nv)]
+    for i in range(m.nv):
+        b, (angular, linear) = int(m.dof_bodyid[i]), kinematics.axes[i]
+        momentum = al.plus(al.times(linear, mass[b]), al.cross(angular, moment[b]))
+        spin = al.plus(al.apply(inertia[b], angular), al.cross(moment[b], linear))
+        j = i
+        while j >= 0:
+            axis = kinematics.axes[j]
+            matrix[i][j] = matrix[j][i] = al.dot(axis[0], spin) + al.dot(axis[1], momentum)
+            j = int(m.dof_parentid[j])
+        matrix[i][i] = matrix[i][i] + float(m.dof_armature[i])
+    return matrix
+
+
+def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[Any], gravity: bool = True) -> list[Any]:
+    """The generalised forces that make accelerations ``qacc`` at velocities ``v``, without armature, [nv].
+
+    With qacc = 0 it is MuJoCo's qfrc_bias; with v = 0 and no gravity it is M qacc without armature.
+    """
+    m, kinds = kinematics.model.model, kinematics.model.joint_kinds
+    weight = al.times(al.constant(m.opt.gravity), -1.0) if gravity and not _weightless(m) else al.ZERO
+    velocity, acceleration = [REST], [(al.ZERO, weight)]
+    for b in range(1, m.nbody):
+        p = int(m.body_parentid[b])
+        if kinematics.tree[b] == 0:
+            velocity.append(REST)
+            acceleration.append((al.ZERO, weight))
+            continue
+        now = carrier = velocity[p]
+        rate = acceleration[p]
+        for d in kinematics.dofs(b):
+            axis, joint = kinematics.axes[d], int(m.dof_jntid[d])
+            of_joint = d - int(m.jnt_dofadr[joint])
+            if of_joint == 0 or (kinds[joint] == "free" and of_joint == 3):
+                # The three axes of a rotation move with what carries them, not with one another.
+                carrier = now
+            rate = (al.plus(rate[0], al.times(axis[0], qacc[d])), al.plus(rate[1], al.times(axis[1], qacc[d])))
+            if kinds[joint] != "free" or of_joint >= 3:  # a free joint's translation is along the world's axes
+                turn = al.cross(carrier[0], axis[0])
+                drift = al.plus(al.cross(carrier[0], axis[1]), al.cross(carrier[1], axis[0]))
+                rate = (al.plus(rate[0], al.times(turn, v[d])), al.plus(rate[1], al.times(drift, v[d])))
+            now = (al.plus(now[0], al.times(axis[0], v[d])), al.plus(now[1], al.times(axis[1], v[d])))
+        velocity.append(now)
+        acceleration.append(rate)
+    force, torque = [al.ZERO] * m.nbody, [al.ZERO] * m.nbody
+    for b in range(1, m.nbody):
+        if kinematics.tree[b] == 0 or not m.body_mass[b]:
+            continue
+        c, turn, (spin, _), rate = kinematics.centre[b], kinematics.rotation[b], velocity[b], acceleration[b]
+        at_centre = al.plus(at_point(rate, c), al.cross(spin, at_point(velocity[b], c)))
+        force[b] = al.times(at_centre, float(m.body_mass[b]))
+        back, inertia = al.transpose(turn), kinematics.inertia(b)
+        own_spin = al.apply(back, spin)
+        own = al.plus(
+            al.apply(inertia, al.apply(back, rate[0])), al.cross(own_spin, al.apply(inertia, own_spin))
+        )
+        torque[b] = al.plus(al.apply(turn, own), al.cross(c, force[b]))
+    return project(kinematics, list(zip(torque, force, strict=True)))
+
+
+def project(kinematics: Kinematics, wrenches: Sequence[Spatial]) -> list[Any]:
+    """The generalised forces of one (torque about the origin, force) on each body, [nv]."""
+    m = kinematics.model.model
+    torque, force = [w[0] for w in wrenches], [w[1] for w in wrenches]
+    result: list[Any] = [0.0] * m.nv
+    for b in range(m.nbody - 1, 0, -1):
+        for d in kinematics.dofs(b):
+            axis = kinematics.axes[d]
+            result[d] = al.dot(axis[0], torque[b]) + al.dot(axis[1], force[b])
+        p = int(m.body_parentid[b])
+        torque[p], force[p] = al.plus(torque[p], torque[b]), al.plus(force[p], force[b])
+    return result
+
+
+def _weightless(m: Any) -> bool:
+    from mage_diffsim.envs.mujoco.model import load_mujoco
+
+    return bool(m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_GRAVITY)

@@ -1,0 +1,160 @@
+"""Stage 5, emission: expressions become straight-line C++, once per scope.
+
+The code runs on *lanes*: a ``vec`` holds one number for each of a few environments, a ``mask`` one condition. On a CPU
+these are SIMD vectors; on a GPU, where a thread has one environment, they are a plain number and a bool. Branches
+and loops are taken if any lane wants them, and a lane that does not is left as it is by :data:`PRELUDE`'s ``select``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
+
+PRELUDE = """
+    typedef {real} real;
+    typedef {vec} vec;
+    typedef {mask} mask;
+    const int lanes = {lanes};
+    const int rows = state.shape[0];
+    const int first = thread * lanes;
+    auto splat = [](real x) -> vec {{ return {splat}; }};
+    auto select = [](mask c, vec a, vec b) -> vec {{ return c ? a : b; }};
+    auto any = [](mask c) -> bool {{ return {any}; }};
+    auto each_sin = [](vec x) -> vec {{ {each_sin} }};
+    auto each_cos = [](vec x) -> vec {{ {each_cos} }};
+    auto each_sqrt = [](vec x) -> vec {{ {each_sqrt} }};
+    auto each_power = [](vec x, real p) -> vec {{ {each_power} }};
+    auto load = [=](const real* data, int width, int column) -> vec {{ {load} }};
+    auto store = [=](real* data, int width, int column, vec x) {{ {store} }};
+"""
+
+
+def prelude(real: str, lanes: int) -> str:
+    """The types and helpers that emitted code uses.
+
+    Args:
+        real: "float" or "double".
+        lanes: environments per thread; 1 on a GPU.
+    """
+    suffix = "f" if real == "float" else ""
+    if lanes == 1:
+        each = {f"each_{f}": f"return {f}{suffix}(x);" for f in ("sin", "cos", "sqrt")}
+        return PRELUDE.format(
+            real=real,
+            vec="real",
+            mask="bool",
+            lanes=1,
+            splat="x",
+            any="c",
+            **each,
+            each_power=f"return pow{suffix}(x, p);",
+            load="return data[first * width + column];",
+            store="data[first * width + column] = x;",
+        )
+    loop = "for (int i = 0; i < lanes; ++i)"
+    each = {f"each_{f}": f"vec y; {loop} y[i] = {f}{suffix}(x[i]); return y;" for f in ("sin", "cos", "sqrt")}
+    return PRELUDE.format(
+        real=real,
+        vec=f"real __attribute__((ext_vector_type({lanes})))",
+        mask="decltype(vec() < vec())",
+        lanes=lanes,
+        splat="(vec)(x)",
+        any="__builtin_reduce_or(c) != 0",
+        **each,
+        each_power=f"vec y; {loop} y[i] = pow{suffix}(x[i], p); return y;",
+        # The last thread repeats the last environment.
+        load=f"vec y; {loop} {{ int row = first + i < rows ? first + i : rows - 1; "
+        "y[i] = data[row * width + column]; } return y;",
+        store=f"{loop} if (first + i < rows) data[(first + i) * width + column] = x[i];",
+    )
+
+
+class Writer:
+    """Lines of C++ with blocks, each of which knows what expressions have been computed in it and around it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._known: list[set[int]] = [set()]
+        self._visible = 0
+
+    @property
+    def text(self) -> str:
+        """What was written."""
+        return "\n".join(self.lines)
+
+    def __call__(self, line: str) -> None:
+        self.lines.append("    " * len(self._known) + line)
+
+    @contextlib.contextmanager
+    def block(self, header: str, fresh: bool = False) -> Iterator[None]:
+        """``header { ... }``; what is computed inside is forgotten after it.
+
+        Args:
+            header: what comes before the brace; may be empty.
+            fresh: compute everything anew inside, as variables have changed since.
+        """
+        self(header + " {")
+        before = self._visible
+        self._known.append(set())
+        if fresh:
+            self._visible = len(self._known) - 1
+        yield
+        self._known.pop()
+        self._visible = before
+        self("}")
+
+    def compute(self, *expressions: Any) -> list[str]:
+        """Write what the expressions need and is not computed yet; how each is referred to."""
+        for node in reachable(expressions, set().union(*self._known[self._visible :])):
+            self._known[-1].add(node.index)
+            if node.kind != "input":
+                kind = "mask" if node.kind == "less" else "vec"
+                self(f"const {kind} n{node.index} = {_operation(node)};")
+        return [reference(x) for x in expressions]
+
+    def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
+        """Variables that will change."""
+        for name in names:
+            self(f"vec {name} = {value};")
+
+    def assign(self, names: Sequence[str], expressions: Sequence[Any]) -> None:
+        """Set variables to expressions of their old values."""
+        values = self.compute(*expressions)
+        for name, expression, value in zip(names, expressions, values, strict=True):
+            if value != name:
+                self(f"{name} = {f'splat({value})' if is_constant(expression) else value};")
+
+
+def reference(x: Any) -> str:
+    """How emitted code refers to a computed expression."""
+    if is_constant(x):
+        return literal(x)
+    return x.args[0] if x.kind == "input" else f"n{x.index}"
+
+
+def literal(x: float) -> str:
+    """A number in emitted code."""
+    return f"real({float(x)!r})"
+
+
+def total(terms: Sequence[str]) -> str:
+    """The sum of pieces of code."""
+    return " + ".join(terms) if terms else "splat(0)"
+
+
+def _operation(node: Node) -> str:
+    a = [reference(x) if isinstance(x, (Node, float, int)) else x for x in node.args]
+    match node.kind:
+        case "add" | "sub" | "mul" | "div" | "less":
+            return f"{a[0]} {dict(add='+', sub='-', mul='*', div='/', less='<')[node.kind]} {a[1]}"
+        case "neg":
+            return f"-{a[0]}"
+        case "where":
+            branches = [f"splat({t})" if is_constant(x) else t for t, x in zip(a[1:], node.args[1:], strict=True)]
+            return f"select({a[0]}, {branches[0]}, {branches[1]})"
+        case "power":
+            return f"each_power({a[0]}, {a[1]})"
+    return f"each_{node.kind}({a[0]})"

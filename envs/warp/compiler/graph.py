@@ -1,0 +1,382 @@
+"""Stage 1, expressions: a graph of scalar operations that folds constants, is differentiated, and can be evaluated.
+
+An expression is a Python float (a constant) or a :class:`Node`. Equal operations on equal arguments are one node, so
+the algorithms of the other stages are written once, in three dimensions, and the structure of a model (a planar body,
+an axis along x, a zero offset) disappears by folding. A condition is a Python bool or a node of kind ``less``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Expr = "float | Node"
+ROUNDING = 1e-14
+"""A sum of constants smaller than this times its terms is 0, and a rotation's entry smaller than this, too."""
+
+
+class Graph:
+    """Where nodes are made and shared. A node's arguments come before it in :attr:`nodes`."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._known: dict[tuple[Any, ...], Node] = {}
+
+    def make(self, kind: str, *args: Any) -> Node:
+        """The node of this kind and these arguments, made on first use."""
+        key = (kind, *(("node", a.index) if isinstance(a, Node) else a for a in args))
+        node = self._known.get(key)
+        if node is None:
+            node = Node(self, kind, args, len(self.nodes))
+            self.nodes.append(node)
+            self._known[key] = node
+        return node
+
+    def input(self, name: str) -> Node:
+        """A variable; in the emitted code it is the local variable of this name."""
+        return self.make("input", name)
+
+    def inputs(self, prefix: str, n: int) -> list[Node]:
+        """Variables ``prefix0`` to ``prefix{n-1}``."""
+        return [self.input(f"{prefix}{i}") for i in range(n)]
+
+
+class Node:
+    """One operation; ``index`` orders the nodes of its graph topologically."""
+
+    __slots__ = ("args", "graph", "index", "kind")
+
+    def __init__(self, graph: Graph, kind: str, args: tuple[Any, ...], index: int) -> None:
+        self.graph, self.kind, self.args, self.index = graph, kind, args, index
+
+    def __repr__(self) -> str:
+        return f"{self.kind}#{self.index}"
+
+    def __add__(self, other: Any) -> Any:
+        return add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return sub(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return sub(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        return div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return div(other, self)
+
+    def __neg__(self) -> Any:
+        return neg(self)
+
+
+def is_constant(x: Any) -> bool:
+    """Whether the expression is a number."""
+    return not isinstance(x, Node)
+
+
+def is_zero(x: Any) -> bool:
+    """Whether the expression is the number 0."""
+    return not isinstance(x, Node) and x == 0.0
+
+
+def neg(a: Any) -> Any:
+    """-a."""
+    if is_constant(a):
+        return -a if a else 0.0
+    return a.args[0] if a.kind == "neg" else a.graph.make("neg", a)
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b."""
+    if is_constant(a) and is_constant(b):
+        total = a + b
+        return 0.0 if abs(total) < ROUNDING * (abs(a) + abs(b)) else total
+    if is_constant(a):
+        a, b = b, a
+    if is_constant(b):
+        return a if b == 0.0 else a.graph.make("add", a, float(b))
+    if b.kind == "neg":
+        return sub(a, b.args[0])
+    if a.kind == "neg":
+        return sub(b, a.args[0])
+    if a.index > b.index:
+        a, b = b, a
+    return a.graph.make("add", a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """a - b."""
+    if is_constant(b):
+        return add(a, -b)
+    if is_constant(a):
+        return neg(b) if a == 0.0 else b.graph.make("sub", float(a), b)
+    if a is b:
+        return 0.0
+    if b.kind == "neg":
+        return add(a, b.args[0])
+    return a.graph.make("sub", a, b)
+
+
+def mul(a: Any, b: Any) -> Any:
+    """a * b."""
+    if is_constant(a) and is_constant(b):
+        return a * b
+    if is_constant(a):
+        a, b = b, a
+    if is_constant(b):
+        if b == 0.0:
+            return 0.0
+        if b == 1.0:
+            return a
+        if b == -1.0:
+            return neg(a)
+        if a.kind == "neg":
+            return mul(a.args[0], -b)
+        return a.graph.make("mul", a, float(b))
+    if a.kind == "neg":
+        return neg(mul(a.args[0], b))
+    if b.kind == "neg":
+        return neg(mul(a, b.args[0]))
+    if a.index > b.index:
+        a, b = b, a
+    return a.graph.make("mul", a, b)
+
+
+def div(a: Any, b: Any) -> Any:
+    """a / b."""
+    if is_constant(b):
+        return mul(a, 1.0 / b)
+    return 0.0 if is_zero(a) else b.graph.make("div", a, b)
+
+
+def _unary(kind: str, a: Any, function: Callable[[float], float]) -> Any:
+    return function(a) if is_constant(a) else a.graph.make(kind, a)
+
+
+def sin(a: Any) -> Any:
+    """sin(a), a in rad."""
+    return _unary("sin", a, math.sin)
+
+
+def cos(a: Any) -> Any:
+    """cos(a), a in rad."""
+    return _unary("cos", a, math.cos)
+
+
+def sqrt(a: Any) -> Any:
+    """The square root; its derivative at 0 is not finite, so guard the argument with :func:`where`."""
+    return _unary("sqrt", a, math.sqrt)
+
+
+def power(a: Any, exponent: float) -> Any:
+    """a^exponent for a >= 0 and a constant exponent of 1 or more."""
+    if exponent == 1.0:
+        return a
+    if exponent == int(exponent) and exponent <= 8:
+        half = power(a, exponent // 2) if exponent > 1 else 1.0
+        return mul(mul(half, half), a if exponent % 2 else 1.0)
+    return a**exponent if is_constant(a) else a.graph.make("power", a, float(exponent))
+
+
+def less(a: Any, b: Any) -> Any:
+    """The condition a < b."""
+    if is_constant(a) and is_constant(b):
+        return a < b
+    return (b if is_constant(a) else a).graph.make("less", a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, b elsewhere; only the branch taken has a derivative."""
+    if not isinstance(condition, Node):
+        return a if condition else b
+    if a is b or (is_constant(a) and is_constant(b) and a == b):
+        return a
+    return condition.graph.make("where", condition, a, b)
+
+
+def absolute(a: Any) -> Any:
+    """|a|, with derivative +-1; at 0 it is 1."""
+    return where(less(a, 0.0), neg(a), a)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two."""
+    return where(less(a, b), a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of two."""
+    return where(less(a, b), b, a)
+
+
+def reachable(outputs: Iterable[Any], known: frozenset[int] | set[int] = frozenset()) -> list[Node]:
+    """The nodes that the expressions are made of, in the order of evaluation, without those behind ``known`` ones."""
+    found: dict[int, Node] = {}
+    stack = [x for x in outputs if isinstance(x, Node)]
+    while stack:
+        node = stack.pop()
+        if node.index in found or node.index in known:
+            continue
+        found[node.index] = node
+        stack += [x for x in node.args if isinstance(x, Node)]
+    return [found[i] for i in sorted(found)]
+
+
+def jvp(outputs: Sequence[Any], tangents: Mapping[Node, Any]) -> list[Any]:
+    """Forward mode: the tangents of ``outputs`` as expressions, given those of inputs; others are constant."""
+    known: dict[int, Any] = {node.index: tangent for node, tangent in tangents.items()}
+
+    def of(x: Any) -> Any:
+        return known[x.index] if isinstance(x, Node) else 0.0
+
+    for node in reachable(outputs, set(known)):
+        a = node.args
+        match node.kind:
+            case "input" | "less":
+                t: Any = 0.0
+            case "add":
+                t = add(of(a[0]), of(a[1]))
+            case "sub":
+                t = sub(of(a[0]), of(a[1]))
+            case "mul":
+                t = add(mul(of(a[0]), a[1]), mul(a[0], of(a[1])))
+            case "neg":
+                t = neg(of(a[0]))
+            case "div":
+                t = div(sub(of(a[0]), mul(node, of(a[1]))), a[1])
+            case "where":
+                t = where(a[0], of(a[1]), of(a[2]))
+            case _:
+                t = mul(_slope(node), of(a[0]))
+        known[node.index] = t
+    return [of(x) for x in outputs]
+
+
+def vjp(cotangents: Iterable[tuple[Any, Any]], cuts: Iterable[Any] = ()) -> dict[Node, Any]:
+    """Reverse mode: the derivative of a scalar with respect to inputs and ``cuts``, as expressions.
+
+    Args:
+        cotangents: pairs (expression, derivative of the scalar with respect to it).
+        cuts: expressions that the sweep does not go behind.
+
+    Returns:
+        derivative of the scalar with respect to each input and cut that it depends on.
+    """
+    cut = {x.index for x in cuts if isinstance(x, Node)}
+    adjoint: dict[int, Any] = {}
+
+    def accumulate(x: Any, cotangent: Any) -> None:
+        if isinstance(x, Node) and not is_zero(cotangent):
+            adjoint[x.index] = add(adjoint.get(x.index, 0.0), cotangent)
+
+    seeds = [(x, c) for x, c in cotangents if isinstance(x, Node)]
+    for x, c in seeds:
+        accumulate(x, c)
+    found: dict[Node, Any] = {}
+    for node in reversed(_reachable_to(cut, [x for x, _ in seeds])):
+        c, a = adjoint.get(node.index, 0.0), node.args
+        if is_zero(c):
+            continue
+        if node.index in cut or node.kind == "input":
+            found[node] = c
+            continue
+        match node.kind:
+            case "add":
+                accumulate(a[0], c)
+                accumulate(a[1], c)
+            case "sub":
+                accumulate(a[0], c)
+                accumulate(a[1], neg(c))
+            case "mul":
+                accumulate(a[0], mul(c, a[1]))
+                accumulate(a[1], mul(c, a[0]))
+            case "neg":
+                accumulate(a[0], neg(c))
+            case "div":
+                share = div(c, a[1])
+                accumulate(a[0], share)
+                accumulate(a[1], neg(mul(share, node)))
+            case "where":
+                accumulate(a[1], where(a[0], c, 0.0))
+                accumulate(a[2], where(a[0], 0.0, c))
+            case "less":
+                pass
+            case _:
+                accumulate(a[0], mul(c, _slope(node)))
+    return found
+
+
+def _reachable_to(cut: set[int], outputs: Iterable[Node]) -> list[Node]:
+    """As :func:`reachable`, with the cut nodes themselves but nothing behind them."""
+    found: dict[int, Node] = {}
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node.index not in found:
+            found[node.index] = node
+            if node.index not in cut:
+                stack += [x for x in node.args if isinstance(x, Node)]
+    return [found[i] for i in sorted(found)]
+
+
+def _slope(node: Node) -> Any:
+    """The derivative of a function of one argument."""
+    a = node.args[0]
+    match node.kind:
+        case "sin":
+            return cos(a)
+        case "cos":
+            return neg(sin(a))
+        case "sqrt":
+            return div(0.5, node)
+        case "power":
+            return mul(node.args[1], power(a, node.args[1] - 1.0))
+    raise AssertionError(f"no derivative of {node.kind}")
+
+
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sqrt": np.sqrt,
+    "power": np.power,
+    "less": np.less,
+    "where": np.where,
+}
+
+
+def evaluate(outputs: Sequence[Any], values: Mapping[str, Any]) -> list[Any]:
+    """The numbers that expressions stand for, by numpy: what the stages are tested with, no kernel involved.
+
+    Args:
+        outputs: expressions.
+        values: input name to number, or to an array of any one shape.
+    """
+    known: dict[int, Any] = {}
+
+    def of(x: Any) -> Any:
+        return known[x.index] if isinstance(x, Node) else x
+
+    with np.errstate(all="ignore"):
+        for node in reachable(outputs):
+            if node.kind == "input":
+                known[node.index] = values[node.args[0]]
+            else:
+                known[node.index] = _NUMPY[node.kind](*(of(a) for a in node.args))
+    return [of(x) for x in outputs]

@@ -1,0 +1,326 @@
+"""Stage 0, intake: what the compiler reads from a MuJoCo model, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+
+SMALLEST = 1e-15
+"""MuJoCo's mjMINVAL."""
+LEAST_IMPEDANCE, LARGEST_IMPEDANCE = 1e-4, 0.9999
+"""MuJoCo's mjMINIMP and mjMAXIMP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Impedance:
+    """How hard and how damped a constraint row is, from its solref and solimp (MuJoCo's documentation, "Solver")."""
+
+    smallest: float
+    largest: float
+    width: float
+    midpoint: float
+    power: float
+    stiffness: float
+    """k of aref = -b v - k d(r) r [1/s^2]."""
+    damping: float
+    """b of the same [1/s]."""
+
+    @classmethod
+    def of(cls, solref: Any, solimp: Any, timestep: float) -> Impedance:
+        """From the model's numbers; a time constant below two timesteps is raised to that, as MuJoCo does."""
+        low, high = (float(np.clip(x, LEAST_IMPEDANCE, LARGEST_IMPEDANCE)) for x in solimp[:2])
+        if solref[0] > 0.0:
+            constant, ratio = max(float(solref[0]), 2.0 * timestep), float(solref[1])
+            stiffness = 1.0 / max(SMALLEST, high**2 * constant**2 * ratio**2)
+            damping = 2.0 / max(SMALLEST, high * constant)
+        else:
+            stiffness, damping = -float(solref[0]) / high**2, -float(solref[1]) / high
+        return cls(
+            smallest=low,
+            largest=high,
+            width=max(0.0, float(solimp[2])),
+            midpoint=float(np.clip(solimp[3], LEAST_IMPEDANCE, LARGEST_IMPEDANCE)),
+            power=max(1.0, float(solimp[4])),
+            stiffness=stiffness,
+            damping=damping,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The range of a hinge or slide joint."""
+
+    joint: int
+    low: float
+    high: float
+    margin: float
+    """An end closer than this pushes."""
+    inverse_weight: float
+    impedance: Impedance
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two geoms that may touch, in MuJoCo's order (by type)."""
+
+    geoms: tuple[int, int]
+    bodies: tuple[int, int]
+    kinds: tuple[str, str]
+    friction: tuple[float, float]
+    """Sliding friction along the two tangents; 0 without friction."""
+    margin: float
+    """Contacts farther apart than this do not push (margin minus gap)."""
+    inverse_weight: float
+    impedance: Impedance
+
+
+@dataclasses.dataclass(frozen=True)
+class Motor:
+    """An actuator on a hinge or slide joint: force = gain u + bias + position_gain q + velocity_gain v, clipped."""
+
+    dof: int
+    position: int
+    gear: float
+    gain: float
+    bias: tuple[float, float, float]
+    force_range: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What the later stages read."""
+
+    simulation: Simulation
+    model: Any
+    """``mujoco.MjModel``, for the plain numbers of the tree: positions, axes, masses, damping."""
+    runge_kutta: bool
+    """Whether steps are RK4; otherwise Euler with implicit joint damping."""
+    limits: tuple[Limit, ...]
+    pairs: tuple[Pair, ...]
+    motors: tuple[Motor, ...]
+    joint_kinds: tuple[str, ...]
+    """"hinge", "slide", "ball" or "free"."""
+
+
+def read(simulation: Simulation) -> Model:
+    """Read a compiled model.
+
+    Raises:
+        InputError: the first element found that the compiler does not cover, by name.
+    """
+    mujoco, model = load_mujoco(), simulation.model
+    reason = _refused(mujoco, model)
+    if reason is not None:
+        raise InputError(
+            f"task {simulation.name}: the Warp compiler does not cover this model ({reason}): use backend mujoco or mjx"
+        )
+    return Model(
+        simulation=simulation,
+        model=model,
+        runge_kutta=mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4",
+        limits=tuple(_limits(mujoco, model)),
+        pairs=tuple(_pairs(mujoco, model)),
+        motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),
+        joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
+    )
+
+
+COLLISIONS = {
+    ("plane", "sphere"),
+    ("plane", "capsule"),
+    ("sphere", "sphere"),
+    ("sphere", "capsule"),
+    ("capsule", "capsule"),
+}
+"""Pairs of geoms that the contact stage knows."""
+
+FORBIDDEN = {
+    "neq": "equality constraints",
+    "ntendon": "tendons",
+    "nplugin": "plugins",
+    "nflex": "flexible bodies",
+    "nmocap": "mocap bodies",
+    "npair": "explicit contact pairs",
+    "body_gravcomp": "gravity compensation",
+    "dof_frictionloss": "friction loss",
+    "dof_dampingpoly": "nonlinear joint damping",
+    "jnt_stiffnesspoly": "nonlinear joint stiffness",
+    "jnt_springyield": "plastic joint springs",
+    "jnt_actfrclimited": "actuatorfrcrange of joints",
+    "jnt_actgravcomp": "actuatorgravcomp",
+    "geom_fluid": "ellipsoid fluid forces (fluidshape)",
+    "geom_surfacevel": "surface velocity of a geom",
+    "flg_adhesion": "contact adhesion",
+    "actuator_armature": "actuator armature",
+    "actuator_damping": "actuator damping",
+    "actuator_dampingpoly": "nonlinear actuator damping",
+}
+"""Field of ``mujoco.MjModel`` that is 0 without it, to what it is."""
+
+DISABLED = (
+    "EQUALITY FRICTIONLOSS LIMIT CONTACT GRAVITY CLAMPCTRL WARMSTART FILTERPARENT SENSOR MIDPHASE AUTORESET NATIVECCD "
+    "ISLAND MULTICCD"
+).split()
+"""Disable flags that are covered, or that change nothing in the models covered."""
+ENABLED = ("ENERGY", "FWDINV")
+"""Enable flags that change nothing in a step."""
+
+
+def _refused(mujoco: Any, model: Any) -> str | None:
+    """What in the model is not covered; None if all of it is."""
+
+    def name(kind: str, i: int) -> str:
+        return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"number {i}"
+
+    for field, what in FORBIDDEN.items():
+        if np.any(getattr(model, field, 0)):
+            return what
+    option = model.opt
+    integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
+    if integrator not in ("EULER", "RK4"):
+        return f"integrator {integrator.lower()}"
+    if option.noslip_iterations:
+        return "noslip iterations"
+    for flags, prefix, given, covered in (
+        (mujoco.mjtDisableBit, "mjDSBL_", option.disableflags, DISABLED),
+        (mujoco.mjtEnableBit, "mjENBL_", option.enableflags, ENABLED),
+    ):
+        for flag, bit in flags.__members__.items():
+            short = flag.removeprefix(prefix)
+            if flag.startswith(prefix) and given & int(bit) and short not in covered:
+                return f"option flag {short.lower()} {'disabled' if prefix == 'mjDSBL_' else 'enabled'}"
+    for j in range(model.njnt):
+        if _joint_kind(mujoco, model, j) in ("free", "ball"):
+            if model.jnt_limited[j]:
+                return f"a limit of ball joint {name('JOINT', j)!r}"
+            if model.jnt_stiffness[j]:
+                return f"stiffness of free or ball joint {name('JOINT', j)!r}"
+    for i in range(model.nu):
+        if mujoco.mjtTrn(model.actuator_trntype[i]).name != "mjTRN_JOINT":
+            return f"actuator {name('ACTUATOR', i)!r}, which does not drive a joint"
+        if _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
+            return f"actuator {name('ACTUATOR', i)!r} on a free or ball joint"
+        if mujoco.mjtGain(model.actuator_gaintype[i]).name != "mjGAIN_FIXED":
+            return f"actuator {name('ACTUATOR', i)!r}, whose gain is not fixed"
+        if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
+            return f"actuator {name('ACTUATOR', i)!r}, whose bias is not affine"
+    for g1, g2 in _colliding(mujoco, model):
+        kinds = _kind(mujoco, model, g1), _kind(mujoco, model, g2)
+        pair = f"{name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
+        if kinds not in COLLISIONS:
+            return f"a contact of {kinds[0]} with {kinds[1]}: geoms {pair}"
+        condim = int(max(model.geom_condim[g1], model.geom_condim[g2]))
+        if condim not in (1, 3):
+            return f"condim {condim}: geoms {pair}"
+        if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
+            return "elliptic friction cones"
+    return None
+
+
+def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:
+    return mujoco.mjtJoint(model.jnt_type[joint]).name.removeprefix("mjJNT_").lower()
+
+
+def _kind(mujoco: Any, model: Any, geom: int) -> str:
+    return mujoco.mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
+
+
+def _colliding(mujoco: Any, model: Any) -> list[tuple[int, int]]:
+    """Pairs of geoms that MuJoCo tests for contact, the lower type first."""
+    if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_CONTACT:
+        return []
+    parents = not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_FILTERPARENT
+    excluded = {int(s) for s in model.exclude_signature}
+    found = []
+    for g1, g2 in itertools.combinations(range(model.ngeom), 2):
+        b1, b2 = sorted((int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])))
+        w1, w2 = int(model.body_weldid[b1]), int(model.body_weldid[b2])
+        if w1 == w2 or (b1 << 16) + b2 in excluded:
+            continue
+        p1, p2 = (int(model.body_weldid[model.body_parentid[w]]) for w in (w1, w2))
+        if parents and w1 and w2 and (w1 == p2 or w2 == p1):
+            continue
+        matching = model.geom_contype[g1] & model.geom_conaffinity[g2]
+        if not (matching or model.geom_contype[g2] & model.geom_conaffinity[g1]):
+            continue
+        if model.geom_type[g1] > model.geom_type[g2]:
+            g1, g2 = g2, g1
+        if _kind(mujoco, model, g1) == _kind(mujoco, model, g2) == "plane":
+            continue
+        found.append((g1, g2))
+    return found
+
+
+def _pairs(mujoco: Any, model: Any) -> list[Pair]:
+    """The pairs with their mixed parameters, as MuJoCo's mj_contactParam mixes them."""
+    pairs = []
+    for g1, g2 in _colliding(mujoco, model):
+        bodies = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
+        margin = model.geom_margin[g1] + model.geom_margin[g2]
+        gap = model.geom_gap[g1] + model.geom_gap[g2]
+        if model.geom_priority[g1] != model.geom_priority[g2]:
+            g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
+            condim, solref, solimp = model.geom_condim[g], model.geom_solref[g], model.geom_solimp[g]
+            sliding = model.geom_friction[g, 0]
+        else:
+            condim = max(model.geom_condim[g1], model.geom_condim[g2])
+            s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
+            if s1 >= SMALLEST and s2 >= SMALLEST:
+                mix = s1 / (s1 + s2)
+            else:
+                mix = 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)
+            r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
+            solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0 and r2[0] > 0 else np.minimum(r1, r2)
+            solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
+            sliding = max(model.geom_friction[g1, 0], model.geom_friction[g2, 0])
+        friction = max(1e-5, float(sliding)) if condim == 3 else 0.0
+        pairs.append(
+            Pair(
+                geoms=(g1, g2),
+                bodies=bodies,
+                kinds=(_kind(mujoco, model, g1), _kind(mujoco, model, g2)),
+                friction=(friction, friction),
+                margin=float(margin - gap),
+                inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
+                impedance=Impedance.of(solref, solimp, model.opt.timestep),
+            )
+        )
+    return pairs
+
+
+def _limits(mujoco: Any, model: Any) -> list[Limit]:
+    if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_LIMIT:
+        return []
+    return [
+        Limit(
+            joint=j,
+            low=float(model.jnt_range[j, 0]),
+            high=float(model.jnt_range[j, 1]),
+            margin=float(model.jnt_margin[j]),
+            inverse_weight=float(model.dof_invweight0[model.jnt_dofadr[j]]),
+            impedance=Impedance.of(model.jnt_solref[j], model.jnt_solimp[j], model.opt.timestep),
+        )
+        for j in range(model.njnt)
+        if model.jnt_limited[j]
+    ]
+
+
+def _motor(mujoco: Any, model: Any, i: int) -> Motor:
+    joint = int(model.actuator_trnid[i, 0])
+    affine = mujoco.mjtBias(model.actuator_biastype[i]).name == "mjBIAS_AFFINE"
+    bias = tuple(float(x) for x in model.actuator_biasprm[i, :3]) if affine else (0.0, 0.0, 0.0)
+    limited = bool(model.actuator_forcelimited[i])
+    return Motor(
+        dof=int(model.jnt_dofadr[joint]),
+        position=int(model.jnt_qposadr[joint]),
+        gear=float(model.actuator_gear[i, 0]),
+        gain=float(model.actuator_gainprm[i, 0]),
+        bias=bias,  # type: ignore[arg-type]
+        force_range=(float(model.actuator_forcerange[i, 0]), float(model.actuator_forcerange[i, 1])) if limited else None,
+    )
