@@ -261,7 +261,7 @@ def subjects_of(options: Options) -> list[Subject]:
         of_task = QUICK.get(name) if options.quick else None
         for backend in options.backends or of_task or backends_of(subject.task):
             try:
-                sources = load(BACKENDS[backend]).derivatives
+                sources = load(BACKENDS[backend]).derivatives_of(subject.task)
             except MissingExtra:
                 sources = ("default",)  # measuring it will say what is missing
             offered.update(sources)

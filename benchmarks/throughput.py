@@ -604,12 +604,13 @@ def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[
             continue
         try:
             kind = load(BACKENDS[backend])
+            sources = kind.derivatives_of(make_task(task))
             make_physics(make_task(task), backend)
         except (InputError, MissingExtra) as error:
             console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
             continue
-        for derivative, residuals in itertools.product(kind.derivatives, kind.residual_policies):
-            if residuals == "recompute" or derivative == kind.derivatives[0]:  # what goes by columns keeps nothing
+        for derivative, residuals in itertools.product(sources, kind.residual_policies):
+            if residuals == "recompute" or derivative == sources[0]:  # what goes by columns keeps nothing
                 yield backend, derivative, residuals
 
 

@@ -62,6 +62,24 @@ def kernel(function: Callable[..., None]) -> Any:
     return load_warp().kernel(inspect.unwrap(function), enable_backward=False, module="unique")
 
 
+def launch(kernel: Any, threads: int, arguments: Sequence[Tensor | float | int]) -> None:
+    """Launch a kernel on the tensors' device and torch's current stream, with tensors as arrays that it shares."""
+    warp = load_warp()
+    device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
+    warp.launch(
+        kernel,
+        dim=threads,
+        inputs=[
+            warp.from_torch(x, requires_grad=False, return_ctype=True) if isinstance(x, torch.Tensor) else x
+            for x in arguments
+        ],
+        device=warp.device_from_torch(device),
+        # Given explicitly: Warp's current stream is one per process, and torch's backward threads would share it.
+        stream=warp.stream_from_torch(device) if device.type == "cuda" else None,
+        record_tape=False,
+    )
+
+
 def from_warp(
     forward: Any,
     adjoint: Any,
@@ -130,15 +148,4 @@ class WarpOp(Op):
         return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
 
     def _launch(self, kernel: Any, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
-        warp = load_warp()
-        device = inputs[0].device
-        arrays = [warp.from_torch(x, requires_grad=False, return_ctype=True) for x in (*inputs, *rest)]
-        warp.launch(
-            kernel,
-            dim=inputs[0].shape[0],
-            inputs=[*arrays[: len(inputs)], *self._constants, *arrays[len(inputs) :]],
-            device=warp.device_from_torch(device),
-            # Given explicitly: Warp's current stream is one per process, and torch's backward threads would share it.
-            stream=warp.stream_from_torch(device) if device.type == "cuda" else None,
-            record_tape=False,
-        )
+        launch(kernel, inputs[0].shape[0], (*inputs, *self._constants, *rest))

@@ -187,7 +187,7 @@ def check_task(
     sources: set[str] = set()
     for name in [backend] if backend else known:
         try:
-            offered = load(BACKENDS[name]).derivatives
+            offered = load(BACKENDS[name]).derivatives_of(task)
             sources.update(offered)
             if derivative is not None and derivative not in offered and backend is not None:
                 raise unknown_name(f"derivative source of backend {name}", derivative, offered)

@@ -42,7 +42,7 @@ class Physics(abc.ABC):
     backend: ClassVar[str]
     """The backend's name in :data:`BACKENDS`."""
     derivatives: ClassVar[tuple[str, ...]]
-    """Derivative sources this backend offers, its default first."""
+    """Derivative sources this backend offers, its default first (see :meth:`derivatives_of`)."""
     accuracy: ClassVar[Mapping[str, float]] = {}
     """Derivative source to the relative error it makes by design, for sources that are approximations."""
     residual_policies: ClassVar[tuple[str, ...]] = ("recompute",)
@@ -59,14 +59,15 @@ class Physics(abc.ABC):
         derivative: str | None = None,
         residuals: str = "recompute",
     ) -> None:
-        if derivative is not None and derivative not in self.derivatives:
-            raise unknown_name(f"derivative source of backend {self.backend}", derivative, self.derivatives)
+        offered = self.derivatives_of(task)
+        if derivative is not None and derivative not in offered:
+            raise unknown_name(f"derivative source of backend {self.backend}", derivative, offered)
         if residuals not in self.residual_policies:
             raise unknown_name(f"residual policy of backend {self.backend}", residuals, self.residual_policies)
         self.task = task
         self.dtype = dtype
         self.device = indexed(device)
-        self.derivative = derivative or self.derivatives[0]
+        self.derivative = derivative or offered[0]
         self.residuals = residuals
 
     def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
@@ -89,6 +90,11 @@ class Physics(abc.ABC):
                 f"{self}: {state.shape[0]} states but {action.shape[0]} actions; give one action per state"
             )
         return self._advance(state, action.clamp(-1.0, 1.0))
+
+    @classmethod
+    def derivatives_of(cls, task: Task) -> tuple[str, ...]:
+        """The derivative sources this backend offers for a task, its default first."""
+        return cls.derivatives
 
     def reference(self) -> Physics:
         """What the other backends of the task are compared with: these physics in their most exact form."""

@@ -103,7 +103,7 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     for backend in (of_oracle, config.environment):
         if backend not in (None, *backends_of(task)):
             raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-    sources = load(BACKENDS[config.backend]).derivatives if "derivative" in flags else ()
+    sources = load(BACKENDS[config.backend]).derivatives_of(task) if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
     config = dataclasses.replace(config, task=_absolute(config.task))

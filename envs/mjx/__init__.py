@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 import importlib.util
 import logging
 import os
@@ -12,7 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 
 from mage_diffsim.bridges.errors import InputError, missing_extra
@@ -134,20 +132,11 @@ def _shared_op(simulation: Simulation, derivative: str, residuals: str) -> Op:
     Raises:
         InputError: the model is not supported.
     """
-    model = (simulation.name, _digest(simulation.model), simulation.frame_skip, simulation.readouts)
-    key = (*model, derivative, residuals)
+    key = (simulation.fingerprint, derivative, residuals)
     with _ops_lock:
         if key not in _ops:
             _ops[key] = _CompilingOp(simulation, derivative, residuals)
         return _ops[key]
-
-
-def _digest(model: Any) -> str:
-    """A fingerprint of everything in the compiled model."""
-    mujoco = load_mujoco()
-    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, buffer)
-    return hashlib.sha256(buffer.tobytes()).hexdigest()
 
 
 @final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import os
 import sys
@@ -96,6 +97,15 @@ class Simulation:
     def sites(self) -> tuple[int, ...]:
         """The sites whose positions are read out."""
         return tuple(i for kind, i in self.readouts if kind is SitePosition)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for simulations with the same name, model and readouts: what compilations are shared by."""
+        mujoco = load_mujoco()
+        buffer = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
+        mujoco.mj_saveModel(self.model, None, buffer)
+        rest = repr((self.name, self.frame_skip, self.readouts))
+        return hashlib.sha256(buffer.tobytes() + rest.encode()).hexdigest()
 
     def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
         """The state ``qpos | qvel | readouts`` of numpy or JAX arrays with any leading axes.

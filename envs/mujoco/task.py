@@ -53,6 +53,7 @@ class MujocoTask(Task):
     physics = {  # noqa: RUF012  (the base class declares it a ClassVar)
         "mujoco": "mage_diffsim.envs.mujoco.task:simulation_of",
         "mjx": "mage_diffsim.envs.mujoco.task:simulation_of",
+        "warp": "mage_diffsim.envs.mujoco.task:simulation_of",
     }
 
     @cached_property
@@ -143,7 +144,7 @@ class MujocoTask(Task):
 
 
 def simulation_of(task: Any) -> Simulation:
-    """What both MuJoCo backends are built from."""
+    """What the backends of MuJoCo models are built from."""
     return task.simulation
 
 

@@ -1,8 +1,8 @@
-"""Physics written as Warp kernels."""
+"""Physics as Warp kernels: written by hand, or compiled from a MuJoCo model."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -11,21 +11,28 @@ from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import WarpOp, load_warp
+from mage_diffsim.envs.mujoco.model import Simulation
+from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
 from mage_diffsim.envs.task import Task
 
 
 @final
 class WarpPhysics(Physics):
-    """A task whose ``physics["warp"]`` is ``implementation(task)(dtype) -> WarpOp`` from (state, action) to state.
+    """A task whose ``physics["warp"]`` is ``implementation(task)``: a model or a maker of hand-written kernels.
 
-    The kernels get the action within [-1, 1] and scale it. They are compiled and loaded for the device here, so that
-    steps can be captured in a CUDA graph at once.
+    A model (``Simulation``, for every :class:`.MujocoTask`) is compiled to one fused kernel per environment step (see
+    :mod:`.compiler`): on a CPU a SIMD vector of environments at a time on as many threads as torch uses, on a GPU one
+    environment a thread. A state whose constraint solver does not converge gives NaN, which the learner's guards report.
+    Otherwise it is ``(dtype) -> WarpOp`` from (state, action) to state, whose kernels get the action within [-1, 1] and
+    scale it. Kernels are compiled and loaded for the device here, so that steps can be captured in a CUDA graph at once.
 
-    Derivative sources: ``adjoint`` the hand-written adjoint kernel, ``fd`` central differences.
+    Derivative sources: ``adjoint`` the adjoint kernel; ``jvp`` (models only) tangents, one sweep per component; ``fd``
+    central differences.
 
     Raises:
-        InputError: Warp does not see the device, or the dtype is not float32 or float64.
+        InputError: Warp does not see the device, the dtype is not float32 or float64, or the compiler does not cover the
+            model; the message names what and offers other backends.
         MissingExtra: warp is not installed.
     """
 
@@ -49,11 +56,26 @@ class WarpPhysics(Physics):
             )
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
-        kernels: WarpOp = load(task.physics["warp"])(task)(dtype)
-        kernels.load(self.device)
-        self._op: Op = kernels
-        if self.derivative == "fd":
-            self._op = FiniteDifference(kernels.forward, name=str(self))
+        made: Any = load(task.physics["warp"])(task)
+        self.simulation: Simulation | None = None
+        kernels: Op
+        if isinstance(made, Simulation):
+            from mage_diffsim.envs.warp.model import ModelOp
+
+            self.simulation = made
+            kernels = ModelOp(made, dtype, self.device, tangents=self.derivative == "jvp")
+        else:
+            kernels = written = made(dtype)
+            assert isinstance(written, WarpOp)
+            written.load(self.device)
+        self._op = FiniteDifference(kernels.forward, name=str(self)) if self.derivative == "fd" else kernels
+
+    @classmethod
+    def derivatives_of(cls, task: Task) -> tuple[str, ...]:
+        of_model = task.physics["warp"] == MujocoTask.physics["warp"]
+        return ("adjoint", "jvp", "fd") if of_model else cls.derivatives
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
-        return self._op(state, action)
+        if self.simulation is None:
+            return self._op(state, action)
+        return self._op(with_unit_quaternions(self.simulation, state), self.task.scale_action(action))

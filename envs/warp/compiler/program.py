@@ -17,7 +17,7 @@ from mage_diffsim.envs.warp.compiler.constraints import contacts, limit_rows
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul, vjp
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, jvp, mul, vjp
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
@@ -135,6 +135,98 @@ class Program:
         for column in range(self.nu):
             w(f"store(control_gradient.data, {self.nu}, {column}, select(failed, splat(nothing), gu{column}));")
         return w.text
+
+    def tangent(self) -> str:
+        """(state, control, state_tangent, control_tangent) -> next_tangent, one direction per environment."""
+        w = self._begin()
+        self._declare(w)
+        given = []
+        for i in range(self.nq):
+            w(f"const vec given{i} = load(state_tangent.data, {self.width}, {i});")
+            given.append(self.graph.input(f"given{i}"))
+        w.declare([*self.names("tq"), *self.names("tv")])
+        # The tangents of a quaternion's four numbers, projected on the sphere.
+        halves = manifold.to_tangent(self.model, self.q, given)
+        turns = {d + i for _, d in manifold.coordinates(self.model)[1] for i in range(3)}
+        with w.block(""):
+            w.assign(self.names("tq"), [mul(4.0, x) if d in turns else x for d, x in enumerate(halves)])
+        for i in range(self.nv):
+            w(f"tv{i} = load(state_tangent.data, {self.width}, {self.nq + i});")
+        for i in range(self.nu):
+            w(f"const vec tu{i} = load(control_tangent.data, {self.nu}, {i});")
+        if self.model.runge_kutta:
+            for prefix in ("start_tq", "start_tv", "sum_tv", "sum_ta", "tway", "trate"):
+                w.declare(self.names(prefix))
+        w.declare([f"first_t{d}" for d in range(self.nv)])
+        for d in range(self.nv):
+            w(f"first_t{d} = tq{d};")
+        with w.block(f"for (int pass = 0; pass < {self.passes}; ++pass)"):
+            self._acceleration(w)
+            with w.block(""):
+                self.sweeps.forward(w)
+                self._advance_tangents(w)
+            self._advance(w)
+        tq = self.graph.inputs("tq", self.nv)
+        pushed = manifold.pushed(self.model, self.q, tq)
+        along = dict(zip(self.q, pushed, strict=True))
+        values = w.compute(*pushed, *self.graph.inputs("tv", self.nv))
+        for kind, i in self.model.simulation.readouts:
+            if kind is MeanVelocity:
+                d = self._dof_of(i)
+                values.append(f"(tq{d} - first_t{d}) * {literal(1.0 / self.model.simulation.dt)}")
+            else:
+                values += w.compute(*jvp(self._position(kind, i), along))
+        for column, value in enumerate(values):
+            w(f"store(next_tangent.data, {self.width}, {column}, select(failed, splat(nothing), splat(0) + {value}));")
+        return w.text
+
+    def _advance_tangents(self, w: Writer) -> None:
+        """Move tq and tv to the next pass; q and v are still this one's."""
+        h, inputs = literal(self.timestep), self.graph.inputs
+
+        def move(start: str, by: list[str], along: list[str]) -> None:
+            with w.block(""):
+                for i in range(self.nv):
+                    w(f"const vec by{i} = {by[i]}, along{i} = {along[i]};")
+                moved = manifold.moved_jvp(
+                    self.model, inputs("by", self.nv), inputs(start, self.nv), inputs("along", self.nv)
+                )
+                w.assign(self.names("tq"), moved)
+
+        if not self.model.runge_kutta:
+            for i in range(self.nv):
+                w(f"tv{i} += {h} * c{i};")
+            move(
+                "tq",
+                [f"{h} * (v{i} + {h} * e{i})" for i in range(self.nv)],
+                [f"{h} * tv{i}" for i in range(self.nv)],
+            )
+            return
+        w("const int stage = pass % 4;")
+        w(f"const real share = {self._choice(SHARE)};")
+        w(f"const real reach = {self._choice((*REACH, 0.0))};")
+        with w.block("if (stage == 0)"):
+            for i in range(self.nv):
+                w(f"start_tq{i} = tq{i}; start_tv{i} = tv{i}; sum_tv{i} = splat(0); sum_ta{i} = splat(0);")
+                w(f"tway{i} = splat(0);")
+        along = dict(zip((*self.way, *self.v), (*inputs("tway", self.nv), *inputs("tv", self.nv)), strict=True))
+        w.assign(self.names("trate"), jvp(self.rates, along))
+        rates = [f"rate{i}" if self.turning else f"v{i}" for i in range(self.nv)]
+        if self.turning:
+            w.assign(self.names("rate"), self.rates)
+        for i in range(self.nv):
+            w(f"sum_tv{i} += share * trate{i}; sum_ta{i} += share * x{i};")
+        with w.block("if (stage < 3)"):
+            for i in range(self.nv):
+                w(f"tway{i} = ({h} * reach) * trate{i};")
+                w(f"tv{i} = start_tv{i} + ({h} * reach) * x{i};")
+            move("start_tq", [f"({h} * reach) * {r}" for r in rates], self.names("tway"))
+        with w.block("else"):
+            for i in range(self.nv):
+                w(f"tv{i} = start_tv{i} + {h} * sum_ta{i};")
+            # `_advance` has not added this stage to its sum yet.
+            by = [f"{h} * (sum_v{i} + share * {rates[i]})" for i in range(self.nv)]
+            move("start_tq", by, [f"{h} * sum_tv{i}" for i in range(self.nv)])
 
     # -- their parts -------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Stage 7, derivative sweeps: what one pass contributes to the adjoint, from residuals at its solution.
+"""Stage 7, derivative sweeps: what one pass contributes to adjoint and tangents, from residuals at its solution.
 
 At the solution of a pass the accelerations satisfy, with inverse dynamics RNE,
 
@@ -7,7 +7,8 @@ At the solution of a pass the accelerations satisfy, with inverse dynamics RNE,
 
 with dG1/da = H, the factored Hessian, and dG2/de = M + h D. So nothing differentiates the mass matrix's algorithm, a
 factorisation or the solver: for a cotangent g of e, mu = (M + h D)^-1 g, lam = H^-1 M mu, and the derivative by
-(q, v, u) is -lam' dG1 - mu' dG2, one reverse sweep over inverse dynamics, forces and contacts.
+(q, v, u) is -lam' dG1 - mu' dG2, one reverse sweep over inverse dynamics, forces and contacts. Tangents go the other
+way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
 from mage_diffsim.envs.warp.compiler.dynamics import inverse_dynamics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Node, add, less, mul, neg, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, neg, sub, vjp, where
 from mage_diffsim.envs.warp.compiler.solver import times_mass
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Sweeps:
-    """The adjoint of one pass. lq, lv: the cotangent of the state after it, in tangents, and then that before it."""
+    """Adjoint and tangents of one pass. lq, lv: the derivative by the state after it, in tangents, then by that before."""
 
     def __init__(self, program: Program) -> None:
         p = self.p = program
@@ -143,17 +144,9 @@ class Sweeps:
                     name = gathered[node].args[0]
                     w(f"{name} += select({present}, splat(0) + {text}, splat(0));")
         seeds += gathered.items()
-        forces = smooth(p.kinematics, p.q, p.v, p.u)
-        for row in p.limits:
-            pull = add(mul(row.sign, p.a[row.dof]), row.offset)
-            force = where(less(pull, 0.0), mul(neg(row.weight), pull), 0.0)
-            forces[row.dof] = add(forces[row.dof], mul(row.sign, force))
-        moving = inverse_dynamics(p.kinematics, p.v, p.a)
-        seeds += [(sub(x, f), neg(lam)) for x, f, lam in zip(moving, forces, self.lam, strict=True)]
+        seeds += [(x, neg(lam)) for x, lam in zip(self._optimum(), self.lam, strict=True)]
         if p.damped is not None:
-            gap = [sub(e, a) for e, a in zip(self.e, p.a, strict=True)]
-            implicit = inverse_dynamics(p.kinematics, [0.0] * p.nv, gap, gravity=False)
-            seeds += [(x, neg(mu)) for x, mu in zip(implicit, self.mu, strict=True)]
+            seeds += [(x, neg(mu)) for x, mu in zip(self._implicit(), self.mu, strict=True)]
         found = vjp(seeds)
         by_q = manifold.to_tangent(p.model, p.q, [found.get(q, 0.0) for q in p.q])
         by_v = [found.get(v, 0.0) for v in p.v]
@@ -162,6 +155,21 @@ class Sweeps:
         for i in range(p.nu):
             w(f"gu{i} += {names[2 * p.nv + i]};")
         return list(zip(names[: p.nv], names[p.nv : 2 * p.nv], strict=True))
+
+    def _optimum(self) -> list[Any]:
+        """G1 without contacts, and without what does not depend on q, v and u."""
+        p = self.p
+        forces = smooth(p.kinematics, p.q, p.v, p.u)
+        for row in p.limits:
+            pull = add(mul(row.sign, p.a[row.dof]), row.offset)
+            force = where(less(pull, 0.0), mul(neg(row.weight), pull), 0.0)
+            forces[row.dof] = add(forces[row.dof], mul(row.sign, force))
+        return [sub(x, f) for x, f in zip(inverse_dynamics(p.kinematics, p.v, p.a), forces, strict=True)]
+
+    def _implicit(self) -> list[Any]:
+        """G2 without what does not depend on q."""
+        gap = [sub(e, a) for e, a in zip(self.e, self.p.a, strict=True)]
+        return inverse_dynamics(self.p.kinematics, [0.0] * self.p.nv, gap, gravity=False)
 
     def _frames(self) -> list[Node]:
         """Where bodies are and how they move: what contacts depend on, each computed once for all of them."""
@@ -175,26 +183,72 @@ class Sweeps:
             found.update({x.index: x for vector in vectors for x in vector if isinstance(x, Node)})
         return [found[i] for i in sorted(found)]
 
-    def _power(self, c: Contact) -> Any:
-        """The contact's force times the relative motion lam at it."""
-        accelerations, velocities, directions = (c.relative(motions) for motions in self._motions)
+    def _forces(self, c: Contact) -> tuple[Any, list[Any]]:
+        """The contact's force along the normal, and along each tangent (times the friction)."""
+        accelerations, velocities = (c.relative(motions) for motions in self._motions[:2])
         b = c.pair.impedance.damping
 
-        def along(way: al.Vector) -> tuple[Any, Any]:
-            pull = add(al.dot(way, accelerations), mul(b, al.dot(way, velocities)))
-            return pull, al.dot(way, directions)
+        def pull(way: al.Vector) -> Any:
+            return add(al.dot(way, accelerations), mul(b, al.dot(way, velocities)))
 
-        def force(pull: Any, rows: int) -> Any:
-            return where(less(pull, 0.0), mul(-float(rows), mul(c.weight, pull)), 0.0)
+        def force(value: Any, rows: int) -> Any:
+            return where(less(value, 0.0), mul(-float(rows), mul(c.weight, value)), 0.0)
 
-        normal, lam_normal = along(c.normal)
-        normal = add(normal, c.push)
+        normal = add(pull(c.normal), c.push)
         plain = EDGES - 2 * len(c.tangents)
-        total = mul(force(normal, plain), lam_normal) if plain else 0.0
+        total: Any = force(normal, plain) if plain else 0.0
+        along = []
         for tangent in c.tangents:
-            pull, lam = along(tangent)
-            up, down = force(add(normal, pull), 1), force(sub(normal, pull), 1)
-            total = add(total, add(mul(up, add(lam_normal, lam)), mul(down, sub(lam_normal, lam))))
+            sideways = pull(tangent)
+            up, down = force(add(normal, sideways), 1), force(sub(normal, sideways), 1)
+            total = add(total, add(up, down))
+            along.append(sub(up, down))
+        return total, along
+
+    def _power(self, c: Contact) -> Any:
+        """The contact's force times the relative motion lam at it."""
+        normal, along = self._forces(c)
+        motion = c.relative(self._motions[2])
+        total = mul(normal, al.dot(c.normal, motion))
+        for tangent, force in zip(c.tangents, along, strict=True):
+            total = add(total, mul(force, al.dot(tangent, motion)))
         return total
 
+    def forward(self, w: Writer) -> None:
+        """Emit the tangents of a pass, before it moves q and v: da in x{i}, and for Euler de in c{i}.
 
+        Variables: tq{i}, tv{i} the tangents of q and v, tu{i} those of the control.
+        """
+        p, graph = self.p, self.p.graph
+        pushed = manifold.pushed(p.model, p.q, graph.inputs("tq", p.nv))
+        tangents = dict(zip((*p.q, *p.v, *p.u), (*pushed, *graph.inputs("tv", p.nv), *graph.inputs("tu", p.nu)), strict=True))
+        frames = self._frames()
+        w.compute(*frames, *jvp(frames, tangents))
+        w.declare(p.names("force"))
+        for c in p.contacts:
+            normal, along = self._forces(c)
+            rows = [c.normal_row, *c.tangent_rows]
+            pushes = []
+            for i in range(p.nv):
+                push: Any = 0.0
+                for row, force in zip(rows, (normal, *along), strict=True):
+                    push = add(push, mul(row[i], force))
+                pushes.append(push)
+            (present,) = w.compute(c.present)
+            with w.block(f"if (any({present}))"):
+                for i, text in enumerate(w.compute(*jvp(pushes, tangents))):
+                    w(f"force{i} += select({present}, splat(0) + {text}, splat(0));")
+        for i, text in enumerate(w.compute(*jvp(self._optimum(), tangents))):
+            w(f"x{i} = force{i} - {text};")
+        p.solver.hessian.solve(w, "x")
+        if p.model.runge_kutta:
+            return
+        w.declare(p.names("c"))
+        if p.damped is None:
+            for i in range(p.nv):
+                w(f"c{i} = x{i};")
+            return
+        implicit = w.compute(*jvp(self._implicit(), tangents))
+        for i, product in enumerate(times_mass(p.mass, "x")):
+            w(f"c{i} = {product} - {implicit[i]};")
+        p.damped.solve(w, "c")
