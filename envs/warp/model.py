@@ -1,9 +1,10 @@
 """MuJoCo models as fused Warp kernels: what the compiler emits, compiled by Warp and wrapped as a torch operation."""
 
-# No postponed annotations: Warp reads those of kernels, which are values, as they are.
-# pyright: reportInvalidTypeForm=false
+from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -26,55 +27,58 @@ VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
 LEAST_ROWS = 64
 """Environments for which another CPU thread pays."""
-KERNELS = ("forward", "adjoint", "tangent")
 
 
 def build(program: Program, which: str, real: Any) -> Any:
-    """One of a program's :data:`KERNELS` as a Warp kernel, not yet compiled.
+    """One of a program's kernels as a Warp kernel, not yet compiled.
 
     Args:
         program: of the model.
-        which: its method's name.
+        which: "forward", "adjoint" or "tangent", the program's method.
         real: ``warp.float32`` or ``warp.float64``, as the program's.
     """
     warp = load_warp()
     rows = warp.array2d(dtype=real)
     code = getattr(program, which)()
 
+    def declared(function: Any) -> Any:
+        """The function with its arrays' types, under a name of its own: Warp tells native functions apart by name."""
+        function.__annotations__ = dict.fromkeys(inspect.signature(function).parameters, rows)
+        if "thread" in function.__annotations__:
+            function.__annotations__["thread"] = int
+        function.__name__ = function.__qualname__ = f"{which}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+        return function
+
     if which == "forward":
 
-        @warp.func_native(code)
-        def step(thread: int, state: rows, control: rows, next_state: rows): ...
+        def forward(thread, state, control, next_state): ...
 
-        @kernel
-        def model_forward(state: rows, control: rows, next_state: rows):
-            step(warp.tid(), state, control, next_state)
+        native = warp.func_native(code)(declared(forward))
 
-        return model_forward
+        def forward_kernel(state, control, next_state):
+            native(warp.tid(), state, control, next_state)
+
+        return kernel(declared(forward_kernel))
 
     if which == "adjoint":
 
-        @warp.func_native(code)
-        def pull_back(
-            thread: int, state: rows, control: rows, cotangent: rows, state_gradient: rows, control_gradient: rows
-        ): ...
+        def adjoint(thread, state, control, cotangent, state_gradient, control_gradient): ...
 
-        @kernel
-        def model_adjoint(state: rows, control: rows, cotangent: rows, state_gradient: rows, control_gradient: rows):
-            pull_back(warp.tid(), state, control, cotangent, state_gradient, control_gradient)
+        native = warp.func_native(code)(declared(adjoint))
 
-        return model_adjoint
+        def adjoint_kernel(state, control, cotangent, state_gradient, control_gradient):
+            native(warp.tid(), state, control, cotangent, state_gradient, control_gradient)
 
-    @warp.func_native(code)
-    def push_forward(
-        thread: int, state: rows, control: rows, state_tangent: rows, control_tangent: rows, next_tangent: rows
-    ): ...
+        return kernel(declared(adjoint_kernel))
 
-    @kernel
-    def model_tangent(state: rows, control: rows, state_tangent: rows, control_tangent: rows, next_tangent: rows):
-        push_forward(warp.tid(), state, control, state_tangent, control_tangent, next_tangent)
+    def tangent(thread, state, control, state_tangent, control_tangent, next_tangent): ...
 
-    return model_tangent
+    native = warp.func_native(code)(declared(tangent))
+
+    def tangent_kernel(state, control, state_tangent, control_tangent, next_tangent):
+        native(warp.tid(), state, control, state_tangent, control_tangent, next_tangent)
+
+    return kernel(declared(tangent_kernel))
 
 
 class ModelKernels:
