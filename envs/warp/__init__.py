@@ -23,16 +23,17 @@ class WarpPhysics(Physics):
 
     A model (``Simulation``, for every :class:`.MujocoTask`) is compiled to one fused kernel per environment step (see
     :mod:`.compiler`): on a CPU a SIMD vector of environments at a time on as many threads as torch uses, on a GPU one
-    environment a thread. A state whose constraint solver does not converge gives NaN, which the learner's guards report.
-    Otherwise it is ``(dtype) -> WarpOp`` from (state, action) to state, whose kernels get the action within [-1, 1] and
-    scale it. Kernels are compiled and loaded for the device here, so that steps can be captured in a CUDA graph at once.
+    environment a thread. A state whose constraint solver does not converge gives NaN, which the learner's guards
+    report. Otherwise it is ``(dtype) -> WarpOp`` from (state, action) to state, whose kernels get the action within
+    [-1, 1] and scale it. Kernels are compiled and loaded for the device here, so that steps can be captured in a CUDA
+    graph at once.
 
-    Derivative sources: ``adjoint`` the adjoint kernel; ``jvp`` (models only) tangents, one sweep per component; ``fd``
-    central differences.
+    Derivative sources: ``adjoint`` the adjoint kernel; for models also ``jvp``, tangents, one sweep per component; for
+    hand-written kernels also ``fd``, central differences.
 
     Raises:
-        InputError: Warp does not see the device, the dtype is not float32 or float64, or the compiler does not cover the
-            model; the message names what and offers other backends.
+        InputError: Warp does not see the device, the dtype is not float32 or float64, or the compiler does not cover
+            the model; the message names what and offers other backends.
         MissingExtra: warp is not installed.
     """
 
@@ -73,7 +74,7 @@ class WarpPhysics(Physics):
     @classmethod
     def derivatives_of(cls, task: Task) -> tuple[str, ...]:
         of_model = task.physics["warp"] == MujocoTask.physics["warp"]
-        return ("adjoint", "jvp", "fd") if of_model else cls.derivatives
+        return ("adjoint", "jvp") if of_model else cls.derivatives
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         if self.simulation is None:

@@ -43,6 +43,7 @@ def build(program: Program, which: str, real: Any) -> Any:
 
     def declared(function: Any) -> Any:
         """The function with its arrays' types, under a name of its own: Warp tells native functions apart by name."""
+        function = inspect.unwrap(function)  # Warp reads source and closure: no type-checking wrapper
         function.__annotations__ = dict.fromkeys(inspect.signature(function).parameters, rows)
         if "thread" in function.__annotations__:
             function.__annotations__["thread"] = int
@@ -212,4 +213,3 @@ class ModelOp(Op):
         run(parts[0])
         for future in waiting:
             future.result()
-

@@ -157,9 +157,4 @@ def quaternion_product(a: list[Any], b: list[Any]) -> list[Any]:
 
 def quaternion_tangents(quaternion: list[Any]) -> list[list[Any]]:
     """d q / d w of q exp(w / 2) at w = 0: one quaternion for each component of the body-fixed rotation w."""
-    return [
-        [mul(0.5, x) for x in quaternion_product(quaternion, [0.0, *axis])]
-        for axis in IDENTITY
-    ]
-
-
+    return [[mul(0.5, x) for x in quaternion_product(quaternion, [0.0, *axis])] for axis in IDENTITY]

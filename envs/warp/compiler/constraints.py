@@ -121,7 +121,9 @@ def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
 
 def contacts(kinematics: Kinematics) -> list[Contact]:
     """All possible contacts of the model's pairs, in MuJoCo's order within a pair."""
-    return [_contact(kinematics, pair, *found) for pair in kinematics.model.pairs for found in _collide(kinematics, pair)]
+    return [
+        _contact(kinematics, pair, *found) for pair in kinematics.model.pairs for found in _collide(kinematics, pair)
+    ]
 
 
 def _contact(
@@ -165,7 +167,7 @@ def _contact(
 
 
 def _tangents(normal: al.Vector, hint: al.Vector | None) -> tuple[al.Vector, al.Vector]:
-    """MuJoCo's contact frame: the hint (or y, or z) made orthogonal to the normal, and the vector orthogonal to both."""
+    """MuJoCo's contact frame: the hint (or y, or z) made orthogonal to the normal, and what is orthogonal to both."""
     if hint is None:
         beside = less(absolute(normal[1]), 0.5)
         hint = [0.0, where(beside, 1.0, 0.0), where(beside, 0.0, 1.0)]

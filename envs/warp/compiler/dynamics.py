@@ -142,10 +142,7 @@ def mass_matrix(kinematics: Kinematics) -> list[list[Any]]:
         square = al.dot(c, c)
         mass[b], moment[b] = own, al.times(c, own)
         inertia[b] = [
-            [
-                about_centre[i][j] + mul(own, sub(square if i == j else 0.0, mul(c[i], c[j])))
-                for j in range(3)
-            ]
+            [about_centre[i][j] + mul(own, sub(square if i == j else 0.0, mul(c[i], c[j]))) for j in range(3)]
             for i in range(3)
         ]
     for b in range(m.nbody - 1, 0, -1):
@@ -206,9 +203,7 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
         force[b] = al.times(at_centre, float(m.body_mass[b]))
         back, inertia = al.transpose(turn), kinematics.inertia(b)
         own_spin = al.apply(back, spin)
-        own = al.plus(
-            al.apply(inertia, al.apply(back, rate[0])), al.cross(own_spin, al.apply(inertia, own_spin))
-        )
+        own = al.plus(al.apply(inertia, al.apply(back, rate[0])), al.cross(own_spin, al.apply(inertia, own_spin)))
         torque[b] = al.plus(al.apply(turn, own), al.cross(c, force[b]))
     return project(kinematics, list(zip(torque, force, strict=True)))
 

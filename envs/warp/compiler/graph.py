@@ -184,8 +184,8 @@ def power(a: Any, exponent: float) -> Any:
     """a^exponent for a >= 0 and a constant exponent of 1 or more."""
     if exponent == 1.0:
         return a
-    if exponent == int(exponent) and exponent <= 8:
-        half = power(a, exponent // 2) if exponent > 1 else 1.0
+    if exponent in (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
+        half = power(a, exponent // 2)
         return mul(mul(half, half), a if exponent % 2 else 1.0)
     return a**exponent if is_constant(a) else a.graph.make("power", a, float(exponent))
 

@@ -75,7 +75,8 @@ class Pair:
     friction: tuple[float, float]
     """Sliding friction along the two tangents; 0 without friction."""
     margin: float
-    """Contacts farther apart than this do not push (margin minus gap)."""
+    """Contacts farther apart than this do not push: the sum of the geoms' margins (their gaps only let MuJoCo report
+    contacts earlier)."""
     inverse_weight: float
     impedance: Impedance
 
@@ -163,10 +164,12 @@ FORBIDDEN = {
 }
 """Field of ``mujoco.MjModel`` that is 0 without it, to what it is."""
 
-DISABLED = (
-    "EQUALITY FRICTIONLOSS LIMIT CONTACT GRAVITY CLAMPCTRL WARMSTART FILTERPARENT SENSOR MIDPHASE AUTORESET NATIVECCD "
-    "ISLAND MULTICCD"
-).split()
+DISABLED = frozenset(
+    (
+        *("EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART", "FILTERPARENT"),
+        *("SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD"),
+    )
+)
 """Disable flags that are covered, or that change nothing in the models covered."""
 ENABLED = ("ENERGY", "FWDINV")
 """Enable flags that change nothing in a step."""
@@ -263,7 +266,6 @@ def _pairs(mujoco: Any, model: Any) -> list[Pair]:
     for g1, g2 in _colliding(mujoco, model):
         bodies = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
         margin = model.geom_margin[g1] + model.geom_margin[g2]
-        gap = model.geom_gap[g1] + model.geom_gap[g2]
         if model.geom_priority[g1] != model.geom_priority[g2]:
             g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
             condim, solref, solimp = model.geom_condim[g], model.geom_solref[g], model.geom_solimp[g]
@@ -286,7 +288,7 @@ def _pairs(mujoco: Any, model: Any) -> list[Pair]:
                 bodies=bodies,
                 kinds=(_kind(mujoco, model, g1), _kind(mujoco, model, g2)),
                 friction=(friction, friction),
-                margin=float(margin - gap),
+                margin=float(margin),
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
                 impedance=Impedance.of(solref, solimp, model.opt.timestep),
             )
@@ -322,5 +324,7 @@ def _motor(mujoco: Any, model: Any, i: int) -> Motor:
         gear=float(model.actuator_gear[i, 0]),
         gain=float(model.actuator_gainprm[i, 0]),
         bias=bias,  # type: ignore[arg-type]
-        force_range=(float(model.actuator_forcerange[i, 0]), float(model.actuator_forcerange[i, 1])) if limited else None,
+        force_range=(float(model.actuator_forcerange[i, 0]), float(model.actuator_forcerange[i, 1]))
+        if limited
+        else None,
     )

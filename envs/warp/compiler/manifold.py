@@ -170,5 +170,3 @@ def _crossed(angle: al.Vector, x: al.Vector) -> tuple[al.Vector, al.Vector]:
     """angle x X and angle x (angle x X)."""
     once = al.cross(angle, x)
     return once, al.cross(angle, once)
-
-

@@ -73,9 +73,7 @@ def filled(size: int, entries: set[tuple[int, int]]) -> set[tuple[int, int]]:
 
 def times_mass(mass: Sequence[Sequence[Any]], x: str) -> list[str]:
     """Code of M x for the vector of variables ``{x}{i}``."""
-    return [
-        total([f"{reference(m)} * {x}{j}" for j, m in enumerate(row) if not is_zero(m)]) for row in mass
-    ]
+    return [total([f"{reference(m)} * {x}{j}" for j, m in enumerate(row) if not is_zero(m)]) for row in mass]
 
 
 class Solver:
@@ -106,7 +104,9 @@ class Solver:
         w.declare([f"x{i}" for i in range(self.nv)])
         w("mask failed = splat(1) < splat(0);")
 
-    def solve(self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow], offsets: Sequence[Sequence[Any]]) -> None:
+    def solve(
+        self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow], offsets: Sequence[Sequence[Any]]
+    ) -> None:
         """Emit the solve: a{i} becomes the acceleration, H the factored Hessian there, ``failed`` grows.
 
         Args:

@@ -1,4 +1,4 @@
-"""Stage 7, derivative sweeps: what one pass contributes to adjoint and tangents, from residuals at its solution.
+"""Stage 8, derivative sweeps: what one pass contributes to adjoint and tangents, from residuals at its solution.
 
 At the solution of a pass the accelerations satisfy, with inverse dynamics RNE,
 
@@ -13,7 +13,7 @@ way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
@@ -23,119 +23,118 @@ from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, neg, sub, vjp, where
 from mage_diffsim.envs.warp.compiler.solver import times_mass
-
-if TYPE_CHECKING:
-    from mage_diffsim.envs.warp.compiler.program import Program
+from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
 
 
 class Sweeps:
-    """Adjoint and tangents of one pass. lq, lv: the derivative by the state after it, in tangents, then by that before."""
+    """Adjoint and tangents of one pass.
 
-    def __init__(self, program: Program) -> None:
-        p = self.p = program
-        graph = p.graph
-        self.lam, self.mu, self.e = graph.inputs("x", p.nv), graph.inputs("c", p.nv), graph.inputs("e", p.nv)
-        kinematics = p.kinematics
-        self._motions = [kinematics.velocities(x) for x in (p.a, p.v, self.lam)]
+    lq, lv: the derivative by the state after the pass, in tangents, and then that by the state before it.
+    """
+
+    def __init__(self, step: Step) -> None:
+        s = self.step = step
+        graph = s.graph
+        self.lam, self.mu, self.e = graph.inputs("x", s.nv), graph.inputs("c", s.nv), graph.inputs("e", s.nv)
+        kinematics = s.kinematics
+        self._motions = [kinematics.velocities(x) for x in (s.a, s.v, self.lam)]
 
     def declare(self, w: Writer) -> None:
         """RK4's variables: cotangents of the substep's start and of its sums."""
         for prefix in ("start_lq", "start_lv", "cot_v", "cot_a"):
-            w.declare(self.p.names(prefix))
-        if self.p.turning:
-            w.declare(self.p.names("lway"))
+            w.declare(self.step.names(prefix))
+        if self.step.turning:
+            w.declare(self.step.names("lway"))
 
     def reverse(self, w: Writer) -> None:
         """Emit the step back through a pass: q, v, a are its own, H (and B) factored there."""
-        p, h = self.p, literal(self.p.timestep)
-        if p.model.runge_kutta:
+        s, h = self.step, literal(self.step.timestep)
+        if s.model.runge_kutta:
             self._reverse_stage(w)
         else:
             # q' = q + h v', v' = v + h e
             with w.block(""):
-                for i in range(p.nv):
+                for i in range(s.nv):
                     w(f"const vec by{i} = {h} * (v{i} + {h} * e{i});")
-                start, by = manifold.moved_vjp(p.model, p.graph.inputs("by", p.nv), p.graph.inputs("lq", p.nv))
+                start, by = manifold.moved_vjp(s.model, s.graph.inputs("by", s.nv), s.graph.inputs("lq", s.nv))
                 names = w.compute(*start, *by)
-                for i in range(p.nv):
-                    w(f"lv{i} += {h} * {names[p.nv + i]};")
-                w.assign(p.names("lq"), start)
-            w.declare(p.names("c"))
-            if p.damped is None:
-                for i in range(p.nv):
+                for i in range(s.nv):
+                    w(f"lv{i} += {h} * {names[s.nv + i]};")
+                w.assign(s.names("lq"), start)
+            w.declare(s.names("c"))
+            if s.damped is None:
+                for i in range(s.nv):
                     w(f"x{i} = {h} * lv{i};")
             else:
-                for i in range(p.nv):
+                for i in range(s.nv):
                     w(f"c{i} = {h} * lv{i};")
-                p.damped.solve(w, "c")
-                for i, product in enumerate(times_mass(p.mass, "c")):
+                s.damped.solve(w, "c")
+                for i, product in enumerate(times_mass(s.mass, "c")):
                     w(f"x{i} = {product};")
-            p.solver.hessian.solve(w, "x")
+            s.solver.hessian.solve(w, "x")
             for i, (by_q, by_v) in enumerate(self._residuals(w)):
                 w(f"lq{i} += {by_q}; lv{i} += {by_v};")
         with w.block("if (pass == 0)"):
-            for n, d in enumerate(p._means()):
+            for n, d in enumerate(s.means()):
                 w(f"lq{d} -= mean{n};")
 
     def _reverse_stage(self, w: Writer) -> None:
         """RK4, stage s of a substep: q_{s+1} = q_0 + h reach v_s, v_{s+1} = v_0 + h reach a_s; the sums at the end."""
-        p, h = self.p, literal(self.p.timestep)
-        from mage_diffsim.envs.warp.compiler.program import REACH, SHARE
-
+        s, h = self.step, literal(self.step.timestep)
         w("const int stage = pass % 4;")
-        w(f"const real share = {p._choice(SHARE)};")
-        w(f"const real reach = {p._choice((*REACH, 0.0))};")
-        names = p.graph.inputs("by", p.nv), p.graph.inputs("lq", p.nv)
+        w(f"const real share = {s.choice(SHARE)};")
+        w(f"const real reach = {s.choice((*REACH, 0.0))};")
+        names = s.graph.inputs("by", s.nv), s.graph.inputs("lq", s.nv)
         with w.block("if (stage == 3)"):
             # lq, lv are those of the substep's result: q_0 + h sum_v, v_0 + h sum_a.
-            for i in range(p.nv):
-                place = p.nq + (3 * p.nv if p.turning else 0) + i
-                stages = [f"{literal(s)} * tape[pass - {3 - k}][{place}]" for k, s in enumerate(SHARE)]
+            for i in range(s.nv):
+                place = s.nq + (3 * s.nv if s.turning else 0) + i
+                stages = [f"{literal(share)} * tape[pass - {3 - k}][{place}]" for k, share in enumerate(SHARE)]
                 w(f"const vec by{i} = {h} * ({' + '.join(stages)});")
-            start, by = manifold.moved_vjp(p.model, *names)
+            start, by = manifold.moved_vjp(s.model, *names)
             w.compute(*start, *by)
-            for i in range(p.nv):
+            for i in range(s.nv):
                 w(f"start_lq{i} = {reference(start[i])}; cot_v{i} = {h} * {reference(by[i])};")
                 w(f"start_lv{i} = lv{i}; cot_a{i} = {h} * lv{i}; lq{i} = splat(0); lv{i} = splat(0);")
-        w.declare([*p.names("to_v"), *p.names("c")])
-        rate = "rate" if p.turning else "v"
+        w.declare([*s.names("to_v"), *s.names("c")])
+        rate = "rate" if s.turning else "v"
         with w.block(""):
             # lq, lv (and lway) are those of the next stage's q and v (and of the way there).
-            for i in range(p.nv):
+            for i in range(s.nv):
                 w(f"const vec by{i} = ({h} * reach) * {rate}{i};")
-            start, by = manifold.moved_vjp(p.model, *names)
+            start, by = manifold.moved_vjp(s.model, *names)
             w.compute(*start, *by)
-            for i in range(p.nv):
-                by_way = f"({reference(by[i])} + lway{i})" if p.turning else reference(by[i])
+            for i in range(s.nv):
+                by_way = f"({reference(by[i])} + lway{i})" if s.turning else reference(by[i])
                 w(f"start_lq{i} += {reference(start[i])}; start_lv{i} += lv{i};")
                 w(f"to_v{i} = share * cot_v{i} + ({h} * reach) * {by_way};")
                 w(f"x{i} = share * cot_a{i} + ({h} * reach) * lv{i};")
-        if p.turning:
+        if s.turning:
             with w.block(""):
-                found = vjp(zip(p.rates, p.graph.inputs("to_v", p.nv), strict=True))
-                values = w.compute(*(found.get(x, 0.0) for x in (*p.way, *p.v)))
-                for i in range(p.nv):
+                found = vjp(zip(s.rates, s.graph.inputs("to_v", s.nv), strict=True))
+                values = w.compute(*(found.get(x, 0.0) for x in (*s.way, *s.v)))
+                for i in range(s.nv):
                     w(f"lway{i} = splat(0) + {values[i]};")
-                for i in range(p.nv):
-                    w(f"to_v{i} = splat(0) + {values[p.nv + i]};")
-        p.solver.hessian.solve(w, "x")
+                for i in range(s.nv):
+                    w(f"to_v{i} = splat(0) + {values[s.nv + i]};")
+        s.solver.hessian.solve(w, "x")
         for i, (by_q, by_v) in enumerate(self._residuals(w)):
             w(f"lq{i} = splat(0) + {by_q}; lv{i} = to_v{i} + {by_v};")
         with w.block("if (stage == 0)"):
-            for i in range(p.nv):
+            for i in range(s.nv):
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
 
     def _residuals(self, w: Writer) -> list[tuple[str, str]]:
         """-lam' dG1 - mu' dG2 with lam = x, mu = c: code of the derivatives by (tangent of q, v); adds to gu."""
-        p = self.p
+        s = self.step
         frames = self._frames()
         w.compute(*frames)
         seeds: list[tuple[Any, Any]] = []
-        plans = [(c, vjp([(self._power(c), 1.0)], cuts=frames)) for c in p.contacts]
+        plans = [(c, vjp([(self._power(c), 1.0)], cuts=frames)) for c in s.contacts]
         gathered: dict[Node, Node] = {}
         for _, found in plans:
             for node in found:
-                gathered.setdefault(node, p.graph.input(f"gather{node.index}"))
+                gathered.setdefault(node, s.graph.input(f"gather{node.index}"))
         w.declare([g.args[0] for g in gathered.values()])
         for c, found in plans:
             (present,) = w.compute(c.present)
@@ -145,37 +144,37 @@ class Sweeps:
                     w(f"{name} += select({present}, splat(0) + {text}, splat(0));")
         seeds += gathered.items()
         seeds += [(x, neg(lam)) for x, lam in zip(self._optimum(), self.lam, strict=True)]
-        if p.damped is not None:
+        if s.damped is not None:
             seeds += [(x, neg(mu)) for x, mu in zip(self._implicit(), self.mu, strict=True)]
         found = vjp(seeds)
-        by_q = manifold.to_tangent(p.model, p.q, [found.get(q, 0.0) for q in p.q])
-        by_v = [found.get(v, 0.0) for v in p.v]
-        by_u = [found.get(u, 0.0) for u in p.u]
+        by_q = manifold.to_tangent(s.model, s.q, [found.get(q, 0.0) for q in s.q])
+        by_v = [found.get(v, 0.0) for v in s.v]
+        by_u = [found.get(u, 0.0) for u in s.u]
         names = w.compute(*by_q, *by_v, *by_u)
-        for i in range(p.nu):
-            w(f"gu{i} += {names[2 * p.nv + i]};")
-        return list(zip(names[: p.nv], names[p.nv : 2 * p.nv], strict=True))
+        for i in range(s.nu):
+            w(f"gu{i} += {names[2 * s.nv + i]};")
+        return list(zip(names[: s.nv], names[s.nv : 2 * s.nv], strict=True))
 
     def _optimum(self) -> list[Any]:
         """G1 without contacts, and without what does not depend on q, v and u."""
-        p = self.p
-        forces = smooth(p.kinematics, p.q, p.v, p.u)
-        for row in p.limits:
-            pull = add(mul(row.sign, p.a[row.dof]), row.offset)
+        s = self.step
+        forces = smooth(s.kinematics, s.q, s.v, s.u)
+        for row in s.limits:
+            pull = add(mul(row.sign, s.a[row.dof]), row.offset)
             force = where(less(pull, 0.0), mul(neg(row.weight), pull), 0.0)
             forces[row.dof] = add(forces[row.dof], mul(row.sign, force))
-        return [sub(x, f) for x, f in zip(inverse_dynamics(p.kinematics, p.v, p.a), forces, strict=True)]
+        return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.a), forces, strict=True)]
 
     def _implicit(self) -> list[Any]:
         """G2 without what does not depend on q."""
-        gap = [sub(e, a) for e, a in zip(self.e, self.p.a, strict=True)]
-        return inverse_dynamics(self.p.kinematics, [0.0] * self.p.nv, gap, gravity=False)
+        gap = [sub(e, a) for e, a in zip(self.e, self.step.a, strict=True)]
+        return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, gap, gravity=False)
 
     def _frames(self) -> list[Node]:
         """Where bodies are and how they move: what contacts depend on, each computed once for all of them."""
-        p, found = self.p, {}
-        kinematics = p.kinematics
-        bodies = sorted({b for c in p.contacts for b in c.pair.bodies if b})
+        s, found = self.step, {}
+        kinematics = s.kinematics
+        bodies = sorted({b for c in s.contacts for b in c.pair.bodies if b})
         for b in bodies:
             vectors = [*kinematics.rotation[b], kinematics.position[b], kinematics.origin(b)]
             for motions in self._motions:
@@ -219,17 +218,19 @@ class Sweeps:
 
         Variables: tq{i}, tv{i} the tangents of q and v, tu{i} those of the control.
         """
-        p, graph = self.p, self.p.graph
-        pushed = manifold.pushed(p.model, p.q, graph.inputs("tq", p.nv))
-        tangents = dict(zip((*p.q, *p.v, *p.u), (*pushed, *graph.inputs("tv", p.nv), *graph.inputs("tu", p.nu)), strict=True))
+        s, graph = self.step, self.step.graph
+        pushed = manifold.pushed(s.model, s.q, graph.inputs("tq", s.nv))
+        tangents = dict(
+            zip((*s.q, *s.v, *s.u), (*pushed, *graph.inputs("tv", s.nv), *graph.inputs("tu", s.nu)), strict=True)
+        )
         frames = self._frames()
         w.compute(*frames, *jvp(frames, tangents))
-        w.declare(p.names("force"))
-        for c in p.contacts:
+        w.declare(s.names("force"))
+        for c in s.contacts:
             normal, along = self._forces(c)
             rows = [c.normal_row, *c.tangent_rows]
             pushes = []
-            for i in range(p.nv):
+            for i in range(s.nv):
                 push: Any = 0.0
                 for row, force in zip(rows, (normal, *along), strict=True):
                     push = add(push, mul(row[i], force))
@@ -240,15 +241,62 @@ class Sweeps:
                     w(f"force{i} += select({present}, splat(0) + {text}, splat(0));")
         for i, text in enumerate(w.compute(*jvp(self._optimum(), tangents))):
             w(f"x{i} = force{i} - {text};")
-        p.solver.hessian.solve(w, "x")
-        if p.model.runge_kutta:
+        s.solver.hessian.solve(w, "x")
+        if s.model.runge_kutta:
             return
-        w.declare(p.names("c"))
-        if p.damped is None:
-            for i in range(p.nv):
+        w.declare(s.names("c"))
+        if s.damped is None:
+            for i in range(s.nv):
                 w(f"c{i} = x{i};")
             return
         implicit = w.compute(*jvp(self._implicit(), tangents))
-        for i, product in enumerate(times_mass(p.mass, "x")):
+        for i, product in enumerate(times_mass(s.mass, "x")):
             w(f"c{i} = {product} - {implicit[i]};")
-        p.damped.solve(w, "c")
+        s.damped.solve(w, "c")
+
+    def advance(self, w: Writer) -> None:
+        """Move tq and tv to the next pass; q and v are still this one's."""
+        s = self.step
+        h, inputs = literal(s.timestep), s.graph.inputs
+
+        def move(start: str, by: list[str], along: list[str]) -> None:
+            with w.block(""):
+                for i in range(s.nv):
+                    w(f"const vec by{i} = {by[i]}, along{i} = {along[i]};")
+                moved = manifold.moved_jvp(s.model, inputs("by", s.nv), inputs(start, s.nv), inputs("along", s.nv))
+                w.assign(s.names("tq"), moved)
+
+        if not s.model.runge_kutta:
+            for i in range(s.nv):
+                w(f"tv{i} += {h} * c{i};")
+            move(
+                "tq",
+                [f"{h} * (v{i} + {h} * e{i})" for i in range(s.nv)],
+                [f"{h} * tv{i}" for i in range(s.nv)],
+            )
+            return
+        w("const int stage = pass % 4;")
+        w(f"const real share = {s.choice(SHARE)};")
+        w(f"const real reach = {s.choice((*REACH, 0.0))};")
+        with w.block("if (stage == 0)"):
+            for i in range(s.nv):
+                w(f"start_tq{i} = tq{i}; start_tv{i} = tv{i}; sum_tv{i} = splat(0); sum_ta{i} = splat(0);")
+                w(f"tway{i} = splat(0);")
+        along = dict(zip((*s.way, *s.v), (*inputs("tway", s.nv), *inputs("tv", s.nv)), strict=True))
+        w.assign(s.names("trate"), jvp(s.rates, along))
+        rates = [f"rate{i}" if s.turning else f"v{i}" for i in range(s.nv)]
+        if s.turning:
+            w.assign(s.names("rate"), s.rates)
+        for i in range(s.nv):
+            w(f"sum_tv{i} += share * trate{i}; sum_ta{i} += share * x{i};")
+        with w.block("if (stage < 3)"):
+            for i in range(s.nv):
+                w(f"tway{i} = ({h} * reach) * trate{i};")
+                w(f"tv{i} = start_tv{i} + ({h} * reach) * x{i};")
+            move("start_tq", [f"({h} * reach) * {r}" for r in rates], s.names("tway"))
+        with w.block("else"):
+            for i in range(s.nv):
+                w(f"tv{i} = start_tv{i} + {h} * sum_ta{i};")
+            # `_advance` has not added this stage to its sum yet.
+            by = [f"{h} * (sum_v{i} + share * {rates[i]})" for i in range(s.nv)]
+            move("start_tq", by, [f"{h} * sum_tv{i}" for i in range(s.nv)])

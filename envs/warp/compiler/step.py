@@ -1,0 +1,172 @@
+"""Stage 7, the step: one pass through the equations of motion, and the integrators around it.
+
+A *pass* is one evaluation of the acceleration: one per substep for Euler, four for RK4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler import manifold
+from mage_diffsim.envs.warp.compiler.constraints import contacts, limit_rows
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
+from mage_diffsim.envs.warp.compiler.emit import Writer, literal
+from mage_diffsim.envs.warp.compiler.forces import smooth
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
+from mage_diffsim.envs.warp.compiler.intake import Model
+from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
+
+REACH = (0.5, 0.5, 1.0)
+"""RK4: how far each stage's derivative leads to the next stage, in timesteps."""
+SHARE = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+"""RK4: each stage's share in the step."""
+
+
+class Step:
+    """The expressions of one model, and the code of a pass.
+
+    Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; u{i} controls; e{i} the acceleration
+    that moves the velocity (damping implicit).
+    """
+
+    def __init__(self, model: Model, exact: bool) -> None:
+        m = self.m = model.model
+        self.model = model
+        self.nq, self.nv, self.nu = int(m.nq), int(m.nv), int(m.nu)
+        self.timestep = float(m.opt.timestep)
+        self.stages = 4 if model.runge_kutta else 1
+        self.passes = self.stages * model.simulation.frame_skip
+        self.width = len(model.simulation.state_names)
+        graph = self.graph = Graph()
+        self.q, self.v, self.a = graph.inputs("q", self.nq), graph.inputs("v", self.nv), graph.inputs("a", self.nv)
+        self.u = graph.inputs("u", self.nu)
+        self.kinematics = Kinematics(model, self.q)
+        self.mass = mass_matrix(self.kinematics)
+        bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
+        forces = smooth(self.kinematics, self.q, self.v, self.u)
+        self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
+        self.limits = limit_rows(self.kinematics, self.q, self.v)
+        self.contacts = contacts(self.kinematics)
+        self.solver = Solver(self.kinematics, self.mass, self.contacts, exact=exact)
+        velocities = self.kinematics.velocities(self.v)
+        self.offsets = []
+        for c in self.contacts:
+            b, speed = c.pair.impedance.damping, c.relative(velocities)
+            along = [mul(b, al.dot(way, speed)) for way in (c.normal, *c.tangents)]
+            self.offsets.append([add(along[0], c.push), *along[1:]])
+        damping = [float(x) for x in m.dof_damping]
+        self.damped: Matrix | None = None
+        if any(damping) and not model.runge_kutta:
+            entries = {(i, j) for i, row in enumerate(self.mass) for j, x in enumerate(row) if not is_zero(x)}
+            self.damped = Matrix("B", self.nv, entries)
+        self.damping = damping
+        self.way = graph.inputs("way", self.nv)
+        self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
+        """Whether RK4's stages are steps of rotations, of which ``way{i}`` is the displacement since the start."""
+        self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
+
+    def names(self, prefix: str, n: int | None = None) -> list[str]:
+        """``prefix0`` and so on, by default nv of them."""
+        return [f"{prefix}{i}" for i in range(self.nv if n is None else n)]
+
+    def declare(self, w: Writer) -> None:
+        """Variables that live through the whole kernel."""
+        w.declare(self.names("a"))
+        self.solver.declare(w)
+        if self.damped is not None:
+            self.damped.declare(w)
+        w.declare(self.names("e"))
+        if self.model.runge_kutta:
+            w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
+            w.declare([*self.names("sum_v"), *self.names("sum_a")])
+        if self.turning:
+            w.declare([*self.names("way"), *self.names("rate")])
+        w.declare(self.names("mean", len(self.means())))
+
+    def acceleration(self, w: Writer) -> None:
+        """a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
+        self.solver.solve(w, self.smooth, self.limits, self.offsets)
+        if self.model.runge_kutta:
+            return
+        if self.damped is None:
+            for i in range(self.nv):
+                w(f"e{i} = a{i};")
+            return
+        for i, j in sorted(self.damped.entries):
+            (value,) = w.compute(self.mass[i][j])
+            extra = f" + {literal(self.timestep * self.damping[i])}" if i == j and self.damping[i] else ""
+            w(f"{self.damped[i, j]} = splat(0) + {value}{extra};")
+        for i, product in enumerate(times_mass(self.mass, "a")):
+            w(f"e{i} = {product};")
+        self.damped.factor(w)
+        self.damped.solve(w, "e")
+
+    def advance(self, w: Writer) -> None:
+        """Move q and v to the next pass."""
+        h = self.timestep
+        if not self.model.runge_kutta:
+            for i in range(self.nv):
+                w(f"v{i} += {literal(h)} * e{i};")
+            self._move(w, "q", [f"{literal(h)} * v{i}" for i in range(self.nv)])
+            for n, d in enumerate(self.means()):
+                w(f"mean{n} += v{d};")
+            return
+        w("const int stage = pass % 4;")
+        with w.block("if (stage == 0)"):
+            for i in range(self.nq):
+                w(f"start_q{i} = q{i};")
+            for i in range(self.nv):
+                w(f"start_v{i} = v{i}; sum_v{i} = splat(0); sum_a{i} = splat(0);")
+        w(f"const real share = {self.choice(SHARE)};")
+        w(f"const real reach = {self.choice((*REACH, 0.0))};")
+        if self.turning:
+            w.assign(self.names("rate"), self.rates)
+        rate = "rate" if self.turning else "v"
+        for i in range(self.nv):
+            w(f"sum_v{i} += share * {rate}{i}; sum_a{i} += share * a{i};")
+        with w.block("if (stage < 3)"):
+            self._move(w, "start_q", [f"({literal(h)} * reach) * {rate}{i}" for i in range(self.nv)])
+            for i in range(self.nv):
+                w(f"v{i} = start_v{i} + ({literal(h)} * reach) * a{i};")
+                if self.turning:
+                    w(f"way{i} = ({literal(h)} * reach) * rate{i};")
+        with w.block("else"):
+            self._move(w, "start_q", [f"{literal(h)} * sum_v{i}" for i in range(self.nv)])
+            for i in range(self.nv):
+                w(f"v{i} = start_v{i} + {literal(h)} * sum_a{i};")
+                if self.turning:
+                    w(f"way{i} = splat(0);")
+            for n, d in enumerate(self.means()):
+                w(f"mean{n} += sum_v{d};")
+
+    @staticmethod
+    def choice(values: Sequence[float]) -> str:
+        """The value of the current stage."""
+        text = literal(values[-1])
+        for stage in reversed(range(len(values) - 1)):
+            text = f"stage == {stage} ? {literal(values[stage])} : {text}"
+        return text
+
+    def _move(self, w: Writer, start: str, by: Sequence[str]) -> None:
+        """q = the positions ``start`` moved by displacements (code)."""
+        with w.block(""):
+            for i, text in enumerate(by):
+                w(f"const vec by{i} = {text};")
+            moved = manifold.moved(self.model, self.graph.inputs(start, self.nq), self.graph.inputs("by", self.nv))
+            w.assign(self.names("q", self.nq), moved)
+
+    def means(self) -> list[int]:
+        """The degrees of freedom whose mean velocity is read out."""
+        return [self.dof_of(i) for kind, i in self.model.simulation.readouts if kind is MeanVelocity]
+
+    def dof_of(self, position: int) -> int:
+        """The degree of freedom of a place in qpos that is no quaternion's."""
+        return next(d for at, d in manifold.coordinates(self.model)[0] if at == position)
+
+    def position(self, kind: type, i: int) -> al.Vector:
+        """The world position of a body or site, at q."""
+        if kind is BodyPosition:
+            return self.kinematics.world_position(i, al.ZERO)
+        return self.kinematics.world_position(int(self.m.site_bodyid[i]), al.constant(self.m.site_pos[i]))

@@ -1,0 +1,349 @@
+"""The stages of the Warp compiler, without compiling: expressions evaluated against MuJoCo C's own numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+mujoco = pytest.importorskip("mujoco")
+
+from mage_diffsim.bridges import InputError  # noqa: E402
+from mage_diffsim.envs.registry import make_task  # noqa: E402
+from mage_diffsim.envs.warp.compiler import constraints, dynamics, forces, graph, intake, manifold  # noqa: E402
+from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
+from mage_diffsim.envs.warp.compiler.emit import Writer, prelude  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
+from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
+from tests.envs.warp_models import LEG, PILE, SMALL, Body, Pile  # noqa: E402
+
+TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
+MODELS = (*TASKS, *SMALL)
+
+
+def name_of(model):
+    return model if isinstance(model, str) else model.name
+
+
+# -- expressions --
+
+
+def test_constants_fold_and_equal_operations_are_one_node():
+    g = Graph()
+    x, y = g.inputs("x", 2)
+    assert add(x, 0.0) is x and mul(1.0, x) is x and mul(x, 0.0) == 0.0 and sub(x, x) == 0.0
+    assert mul(x, y) is mul(y, x) and add(x, y) is add(y, x)
+    assert graph.neg(graph.neg(x)) is x and mul(-1.0, x) is graph.neg(x)
+    assert add(x, graph.neg(y)) is sub(x, y) and mul(graph.neg(x), graph.neg(y)) is mul(x, y)
+    assert add(0.1 * 3.0, -0.3) == 0.0 and add(1e-20, 2e-20) == 1e-20 + 2e-20
+    assert div(0.0, x) == 0.0 and where(True, x, y) is x and where(less(x, y), x, x) is x
+    assert graph.sin(0.5) == math.sin(0.5) and len(g.nodes) == len({id(n) for n in g.nodes})
+
+
+def formulas(g, x, y, z):
+    """Every kind of node, twice nested."""
+    inner = add(mul(graph.sin(x), y), div(z, add(2.0, mul(x, x))))
+    root = graph.sqrt(add(1.0, mul(inner, inner)))
+    branch = where(less(x, y), graph.power(root, 2.5), sub(root, graph.cos(mul(y, z))))
+    return [inner, branch, graph.absolute(branch), graph.maximum(inner, root), graph.power(root, 3.0), graph.neg(z)]
+
+
+@given(st.lists(st.floats(-2, 2), min_size=9, max_size=9))
+def test_reverse_and_forward_mode_are_the_central_difference(numbers):
+    g = Graph()
+    inputs = g.inputs("x", 3)
+    outputs = formulas(g, *inputs)
+    at, along, weight = np.array(numbers[:3]), np.array(numbers[3:6]), np.array([*numbers[6:], 0.5, -0.3, 0.7])
+
+    def value(x):
+        return np.array([float(v) for v in evaluate(outputs, {f"x{i}": x[i] for i in range(3)})])
+
+    h = 1e-6
+    central = (value(at + h * along) - value(at - h * along)) / (2 * h)
+    if abs((value(at + h * along) - 2 * value(at) + value(at - h * along)) / h).max() > 1e-3:
+        return  # a kink within the step
+    values = {f"x{i}": at[i] for i in range(3)}
+    tangents = jvp(outputs, dict(zip(inputs, along.tolist(), strict=True)))
+    np.testing.assert_allclose([float(v) for v in evaluate(tangents, values)], central, rtol=1e-6, atol=1e-7)
+    gradients = vjp(zip(outputs, weight.tolist(), strict=True))
+    found = evaluate([gradients.get(x, 0.0) for x in inputs], values)
+    assert np.dot(np.array(found, dtype=float), along) == pytest.approx(np.dot(weight, central), rel=1e-6, abs=1e-7)
+
+
+def test_reverse_mode_stops_at_cuts():
+    g = Graph()
+    x, y = g.inputs("x", 2)
+    middle = mul(x, y)
+    gradients = vjp([(mul(middle, middle), 1.0)], cuts=[middle])
+    assert set(gradients) == {middle}
+    assert evaluate([gradients[middle]], {"x0": 2.0, "x1": 3.0}) == [12.0]
+
+
+def test_emitted_code_computes_everything_once_in_scope():
+    g = Graph()
+    x, y = g.inputs("x", 2)
+    product = mul(x, y)
+    w = Writer()
+    w.compute(product)
+    with w.block("if (true)"):
+        w.compute(graph.sin(product), product)
+        with w.block("", fresh=True):
+            w.compute(product)
+    w.compute(graph.sin(product))
+    assert w.text.count("x0 * x1") == 2 and w.text.count("each_sin(") == 2
+    assert "ext_vector_type(8)" in prelude("double", 8) and "typedef bool mask" in prelude("float", 1)
+
+
+def test_the_fill_in_is_what_elimination_makes():
+    rng = np.random.default_rng(0)
+    entries = {(int(i), int(j)) for i, j in rng.integers(0, 8, (9, 2))}
+    matrix = 20 * np.eye(8)
+    for i, j in entries:
+        matrix[i, j] = matrix[j, i] = matrix[i, j] + 1.0
+    reached = np.abs(matrix)
+    for k in reversed(range(8)):
+        reached[:k, :k] += np.outer(reached[k, :k], reached[k, :k])
+    assert filled(8, entries) == {(i, j) for i in range(8) for j in range(i + 1) if reached[i, j]}
+
+
+# -- models --
+
+
+@functools.cache
+def compiled(model):
+    """(intake, mjModel, kinematics, inputs q, v, u) of a task's name or class."""
+    task = make_task(model) if isinstance(model, str) else model()
+    read = intake.read(task.simulation)
+    g, m = Graph(), task.simulation.model
+    q, v, u = g.inputs("q", m.nq), g.inputs("v", m.nv), g.inputs("u", m.nu)
+    return read, m, dynamics.Kinematics(read, q), q, v, u
+
+
+def states(m, n=20, seed=0):
+    """MuJoCo's data at scattered states, many of them touching, after mj_forward."""
+    rng, data = np.random.default_rng(seed), mujoco.MjData(m)
+    for _ in range(n):
+        data.qpos[:] = m.qpos0 + rng.normal(size=m.nq) * rng.choice([0.05, 0.3, 1.0])
+        data.qvel[:] = 3 * rng.normal(size=m.nv)
+        data.ctrl[:] = 2 * rng.normal(size=m.nu)
+        for j in range(m.njnt):  # bodies that can fly come down
+            at = m.jnt_qposadr[j]
+            if m.jnt_type[j] == 0:
+                data.qpos[at + 2] = rng.uniform(0.0, 0.6)
+            elif m.jnt_type[j] == 2 and abs(m.jnt_axis[j, 2]) == 1:
+                data.qpos[at] -= rng.uniform(0.0, 1.0)
+        mujoco.mj_normalizeQuat(m, data.qpos)
+        mujoco.mj_forward(m, data)
+        yield data
+
+
+def values_of(data):
+    values = {f"q{i}": x for i, x in enumerate(data.qpos)}
+    values |= {f"v{i}": x for i, x in enumerate(data.qvel)}
+    return values | {f"u{i}": x for i, x in enumerate(data.ctrl)}
+
+
+def numbers(expressions, values):
+    return np.array([float(x) for x in evaluate(expressions, values)])
+
+
+def flat(matrix):
+    return [x for row in matrix for x in row]
+
+
+def assert_close(found, expected, rtol=1e-11):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * max(1.0, np.abs(expected).max(initial=0.0)))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_kinematics_mass_and_smooth_forces_are_those_of_mujoco_c(model):
+    _, m, kinematics, q, v, u = compiled(model)
+    mass = dynamics.mass_matrix(kinematics)
+    bias = dynamics.inverse_dynamics(kinematics, v, [0.0] * m.nv)
+    passive, actuation = forces.passive(kinematics, q, v), forces.actuation(kinematics, q, v, u)
+    for data in states(m):
+        values = values_of(data)
+        full = np.zeros((m.nv, m.nv))
+        mujoco.mj_fullM(m, data, full)
+        for b in range(m.nbody):
+            assert_close(numbers(kinematics.world_position(b, [0.0] * 3), values), data.xpos[b])
+            assert_close(numbers(flat(kinematics.rotation[b]), values), data.xmat[b])
+        assert_close(numbers(flat(mass), values), full.reshape(-1))
+        assert_close(numbers(bias, values), data.qfrc_bias)
+        assert_close(numbers(passive, values), data.qfrc_passive)
+        assert_close(numbers(actuation, values), data.qfrc_actuator)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_inverse_dynamics_is_linear_in_the_acceleration(model):
+    _, m, kinematics, _, v, _ = compiled(model)
+    g = v[0].graph
+    mass, acceleration = dynamics.mass_matrix(kinematics), g.inputs("acceleration", m.nv)
+    torque = dynamics.inverse_dynamics(kinematics, v, acceleration)
+    bias = dynamics.inverse_dynamics(kinematics, v, [0.0] * m.nv)
+    rng = np.random.default_rng(1)
+    for data in states(m, 5):
+        qacc = rng.normal(size=m.nv)
+        values = values_of(data) | {f"acceleration{i}": x for i, x in enumerate(qacc)}
+        inertial = numbers(flat(mass), values).reshape(m.nv, m.nv) @ qacc - m.dof_armature * qacc
+        assert_close(numbers(torque, values) - numbers(bias, values), inertial)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_constraint_rows_are_those_of_mujoco_c(model):
+    """The sums of D J' J, D J' aref and D aref^2 over the rows, which are all that the optimum depends on."""
+    _, m, kinematics, q, v, _ = compiled(model)
+    limits, contacts = constraints.limit_rows(kinematics, q, v), constraints.contacts(kinematics)
+    velocities = kinematics.velocities(v)
+    wanted = [x for row in limits for x in (row.sign, row.weight, row.offset)]
+    for c in contacts:
+        damping, speed = c.pair.impedance.damping, c.relative(velocities)
+        wanted += [c.weight, add(c.push, mul(damping, dot(c.normal, speed))), *c.normal_row]
+        for tangent, row in zip(c.tangents, c.tangent_rows, strict=True):
+            wanted += [mul(damping, dot(tangent, speed)), *row]
+    touched = 0
+    for data in states(m, 60):
+        found, rows = iter(numbers(wanted, values_of(data)).tolist()), []
+        for row in limits:
+            sign, weight, offset = next(found), next(found), next(found)
+            rows.append((weight, offset, np.eye(m.nv)[row.dof] * sign))
+        for c in contacts:
+            weight, offset, normal = next(found), next(found), np.array([next(found) for _ in range(m.nv)])
+            for _ in c.tangents:
+                slip, along = next(found), np.array([next(found) for _ in range(m.nv)])
+                rows += [(weight, offset + s * slip, normal + s * along) for s in (1, -1)]
+            rows += [(weight, offset, normal)] * (constraints.EDGES - 2 * len(c.tangents))
+        rows = [row for row in rows if row[0] > 0.0]
+        touched += any(data.efc_type >= 5)
+        weights, offsets = (np.array([row[i] for row in rows]) for i in (0, 1))
+        ours = np.array([row[2] for row in rows]).reshape(-1, m.nv)
+        theirs = data.efc_J.reshape(-1, m.nv) if data.nefc else np.zeros((0, m.nv))
+        for a, b in (
+            ((ours.T * weights) @ ours, (theirs.T * data.efc_D) @ theirs),
+            (-(ours.T * weights) @ offsets, (theirs.T * data.efc_D) @ data.efc_aref),
+            ((weights * offsets**2).sum(), (data.efc_D * data.efc_aref**2).sum()),
+        ):
+            assert_close(a, b, 1e-9)
+    if contacts:
+        assert touched > 10
+
+
+def test_every_kind_of_contact_occurs():
+    pairs = intake.read(Pile().simulation).pairs
+    assert {p.kinds for p in pairs} == intake.COLLISIONS
+    assert {bool(p.friction[0]) for p in pairs} == {True, False}
+
+
+@pytest.mark.parametrize("model", ("Ant", *SMALL), ids=name_of)
+def test_positions_move_as_in_mujoco_c_and_their_derivatives_are_differences(model):
+    read, m, _, q, _, _ = compiled(model)
+    g = q[0].graph
+    by, c = g.inputs("by", m.nv), g.inputs("c", m.nv)
+    start, displacement = g.inputs("start", m.nv), g.inputs("displacement", m.nv)
+    moved = manifold.moved(read, q, by)
+    start_gradient, by_gradient = manifold.moved_vjp(read, by, c)
+    tangent = manifold.moved_jvp(read, by, start, displacement)
+    rng = np.random.default_rng(0)
+
+    def go(qpos, way):
+        values = {f"q{i}": x for i, x in enumerate(qpos)} | {f"by{i}": x for i, x in enumerate(way)}
+        return numbers(moved, values)
+
+    def step(qpos, way):
+        there = qpos.copy()
+        mujoco.mj_integratePos(m, there, way, 1.0)
+        return there
+
+    def apart(to, of):
+        difference = np.zeros(m.nv)
+        mujoco.mj_differentiatePos(m, difference, 1.0, of, to)
+        return difference
+
+    data = mujoco.MjData(m)
+    for scale in (0.0, 1e-9, 0.05, 0.1, 1.0, 2.0):
+        data.qpos[:] = m.qpos0 + rng.normal(size=m.nq)
+        mujoco.mj_normalizeQuat(m, data.qpos)
+        qpos, way = data.qpos.copy(), scale * rng.normal(size=m.nv)
+        assert_close(go(qpos, way), step(qpos, way), 1e-13)
+        seeds = rng.normal(size=(3, m.nv))
+        values = {
+            f"{name}{i}": x
+            for name, row in zip(("c", "start", "displacement"), seeds, strict=True)
+            for i, x in enumerate(row)
+        }
+        values |= {f"by{i}": x for i, x in enumerate(way)}
+        h = 1e-6
+        there = step(qpos, way)
+        up, down = (step(step(qpos, s * h * seeds[1]), way + s * h * seeds[2]) for s in (1, -1))
+        central = (apart(up, there) - apart(down, there)) / (2 * h)
+        assert_close(numbers(tangent, values), central, 1e-8)
+        adjoint = numbers(start_gradient, values) @ seeds[1] + numbers(by_gradient, values) @ seeds[2]
+        assert adjoint == pytest.approx(seeds[0] @ numbers(tangent, values), abs=1e-12)
+
+
+def test_the_two_forms_of_a_quaternions_derivative_are_inverse():
+    read, m, _, q, _, _ = compiled("Ant")
+    g = q[0].graph
+    gradient = g.inputs("gradient", m.nv)
+    back = manifold.to_tangent(read, q, manifold.from_tangent(read, q, gradient))
+    data = next(states(m))
+    values = values_of(data) | {f"gradient{i}": float(i + 1) for i in range(m.nv)}
+    assert_close(numbers(back, values), np.arange(1.0, m.nv + 1))
+
+
+# -- refusals --
+
+
+def refused(mjcf, **attributes):
+    return type("Refused", (Body,), {"name": "Refused", "mjcf": mjcf, **attributes})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (('integrator="RK4"', 'integrator="implicitfast"'), "integrator implicitfast"),
+        (("<option ", '<option cone="elliptic" '), "elliptic friction cones"),
+        (("<option ", '<option noslip_iterations="3" '), "noslip iterations"),
+        (('damping=".3"', 'frictionloss=".3"'), "friction loss"),
+        (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of plane with cylinder"),
+        (('condim="1"', 'condim="4"'), "condim 4"),
+        (("<actuator>", '<equality><joint joint1="hip"/></equality><actuator>'), "equality constraints"),
+        (('<body name="trunk"', '<body gravcomp="1" name="trunk"'), "gravity compensation"),
+        (('<option timestep="0.005" integrator="RK4"/>', '<option><flag eulerdamp="disable"/></option>'), "eulerdamp"),
+        (
+            ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<damper kv="1" joint="hip" ctrlrange="0 1"'),
+            "whose gain is not fixed",
+        ),
+        (('<motor joint="hip"', '<motor site="toe"'), "does not drive a joint"),
+        (('joint="hip" gear="20"', 'jointinparent="hip" gear="20"'), "does not drive a joint"),
+        (("</actuator>", '</actuator><contact><pair geom1="a" geom2="b"/></contact>'), "explicit contact pairs"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_the_compiler_does_not_cover_is_refused_by_name(change, reason):
+    mjcf = LEG.replace('type="plane"', 'name="a" type="plane"').replace('size=".05"', 'name="b" size=".05"')
+    assert change[0] in mjcf
+    with pytest.raises(InputError, match="the Warp compiler does not cover this model") as caught:
+        intake.read(refused(mjcf.replace(*change))().simulation)
+    assert reason in str(caught.value) and "use backend mujoco or mjx" in str(caught.value)
+
+
+def test_pusher_and_limited_ball_joints_are_refused():
+    with pytest.raises(InputError, match="a contact of plane with cylinder"):
+        intake.read(make_task("Pusher").simulation)
+    limited = SMALL[0].mjcf.replace('type="ball"', 'type="ball" limited="true" range="0 60"')
+    with pytest.raises(InputError, match="a limit of ball joint 'ball'"):
+        intake.read(refused(limited)().simulation)
+
+
+def test_excluded_and_welded_bodies_do_not_collide():
+    with_exclude = PILE.replace("</mujoco>", '<contact><exclude body1="one" body2="two"/></contact></mujoco>')
+    few, many = (
+        {tuple(sorted(p.bodies)) for p in intake.read(refused(x)().simulation).pairs} for x in (with_exclude, PILE)
+    )
+    assert many == {(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)}  # 2 is the child of 1, and the world does not touch itself
+    assert few == many - {(1, 3)}

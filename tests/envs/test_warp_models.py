@@ -1,0 +1,391 @@
+"""MuJoCo models on Warp: equal to converged MuJoCo C in value and derivative, whatever the batch and the threads."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+wp = pytest.importorskip("warp")
+
+from mage_diffsim.bridges import InputError  # noqa: E402
+from mage_diffsim.envs import BatchedEnv, make_physics, make_task  # noqa: E402
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
+from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
+from mage_diffsim.envs.warp.compiler import intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
+from tests.envs.warp_models import SMALL, EulerLeg, Leg, Pile, Trees  # noqa: E402
+
+TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
+N = 100
+"""Environments of a comparison: not a multiple of the lanes."""
+
+
+@functools.cache
+def samples(model, n=N, steps=60):
+    """The task, visited states [n, S] and actions [n, A]: throttle full, off or random; starts among them."""
+    task = make_task(model) if isinstance(model, str) else model()
+    generator = torch.Generator().manual_seed(0)
+    physics = make_physics(task, "mujoco", dtype=torch.float64)
+    state, visited = task.reset(n, generator).double(), []
+    for t in range(steps):
+        visited.append(state)
+        action = 2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0
+        state = physics.step(state, action if t % 2 else action.round())
+    state = torch.stack([visited[i * steps // n][i] for i in range(n)])
+    action = 0.99 * (2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0)
+    return task, with_unit_quaternions(task.simulation, state), action
+
+
+@functools.cache
+def physics_of(model, dtype=torch.float64, derivative=None):
+    return make_physics(samples(model)[0], "warp", dtype=dtype, derivative=derivative)
+
+
+def jacobian(step, state, action):
+    """The derivative by state and action [N, S, S + A] by reverse mode, a row of it per sweep."""
+    state, action = state.detach().requires_grad_(), action.detach().requires_grad_()
+    output = step(state, action)
+    rows = [
+        torch.cat(torch.autograd.grad(output[:, i].sum(), (state, action), retain_graph=True), dim=1)
+        for i in range(output.shape[1])
+    ]
+    return torch.stack(rows, dim=1).detach()
+
+
+def scaled(error, of):
+    """The largest entry of each row, relative to the largest of its value, which counts as 1 at least."""
+    return error.abs().flatten(1).amax(1) / of.abs().flatten(1).amax(1).clamp(min=1.0)
+
+
+@pytest.mark.parametrize("model", (*TASKS, *SMALL), ids=lambda m: m if isinstance(m, str) else m.name)
+def test_a_step_is_that_of_converged_mujoco_c(model):
+    task, state, action = samples(model)
+    expected = make_physics(task, "mujoco", dtype=torch.float64).reference().step(state, action)
+    found = physics_of(model).step(state, action)
+    worst = int(scaled(found - expected, expected).argmax())
+    assert scaled(found - expected, expected)[worst] <= 1e-10, f"{state[worst].tolist()}, {action[worst].tolist()}"
+    assert (found - state).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("model", SMALL, ids=lambda m: m.name)
+def test_derivatives_are_the_central_differences_of_mujoco_c(model):
+    task, state, action = samples(model)
+    found = jacobian(physics_of(model).step, state, action)
+    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+    state, action = state[:40], action[:40]
+    expected = jacobian(reference.step, state, action)
+    error = scaled(found[:40] - expected, expected)
+    # The few states next to a kink are not differentiable; benchmarks/gradient_quality.py tells them apart.
+    assert error.sort().values[-4] <= 1e-6, error.sort().values[-8:]
+    assert expected[:, :, task.state_dim :].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("model", (*SMALL, "HalfCheetah"), ids=lambda m: m if isinstance(m, str) else m.name)
+def test_adjoint_and_tangents_agree(model):
+    task, state, action = samples(model)
+    adjoint = jacobian(physics_of(model).step, state, action)
+    tangents = jacobian(physics_of(model, derivative="jvp").step, state, action)
+    assert scaled(adjoint - tangents, adjoint).max() <= 1e-11
+    readouts = task.simulation.nq + task.simulation.nv
+    assert (adjoint[:, :, readouts : task.state_dim] == 0.0).all(), "the state's readouts are outputs only"
+
+
+def test_samples_touch_and_reach_limits():
+    """What the comparisons above would be empty without."""
+    mujoco = pytest.importorskip("mujoco")
+    for model in (Pile, Leg, EulerLeg, "HalfCheetah", "Hopper", "Walker2d", "Ant"):
+        task, state, _ = samples(model)
+        data, kinds, pairs = mujoco.MjData(task.simulation.model), set(), set()
+        for row in state.numpy():
+            data.qpos[:], data.qvel[:] = row[: task.simulation.nq], row[task.simulation.nq :][: task.simulation.nv]
+            mujoco.mj_forward(task.simulation.model, data)
+            kinds |= set(data.efc_type.tolist())
+            pairs |= {tuple(sorted(int(task.simulation.model.geom_type[g]) for g in c.geom)) for c in data.contact}
+        limit, frictionless, pyramid = (
+            int(getattr(mujoco.mjtConstraint, f"mjCNSTR_{name}"))
+            for name in ("LIMIT_JOINT", "CONTACT_FRICTIONLESS", "CONTACT_PYRAMIDAL")
+        )
+        assert pyramid in kinds, task
+        if model in (Leg, EulerLeg):
+            assert {limit, frictionless} <= kinds and (3, 3) in pairs, (task, kinds, pairs)
+        if model is Pile:
+            assert frictionless in kinds and pairs >= {(0, 2), (0, 3), (2, 2), (2, 3)}, pairs
+
+
+@pytest.mark.parametrize("model", ["HalfCheetah", Leg, Trees], ids=str)
+def test_float32_is_close(model):
+    _, state, action = samples(model)
+    exact = physics_of(model)
+    single = physics_of(model, torch.float32)
+    expected, found = exact.step(state, action), single.step(state.float(), action.float())
+    assert found.dtype == torch.float32
+    assert scaled(found.double() - expected, expected).quantile(0.99) <= 1e-4
+    expected, found = jacobian(exact.step, state, action), jacobian(single.step, state.float(), action.float())
+    assert scaled(found.double() - expected, expected).median() <= 1e-3
+
+
+def test_bodies_thrown_deep_into_the_ground_come_out_as_in_mujoco_c():
+    task, _, _ = samples("HalfCheetah")
+    generator = torch.Generator().manual_seed(3)
+    state = task.reset(300, generator).double()
+    state[:, 1] -= torch.rand(300, generator=generator, dtype=torch.float64)
+    state[:, 2:9] += torch.randn(300, 7, generator=generator, dtype=torch.float64)
+    state[:, 9:18] += 8.0 * torch.randn(300, 9, generator=generator, dtype=torch.float64)
+    action = 2.0 * torch.rand(300, 6, generator=generator, dtype=torch.float64) - 1.0
+    expected = make_physics(task, "mujoco", dtype=torch.float64).reference().step(state, action)
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 2e-3)):
+        physics = physics_of("HalfCheetah", dtype)
+        found = physics.step(state.to(dtype), action.to(dtype)).double()
+        assert scaled(found - expected, expected).max() <= bound
+        gradient = jacobian(physics.step, state[:64].to(dtype), action[:64].to(dtype))
+        assert gradient.isfinite().all()
+
+
+def test_a_hundred_steps_stay_within_what_a_rounding_error_grows_to():
+    task, _, _ = samples("HalfCheetah")
+    generator = torch.Generator().manual_seed(4)
+    start = task.reset(16, generator).double()
+    warp, mujoco = physics_of("HalfCheetah"), make_physics(task, "mujoco", dtype=torch.float64).reference()
+    ours, theirs, nudged = start, start, start + 1e-12
+    nudged = torch.cat([nudged[:, :18], start[:, 18:]], dim=1)
+    for _ in range(100):
+        action = 2.0 * torch.rand(16, 6, generator=generator, dtype=torch.float64) - 1.0
+        ours, theirs, nudged = warp.step(ours, action), mujoco.step(theirs, action), mujoco.step(nudged, action)
+    apart, chaos = (ours - theirs).abs().amax(1), (nudged - theirs).abs().amax(1)
+    assert (apart <= 10.0 * chaos + 1e-9).all(), (apart, chaos)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 200])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_rows_and_threads_changes_nothing(rows, threads):
+    _, state, action = samples(EulerLeg)
+    state, action = state.repeat(2, 1)[:rows], action.repeat(2, 1)[:rows]
+    physics = physics_of(EulerLeg)
+    alone = torch.cat([physics.step(s[None], a[None]) for s, a in zip(state, action, strict=True)] or [state])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        state, action = state.clone().requires_grad_(), action.clone().requires_grad_()
+        output = physics.step(state, action)
+        gradients = torch.autograd.grad(output.square().sum(), (state, action))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(output.detach(), alone, rtol=1e-13, atol=1e-13)
+    assert [g.shape for g in gradients] == [state.shape, action.shape]
+    again = torch.autograd.grad(physics.step(state, action).square().sum(), (state, action))
+    for a, b in zip(gradients, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bad_row_is_not_a_number_alone():
+    """Next to it in the same vector, other environments are as without it."""
+    _, state, action = samples(Leg)
+    physics = physics_of(Leg)
+    bad = state[:16].clone()
+    bad[3, 2], bad[5, 1] = float("nan"), float("inf")
+    bad.requires_grad_()
+    output = physics.step(bad, action[:16])
+    (gradient,) = torch.autograd.grad(output.sum(), bad)
+    good = torch.ones(16, dtype=torch.bool)
+    good[[3, 5]] = False
+    torch.testing.assert_close(output.detach()[good], physics.step(state[:16], action[:16])[good], rtol=0, atol=0)
+    assert output[good].isfinite().all() and gradient[good].isfinite().all()
+    assert not output[~good].isfinite().all(1).any()
+    assert gradient[3].isnan().any()
+
+
+def test_a_solver_that_does_not_converge_is_reported(monkeypatch):
+    """Cut to one Newton step, the rows that need more come back as NaN, in value and derivative."""
+    from mage_diffsim.envs.warp.compiler import solver
+
+    task, state, action = samples(EulerLeg)
+    whole = physics_of(EulerLeg).step(state, action)
+    monkeypatch.setattr(solver, "ITERATIONS", 1)
+    monkeypatch.setattr(warp_model, "_shared", {})
+    hasty = make_physics(task, "warp", dtype=torch.float64)
+    state = state.clone().requires_grad_()
+    found = hasty.step(state, action)
+    (gradient,) = torch.autograd.grad(found.sum(), state)
+    failed = found.isnan().all(1)
+    assert 0 < failed.sum() < len(state)
+    torch.testing.assert_close(found[~failed].detach(), whole[~failed], rtol=1e-11, atol=1e-11)
+    assert gradient[failed].isnan().any(1).all() and gradient[~failed].isfinite().all()
+
+
+def test_exact_rest_and_symmetry_have_finite_derivatives():
+    for model in ("Ant", "Hopper", "Walker2d", Trees, Pile):
+        task, _, _ = samples(model)
+        rest = task.state_at(
+            torch.as_tensor(task.simulation.qpos0)[None].repeat(9, 1),
+            torch.zeros(9, task.simulation.nv, dtype=torch.float64),
+        )
+        for dtype in (torch.float64, torch.float32):
+            if model in ("Hopper", "Walker2d", Pile) and dtype == torch.float32:
+                continue  # one compilation less each
+            state, action = rest.to(dtype), torch.zeros(9, task.action_dim, dtype=dtype)
+            assert jacobian(physics_of(model, dtype).step, state, action).isfinite().all(), (task, dtype)
+
+
+def test_models_do_not_take_one_anothers_kernels():
+    """Each native function has a name of its own; two threads may build two models at once."""
+    found = {}
+
+    def build(model):
+        task, state, action = samples(model)
+        warp_model._shared.pop((task.simulation.fingerprint, torch.float64, "cpu"), None)
+        physics = make_physics(task, "warp", dtype=torch.float64)
+        found[model] = physics.step(state, action)
+
+    threads = [threading.Thread(target=build, args=(model,)) for model in (Leg, EulerLeg, Trees)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for model in (Leg, EulerLeg, Trees):
+        _, state, action = samples(model)
+        torch.testing.assert_close(found[model], physics_of(model).step(state, action), rtol=0, atol=0)
+
+
+def test_physics_of_equal_models_share_kernels_and_say_when_they_compile(caplog):
+    physics_of(Leg)
+    with caplog.at_level(logging.INFO, "mage_diffsim"):
+        make_physics(Leg(), "warp", dtype=torch.float64)
+    assert not caplog.records
+
+    class Other(Leg):
+        frame_skip = 1
+        name = "Other"
+
+    with caplog.at_level(logging.INFO, "mage_diffsim"):
+        make_physics(Other(), "warp", dtype=torch.float64)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"compiling Warp Other ({which}, float64 on cpu): some seconds the first time"
+        for which in ("forward", "adjoint")
+    ]
+
+
+def test_wrong_dtypes_sources_and_models_are_refused():
+    task, state, action = samples(Leg)
+    with pytest.raises(InputError, match=r"accepted are torch\.float32 and torch\.float64"):
+        make_physics(task, "warp", dtype=torch.float16)
+    with pytest.raises(InputError, match="unknown derivative source of backend warp 'fd': choose one of adjoint, jvp"):
+        make_physics(task, "warp", derivative="fd")
+    with pytest.raises(InputError, match=r"state is torch\.float32 on cpu; this physics takes torch\.float64"):
+        physics_of(Leg).step(state.float(), action)
+    with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco or mjx"):
+        make_physics(make_task("Pusher"), "warp")
+
+
+def test_a_batched_environment_runs_on_it():
+    task, _, _ = samples("HalfCheetah")
+    env = BatchedEnv(task, physics_of("HalfCheetah", torch.float32), 12, [torch.Generator().manual_seed(0)])
+    env.reset()
+    for _ in range(5):
+        transition = env.step(torch.zeros(12, 6))
+    assert transition.next_obs.isfinite().all() and not transition.diverged.any()
+
+
+AOT = """
+import sys, torch, warp
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.warp.compiler.intake import read
+from mage_diffsim.envs.warp.compiler.program import Program
+from mage_diffsim.envs.warp.model import build
+
+simulation = make_task("HalfCheetah").simulation
+for real, kind in (("double", warp.float64), ("float", warp.float32)):
+    program = Program(read(simulation), real, lanes=1)
+    for which in ("forward", "adjoint"):
+        module = build(program, which, kind).module
+        warp.compile_aot_module(module, arch=90, use_ptx=True, module_dir=sys.argv[1], strip_hash=False)
+"""
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
+    """For sm_90, with the scalar form of the same code."""
+    subprocess.run([sys.executable, "-c", AOT, str(tmp_path)], check=True, timeout=600, capture_output=True)
+    listings = [p.read_text() for p in tmp_path.rglob("*.ptx")]
+    assert len(listings) == 4 and all(".target sm_90" in text for text in listings)
+
+
+def test_the_scalar_form_computes_the_same(monkeypatch):
+    """One lane, as on a GPU, run here on the CPU."""
+    monkeypatch.setattr(warp_model, "VECTOR", 8)
+    monkeypatch.setattr(warp_model, "_shared", {})
+    task, state, action = samples(Pile)
+    scalar = make_physics(task, "warp", dtype=torch.float64)
+    assert warp_model._shared[task.simulation.fingerprint, torch.float64, "cpu"].lanes == 1
+    torch.testing.assert_close(scalar.step(state, action), physics_of(Pile).step(state, action), rtol=1e-12, atol=1e-12)
+    ours, theirs = (jacobian(p.step, state[:20], action[:20]) for p in (scalar, physics_of(Pile)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_warps_own_adjoint_of_such_code_is_wrong():
+    """Why the adjoint is emitted: the tape differentiates a loop that changes a variable without a word, wrongly."""
+
+    @wp.kernel(enable_backward=True, module="unique")
+    def substeps(u: wp.array(dtype=float), out: wp.array(dtype=float)):
+        x = float(1.0)  # noqa: UP018  (in Warp a variable, not a constant)
+        count = int(3)  # noqa: RUF046, UP018
+        for _ in range(count):
+            x = x + 0.5 * x * u[0]
+        out[0] = x
+
+    u, out = wp.array([2.0], dtype=float, requires_grad=True), wp.zeros(1, dtype=float, requires_grad=True)
+    tape = wp.Tape()
+    with tape:
+        wp.launch(substeps, 1, inputs=[u], outputs=[out])
+    tape.backward(grads={out: wp.array([1.0], dtype=float)})
+    true = 3 * 0.5 * (1 + 0.5 * 2.0) ** 2
+    assert out.numpy()[0] == pytest.approx((1 + 0.5 * 2.0) ** 3)
+    assert abs(u.grad.numpy()[0] - true) > 0.1 * true, "Warp differentiates loops now: simplify the compiler"
+
+
+def test_programs_of_one_model_are_equal_text():
+    """What is compiled depends on the model only, so that the cache on disk is found again."""
+    first, second = (Program(intake.read(Leg().simulation), "double", 8) for _ in range(2))
+    assert first.forward() == second.forward() and first.adjoint() == second.adjoint()
+    assert first.tangent() == second.tangent()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["HalfCheetah", Pile], ids=str)
+def test_equal_on_a_gpu(model):
+    task, state, action = samples(model)
+    gpu = make_physics(task, "warp", dtype=torch.float64, device="cuda")
+    found = jacobian(gpu.step, state.cuda(), action.cuda()).cpu()
+    expected = jacobian(physics_of(model).step, state, action)
+    assert scaled(found - expected, expected).max() <= 1e-8
+
+
+@pytest.mark.gpu
+def test_a_step_and_its_derivative_are_captured_in_a_cuda_graph():
+    task, state, action = samples("HalfCheetah")
+    physics = make_physics(task, "warp", dtype=torch.float32, device="cuda")
+    state, action = state.float().cuda(), action.float().cuda().requires_grad_()
+
+    def once():
+        output = physics.step(state, action)
+        return output, torch.autograd.grad(output.sum(), action)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        once()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output, gradient = once()
+    state.copy_(state.flip(0))
+    graph.replay()
+    torch.cuda.synchronize()
+    expected = once()
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(gradient, expected[1])

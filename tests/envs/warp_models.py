@@ -1,0 +1,94 @@
+"""Small MuJoCo models that between them have everything the Warp compiler covers, and their tasks."""
+
+from __future__ import annotations
+
+import torch
+
+from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
+from mage_diffsim.envs.mujoco.task import MujocoTask
+
+# Two trees in free space, no contacts: a ball joint, two hinges on one body, a slide in the middle of a chain, turned
+# inertias, a welded body, springs, stiff limits, a servo with a force range, and drag.
+TREES = """<mujoco><option timestep="0.004" integrator="RK4" density="500" viscosity=".05" wind=".3 -.2 .1"
+ gravity="1 -2 -9.81"><flag contact="disable"/></option><worldbody><body name="float" pos="0 0 1" quat="1 .2 .3 .1">
+ <freejoint name="root"/><geom type="box" size=".1 .2 .05" quat="1 1 0 0" pos=".05 0 0"/><body pos=".1 .1 0"><joint
+ name="ball" type="ball" damping=".1" pos="0 .02 0"/><geom type="capsule" size=".04" fromto="0 0 0 .1 .1 -.3"/><body
+ pos=".1 .1 -.3" euler="20 30 40"><joint name="slide" type="slide" axis="1 1 0" stiffness="30" springref=".1"
+ damping="2" limited="true" range="-.1 .3" margin=".05"/><joint name="hinge" axis="0 1 1" pos=".03 0 0" damping=".1"
+ limited="true" range="-40 40" solimplimit=".5 .9 .2 .4 3" solreflimit="-200 -5"/><geom type="ellipsoid"
+ size=".05 .1 .15"/><body pos="0 0 .2"><geom size=".07"/><site name="tip" pos="0 .1 .2"/></body></body></body></body>
+ <body pos="0 3 0"><joint name="a" axis="1 0 0" armature=".05" ref="20"/><joint name="b" axis="0 1 0" damping=".3"
+ stiffness="3" springref="30"/><geom type="cylinder" size=".1 .3" pos=".1 .2 .3"/></body></worldbody><actuator><motor
+ joint="slide" gear="3" ctrlrange="-2 1"/><position joint="hinge" kp="20" kv=".5" ctrlrange="-1 1" forcerange="-4 4"/>
+ <velocity joint="a" kv="2" gear="2" ctrlrange="-3 3"/></actuator></mujoco>"""
+# Everything that touches: tilted planes, spheres and capsules on them and on one another, two free trees, with and
+# without friction, margins, gaps, priorities and mixing.
+PILE = """<mujoco><option timestep="0.004" impratio="2"/><default><geom friction=".8 .1 .1" density="300"/></default>
+ <worldbody><geom name="floor" type="plane" size="9 9 1" margin=".02"/><geom name="ramp" type="plane" size="9 9 1"
+ pos=".5 0 0" euler="0 -35 0" solimp=".6 .9 .02 .3 2" solmix="3"/><geom name="peg" size=".12" pos="-.3 .2 .1"
+ condim="1" priority="1" solref="-3000 -60" gap=".01" margin=".03"/><body name="one" pos="0 0 .25"><freejoint
+ name="one"/><geom size=".1" friction="1.2 .1 .1"/><geom type="capsule" size=".05" fromto="0 0 0 .3 .1 .1"/><body
+ pos=".3 .1 .1"><joint name="knee" axis="0 1 0" damping=".3" armature=".01" limited="true" range="-80 80"/><geom
+ type="capsule" size=".04" fromto="0 0 0 .15 0 -.25" solref=".03 .7"/></body></body><body name="two" pos=".1 .2 .5">
+ <freejoint name="two"/><geom type="capsule" size=".06" fromto="-.2 0 0 .2 0 .1" solimp=".9 .9 .01"/><geom size=".09"
+ pos=".2 0 .1" condim="1"/></body></worldbody><actuator><motor joint="knee" gear="5" ctrlrange="-1 1"/></actuator>
+ </mujoco>"""
+# A planar leg whose shin can touch its trunk.
+LEG = """<mujoco><option timestep="0.005" integrator="RK4"/><default><geom friction="1 .1 .1" solimp=".8 .8 .01"
+ margin=".001"/></default><worldbody><geom type="plane" size="9 9 1"/><body name="trunk" pos="0 0 .7"><joint name="x"
+ type="slide" axis="1 0 0"/><joint name="z" type="slide" axis="0 0 1"/><joint name="pitch" axis="0 1 0"/><geom
+ type="capsule" size=".06" fromto="0 0 .2 0 0 -.2"/><body pos="0 0 -.2"><joint name="hip" axis="0 1 0" damping=".3"
+ armature=".02" limited="true" range="-150 60"/><geom type="capsule" size=".05" fromto="0 0 -.05 0 0 -.25" condim="1"
+ priority="1"/><body
+ pos="0 0 -.25"><joint name="ankle" axis="0 1 0" damping=".3" armature=".02" limited="true" range="-170 170"/><geom
+ type="capsule" size=".04" fromto="0 0 0 .25 0 0"/><site name="toe" pos=".25 0 0"/></body></body></body>
+ </worldbody><actuator><motor joint="hip" gear="20" ctrlrange="-1 1"/><motor joint="ankle" gear="8" ctrlrange="-1 1"/>
+ </actuator></mujoco>"""
+
+
+class Body(MujocoTask):
+    """What every small model here shares."""
+
+    frame_skip = 3
+    horizon = 100
+    source = "a test"
+    position_noise, velocity_noise, normal_velocity = 0.05, 1.0, True
+
+    def observe(self, state):
+        return state
+
+    def reward(self, obs, action, next_obs):
+        return next_obs[..., 0]
+
+    def terminated(self, next_obs):
+        return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
+
+
+class Trees(Body):
+    name, mjcf = "Trees", TREES
+    readouts = {"tip": SitePosition("tip"), "float": BodyPosition("float"), "y": MeanVelocity("root", 1)}  # noqa: RUF012
+
+
+class Pile(Body):
+    name, mjcf = "Pile", PILE
+    readouts = {"second": BodyPosition("two"), "turning": MeanVelocity("knee")}  # noqa: RUF012
+
+
+class Leg(Body):
+    name, mjcf = "Leg", LEG
+    readouts = {"speed": MeanVelocity("x"), "toe": SitePosition("toe")}  # noqa: RUF012
+
+
+class EulerLeg(Body):
+    name, mjcf = "EulerLeg", LEG.replace('integrator="RK4"', "")
+
+
+class Undamped(Body):
+    """Euler without damping, and nothing that pushes."""
+
+    name = "Undamped"
+    mjcf = LEG.replace('integrator="RK4"', "").replace('damping=".3"', "").replace('limited="true"', 'limited="false"')
+    mjcf = mjcf.replace("<option ", '<option gravity="0 0 0" ').replace("/></default>", ' contype="0"/></default>')
+
+
+SMALL = (Trees, Pile, Leg, EulerLeg, Undamped)
