@@ -47,6 +47,8 @@ class Physics(abc.ABC):
     """Derivative source to the relative error it makes by design, for sources that are approximations."""
     residual_policies: ClassVar[tuple[str, ...]] = ("recompute",)
     """What a backward pass may start from: ``recompute`` its forward, or ``keep`` the forward's residuals."""
+    capturable: ClassVar[bool] = False
+    """Whether a step and its derivative can be held by a CUDA graph: kernels on torch's stream, no look at the host."""
     environment_dtype: ClassVar[torch.dtype] = torch.float32
     """Precision in which this backend serves as the real environment, unless another is asked for."""
 
@@ -121,6 +123,7 @@ class TorchPhysics(Physics):
 
     backend = "torch"
     derivatives = ("autograd",)
+    capturable = True
 
     def _advance(self, state: Tensor, action: Tensor) -> Tensor:
         return self.task.step(state, action)

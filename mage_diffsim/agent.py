@@ -76,16 +76,15 @@ class Agent:
         self.critic_updates = 0
         self._initialise(range(runs))
         self.freeze_actor = config.freeze_actor
-        in_torch = dynamics.traceable or not self.method.imagines
         if config.compile == "on":
-            self._compile(in_torch)
+            self._compile(dynamics.traceable or not self.method.imagines)
         self.graphs: dict[tuple[ReplayBuffer, tuple[bool, ...]], Captured] | None = None
         """Captured forms of :meth:`improve` by buffer and which updates include the actor; None runs it eagerly."""
         if config.graphs == "on":
-            if not in_torch:
+            if self.method.imagines and not dynamics.capturable:
                 raise InputError(
-                    "graphs is 'on', and the oracle's backend leaves torch during an update, which no CUDA graph can "
-                    "hold: use a backend written in torch, learned dynamics, or graphs 'off'"
+                    "graphs is 'on', and the oracle's backend leaves the CUDA stream during an update, which no CUDA "
+                    "graph can hold: use backend torch or warp, learned dynamics, or graphs 'off'"
                 )
             self.graphs = {}
 

@@ -25,7 +25,9 @@ class Dynamics(abc.ABC):
     reads_state: bool
     """Whether its Jacobian with respect to the start is taken at the simulator's state (else at the observation)."""
     traceable: bool = False
-    """Whether it is torch code throughout, which can be compiled and captured together with the update."""
+    """Whether it is torch code throughout, which can be compiled together with the update."""
+    capturable: bool = False
+    """Whether a CUDA graph can hold it: it runs on torch's stream and never waits for the device."""
 
     @abc.abstractmethod
     def step(
@@ -44,7 +46,7 @@ class LearnedDynamics(Dynamics):
     """The ensemble: reads the observation, returns no state."""
 
     reads_state = False
-    traceable = True
+    traceable = capturable = True
 
     def __init__(self, ensemble: GaussianEnsemble) -> None:
         self.ensemble = ensemble
@@ -60,7 +62,7 @@ class OracleDynamics(Dynamics):
 
     def __init__(self, physics: Physics) -> None:
         self.physics, self.task = physics, physics.task
-        self.traceable = physics.backend == "torch"
+        self.traceable, self.capturable = physics.backend == "torch", physics.capturable
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         if at.state is None:
@@ -80,6 +82,7 @@ class HybridDynamics(Dynamics):
         self.values, self.jacobians = values, jacobians
         self.reads_state = jacobians.reads_state
         self.traceable = values.traceable and jacobians.traceable
+        self.capturable = values.capturable and jacobians.capturable
 
     def step(self, at: Imagined, action: Tensor, noise: Tensor | None = None) -> Imagined:
         value = self.values.step(at, action.detach(), noise)

@@ -39,6 +39,7 @@ class WarpPhysics(Physics):
 
     backend = "warp"
     derivatives = ("adjoint", "fd")
+    capturable = True
 
     def __init__(
         self,

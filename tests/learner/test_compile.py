@@ -64,7 +64,7 @@ def test_what_cannot_be_compiled_or_captured_is_refused(monkeypatch):
         make_config(graphs="on")
     streams_config = replace(make_config(dynamics="oracle", backend="jax", steps=1), graphs="on")
     trainer = Trainer(make_config(dynamics="oracle", backend="jax", steps=1))
-    with pytest.raises(InputError, match="leaves torch during an update"):
+    with pytest.raises(InputError, match="leaves the CUDA stream during an update"):
         Agent(trainer.task, streams_config, trainer.streams, trainer.agent.dynamics, trainer.task.reward)
     monkeypatch.setattr(compiling, "CAPABILITY", "no_such_flag")
     with pytest.raises(InputError, match=r"compile is 'on', which needs torch 2[.]11 or newer"):
@@ -99,9 +99,10 @@ def on_the_cpu(monkeypatch, agent):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
 
 
-def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"dynamics": "oracle", "backend": "warp"}], ids=["learned", "warp"])
+def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch, settings):
     def trained(captured):
-        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3})
+        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3}, **settings)
         trainer = Trainer(config)
         if captured:
             trainer.agent.graphs = {}
@@ -120,9 +121,10 @@ def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(m
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_captured_trainings_equal_eager_ones_on_cuda(compile):
+@pytest.mark.parametrize("dynamics", [{}, {"dynamics": "oracle", "backend": "warp"}], ids=["learned", "warp"])
+def test_captured_trainings_equal_eager_ones_on_cuda(compile, dynamics):
     def trained(**settings):
-        config = make_config(steps=60, seeds=(0, 1), hyper=TINY, device="cuda", **settings)
+        config = make_config(steps=60, seeds=(0, 1), hyper=TINY, device="cuda", **dynamics, **settings)
         trainer = Trainer(config)
         for _ in range(60):
             trainer.step()

@@ -146,3 +146,37 @@ def test_the_real_environment_may_be_another_backend():
         torch.testing.assert_close(value, first.evaluate()[name], rtol=1e-3, atol=1e-5)
     with pytest.raises(InputError, match="unknown backend of task Pendulum 'mjx': choose one of jax, torch, warp"):
         Trainer(make_config("Pendulum", environment="mjx", **settings))
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah", "Hopper"])
+def test_the_warp_oracle_trains_as_mujoco_c_does(task, monkeypatch):
+    """From one seed, 20 updates with the oracle in float64: the actions, and so the states, are the same."""
+    pytest.importorskip("warp")
+
+    def trained(backend):
+        hyper = TINY | {"batch_size": 64, "learning_rate": 1e-2}
+        config = config_of(task, dynamics="oracle", backend=backend, steps=40, hyper=hyper)
+        trainer = Trainer(config)
+        trainer.agent.dynamics.physics = _InDouble(make_physics(trainer.task, backend, dtype=torch.float64))
+        for _ in range(40):
+            trainer.step()
+        return trainer.agent
+
+    warp, mujoco = trained("warp"), trained("mujoco")
+    assert warp.critic_updates == mujoco.critic_updates >= 20
+    assert warp.nonfinite.item() == mujoco.nonfinite.item() == 0
+    for name in ("critic", "actor"):
+        torch.testing.assert_close(getattr(warp, name), getattr(mujoco, name), rtol=0.0, atol=1e-4)
+    # That would mean little had the updates moved them by no more.
+    fresh = Trainer(config_of(task, dynamics="oracle", backend="warp")).agent
+    assert (warp.critic - fresh.critic).abs().max() > 1e-2
+
+
+class _InDouble:
+    """An oracle in float64 behind a learner in float32."""
+
+    def __init__(self, physics):
+        self.physics = physics
+
+    def step(self, state, action):
+        return self.physics.step(state.double(), action.double()).float()
