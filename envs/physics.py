@@ -20,6 +20,7 @@ BACKENDS: dict[str, str] = {
     "warp": "mage_diffsim.envs.warp:WarpPhysics",
     "mujoco": "mage_diffsim.envs.mujoco:MujocoPhysics",
     "mjx": "mage_diffsim.envs.mjx:MjxPhysics",
+    "mujoco-warp": "mage_diffsim.envs.mujoco_warp:MujocoWarpPhysics",
 }
 """Backend name to the class that implements it, imported on first use."""
 

@@ -19,13 +19,14 @@ from rich.table import Table
 import mage_diffsim
 from mage_diffsim.bridges.errors import MissingExtra, missing_extra
 
-PACKAGES = ("torch", "numpy", "jax", "jaxlib", "warp-lang", "mujoco", "mujoco-mjx", "gymnasium")
+PACKAGES = ("torch", "numpy", "jax", "jaxlib", "warp-lang", "mujoco", "mujoco-mjx", "mujoco-warp", "gymnasium")
 """The distributions whose versions decide a run's numbers."""
 
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "jax": (("jax",), "mjx"),
     "mjx": (("jax", "mujoco", "mujoco-mjx"), "mjx"),
     "mujoco": (("mujoco",), "mjx"),
+    "mujoco-warp": (("warp-lang", "mujoco", "mujoco-warp"), "mujoco-warp"),
     "warp": (("warp-lang",), "warp"),
 }
 """Physics backend to the distributions it needs and the extra that installs them; a backend not here needs none."""

@@ -108,7 +108,7 @@ class Simulation:
         return hashlib.sha256(buffer.tobytes() + rest.encode()).hexdigest()
 
     def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
-        """The state ``qpos | qvel | readouts`` of numpy or JAX arrays with any leading axes.
+        """The state ``qpos | qvel | readouts`` of numpy, JAX or torch arrays with any leading axes.
 
         Args:
             qpos, qvel: at the end of the step.

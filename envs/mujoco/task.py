@@ -54,6 +54,7 @@ class MujocoTask(Task):
         "mujoco": "mage_diffsim.envs.mujoco.task:simulation_of",
         "mjx": "mage_diffsim.envs.mujoco.task:simulation_of",
         "warp": "mage_diffsim.envs.mujoco.task:simulation_of",
+        "mujoco-warp": "mage_diffsim.envs.mujoco.task:simulation_of",
     }
 
     @cached_property

@@ -1,0 +1,139 @@
+"""MuJoCo Warp, DeepMind's and NVIDIA's port of MuJoCo to Warp: a forward step without gradients, to compare with."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import threading
+from typing import Any, final
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError, missing_extra
+from mage_diffsim.bridges.fd import FiniteDifference
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.bridges.warp import load_warp
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions
+from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.task import Task
+
+KEPT = 4
+"""Numbers of worlds whose memory is kept at once."""
+STEP = 5e-3
+"""Step of differences over the action and the state: the cube root of float32's precision."""
+
+
+@final
+class MujocoWarpPhysics(Physics):
+    """A task whose ``physics["mujoco-warp"]`` is ``implementation(task) -> Simulation``, stepped by MuJoCo Warp.
+
+    float32 only, by finite differences only: 2 A further worlds a step for the action. Over the action those are usable
+    (errors of 1e-3 and less); over the state float32 leaves percents, and stiff contacts more. On a CPU its kernels
+    take a minute to compile and are slow: it is there for comparison, and for a GPU.
+
+    Derivative sources: ``fd`` central differences, ``fd-forward`` forward differences over the action.
+
+    Raises:
+        InputError: a dtype other than float32, a device that Warp does not see, or a model that MuJoCo Warp refuses.
+        MissingExtra: mujoco-warp, mujoco or warp is not installed.
+    """
+
+    backend = "mujoco-warp"
+    derivatives = ("fd", "fd-forward")
+    accuracy = {"fd": 0.05, "fd-forward": 0.05}  # noqa: RUF012  (the base class declares it a ClassVar)
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        derivative: str | None = None,
+        residuals: str = "recompute",
+    ) -> None:
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        warp = load_warp()
+        load_mujoco()
+        _load()
+        if dtype != torch.float32:
+            raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
+        if self.device.type == "cuda" and not warp.is_cuda_available():
+            raise InputError(
+                f"{self}: device {self.device} was asked for, but Warp sees no CUDA device; use device cpu"
+            )
+        self.simulation: Simulation = load(task.physics["mujoco-warp"])(task)
+        self._op = FiniteDifference(
+            _Stepper(self.simulation, self.device, str(self)),
+            step=STEP,
+            one_sided=(2,) if self.derivative == "fd-forward" else (),
+            name=str(self),
+        )
+
+    def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        state, control = with_unit_quaternions(self.simulation, state), self.task.scale_action(action)
+        nq, nv = self.simulation.nq, self.simulation.nv
+        return self._op(state[:, :nq], state[:, nq : nq + nv], control)
+
+
+def _load() -> Any:
+    """The ``mujoco_warp`` module.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import mujoco_warp
+    except ModuleNotFoundError as error:
+        if error.name != "mujoco_warp":
+            raise
+        raise missing_extra("mujoco-warp", "mujoco-warp") from error
+    return mujoco_warp
+
+
+class _Stepper:
+    """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float32 on one device."""
+
+    def __init__(self, simulation: Simulation, device: torch.device, name: str) -> None:
+        mujoco, mujoco_warp, warp = load_mujoco(), _load(), load_warp()
+        self.simulation = simulation
+        self._host = copy.copy(simulation.model)
+        # MuJoCo Warp has no automatic reset to disable, and refuses the flag.
+        self._host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+        self._device = warp.device_from_torch(device)
+        try:
+            with warp.ScopedDevice(self._device):
+                self._model = mujoco_warp.put_model(self._host)
+        except NotImplementedError as error:
+            raise InputError(f"{name}: MuJoCo Warp does not support the model: {error}; use backend mujoco") from error
+        self._data: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
+
+    def __call__(self, qpos: Tensor, qvel: Tensor, control: Tensor) -> Tensor:
+        mujoco_warp, warp = _load(), load_warp()
+        rows = len(qpos)
+        if rows == 0:
+            return qpos.new_empty(0, len(self.simulation.state_names))
+        stream = warp.stream_from_torch(qpos.device) if qpos.device.type == "cuda" else None
+        with self._lock, warp.ScopedDevice(self._device), warp.ScopedStream(stream):
+            if rows not in self._data:
+                self._data[rows] = mujoco_warp.make_data(self._host, nworld=rows)
+            self._data.move_to_end(rows)
+            while len(self._data) > KEPT:
+                self._data.popitem(last=False)
+            data = self._data[rows]
+            views = {
+                n: warp.to_torch(getattr(data, n))
+                for n in ("qpos", "qvel", "ctrl", "xpos", "site_xpos", "qacc_warmstart")
+            }
+            views["qpos"].copy_(qpos)
+            views["qvel"].copy_(qvel)
+            views["ctrl"].copy_(control)
+            views["qacc_warmstart"].zero_()
+            warp.to_torch(data.time).zero_()
+            for _ in range(self.simulation.frame_skip):
+                mujoco_warp.step(self._model, data)
+            if self.simulation.bodies or self.simulation.sites:  # they lag one substep behind the state
+                mujoco_warp.kinematics(self._model, data)
+            end = (views[n] for n in ("qpos", "qvel", "xpos", "site_xpos"))
+            return self.simulation.assemble(*end, qpos, torch.cat)

@@ -1,0 +1,63 @@
+"""MuJoCo Warp as a backend: MuJoCo C's values in float32, and differences over the action that are usable."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+pytest.importorskip("warp")
+
+from mage_diffsim.bridges import InputError, MissingExtra
+from mage_diffsim.envs import make_physics, make_task
+
+
+@pytest.fixture(scope="module")
+def task():
+    pytest.importorskip("mujoco_warp")
+    return make_task("HalfCheetah")
+
+
+def visited(task, n=24):
+    generator = torch.Generator().manual_seed(0)
+    physics = make_physics(task, "mujoco", dtype=torch.float64)
+    state = task.reset(n, generator).double()
+    for _ in range(40):
+        action = 2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0
+        state = physics.step(state, action)
+    return state, 0.9 * action
+
+
+def test_values_and_action_derivatives_are_those_of_mujoco_c(task):
+    state, action = visited(task)
+    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+    cotangent = torch.randn(state.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    physics = make_physics(task, "mujoco-warp")
+
+    def value_and_gradient(physics, dtype):
+        leaf = action.to(dtype).requires_grad_()
+        output = physics.step(state.to(dtype), leaf)
+        return output.detach().double(), torch.autograd.grad(output, leaf, cotangent.to(dtype))[0].double()
+
+    value, gradient = value_and_gradient(physics, torch.float32)
+    expected, exact = value_and_gradient(reference, torch.float64)
+    torch.testing.assert_close(value, expected, rtol=0.0, atol=1e-4 * expected.abs().max().item())
+    error = (gradient - exact).abs().amax(1) / exact.abs().amax(1)
+    assert error.median() <= 1e-3 and error.max() <= 0.1
+    assert torch.equal(physics.step(state.float(), action.float()), physics.step(state.float(), action.float()))
+    assert physics.step(state[:0].float(), action[:0].float()).shape == (0, task.state_dim)
+
+
+def test_what_it_cannot_do_is_refused(task):
+    with pytest.raises(InputError, match=r"dtype torch\.float64 was asked for; accepted is torch\.float32"):
+        make_physics(task, "mujoco-warp", dtype=torch.float64)
+    with pytest.raises(InputError, match="choose one of fd, fd-forward"):
+        make_physics(task, "mujoco-warp", derivative="adjoint")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco_warp", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'mage-diffsim\[mujoco-warp\]'"):
+        make_physics(make_task("HalfCheetah"), "mujoco-warp")
