@@ -20,7 +20,8 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -77,6 +78,10 @@ class Options:
     """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
     backends: tuple[str, ...] | None = None
     """Physics backends of sections physics and oracles; by default all that the task has."""
+    dtypes: tuple[Literal["float32", "float64"], ...] = ("float32",)
+    """Precisions of section physics."""
+    jacobians: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
+    """Measure whole action-Jacobians in section physics, too; those of MJX take minutes."""
     preset: str = "paper"
     """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512; else
     8x4x512, 2x384, batch 1024)."""
@@ -115,7 +120,7 @@ class Options:
         for backend in self.backends or ():
             if backend not in BACKENDS:
                 raise unknown_name("backend", backend, BACKENDS)
-        for flag in ("sections", "tasks", "methods", "runs", "batches", "backends"):
+        for flag in ("sections", "tasks", "methods", "runs", "batches", "backends", "dtypes"):
             given = getattr(self, flag)
             if given is not None and (not given or len(set(given)) < len(given)):
                 raise InputError(f"--{flag} is {given}; accepted is one or more different values")
@@ -615,13 +620,23 @@ def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[
 
 
 def measure_physics(options: Options, console: Console) -> Iterator[Row]:
-    """One step of N states: alone, with the pull-back to the action, with the whole action-Jacobian (float32)."""
+    """One step of N visited states on every source, in turns: alone, with the pull-back to the action, with the whole
+    action-Jacobian (by as many pull-backs as the state has components)."""
     device = torch_device(options.device)
     for task in options.task_names():
+        sources: dict[str, tuple[Physics, float]] = {}
         for backend, derivative, residuals in sources_of(task, options, console):
-            physics = make_physics(make_task(task), backend, device=device, derivative=derivative, residuals=residuals)
-            for n in options.batch_sizes():
-                yield from measure_one_physics(options, task, physics, n)
+            for dtype in options.dtypes:
+                settings: dict[str, Any] = dict(derivative=derivative, residuals=residuals, device=device)
+                start = time.perf_counter()
+                try:
+                    physics = make_physics(make_task(task), backend, dtype=getattr(torch, dtype), **settings)
+                except InputError as error:
+                    console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
+                    continue
+                sources[f"{name_of(physics)} {dtype}"] = physics, time.perf_counter() - start
+        for n in options.batch_sizes():
+            yield from measure_sources(options, task, sources, n)
 
 
 def name_of(physics: Physics) -> str:
@@ -629,34 +644,59 @@ def name_of(physics: Physics) -> str:
     return f"{physics.backend} {physics.derivative}" + (" keep" if physics.residuals == "keep" else "")
 
 
-def measure_one_physics(options: Options, task: str, physics: Physics, n: int) -> Iterator[Row]:
-    """All three of one size."""
+def visited(task: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """States after up to 40 random actions, and further actions, in float64: some touch, some fly."""
+    physics = make_physics(make_task(task), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    state = physics.task.reset(n, generator).to(physics.device, physics.dtype)
-    action = (2.0 * torch.rand(n, physics.task.action_dim, generator=generator) - 1.0).to(state)
+    state, rows = physics.task.reset(n, generator).double(), torch.arange(n)
+    found = state.clone()
+    for t in range(40):
+        action = 2.0 * torch.rand(n, physics.task.action_dim, dtype=torch.float64, generator=generator) - 1.0
+        state = physics.step(state, action)
+        found = torch.where((rows % 40 == t)[:, None], state, found)
+    return found, action
 
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            return physics.step(state, action)
 
-    def pull_back() -> torch.Tensor:
-        leaf = action.clone().requires_grad_()
-        return torch.autograd.grad(physics.step(state, leaf).sum(), leaf)[0]
+def measure_sources(options: Options, task: str, sources: Mapping[str, tuple[Physics, float]], n: int) -> Iterator[Row]:
+    """All sources at one size, compared with the first. Making a physics counts as its first call."""
+    states, actions = visited(task, n)
+    functions: dict[str, Callable[[], torch.Tensor]] = {}
+    for name, (physics, _) in sources.items():
+        state = states.to(physics.device, physics.dtype)
+        action = actions.to(state)
 
-    def jacobian() -> torch.Tensor:
-        return jacobian_of(lambda a: physics.step(state, a), action)
+        def forward(physics=physics, state=state, action=action) -> torch.Tensor:
+            with torch.no_grad():
+                return physics.step(state, action)
 
-    functions = {"forward": forward, "VJP": pull_back, "action-Jacobian": jacobian}
-    found = interleaved(functions, min(5, options.rounds(task)), physics.device)
-    # the pull-back of ones is the sum of the Jacobian over outputs
-    whole, pulled = jacobian().sum(dim=1), pull_back()
-    apart = float((whole - pulled).abs().max() / whole.abs().max().clamp(min=1e-8))
-    if not (forward().isfinite().all() and apart < 1e-3):
-        raise Failed(f"{physics}: states are not finite, or VJP and Jacobian are {apart:.1e} apart")
-    for name, times in found.items():
-        against = ("forward", found["forward"]) if name != "forward" else None
-        yield row("physics", f"{task} {name}", name_of(physics), times, unit="batch", size=n,
-                  count=n, against=against, check=f"finite; VJP and Jacobian {apart:.0e} apart")  # fmt: skip
+        def pull_back(physics=physics, state=state, action=action) -> torch.Tensor:
+            leaf = action.clone().requires_grad_()
+            return torch.autograd.grad(physics.step(state, leaf).sum(), leaf)[0]
+
+        def jacobian(physics=physics, state=state, action=action) -> torch.Tensor:
+            return jacobian_of(lambda a: physics.step(state, a), action)
+
+        functions |= {f"{name}: forward": forward, f"{name}: VJP": pull_back}
+        if options.jacobians:
+            functions[f"{name}: action-Jacobian"] = jacobian
+    found = interleaved(functions, options.rounds(task), torch_device(options.device))
+    first = next(iter(sources), "")
+    for key, times in found.items():
+        name, what = key.split(": ")
+        value = functions[key]()
+        if not value.isfinite().all():
+            raise Failed(f"{task} {key}: not finite")
+        check = "finite"
+        if what == "action-Jacobian":  # the pull-back of ones is its sum over outputs
+            whole, pulled = value.sum(dim=1), functions[f"{name}: VJP"]()
+            apart = float((whole - pulled).abs().max() / whole.abs().max().clamp(min=1e-8))
+            if not apart < 1e-3:
+                raise Failed(f"{task} {name}: VJP and Jacobian are {apart:.1e} apart")
+            check = f"finite; VJP and Jacobian {apart:.0e} apart"
+        if what == "forward":
+            times = times._replace(first_s=times.first_s + sources[name][1])
+        against = (first, found[f"{first}: {what}"]) if name != first else None
+        yield row("physics", f"{task} {what}", name, times, unit="batch", size=n, count=n, against=against, check=check)
 
 
 def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
