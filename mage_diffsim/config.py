@@ -239,8 +239,8 @@ class TrainConfig:
     compile: str = "off"
     """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
     graphs: str = "off"
-    """on: replay the updates of an environment step, and each model batch, as a CUDA graph (CUDA devices, dynamics
-    written in torch); off."""
+    """on: replay the updates of an environment step, and each model batch, as a CUDA graph (CUDA devices, learned
+    dynamics or an oracle on backend torch or warp); off."""
     hyper: Hyper = field(default_factory=Hyper)
     """Hyper-parameters; the chosen preset fills them, flags override single ones."""
 

@@ -9,9 +9,12 @@ import pytest
 
 from mage_diffsim.experiments.statistics import (
     Interval,
+    aggregate,
     compare,
     final_value,
+    interquartile_mean,
     interval,
+    probability_of_improvement,
     steps_to_threshold,
     t_cdf,
     t_quantile,
@@ -105,3 +108,48 @@ def test_steps_to_threshold_is_the_first_evaluation_that_reaches_it():
     assert steps_to_threshold(rows, -1.0) == 20
     assert steps_to_threshold(rows, 1.0) is None
     assert steps_to_threshold(rows, None) is None
+
+
+def test_the_interquartile_mean_cuts_a_quarter_of_the_mass_at_each_end():
+    assert interquartile_mean(np.array([9.0, 1.0, 2.0, -50.0])) == 1.5
+    assert interquartile_mean(np.arange(8.0)[::-1]) == np.mean([2.0, 3.0, 4.0, 5.0])
+    # Of five equal pieces the middle half holds the third whole, and three quarters of its neighbours.
+    assert interquartile_mean(np.array([-9.0, 1.0, 2.0, 4.0, 99.0])) == pytest.approx((0.75 + 2.0 + 3.0) / 2.5)
+    assert interquartile_mean(np.array([7.0])) == 7.0
+    shifted = np.random.default_rng(0).normal(size=(3, 12))
+    np.testing.assert_allclose(interquartile_mean(2.0 * shifted + 1.0), 2.0 * interquartile_mean(shifted) + 1.0)
+
+
+def test_a_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        found = aggregate(generator.normal(size=(4, 10)).tolist(), seed=trial)
+        assert found.low <= found.value <= found.high
+        covered += found.low <= 0.0 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_strata_are_redrawn_within_their_tasks():
+    """Were runs redrawn across tasks, the two levels would mix and the interval would be wide."""
+    found = aggregate([[0.0, 0.0, 0.0, 0.0], [10.0, 10.0, 10.0, 10.0]])
+    assert (found.value, found.low, found.high) == (5.0, 5.0, 5.0)
+
+
+def test_the_probability_of_improvement_counts_pairs():
+    found = probability_of_improvement([[1.0, 3.0], [5.0, 5.0]], [[2.0, 0.0], [5.0, 5.0]])
+    assert found.value == pytest.approx((0.75 + 0.5) / 2)
+    assert probability_of_improvement([[3.0, 4.0]], [[1.0, 2.0]]).low == 1.0
+    x, y = [[1.0, 4.0, 2.5]], [[2.0, 3.0]]
+    assert probability_of_improvement(x, y).value + probability_of_improvement(y, x).value == pytest.approx(1.0)
+    normal = np.random.default_rng(2).normal(size=(2, 400))
+    # P(X + 1 > Y) for independent standard normals is Phi(1 / sqrt 2).
+    assert probability_of_improvement([(normal[0] + 1.0).tolist()], [normal[1].tolist()]).value == pytest.approx(
+        0.5 * (1.0 + math.erf(0.5)), abs=0.03
+    )
+    with pytest.raises(ValueError, match="1 tasks are compared with 2"):
+        probability_of_improvement([[1.0]], [[1.0], [2.0]])
+
+
+def test_aggregates_of_nothing_and_of_broken_runs_are_undefined():
+    assert math.isnan(aggregate([]).value) and math.isnan(aggregate([[1.0, math.nan]]).value)
