@@ -165,7 +165,7 @@ class Aggregate:
     high: float
 
 
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
+def interquartile_mean(values: np.ndarray) -> Any:
     """The mean of the middle half over the last axis; a quarter of the mass is cut at each end, parts of values too.
 
     Args:
@@ -203,7 +203,7 @@ def probability_of_improvement(
         raise ValueError(f"{len(ours)} tasks are compared with {len(theirs)}; accepted are the same tasks")
     strata = [np.asarray(task, dtype=np.float64) for task in (*ours, *theirs)]
 
-    def mean_over_tasks(drawn: Sequence[np.ndarray]) -> np.ndarray:
+    def mean_over_tasks(drawn: Sequence[np.ndarray]) -> Any:
         half = len(drawn) // 2
         wins = []
         for x, y in zip(drawn[:half], drawn[half:], strict=True):
@@ -215,7 +215,7 @@ def probability_of_improvement(
 
 
 def _bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], np.ndarray], seed: int
+    strata: Sequence[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], Any], seed: int
 ) -> Aggregate:
     """The statistic of the strata, and its 95% percentile interval when each is redrawn with replacement."""
     if not strata or any(x.size == 0 or not np.isfinite(x).all() for x in strata):
