@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
@@ -735,9 +736,10 @@ def _soak_one(subject: Subject, source: Source, states: int, seed: int, display:
 def main(options: Options) -> int:
     """Run the mode; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
     try:
-        if options.soak is not None:
-            return run_soak(options, options.soak)
-        return run_sweep(options) if options.sweep else run(options)
+        with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
+            if options.soak is not None:
+                return run_soak(options, options.soak)
+            return run_sweep(options) if options.sweep else run(options)
     except (InputError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,21 +20,8 @@ from mage_diffsim.config import METHODS, DynamicsName, make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import report
-from mage_diffsim.experiments.command import Experiment, Findings, main
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.sweep import Cell, Outcome
-
-FULL: dict[str, Any] = dict(seeds=(0, 1, 2), steps=5000, evaluations=10)
-"""The default budget: within ten minutes on two CPU cores with --preset cpu."""
-
-SMOKE: dict[str, Any] = dict(
-    seeds=(0, 1),
-    steps=120,
-    evaluations=2,
-    eval_episodes=2,
-    gradient_episodes=2,
-    hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=1, model_batches=5),
-)
-"""The budget of --smoke."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +29,11 @@ class OracleVsLearned(Experiment):
     __doc__ = __doc__
     NAME: ClassVar[str] = "oracle_vs_learned"
     FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        "smoke": SMOKE,
+        "cpu": dict(seeds=(0, 1, 2), steps=5000, evaluations=10),
+        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, evaluations=100),
+    }
 
     tasks: tuple[str, ...] = ("Pendulum",)
     """Registered tasks, path/to/file.py:Class or module:Class."""
@@ -76,7 +68,7 @@ class OracleVsLearned(Experiment):
         for backend in backends:
             if backend not in backends_of(task):
                 raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-        settings = self.budget(FULL, SMOKE)
+        settings = self.budget()
         cells = []
         for method in self.methods:
             for dynamics in self._dynamics_of(method):

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import tyro
 
 from mage_diffsim.config import make_config
+from mage_diffsim.envs.physics import backends_of, make_physics
+from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import report
-from mage_diffsim.experiments.command import Experiment, Findings, main
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
-from mage_diffsim.experiments.statistics import Interval, interval
+from mage_diffsim.experiments.graph import computation_graph, draw_graph
+from mage_diffsim.experiments.statistics import (
+    Aggregate,
+    Interval,
+    aggregate,
+    compare,
+    final_value,
+    interval,
+    probability_of_improvement,
+)
 from mage_diffsim.experiments.sweep import Cell, Outcome
+from mage_diffsim.gradients import true_action_gradients
+from mage_diffsim.runs import load_trainer
 
 
 @dataclass(frozen=True)
@@ -36,12 +51,11 @@ class Unconstrained(Experiment):
     """The curves of Fig. 5: columns of curves.csv and what they hold, means over a batch at a = pi(s)."""
     COLLAPSED: ClassVar[float] = 0.01
     """|grad_a Q| has collapsed when it is below this share of what it is compared with."""
-    FULL: ClassVar[dict[str, Any]] = dict(seeds=(0, 1, 2), steps=3000, evaluations=30)
-    """The default budget."""
-    SMOKE: ClassVar[dict[str, Any]] = dict(
-        seeds=(0, 1), steps=150, evaluations=3, eval_episodes=2, hyper=dict(warmup_steps=50)
-    )
-    """The budget of --smoke."""
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        "smoke": dict(seeds=(0, 1), steps=150, evaluations=3, eval_episodes=2, hyper=dict(warmup_steps=50)),
+        "cpu": dict(seeds=(0, 1, 2), steps=3000, evaluations=30),
+        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=10_000, evaluations=100),
+    }
 
     lambdas: tuple[float, ...] = (0.0, 0.2)
     """Weights of the TD error; 0 is the unconstrained loss of Fig. 5."""
@@ -54,7 +68,7 @@ class Unconstrained(Experiment):
             backend="torch",
             lambdas=self.lambdas,
             gradient_episodes=0,  # Fig. 5 shows sizes of gradients, which every evaluation writes anyway
-            **self.budget(self.FULL, self.SMOKE),
+            **self.budget(),
         )
         return [Cell("Pendulum_mage-ddpg_oracle_torch", config)]
 
@@ -130,7 +144,460 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
     return found
 
 
-EXPERIMENTS: dict[str, type[Experiment]] = {"unconstrained": Unconstrained}
+@dataclass(frozen=True)
+class GradientError(Experiment):
+    """Eq. 14 and appendix D.2: how far the critic's action-gradients are from the true ones of a frozen actor's return.
+
+    200 environment steps, the actor never updated; every 10 steps 10 trajectories from the real start, along which the
+    true gradient is that of the empirical discounted return through the simulator. Beside MAGE and Dyna the controls:
+    ``shuffled`` gives the critic other samples' gradients, ``random`` random directions of the same size.
+    """
+
+    NAME: ClassVar[str] = "gradient-error"
+    FILES: ClassVar[tuple[str, ...]] = ("curves.csv", "figure.png", "horizon.csv", "horizon.png")
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "MAGE-TD3": dict(method="mage-td3"),
+        "Dyna-TD3": dict(method="dyna-td3"),
+        "shuffled": dict(method="mage-td3", loss="shuffled"),
+        "random": dict(method="mage-td3", loss="random"),
+    }
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        "smoke": SMOKE | dict(steps=60, evaluations=3, hyper=SMOKE["hyper"] | dict(warmup_steps=20)),
+        "cpu": dict(seeds=(0, 1, 2, 3, 4), steps=200, evaluations=20, eval_episodes=1, hyper=dict(warmup_steps=10)),
+        "paper": dict(
+            seeds=(0, 1, 2, 3, 4), lambdas=(0.05,), steps=200, evaluations=20, eval_episodes=1,
+            hyper=dict(warmup_steps=10),
+        ),
+    }  # fmt: skip
+    HORIZONS: ClassVar[tuple[int, ...]] = (1, 2, 5, 10, 20, 50, 100, 200)
+    """Steps at which the size of the true gradient is shown."""
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
+        "smoke": ("Pendulum",),
+        "cpu": ("Pendulum", "InvertedPendulum", "HalfCheetah"),
+        "paper": ("Pendulum", "HalfCheetah", "Swimmer", "Walker2d", "Hopper"),
+    }
+
+    tasks: tuple[str, ...] | None = None
+    """Registered tasks; by default those of the size."""
+
+    def cells(self) -> list[Cell]:
+        return [
+            Cell(f"{task}_{name}", make_config(task, freeze_actor=True, **(self.budget() | settings)))
+            for task in self.tasks or self.TASKS[self.size]
+            for name, settings in self.VARIANTS.items()
+        ]
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        curves = [row | {"variant": o.cell.name.rpartition("_")[2]} for o in outcomes for row in report.curve_rows([o])]
+        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        tasks = list(dict.fromkeys(row["task"] for row in curves))
+        grid = []
+        for task in tasks:
+            panels = []
+            for column, label, log in (
+                ("gradient_error", "mean |true - critic's| gradient, discounted", True),
+                ("gradient_cosine", "cosine to the true action-gradient", False),
+            ):
+                lines = tuple(
+                    line(name, [r for r in curves if (r["task"], r["variant"]) == (task, name)], column, colour,
+                         geometric=log)
+                    for name, colour in zip(self.VARIANTS, PALETTE, strict=False)
+                )  # fmt: skip
+                limits = None if log else (-1.05, 1.05)
+                panels.append(Panel(task, label, lines, log=log, limits=limits))
+            grid.append(panels)
+        seeds = len({row["seed"] for row in curves})
+        draw(
+            out / "figure.png", f"Eq. 14, frozen actor: geometric mean (cosine: mean) and 95% c.i., {seeds} seeds", grid
+        )
+        self._horizons(tasks, out)
+        table, found = [], []
+        for task in tasks:
+            errors = {}
+            for name in self.VARIANTS:
+                mine = [r for r in curves if (r["task"], r["variant"]) == (task, name)]
+                runs = list(dict.fromkeys(r["seed"] for r in mine))
+                by_run = [[r for r in mine if r["seed"] == seed] for seed in runs]
+                errors[name] = interval(
+                    (final_value(r, "gradient_error", geometric=True) for r in by_run), geometric=True
+                )
+                cosine = interval(final_value(r, "gradient_cosine") for r in by_run)
+                table.append((task, name, report.text(errors[name]), report.text(cosine), str(len(runs))))
+            found += gradient_error_findings(task, errors)
+        header = ("task", "variant", "gradient error", "cosine", "seeds")
+        return Findings("Eq. 14: gradient error over the last 5 of 20 measurements", header, table, found)
+
+    def _horizons(self, tasks: Sequence[str], out: Path) -> None:
+        """How large the true gradient of the first action is over the horizon: where it explodes it cannot be used."""
+        rows = []
+        for name in tasks:
+            task = make_task(name)
+            physics = make_physics(task, "warp" if "warp" in backends_of(task) else None, dtype=torch.float64)
+            generator = torch.Generator().manual_seed(0)
+            weights = torch.randn(task.obs_dim, task.action_dim, dtype=torch.float64, generator=generator)
+            start = task.reset(10, generator).double()
+
+            def policy(obs: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
+                return (0.1 * obs @ weights).tanh()
+
+            for horizon in self.HORIZONS:
+                true = true_action_gradients(physics, policy, start, gamma=0.99, horizon=horizon)
+                size = true.discounted[0].norm(dim=-1)
+                rows += [dict(task=name, episode=i, env_step=horizon, norm=x) for i, x in enumerate(size.tolist())]
+        report.write_csv(out / "horizon.csv", ("task", "episode", "env_step", "norm"), rows)
+        lines = tuple(
+            line(name, [r for r in rows if r["task"] == name], "norm", colour, geometric=True)
+            for name, colour in zip(tasks, PALETTE, strict=False)
+        )
+        panel = Panel("size of the true gradient", "|∇ₐ G(s₀, a₀)|", lines, log=True)
+        draw(out / "horizon.png", "True action-gradient by horizon: geometric mean, 10 starts", [[panel]], "steps")
+
+
+def gradient_error_findings(task: str, errors: Mapping[str, Interval]) -> list[str]:
+    """What the gradient errors say of the paper's claim and of the controls."""
+    found = []
+    for name, other, claim in (
+        ("MAGE-TD3", "Dyna-TD3", "as the paper says"),
+        ("shuffled", "Dyna-TD3", "though it saw other samples' gradients"),
+        ("random", "Dyna-TD3", "though it saw random directions"),
+    ):
+        verdict = compare(errors[name], errors[other])
+        words = {
+            "below": f"is below that of {other}, {claim}; the 95% intervals are separate",
+            "above": f"is above that of {other}; the 95% intervals are separate",
+            "overlap": f"is not told apart from that of {other}: the 95% intervals overlap",
+            "unknown": f"cannot be compared with that of {other}: too few seeds",
+        }[verdict]
+        numbers = f"{report.text(errors[name])} against {report.text(errors[other])}"
+        found.append(f"{task}: the gradient error of {name} {words} ({numbers}).")
+    return found
+
+
+MUJOCO = ("HalfCheetah", "Swimmer", "Walker2d", "Hopper", "Pusher")
+"""The MuJoCo tasks of Fig. 2 that are here."""
+
+
+@dataclass(frozen=True)
+class Comparison(Experiment):
+    """Tasks x variants under one budget, and the paper's numbers beside them. A subclass is data."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
+    SOURCE: ClassVar[str]
+    """Where in the paper."""
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]]
+    """Name, used in run folders, to fields of TrainConfig."""
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]]
+    """Tasks by size."""
+    PAPER: ClassVar[dict[tuple[str, str], float]] = {}
+    """(task, variant) to the return in the paper (read off its figures, at the paper's number of steps)."""
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of variants of which the paper found the first better."""
+    MEDIAN: ClassVar[bool] = False
+    """Whether the paper's figure shows medians instead of means."""
+
+    tasks: tuple[str, ...] | None = None
+    """Registered tasks; by default those of the size."""
+
+    def cells(self) -> list[Cell]:
+        tasks = self.tasks or self.TASKS[self.size]
+        return [
+            Cell(f"{task}_{name}", make_config(task, **(self.budget() | settings)))
+            for task in tasks
+            for name, settings in self.VARIANTS.items()
+        ]
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        names = {o.cell.name: self._variant(o.cell) for o in outcomes}
+        runs = [row | {"variant": names[o.cell.name]} for o in outcomes for row in report.summary_rows([o])]
+        curves = [row | {"variant": names[o.cell.name]} for o in outcomes for row in report.curve_rows([o])]
+        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, runs)
+        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        scores = scores_of(runs)
+        seeds = len({row["seed"] for row in runs})
+        what = "median" if self.MEDIAN else "mean and 95% c.i."
+        draw(out / "figure.png", f"{self.SOURCE}: return, {what} over {seeds} seeds", self._panels(curves))
+        header = ("task", "variant", "return", "interquartile mean", "best evaluation", "paper", "seeds")
+        table = [
+            (
+                task,
+                name,
+                report.text(interval(values)),
+                aggregate_text(aggregate([values])),
+                report.text(interval(best_of(curves, task, name))),
+                f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-",
+                str(len(values)),
+            )
+            for (task, name), values in scores.items()
+        ]
+        title = f"{self.SOURCE}: return over each run's last evaluations"
+        return Findings(title, header, table, self.sentences(scores))
+
+    def sentences(self, scores: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
+        """What the scores say of the paper's claims."""
+        found = []
+        tasks = list(dict.fromkeys(task for task, _ in scores))
+        for better, worse in self.ORDER:
+            agree = []
+            for task in tasks:
+                if (task, better) not in scores or (task, worse) not in scores:
+                    continue
+                a, b = scores[task, better], scores[task, worse]
+                chance = probability_of_improvement([a], [b])
+                verdict = compare(interval(a), interval(b))
+                words = {
+                    "above": "as in the paper, and the 95% intervals do not overlap",
+                    "below": "the reverse of the paper, and the 95% intervals do not overlap",
+                    "overlap": "and the 95% intervals overlap",
+                    "unknown": "and there are too few seeds for an interval",
+                }[verdict]
+                agree.append(chance.value > 0.5)
+                found.append(
+                    f"{task}: {better} {report.text(interval(a))} against {worse} {report.text(interval(b))}, {words}; "
+                    f"a run of {better} beats one of {worse} with probability {aggregate_text(chance)}."
+                )
+            if len(agree) > 1:
+                found.append(f"{better} over {worse}, as in the paper: on {sum(agree)} of {len(agree)} tasks.")
+        return found
+
+    def _variant(self, cell: Cell) -> str:
+        return next(name for name in self.VARIANTS if cell.name.endswith(f"_{name}"))
+
+    def _panels(self, curves: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
+        grid = []
+        for task in dict.fromkeys(row["task"] for row in curves):
+            mine = [row for row in curves if row["task"] == task]
+            panels = []
+            for title, rows in ((f"window of {WINDOW} evaluations", smoothed(mine)), ("raw", mine)):
+                styles = zip(self.VARIANTS, PALETTE, strict=False)
+                lines = tuple(
+                    line(name, [r for r in rows if r["variant"] == name], "return_mean", colour, median=self.MEDIAN)
+                    for name, colour in styles
+                )
+                panels.append(Panel(f"{task}: {title}", "undiscounted return per episode", lines))
+            grid.append(panels)
+        return grid
+
+
+WINDOW = 25
+"""Evaluations that the paper's curves are smoothed over."""
+
+
+def smoothed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of curves with ``return_mean`` replaced by its mean over the last :data:`WINDOW` evaluations of the run."""
+    histories: dict[tuple[Any, ...], list[float]] = {}
+    found = []
+    for row in sorted(rows, key=lambda r: r["env_step"]):
+        history = histories.setdefault(tuple(row[f] for f in (*report.CELL_FIELDS, "lambda", "seed")), [])
+        history.append(row["return_mean"])
+        recent = history[-WINDOW:]
+        found.append({**row, "return_mean": sum(recent) / len(recent)})
+    return found
+
+
+def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    """(task, variant) to the final returns of its runs."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in runs:
+        found.setdefault((row["task"], row["variant"]), []).append(row["final_return"])
+    return found
+
+
+def best_of(curves: Sequence[Mapping[str, Any]], task: str, variant: str) -> list[float]:
+    """The highest mean return of an evaluation of each run: Table 1's maximum average return."""
+    best: dict[tuple[Any, ...], float] = {}
+    for row in curves:
+        if (row["task"], row["variant"]) == (task, variant):
+            run = row["seed"], row["lambda"]
+            best[run] = max(best.get(run, -math.inf), row["return_mean"])
+    return list(best.values())
+
+
+def aggregate_text(found: Aggregate) -> str:
+    """``value [low, high]`` of a bootstrap."""
+    return "-" if math.isnan(found.value) else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+
+
+METHODS_OF_FIG_2: dict[str, dict[str, Any]] = {
+    "MAGE-TD3": dict(method="mage-td3"),
+    "Dyna-TD3": dict(method="dyna-td3"),
+    "Data-Efficient TD3": dict(method="data-efficient-td3"),
+    "TD3": dict(method="td3"),
+}
+
+
+@dataclass(frozen=True)
+class Performance(Comparison):
+    """Fig. 2: return of MAGE-TD3, Dyna-TD3, Data-Efficient TD3 and TD3."""
+
+    NAME: ClassVar[str] = "performance"
+    SOURCE: ClassVar[str] = "Fig. 2"
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = METHODS_OF_FIG_2
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
+        "smoke": ("Pendulum",),
+        "cpu": ("Pendulum", "CartPole"),
+        "paper": ("Pendulum", "CartPole", *MUJOCO),
+    }
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        "smoke": SMOKE | dict(gradient_episodes=0),
+        "cpu": dict(seeds=(0, 1, 2, 3, 4), steps=10_000, evaluations=40, gradient_episodes=0),
+        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, evaluations=100, gradient_episodes=0),
+    }
+    PAPER: ClassVar[dict[tuple[str, str], float]] = {
+        (task, name): value
+        for task, values in {
+            "HalfCheetah": (8070, 4490, 5800, 2800),
+            "Pendulum": (-140, -243, -140, -140),
+            "CartPole": (500, 20, 476, 245),
+            "Pusher": (-23.9, -49.5, -60.9, -40.3),
+            "Walker2d": (2100, 324, 1164, 384),
+        }.items()
+        for name, value in zip(METHODS_OF_FIG_2, values, strict=True)
+    }
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("MAGE-TD3", "Dyna-TD3"),
+        ("MAGE-TD3", "Data-Efficient TD3"),
+        ("MAGE-TD3", "TD3"),
+    )
+
+
+@dataclass(frozen=True)
+class LearnedReward(Comparison):
+    """Appendix B.2, Fig. 6: the reward learned as r_hat(s, a, s') or given."""
+
+    NAME: ClassVar[str] = "learned-reward"
+    SOURCE: ClassVar[str] = "Fig. 6"
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "MAGE-TD3": dict(method="mage-td3"),
+        "MAGE-TD3 (learned reward)": dict(method="mage-td3", reward="learned"),
+        "Dyna-TD3": dict(method="dyna-td3"),
+        "Dyna-TD3 (learned reward)": dict(method="dyna-td3", reward="learned"),
+    }
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
+        "smoke": ("Pendulum",),
+        "cpu": ("Pendulum",),
+        "paper": ("Pendulum", "HalfCheetah"),
+    }
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = Performance.BUDGETS
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("MAGE-TD3", "MAGE-TD3 (learned reward)"),
+        ("MAGE-TD3 (learned reward)", "Dyna-TD3 (learned reward)"),
+    )
+
+
+@dataclass(frozen=True)
+class Capacity(Comparison):
+    """Appendix B.3, Fig. 7: smaller ensembles."""
+
+    NAME: ClassVar[str] = "capacity"
+    SOURCE: ClassVar[str] = "Fig. 7"
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{label}{suffix}": dict(method=method, ensemble=ensemble)
+        for method, label in (("mage-td3", "MAGE-TD3"), ("dyna-td3", "Dyna-TD3"))
+        for ensemble, suffix in (("full", ""), ("small", "-small"), ("smaller", "-smaller"))
+    }
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {"smoke": ("Pendulum",), "cpu": ("Pendulum",), "paper": ("Pusher",)}
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        size: budget | dict(lambdas=(0.05,)) for size, budget in Performance.BUDGETS.items()
+    }
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("MAGE-TD3", "MAGE-TD3-smaller"),
+        ("MAGE-TD3-smaller", "Dyna-TD3-smaller"),
+    )
+
+
+@dataclass(frozen=True)
+class Lambda(Comparison):
+    """Appendix B.4, Fig. 8: the weight of the TD error against the gradient term, medians."""
+
+    NAME: ClassVar[str] = "lambda"
+    SOURCE: ClassVar[str] = "Fig. 8"
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        f"λ = {weight:g}": dict(method="mage-td3", lambdas=(weight,)) for weight in (0.02, 0.05, 0.2, 1.0)
+    }
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
+        "smoke": ("Pendulum",),
+        "cpu": ("Pendulum",),
+        "paper": ("HalfCheetah",),
+    }
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = Performance.BUDGETS
+    MEDIAN: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Asymptotic(Comparison):
+    """Appendix B.5, Table 1: the maximum average return of long runs."""
+
+    NAME: ClassVar[str] = "asymptotic"
+    SOURCE: ClassVar[str] = "Table 1"
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        name: METHODS_OF_FIG_2[name] for name in ("MAGE-TD3", "Dyna-TD3", "TD3")
+    }
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
+        "smoke": ("Pendulum",),
+        "cpu": ("Pendulum",),
+        "paper": ("HalfCheetah",),
+    }
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
+        "smoke": SMOKE | dict(gradient_episodes=0),
+        "cpu": dict(seeds=(0, 1, 2), steps=20_000, evaluations=80, gradient_episodes=0),
+        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=3_000_000, evaluations=1000, gradient_episodes=0),
+    }
+    PAPER: ClassVar[dict[tuple[str, str], float]] = {
+        ("HalfCheetah", "MAGE-TD3"): 9660.79,
+        ("HalfCheetah", "Dyna-TD3"): 8372.76,
+        ("HalfCheetah", "TD3"): 9636.95,
+    }
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = (("MAGE-TD3", "Dyna-TD3"),)
+
+
+@dataclass(frozen=True)
+class Graph(Experiment):
+    """Appendix C, Fig. 9: the computation graph of delta, read from autograd's graph of one update after a little
+    training, with the learned model and with the oracle; what is drawn at random is found by drawing it again."""
+
+    NAME: ClassVar[str] = "graph"
+    FILES: ClassVar[tuple[str, ...]] = ("graph.csv", "learned.png", "oracle.png")
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = dict.fromkeys(
+        ("smoke", "cpu", "paper"), SMOKE | dict(seeds=(0,), gradient_episodes=0)
+    )
+
+    task: str = "Pendulum"
+    """Registered task."""
+
+    def cells(self) -> list[Cell]:
+        return [
+            Cell(dynamics, make_config(self.task, dynamics=dynamics, **(self.budget() | {"preset": "cpu"})))
+            for dynamics in ("learned", "oracle")
+        ]
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        rows, table, found = [], [], []
+        for outcome in outcomes:
+            graph = computation_graph(load_trainer(outcome.run_dir))
+            name = outcome.cell.name
+            draw_graph(out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (compare Fig. 9)")
+            for quantity in graph:
+                parents = ", ".join(quantity.parents) or "-"
+                kind = "drawn" if quantity.stochastic else "computed"
+                rows.append(dict(dynamics=name, quantity=quantity.name, kind=kind, parents=parents))
+                table.append((name, quantity.name, kind, parents, str(quantity.operations)))
+            drawn = [q.name for q in graph if q.stochastic]
+            found.append(f"{name}: drawn at random are {report.enumeration(drawn)}; the rest is computed from them.")
+        report.write_csv(out / "graph.csv", ("dynamics", "quantity", "kind", "parents"), rows)
+        header = ("dynamics", "quantity", "kind", "computed from", "operations")
+        return Findings("Fig. 9: the computation graph of δ", header, table, found)
+
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "performance": Performance,
+    "gradient-error": GradientError,
+    "unconstrained": Unconstrained,
+    "learned-reward": LearnedReward,
+    "capacity": Capacity,
+    "lambda": Lambda,
+    "asymptotic": Asymptotic,
+    "graph": Graph,
+}
 """Subcommand to its experiment."""
 
 

@@ -37,6 +37,7 @@ from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.bridges.jax import load_jax
 from mage_diffsim.bridges.warp import kernel, load_warp
 from mage_diffsim.config import METHODS, make_config
+from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
 from mage_diffsim.dynamics import OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv
@@ -602,17 +603,21 @@ def measure_warp_bridge(x: torch.Tensor, options: Options) -> Iterator[Row]:
 # --- physics and oracles ---------------------------------------------------------------------------------------------
 
 
+def left_out(task: str, backend: str, error: Exception, console: Console) -> None:
+    """Say why a backend is not measured."""
+    console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
+
+
 def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[str, str, str]]:
-    """(backend, derivative source, residual policy) of all that is chosen, installed and offered for a task."""
+    """(backend, derivative source, residual policy) of all that is chosen and offered for a task."""
     for backend in backends_of(make_task(task)):
         if backend not in (options.backends or BACKENDS):
             continue
         try:
             kind = load(BACKENDS[backend])
             sources = kind.derivatives_of(make_task(task))
-            make_physics(make_task(task), backend)
-        except (InputError, MissingExtra) as error:
-            console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
+        except MissingExtra as error:
+            left_out(task, backend, error, console)
             continue
         for derivative, residuals in itertools.product(sources, kind.residual_policies):
             if residuals == "recompute" or derivative == sources[0]:  # what goes by columns keeps nothing
@@ -631,8 +636,8 @@ def measure_physics(options: Options, console: Console) -> Iterator[Row]:
                 start = time.perf_counter()
                 try:
                     physics = make_physics(make_task(task), backend, dtype=getattr(torch, dtype), **settings)
-                except InputError as error:
-                    console.print(f"{task}, {backend} is left out: {error}", highlight=False, markup=False)
+                except (InputError, MissingExtra) as error:
+                    left_out(task, backend, error, console)
                     continue
                 sources[f"{name_of(physics)} {dtype}"] = physics, time.perf_counter() - start
         for n in options.batch_sizes():
@@ -703,7 +708,12 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
     """One MAGE-TD3 update on every oracle, and the physics' share of it."""
     every = [(task, *source) for task in options.task_names() for source in sources_of(task, options, console)]
     for task, backend, derivative, residuals in every:
-        trainer = options.trainer(task, dynamics="oracle", backend=backend, derivative=derivative, residuals=residuals)
+        source = dict(backend=backend, derivative=derivative, residuals=residuals)
+        try:
+            trainer = options.trainer(task, dynamics="oracle", **source)
+        except (InputError, MissingExtra) as error:
+            left_out(task, backend, error, console)
+            continue
         agent, dynamics = trainer.agent, trainer.agent.dynamics
         assert isinstance(dynamics, OracleDynamics)
         physics = dynamics.physics
@@ -849,7 +859,8 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options, description=__doc__))
+        with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
+            main(tyro.cli(Options, description=__doc__))
     except (InputError, MissingExtra, Failed) as error:
         print(f"throughput.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -97,6 +97,9 @@ class _Stepper:
         if tolerance is not None:
             # The problem is convex: Newton's method finds the solution that slower solvers approach.
             model.opt.tolerance, model.opt.solver = tolerance, mujoco.mjtSolver.mjSOL_NEWTON
+            # A model made for speed may allow itself a handful of each.
+            model.opt.iterations = max(model.opt.iterations, 200)
+            model.opt.ls_iterations = max(model.opt.ls_iterations, 100)
         self._batch: Any = Batch(model, ROWS, torch.get_num_threads())
         self._bound = {
             name: self._batch.bind(name)

@@ -273,11 +273,17 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
         raise InputError(f"{where}: the model has no joint, so there is nothing to control; give it one")
     if not model.nu:
         raise InputError(f"{where}: the model has no actuator, so there is nothing to control; give it one")
+    if getattr(model, "nactuator", model.nu) != model.nu:
+        raise InputError(
+            f"{where}: the model has an actuator of several controls, which actions are not mapped to; use actuators "
+            "of one control"
+        )
     if model.na:
         stateful = next(i for i in range(model.nu) if model.actuator_actadr[i] >= 0)
         raise InputError(
-            f"{where}: actuator {_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its own "
-            "(muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators without"
+            f"{where}: actuator {element_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its "
+            "own (muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators "
+            "without"
         )
     if np.any(model.actuator_delay):
         late = _actuator_name(mujoco, model, int(np.argmax(model.actuator_delay > 0)))
@@ -323,7 +329,7 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
     )
 
 
-def _name(mujoco: Any, model: Any, kind: str, i: int) -> str:
+def element_name(mujoco: Any, model: Any, kind: str, i: int) -> str:
     """The element's name, or its kind and number if it has none."""
     return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"{kind.lower()}{i}"
 
@@ -332,7 +338,7 @@ def _actuator_name(mujoco: Any, model: Any, i: int) -> str:
     """The actuator's name; without one, that of the joint it drives."""
     name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i)
     if not name and model.actuator_trntype[i] == mujoco.mjtTrn.mjTRN_JOINT:
-        name = _name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
+        name = element_name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
     return name or f"actuator{i}"
 
 
@@ -342,7 +348,7 @@ def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
     velocities: list[str] = []
     quaternions = []
     for i in range(model.njnt):
-        name, kind = _name(mujoco, model, "JOINT", i), mujoco.mjtJoint(model.jnt_type[i])
+        name, kind = element_name(mujoco, model, "JOINT", i), mujoco.mjtJoint(model.jnt_type[i])
         if kind == mujoco.mjtJoint.mjJNT_FREE:
             positions += [f"{name}_{axis}" for axis in AXES]
             velocities += [f"{name}_v{axis}" for axis in AXES]
@@ -373,7 +379,7 @@ def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tup
     i = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{element}"), name)
     if i < 0:
         number: int = getattr(model, {"BODY": "nbody", "SITE": "nsite", "JOINT": "njnt"}[element])
-        names = [_name(mujoco, model, element, j) for j in range(number)]
+        names = [element_name(mujoco, model, element, j) for j in range(number)]
         raise InputError(
             f"{where}: readout {key!r} names the {kind} {name!r}, which the model does not have; it has: "
             f"{', '.join(names) or 'none'}"

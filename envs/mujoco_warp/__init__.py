@@ -136,4 +136,4 @@ class _Stepper:
             if self.simulation.bodies or self.simulation.sites:  # they lag one substep behind the state
                 mujoco_warp.kinematics(self._model, data)
             end = (views[n] for n in ("qpos", "qvel", "xpos", "site_xpos"))
-            return self.simulation.assemble(*end, qpos, torch.cat)
+            return self.simulation.assemble(*end, qpos, torch.cat)  # pyright: ignore[reportCallIssue]

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import inspect
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -25,6 +27,8 @@ _logger = logging.getLogger("mage_diffsim")
 
 VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
+LOCAL_MEMORY = {"cpu": 4 << 20, "cuda": 400 << 10}
+"""Bytes of stack that a thread's kernel may use for its tape."""
 LEAST_ROWS = 64
 """Environments for which another CPU thread pays."""
 
@@ -87,10 +91,17 @@ class ModelKernels:
 
     def __init__(self, simulation: Simulation, dtype: torch.dtype, device: torch.device) -> None:
         self.name = f"Warp {simulation.name}"
-        self.width, self.controls = len(simulation.state_names), int(simulation.model.nu)
+        self.controls = int(simulation.model.nu)
         self.lanes = VECTOR // dtype.itemsize if device.type == "cpu" else 1
         self._dtype = dtype
         self._program = Program(read(simulation), "double" if dtype == torch.float64 else "float", self.lanes)
+        needed, available = self._program.tape * self.lanes * dtype.itemsize, LOCAL_MEMORY[device.type]
+        if needed > available:
+            raise InputError(
+                f"task {simulation.name}: the Warp kernels would keep {needed // 1024} KiB for {simulation.frame_skip} "
+                f"simulator steps per action on a stack of {available // 1024} KiB: lower frame_skip or use backend "
+                "mujoco or mjx"
+            )
         self._built: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -99,14 +110,12 @@ class ModelKernels:
         warp = load_warp()
         with self._lock:
             if which not in self._built:
-                _logger.info(
-                    "compiling %s (%s, %s on %s): some seconds the first time",
-                    self.name,
-                    which,
-                    str(self._dtype).removeprefix("torch."),
-                    device.type,
-                )
-                self._built[which] = build(self._program, which, warp.dtype_from_torch(self._dtype))
+                built = build(self._program, which, warp.dtype_from_torch(self._dtype))
+                # Warp keeps what it compiled in folders named so; the kernel's own name ends in a hash of its code.
+                if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
+                    kind = str(self._dtype).removeprefix("torch.")
+                    _logger.info("compiling %s (%s, %s on %s): some seconds", self.name, which, kind, device.type)
+                self._built[which] = built
             warp.load_module(self._built[which].module, device=warp.device_from_torch(device))
             return self._built[which]
 
@@ -129,12 +138,17 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="mage_diffsim_warp")
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
 @final
 class ModelOp(Op):
     """``(state [N, S], control [N, nu]) -> next state [N, S]``, quaternions of unit length in and out.
 
     Readouts in the given state are not looked at, and have derivative 0. A state whose constraint solver does not
-    converge, or is not finite, gives NaN in its row of value and derivative.
+    converge gives NaN in its row of value and derivative; one that is not finite gives what arithmetic makes of it,
+    which is not finite either.
 
     Args:
         simulation: the model.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from rich.console import Console
@@ -20,6 +20,19 @@ from mage_diffsim.experiments.display import make_display
 from mage_diffsim.experiments.report import markdown_table, rich_table
 from mage_diffsim.experiments.sweep import Cell, Outcome, run_cells
 from mage_diffsim.runs import write_atomically
+
+Size = Literal["smoke", "cpu", "paper"]
+
+
+SMOKE: dict[str, Any] = dict(
+    seeds=(0, 1),
+    steps=120,
+    evaluations=2,
+    eval_episodes=2,
+    gradient_episodes=2,
+    hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=1, model_batches=5),
+)
+"""A budget that tries everything and shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +53,27 @@ class Experiment(abc.ABC):
     """Of the experiment and its default out folder."""
     FILES: ClassVar[tuple[str, ...]]
     """What :meth:`report` writes into the out folder."""
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]]
+    """Size to ``seeds``, ``steps``, ``evaluations`` (evenly spaced; each also writes a checkpoint) and any other fields
+    of TrainConfig."""
 
+    size: Size = "cpu"
+    """smoke: try everything in about a minute, the numbers mean nothing. cpu: minutes to an hour or two on two cores,
+    with the preset cpu. paper: the paper's own budget and hyper-parameters, for a GPU."""
     seeds: tuple[int, ...] | None = None
     """Seeds, one run each per cell; by default the experiment's own number of seeds from 0."""
     steps: int | None = None
     """Environment steps per run; by default the experiment's own."""
-    preset: str = "cpu"
-    """Hyper-parameter set: paper (appendix D.2), authors (the published code) or cpu (reduced, for a laptop)."""
+    preset: str | None = None
+    """Hyper-parameter set: paper (appendix D.2), authors (the published code) or cpu (reduced, for a laptop); by
+    default the size's."""
     device: str = "cpu"
     """Torch device of every cell: cpu, cuda, cuda:1, ..."""
     out: Path | None = None
-    """Folder for the run folders and results; by default runs/<experiment> (runs/<experiment>-smoke with --smoke)."""
+    """Folder for the run folders and results; by default runs/<experiment> for size cpu and
+    runs/<experiment>-<size> for the others."""
     workers: int = min(2, os.cpu_count() or 1)
     """Cells that train at once, each in a process of its own; the results do not depend on it."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Try everything with a tiny budget in under a minute; the numbers mean nothing."""
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete this sweep's run folders first instead of going on with them."""
 
@@ -70,21 +89,22 @@ class Experiment(abc.ABC):
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         """Write FILES into ``out`` and say what was found."""
 
-    def budget(self, full: dict[str, Any], smoke: dict[str, Any]) -> dict[str, Any]:
-        """Fields of a TrainConfig from an experiment's two budgets and the flags that change them.
-
-        Each budget has ``seeds``, ``steps``, ``evaluations`` (evenly spaced; each also writes a checkpoint) and any
-        other fields of TrainConfig.
-        """
-        settings = dict(smoke if self.smoke else full)
+    def budget(self) -> dict[str, Any]:
+        """Fields of a TrainConfig from the size's budget and the flags that change it."""
+        settings = dict(self.BUDGETS[self.size])
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
         every = max(1, settings["steps"] // settings.pop("evaluations"))
-        return settings | {"eval_every": every, "checkpoint_every": every, "preset": self.preset, "device": self.device}
+        preset = self.preset or ("paper" if self.size == "paper" else "cpu")
+        return settings | {"eval_every": every, "checkpoint_every": every, "preset": preset, "device": self.device}
 
     @property
     def folder(self) -> Path:
         """The out folder."""
-        return self.out if self.out is not None else Path("runs") / (self.NAME + ("-smoke" if self.smoke else ""))
+        return (
+            self.out
+            if self.out is not None
+            else Path("runs") / (self.NAME + ("" if self.size == "cpu" else f"-{self.size}"))
+        )
 
 
 def run(experiment: Experiment) -> int:
@@ -105,7 +125,7 @@ def run(experiment: Experiment) -> int:
         found = experiment.report(outcomes, out)
         notes = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
         notes += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
-        if experiment.smoke:
+        if experiment.size == "smoke":
             notes.append("This was a smoke test: the budget is far too small for any of the numbers to mean something.")
         sentences = [*found.sentences, *notes]
         write_atomically(out / "summary.md", _markdown(found, sentences))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.experiments.statistics import Interval, interval
+from mage_diffsim.experiments.statistics import Interval, interval, middle
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common forms of colour vision; without yellow, unreadable on white."""
@@ -57,12 +57,16 @@ def line(
     dash: str = "-",
     *,
     geometric: bool = False,
+    median: bool = False,
 ) -> Line:
-    """The curve of a column's (geometric) mean over seeds: one point per ``env_step`` in ``rows``."""
+    """The curve of a column's (geometric) mean or median over seeds: one point per ``env_step`` in ``rows``."""
     by_step: dict[int, list[float | None]] = {}
     for row in rows:
         by_step.setdefault(row["env_step"], []).append(row[column])
-    points = ((step, interval(values, geometric=geometric)) for step, values in sorted(by_step.items()))
+    points = (
+        (step, middle(values) if median else interval(values, geometric=geometric))
+        for step, values in sorted(by_step.items())
+    )
     return Line(label, tuple((step, value) for step, value in points if value.n), colour, dash)
 
 

@@ -29,9 +29,9 @@ from mage_diffsim.experiments.statistics import (
 from mage_diffsim.experiments.sweep import Cell, Outcome
 from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
 
-CELL_FIELDS = ("task", "method", "dynamics", "backend")
+CELL_FIELDS = ("task", "method", "dynamics", "backend", "variant")
 """What identifies a cell; ``dynamics`` is empty for a model-free method, ``backend`` where no simulator is imagined
-with."""
+with, ``variant`` where loss, reward and ensemble are the ordinary ones."""
 
 SUMMARY_FIELDS = (
     *CELL_FIELDS,
@@ -95,7 +95,15 @@ def identity(cell: Cell) -> dict[str, str]:
     config = cell.config
     dynamics = config.dynamics if METHODS[config.method].imagines else ""
     task = make_task(config.task).name
-    return {"task": task, "method": config.method, "dynamics": dynamics, "backend": cell.simulator or ""}
+    variant = []
+    if config.loss not in (None, METHODS[config.method].loss):
+        variant.append(f"loss {config.loss}")
+    if config.reward == "learned":
+        variant.append("learned reward")
+    if config.ensemble != "full":
+        variant.append(f"{config.ensemble} ensemble")
+    who = {"task": task, "method": config.method, "dynamics": dynamics, "backend": cell.simulator or ""}
+    return who | {"variant": ", ".join(variant)}
 
 
 def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -165,6 +173,7 @@ class Group:
     method: str
     dynamics: str
     backend: str
+    variant: str
     lam: float
     rows: tuple[Mapping[str, Any], ...]
     """Their summary rows."""
@@ -186,7 +195,7 @@ class Group:
     @property
     def name(self) -> str:
         """Method and dynamics, in words."""
-        return f"{METHOD_NAMES[self.method]}, {self.source}"
+        return f"{METHOD_NAMES[self.method]}, {self.source}" + (f", {self.variant}" if self.variant else "")
 
 
 def source_name(dynamics: str, backend: str) -> str:

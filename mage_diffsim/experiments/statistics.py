@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,6 +114,12 @@ def interval(values: Iterable[float | int | None], *, geometric: bool = False) -
     return Interval(mean, t_quantile(0.5 + 0.5 * LEVEL, n - 1) * deviation / math.sqrt(n), n)
 
 
+def middle(values: Iterable[float | int | None]) -> Interval:
+    """The median, without an interval; None and NaN are left out."""
+    x = [float(v) for v in values if v is not None and not math.isnan(v)]
+    return Interval(statistics.median(x) if x else math.nan, math.nan, len(x))
+
+
 Verdict = Literal["above", "below", "overlap", "unknown"]
 
 
@@ -214,9 +221,7 @@ def probability_of_improvement(
     return _bootstrap(strata, mean_over_tasks, seed)
 
 
-def _bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], Any], seed: int
-) -> Aggregate:
+def _bootstrap(strata: Sequence[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], Any], seed: int) -> Aggregate:
     """The statistic of the strata, and its 95% percentile interval when each is redrawn with replacement."""
     if not strata or any(x.size == 0 or not np.isfinite(x).all() for x in strata):
         return Aggregate(math.nan, math.nan, math.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -253,7 +254,7 @@ def test_models_do_not_take_one_anothers_kernels():
         torch.testing.assert_close(found[model], physics_of(model).step(state, action), rtol=0, atol=0)
 
 
-def test_physics_of_equal_models_share_kernels_and_say_when_they_compile(caplog):
+def test_physics_of_equal_models_share_kernels_and_say_when_they_compile(caplog, monkeypatch, tmp_path):
     physics_of(Leg)
     with caplog.at_level(logging.INFO, "mage_diffsim"):
         make_physics(Leg(), "warp", dtype=torch.float64)
@@ -263,12 +264,17 @@ def test_physics_of_equal_models_share_kernels_and_say_when_they_compile(caplog)
         frame_skip = 1
         name = "Other"
 
+    monkeypatch.setattr(wp.config, "kernel_cache_dir", str(tmp_path))  # where nothing has been compiled
     with caplog.at_level(logging.INFO, "mage_diffsim"):
         make_physics(Other(), "warp", dtype=torch.float64)
     assert [r.getMessage() for r in caplog.records] == [
-        f"compiling Warp Other ({which}, float64 on cpu): some seconds the first time"
-        for which in ("forward", "adjoint")
+        f"compiling Warp Other ({which}, float64 on cpu): some seconds" for which in ("forward", "adjoint")
     ]
+    caplog.clear()
+    monkeypatch.setattr(warp_model, "_shared", {})
+    with caplog.at_level(logging.INFO, "mage_diffsim"):  # as in another process: what was compiled is found on disk
+        make_physics(Other(), "warp", dtype=torch.float64)
+    assert not caplog.records
 
 
 def test_wrong_dtypes_sources_and_models_are_refused():
@@ -279,7 +285,10 @@ def test_wrong_dtypes_sources_and_models_are_refused():
         make_physics(task, "warp", derivative="fd")
     with pytest.raises(InputError, match=r"state is torch\.float32 on cpu; this physics takes torch\.float64"):
         physics_of(Leg).step(state.float(), action)
-    with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco or mjx"):
+    deep = type("Deep", (Leg,), {"name": "Deep", "frame_skip": 60_000})()
+    with pytest.raises(InputError, match=r"would keep \d+ KiB for 60000 simulator steps .* lower frame_skip"):
+        make_physics(deep, "warp")
+    with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco"):
         make_physics(make_task("Pusher"), "warp")
 
 
@@ -290,6 +299,27 @@ def test_a_batched_environment_runs_on_it():
     for _ in range(5):
         transition = env.step(torch.zeros(12, 6))
     assert transition.next_obs.isfinite().all() and not transition.diverged.any()
+
+
+FORKED = """
+import os, torch
+torch.set_num_threads(2)
+from mage_diffsim.envs import make_physics, make_task
+task = make_task("InvertedPendulum")
+physics = make_physics(task, "warp")
+state, action = task.reset(200, torch.Generator()).float(), torch.zeros(200, 1)
+physics.step(state, action)
+child = os.fork()
+if child == 0:
+    physics.step(state, action)
+    os._exit(7)
+assert os.waitpid(child, 0)[1] >> 8 == 7
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_steps_on_threads_of_its_own():
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120)
 
 
 AOT = """

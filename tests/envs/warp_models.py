@@ -45,6 +45,24 @@ LEG = """<mujoco><option timestep="0.005" integrator="RK4"/><default><geom frict
  </worldbody><actuator><motor joint="hip" gear="20" ctrlrange="-1 1"/><motor joint="ankle" gear="8" ctrlrange="-1 1"/>
  </actuator></mujoco>"""
 
+# What is rarely written, and MuJoCo has rules for: capsules that are always parallel, and one that crosses another's
+# axis; half-open ranges; a solref of mixed signs; a body with inertia and no mass; damping that is negative alone;
+# an inert tendon; two actuators on one joint; a sled whose
+# contacts are always there.
+RULES = """<mujoco><option timestep="0.004"/><default><geom friction=".7 .1 .1"/></default><worldbody><geom
+ type="capsule" size=".1 .2" euler="90 0 0"/><geom type="capsule" size=".05 .3" pos="2 0 0" euler="0 90 0"
+ solref=".02 0"/><body pos=".05 0 .19"><joint name="x" type="slide" axis="1 0 0"/><joint name="z"
+ type="slide" axis="0 0 1" damping="-.1"/> <joint name="roll" axis="0 1 0" limited="true" range="-inf
+ 120"/><geom type="capsule" size=".1 .2" euler="90 0 0"/> <body pos=".1 0 0"><inertial pos="0 .1 0" mass="0"
+ diaginertia=".01 .02 .015"/></body></body><body pos="2 0 0"><joint name="across" type="slide" axis="0 1
+ 0"/><joint name="turn" axis="0 1 0"/><geom type="capsule" size=".05 .3" solref=".02 0"
+ friction=".2"/></body><geom type="plane" size="9 9 1" pos="0 0 -.29" condim="3" priority="1"
+ friction=".2"/><body pos="-4 0 -.26"><joint name="sled" type="slide" axis="1 0 0"/><geom type="capsule"
+ size=".05 .2" euler="0 90 0"/></body></worldbody><tendon><fixed><joint joint="x"
+ coef="1"/></fixed></tendon><actuator><motor joint="x" gear="3" ctrlrange="-1 1" forcelimited="true"
+ forcerange="-inf .5"/><motor name="too" joint="x" ctrlrange="-1 1"/> <motor name="within"
+ jointinparent="turn" ctrlrange="-1 2"/><motor joint="sled" ctrlrange="-1 1"/></actuator></mujoco>"""
+
 
 class Body(MujocoTask):
     """What every small model here shares."""
@@ -66,7 +84,11 @@ class Body(MujocoTask):
 
 class Trees(Body):
     name, mjcf = "Trees", TREES
-    readouts = {"tip": SitePosition("tip"), "float": BodyPosition("float"), "y": MeanVelocity("root", 1)}  # noqa: RUF012
+    readouts = {  # noqa: RUF012
+        "tip": SitePosition("tip"),
+        "float": BodyPosition("float"),
+        "y": MeanVelocity("root", 1),
+    }
 
 
 class Pile(Body):
@@ -91,4 +113,8 @@ class Undamped(Body):
     mjcf = mjcf.replace("<option ", '<option gravity="0 0 0" ').replace("/></default>", ' contype="0"/></default>')
 
 
-SMALL = (Trees, Pile, Leg, EulerLeg, Undamped)
+class Rules(Body):
+    name, mjcf = "Rules", RULES
+
+
+SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules)

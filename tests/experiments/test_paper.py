@@ -1,8 +1,16 @@
-"""Appendix B.1: the cell and the words."""
+"""The paper's experiments: their cells, and that the words follow from the numbers."""
 
 from __future__ import annotations
 
+import csv
+
 import pytest
+
+from mage_diffsim.config import make_config
+from mage_diffsim.experiments.command import run
+from mage_diffsim.experiments.graph import computation_graph, edges
+from mage_diffsim.experiments.statistics import interval
+from mage_diffsim.training import Trainer
 
 
 def last(q0, q2, reward=0.005):
@@ -46,3 +54,122 @@ def test_a_run_that_ended_in_its_warm_up_has_nothing_to_say(paper):
 def test_steps_are_not_silently_replaced(paper, steps):
     with pytest.raises(ValueError, match=f"steps is {steps}; accepted is 1 or more"):
         paper.Unconstrained(steps=steps).cells()
+
+
+def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
+    assert {"performance", "gradient-error", "unconstrained", "learned-reward", "capacity", "lambda", "asymptotic",
+            "graph"} == set(paper.EXPERIMENTS)  # fmt: skip
+    for name, experiment in paper.EXPERIMENTS.items():
+        assert name == experiment.NAME
+        for size in ("smoke", "cpu", "paper"):
+            cells = experiment(size=size).cells()
+            assert len({c.name for c in cells}) == len(cells) > 0
+            presets = {c.config.preset for c in cells}
+            assert presets == ({"paper"} if size == "paper" and name != "graph" else {"cpu"})
+            if size == "paper" and name in ("performance", "learned-reward", "capacity", "lambda"):
+                assert {c.config.steps for c in cells} == {100_000} and {len(c.config.seeds) for c in cells} == {5}
+    assert paper.Performance(size="paper").cells()[0].config.hyper.updates_per_step == 10
+
+
+def test_the_variants_are_what_they_are_called(paper):
+    rewards = {c.name: c.config.reward for c in paper.LearnedReward(size="smoke").cells()}
+    assert rewards["Pendulum_MAGE-TD3 (learned reward)"] == "learned" and rewards["Pendulum_MAGE-TD3"] == "task"
+    sizes = {c.name: c.config.hyper.ensemble_members for c in paper.Capacity(size="paper").cells()}
+    assert (
+        sizes["Pusher_MAGE-TD3"] == 8 and sizes["Pusher_Dyna-TD3-small"] == 2 and sizes["Pusher_MAGE-TD3-smaller"] == 1
+    )
+    assert [c.config.lambdas for c in paper.Lambda(size="cpu").cells()] == [(0.02,), (0.05,), (0.2,), (1.0,)]
+    errors = paper.GradientError(size="cpu").cells()
+    assert all(c.config.freeze_actor and (c.config.steps, c.config.eval_every) == (200, 10) for c in errors)
+    assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]
+
+
+def test_rank_orders_are_told_from_the_scores(paper):
+    def said(mage, dyna):
+        scores = {("Pendulum", "MAGE-TD3"): mage, ("Pendulum", "Dyna-TD3"): dyna}
+        return paper.Performance().sentences(scores)[0]
+
+    assert "as in the paper, and the 95% intervals do not overlap" in said(
+        [-140.0, -150.0, -145.0], [-300.0, -310.0, -305.0]
+    )
+    assert "probability 1 [1, 1]" in said([-140.0, -150.0, -145.0], [-300.0, -310.0, -305.0])
+    assert "the reverse of the paper" in said([-300.0, -310.0, -305.0], [-140.0, -150.0, -145.0])
+    assert "the 95% intervals overlap" in said([-140.0, -300.0, -200.0], [-150.0, -290.0, -210.0])
+    assert "too few seeds" in said([-140.0], [-150.0])
+
+
+def test_gradient_errors_are_compared_by_their_intervals(paper):
+    def errors(*values):
+        return interval(values, geometric=True)
+
+    found = paper.gradient_error_findings(
+        "Pendulum",
+        {
+            "MAGE-TD3": errors(1.0, 1.1, 0.9),
+            "Dyna-TD3": errors(3.0, 3.1, 2.9),
+            "shuffled": errors(3.0, 3.2, 2.8),
+            "random": errors(9.0, 9.1, 8.9),
+        },
+    )
+    assert "MAGE-TD3 is below that of Dyna-TD3, as the paper says; the 95% intervals are separate" in found[0]
+    assert "shuffled is not told apart" in found[1] and "random is above" in found[2]
+
+
+def test_curves_are_smoothed_within_their_run(paper):
+    rows = [
+        dict(
+            task="T",
+            method="m",
+            dynamics="",
+            backend="",
+            variant="",
+            seed=seed,
+            env_step=t,
+            return_mean=float(t * seed),
+        )
+        | {"lambda": 0.2}
+        for t in range(30)
+        for seed in (0, 1)
+    ]
+    found = {(r["seed"], r["env_step"]): r["return_mean"] for r in paper.smoothed(rows)}
+    assert found[1, 3] == 1.5 and found[1, 29] == sum(range(5, 30)) / 25 and found[0, 29] == 0.0
+
+
+@pytest.mark.slow
+def test_a_comparison_writes_its_table_beside_the_papers_numbers(paper, tmp_path, capsys):
+    assert run(paper.Performance(size="smoke", out=tmp_path, workers=1)) == 0
+    with open(tmp_path / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["variant"] for r in rows} == set(paper.Performance.VARIANTS) and len(rows) == 8
+    text = (tmp_path / "summary.md").read_text()
+    assert "| Pendulum | MAGE-TD3 |" in text and "| -140 |" in text and "smoke test" in text
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+
+
+def graph_of(**settings):
+    hyper = dict(warmup_steps=20, batch_size=8, updates_per_step=1, model_batches=2)
+    trainer = Trainer(make_config("Pendulum", preset="cpu", steps=40, hyper=hyper, **settings))
+    for _ in range(30):
+        trainer.step()
+    before = trainer.agent.critic.clone()
+    graph = computation_graph(trainer)
+    assert before.equal(trainer.agent.critic) and "q" not in vars(trainer.agent) and "policy" not in vars(trainer.agent)
+    return graph
+
+
+def test_the_graph_of_delta_is_that_of_the_paper():
+    graph = graph_of()
+    assert {q.name for q in graph if q.stochastic} == {"s", "s'", "a'"}
+    assert set(edges(graph)) == {
+        ("s", "s'"), ("a", "s'"), ("s", "r"), ("a", "r"), ("s'", "π̄(s')"), ("π̄(s')", "a'"), ("s'", "Q̄(s', a')"),
+        ("a'", "Q̄(s', a')"), ("r", "y"), ("Q̄(s', a')", "y"), ("s", "Q(s, a)"), ("a", "Q(s, a)"), ("y", "δ"),
+        ("Q(s, a)", "δ"),
+    }  # fmt: skip
+
+
+def test_an_oracles_next_state_is_not_drawn_and_a_learned_reward_sees_it():
+    oracle = {q.name: q for q in graph_of(dynamics="oracle", backend="torch")}
+    assert not oracle["s'"].stochastic and oracle["a'"].stochastic
+    learned = {q.name: q for q in graph_of(reward="learned")}
+    assert set(learned["r"].parents) == {"s", "a", "s'"}, "r_hat(s, a, s') must depend on s'"

@@ -39,6 +39,7 @@ def rows(
             method=method,
             dynamics=dynamics,
             backend=backend,
+            variant="",
             seed=seed,
             env_steps=1000,
             final_return=returns + 10.0 * spread * SPREAD[seed],

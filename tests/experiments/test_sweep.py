@@ -280,7 +280,7 @@ def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
 
 
 def run_script(oracle_vs_learned, capsys, *flags):
-    code = main(lambda: tyro.cli(oracle_vs_learned.OracleVsLearned, args=["--smoke", *flags]))
+    code = main(lambda: tyro.cli(oracle_vs_learned.OracleVsLearned, args=["--size", "smoke", *flags]))
     return code, capsys.readouterr()
 
 
@@ -306,7 +306,14 @@ def test_a_smoke_run_writes_every_file_with_its_columns(oracle_vs_learned, tmp_p
 
 @pytest.mark.slow
 def test_the_whole_smoke_run_ends_well_from_the_command_line(tmp_path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "oracle_vs_learned.py"), "--smoke", "--out", str(tmp_path)]
+    script = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "oracle_vs_learned.py"),
+        "--size",
+        "smoke",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(
         script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

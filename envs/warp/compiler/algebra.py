@@ -127,18 +127,20 @@ def about(axis: Vector, sine: Any, cosine: Any) -> Matrix:
 
 
 def direction(v: Vector, otherwise: Vector) -> Vector:
-    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than :data:`SMALLEST`.
-
-    A vector along one coordinate axis gives that axis: its sign is dropped.
-    """
-    present = [i for i in range(3) if not is_zero(v[i])]
-    if not present:
+    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than :data:`SMALLEST`."""
+    if all(is_zero(x) for x in v):
         return otherwise
-    if len(present) == 1:
-        return [1.0 if i == present[0] else 0.0 for i in range(3)]
     length, safe = guarded_norm(v)
     short = less(length, SMALLEST)
     return [where(short, b, div(a, safe)) for a, b in zip(v, otherwise, strict=True)]
+
+
+def line_direction(v: Vector, otherwise: Vector) -> Vector:
+    """A unit vector along the line of v, either way round; of a line along a coordinate axis that axis, a constant."""
+    present = [i for i in range(3) if not is_zero(v[i])]
+    if len(present) == 1:
+        return [1.0 if i == present[0] else 0.0 for i in range(3)]
+    return direction(v, otherwise)
 
 
 def guarded_norm(v: Vector) -> tuple[Any, Any]:

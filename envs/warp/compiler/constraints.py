@@ -7,6 +7,7 @@ four rows, the edges of MuJoCo's pyramid: normal +- friction x tangent.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -111,7 +112,12 @@ def limit_rows(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> li
 def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
     """(distance to the end, direction away from it) of the nearer end, or of both if both can push at once."""
     low, high = sub(position, limit.low), sub(limit.high, position)
-    if limit.high - limit.low > 2.0 * limit.margin:
+    if math.isinf(limit.low) or math.isinf(limit.high):
+        if math.isfinite(limit.low):
+            yield low, 1.0
+        if math.isfinite(limit.high):
+            yield high, -1.0
+    elif limit.high - limit.low > 2.0 * limit.margin:
         nearer = less(low, high)
         yield where(nearer, low, high), where(nearer, 1.0, -1.0)
     else:
@@ -121,9 +127,9 @@ def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
 
 def contacts(kinematics: Kinematics) -> list[Contact]:
     """All possible contacts of the model's pairs, in MuJoCo's order within a pair."""
-    return [
-        _contact(kinematics, pair, *found) for pair in kinematics.model.pairs for found in _collide(kinematics, pair)
-    ]
+    pairs = kinematics.model.pairs
+    every = (_contact(kinematics, pair, *found) for pair in pairs for found in _collide(kinematics, pair))
+    return [c for c in every if c.present is not False]
 
 
 def _contact(
@@ -135,7 +141,7 @@ def _contact(
         point if kinematics.tree[b] == kinematics.tree[origin] else al.minus(there, kinematics.origin(b))
         for b in pair.bodies
     )
-    mu = pair.friction[0]
+    mu = pair.friction
     inverse_weight = pair.inverse_weight
     if mu:
         ratio = float(kinematics.model.model.opt.impratio)
@@ -171,7 +177,8 @@ def _tangents(normal: al.Vector, hint: al.Vector | None) -> tuple[al.Vector, al.
     if hint is None:
         beside = less(absolute(normal[1]), 0.5)
         hint = [0.0, where(beside, 1.0, 0.0), where(beside, 0.0, 1.0)]
-    first = al.direction(al.minus(hint, al.times(normal, al.dot(normal, hint))), al.IDENTITY[0])
+    # The pyramid is the same for a tangent and its opposite.
+    first = al.line_direction(al.minus(hint, al.times(normal, al.dot(normal, hint))), al.IDENTITY[0])
     return first, al.cross(normal, first)
 
 
@@ -202,44 +209,72 @@ def _collide(kinematics: Kinematics, pair: Pair) -> Iterator[_Found]:
             yield origin, distance, point, axes[0], axes[1] if capsule else None
         return
     if pair.kinds == ("capsule", "capsule"):
-        places = _nearest(centres, [al.times(a, s[1]) for a, s in zip(axes, sizes, strict=True)])
+        places = _capsule_points(centres, [al.times(a, s[1]) for a, s in zip(axes, sizes, strict=True)])
     elif pair.kinds == ("sphere", "capsule"):
         along = al.dot(axes[1], al.minus(centres[0], centres[1]))
-        places = (centres[0], al.plus(centres[1], al.times(axes[1], _clip(along, sizes[1][1]))))
+        nearest = al.plus(centres[1], al.times(axes[1], _clip(along, sizes[1][1])))
+        places = [(centres[0], nearest, 1.0)]
     else:
-        places = (centres[0], centres[1])
-    length, safe = al.guarded_norm(al.minus(places[1], places[0]))
-    apart = al.minus(places[1], places[0])
-    # Two centres in one place have no direction; MuJoCo takes one orthogonal to both axes.
-    fallback = al.direction(al.cross(axes[0], axes[1]), al.IDENTITY[0])
-    touching = less(length, SMALLEST)
-    normal = [where(touching, b, div(a, safe)) for a, b in zip(apart, fallback, strict=True)]
-    distance = sub(length, sizes[0][0] + sizes[1][0])
-    point = al.plus(places[0], al.times(normal, add(sizes[0][0], mul(0.5, distance))))
-    yield origin, distance, point, normal, None
+        places = [(centres[0], centres[1], 1.0)]
+    for first, second, there in places:
+        apart = al.minus(second, first)
+        length, safe = al.guarded_norm(apart)
+        # Two centres in one place have no direction; MuJoCo takes one orthogonal to both axes.
+        fallback = al.direction(al.cross(axes[0], axes[1]), al.IDENTITY[0])
+        touching = less(length, SMALLEST)
+        normal = [where(touching, b, div(a, safe)) for a, b in zip(apart, fallback, strict=True)]
+        distance = sub(length, sizes[0][0] + sizes[1][0])
+        point = al.plus(first, al.times(normal, add(sizes[0][0], mul(0.5, distance))))
+        yield origin, where(less(there, 0.5), pair.margin + 1.0, distance), point, normal, None
 
 
 def _clip(x: Any, bound: Any) -> Any:
     return maximum(minimum(x, bound), -bound)
 
 
-def _nearest(centres: Sequence[al.Vector], halves: Sequence[al.Vector]) -> tuple[al.Vector, al.Vector]:
-    """The nearest points of two segments centre +- half; of parallel ones the first one's middle, or an end."""
+_Point = tuple[al.Vector, al.Vector, Any]
+"""(point on the first segment, point on the second, 1 if there is such a pair of points and 0 if not)."""
+
+
+def _capsule_points(centres: Sequence[al.Vector], halves: Sequence[al.Vector]) -> list[_Point]:
+    """Where MuJoCo puts spheres on the segments centre +- half: the nearest points, or, of parallel segments, the first
+    two ends that lie beside the other segment."""
     apart = al.minus(centres[0], centres[1])
     ma, mb, mc = al.dot(halves[0], halves[0]), neg(al.dot(halves[0], halves[1])), al.dot(halves[1], halves[1])
     u, w = neg(al.dot(halves[0], apart)), al.dot(halves[1], apart)
     determinant = sub(mul(ma, mc), mul(mb, mb))
     parallel = less(absolute(determinant), SMALLEST)
     safe = where(parallel, 1.0, determinant)
-    x1 = where(parallel, 0.0, div(sub(mul(mc, u), mul(mb, w)), safe))
-    x2 = where(parallel, div(w, mc), div(sub(mul(ma, w), mul(mb, u)), safe))
+    x1, x2 = div(sub(mul(mc, u), mul(mb, w)), safe), div(sub(mul(ma, w), mul(mb, u)), safe)
     above, below = less(1.0, x1), less(x1, -1.0)
     x2 = where(above, div(sub(w, mb), mc), where(below, div(add(w, mb), mc), x2))
     x1 = _clip(x1, 1.0)
     above, below = less(1.0, x2), less(x2, -1.0)
     x1 = where(above, _clip(div(sub(u, mb), ma), 1.0), where(below, _clip(div(add(u, mb), ma), 1.0), x1))
     x2 = _clip(x2, 1.0)
-    return (
-        al.plus(centres[0], al.times(halves[0], x1)),
-        al.plus(centres[1], al.times(halves[1], x2)),
-    )
+
+    ends: list[tuple[Any, Any]] = [
+        (1.0, div(sub(w, mb), mc)),
+        (-1.0, div(add(w, mb), mc)),
+        (div(sub(u, mb), ma), 1.0),
+        (div(add(u, mb), ma), -1.0),
+    ]
+    beside = [where(less(1.0, absolute(b if isinstance(a, float) else a)), 0.0, 1.0) for a, b in ends]
+    points = [(x1, x2, 1.0)]
+    found = []
+    for place in range(2):
+        # The end with exactly `place` others before it in the list.
+        chosen: tuple[Any, Any, Any] = (0.0, 0.0, 0.0)
+        for i in reversed(range(4)):
+            before: Any = 0.0
+            for other in beside[:i]:
+                before = add(before, other)
+            here = where(less(beside[i], 0.5), 0.0, where(less(absolute(sub(before, float(place))), 0.5), 1.0, 0.0))
+            chosen = tuple(where(less(here, 0.5), old, new) for old, new in zip(chosen, (*ends[i], 1.0), strict=True))  # type: ignore[assignment]
+        found.append(chosen)
+    first = tuple(where(parallel, b, a) for a, b in zip(points[0], found[0], strict=True))
+    second = tuple(where(parallel, b, 0.0) for b in found[1])
+    return [
+        (al.plus(centres[0], al.times(halves[0], a)), al.plus(centres[1], al.times(halves[1], b)), there)
+        for a, b, there in (first, second)
+    ]

@@ -196,7 +196,7 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
         acceleration.append(rate)
     force, torque = [al.ZERO] * m.nbody, [al.ZERO] * m.nbody
     for b in range(1, m.nbody):
-        if kinematics.tree[b] == 0 or not m.body_mass[b]:
+        if kinematics.tree[b] == 0 or not (m.body_mass[b] or m.body_inertia[b].any()):
             continue
         c, turn, (spin, _), rate = kinematics.centre[b], kinematics.rotation[b], velocity[b], acceleration[b]
         at_centre = al.plus(at_point(rate, c), al.cross(spin, at_point(velocity[b], c)))

@@ -8,6 +8,7 @@ and loops are taken if any lane wants them, and a lane that does not is left as 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -130,6 +131,8 @@ class Writer:
 
 def reference(x: Any) -> str:
     """How emitted code refers to a computed expression."""
+    if isinstance(x, bool):  # a condition that the model decides
+        return "(splat(0) < splat(1))" if x else "(splat(1) < splat(0))"
     if is_constant(x):
         return literal(x)
     return x.args[0] if x.kind == "input" else f"n{x.index}"
@@ -137,6 +140,8 @@ def reference(x: Any) -> str:
 
 def literal(x: float) -> str:
     """A number in emitted code."""
+    if not math.isfinite(x):
+        raise ValueError(f"{x} cannot be written into a kernel; a stage has to leave it out")
     return f"real({float(x)!r})"
 
 

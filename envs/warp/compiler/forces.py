@@ -71,8 +71,9 @@ def actuation(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any], contro
         length, speed = mul(motor.gear, q[motor.position]), mul(motor.gear, v[motor.dof])
         force = add(mul(motor.gain, u), add(motor.bias[0], mul(motor.bias[1], length)))
         force = add(force, mul(motor.bias[2], speed))
-        if motor.force_range is not None:
-            force = minimum(maximum(force, motor.force_range[0]), motor.force_range[1])
+        low, high = motor.force_range
+        force = force if low == -math.inf else maximum(force, low)
+        force = force if high == math.inf else minimum(force, high)
         total[motor.dof] = add(total[motor.dof], mul(motor.gear, force))
     return total
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-Expr = "float | Node"
 ROUNDING = 1e-14
 """A sum of constants smaller than this times its terms is 0, and a rotation's entry smaller than this, too."""
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
 
 SMALLEST = 1e-15
 """MuJoCo's mjMINVAL."""
+STANDARD_SOLREF = (0.02, 1.0)
+"""MuJoCo's default."""
 LEAST_IMPEDANCE, LARGEST_IMPEDANCE = 1e-4, 0.9999
 """MuJoCo's mjMINIMP and mjMAXIMP."""
 
@@ -33,7 +35,13 @@ class Impedance:
 
     @classmethod
     def of(cls, solref: Any, solimp: Any, timestep: float) -> Impedance:
-        """From the model's numbers; a time constant below two timesteps is raised to that, as MuJoCo does."""
+        """From the model's numbers.
+
+        As in MuJoCo, a time constant below two timesteps is raised to that, and a solref of one positive number and
+        one that is not is replaced by the standard one.
+        """
+        if (solref[0] > 0.0) != (solref[1] > 0.0):
+            solref = STANDARD_SOLREF
         low, high = (float(np.clip(x, LEAST_IMPEDANCE, LARGEST_IMPEDANCE)) for x in solimp[:2])
         if solref[0] > 0.0:
             constant, ratio = max(float(solref[0]), 2.0 * timestep), float(solref[1])
@@ -72,8 +80,8 @@ class Pair:
     geoms: tuple[int, int]
     bodies: tuple[int, int]
     kinds: tuple[str, str]
-    friction: tuple[float, float]
-    """Sliding friction along the two tangents; 0 without friction."""
+    friction: float
+    """Sliding friction along both tangents; 0 without friction."""
     margin: float
     """Contacts farther apart than this do not push: the sum of the geoms' margins (their gaps only let MuJoCo report
     contacts earlier)."""
@@ -83,14 +91,15 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Motor:
-    """An actuator on a hinge or slide joint: force = gain u + bias + position_gain q + velocity_gain v, clipped."""
+    """An actuator on a hinge or slide joint: force = gain u + bias . (1, gear q, gear v), clipped, times gear."""
 
     dof: int
     position: int
     gear: float
     gain: float
     bias: tuple[float, float, float]
-    force_range: tuple[float, float] | None
+    force_range: tuple[float, float]
+    """Ends may be infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +128,8 @@ def read(simulation: Simulation) -> Model:
     reason = _refused(mujoco, model)
     if reason is not None:
         raise InputError(
-            f"task {simulation.name}: the Warp compiler does not cover this model ({reason}): use backend mujoco or mjx"
+            f"task {simulation.name}: the Warp compiler does not cover this model ({reason}): use backend mujoco (or "
+            "mjx, if that covers it)"
         )
     return Model(
         simulation=simulation,
@@ -143,7 +153,6 @@ COLLISIONS = {
 
 FORBIDDEN = {
     "neq": "equality constraints",
-    "ntendon": "tendons",
     "nplugin": "plugins",
     "nflex": "flexible bodies",
     "nmocap": "mocap bodies",
@@ -164,6 +173,9 @@ FORBIDDEN = {
 }
 """Field of ``mujoco.MjModel`` that is 0 without it, to what it is."""
 
+TENDON = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_armature", "tendon_limited")
+"""What makes a tendon do something; an actuator on one is refused as such."""
+
 DISABLED = frozenset(
     (
         *("EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART", "FILTERPARENT"),
@@ -179,11 +191,13 @@ def _refused(mujoco: Any, model: Any) -> str | None:
     """What in the model is not covered; None if all of it is."""
 
     def name(kind: str, i: int) -> str:
-        return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"number {i}"
+        return element_name(mujoco, model, kind, i)
 
     for field, what in FORBIDDEN.items():
         if np.any(getattr(model, field, 0)):
             return what
+    if model.ntendon and any(np.any(getattr(model, f)) for f in TENDON):
+        return "tendons that pull or limit"
     option = model.opt
     integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
     if integrator not in ("EULER", "RK4"):
@@ -205,7 +219,10 @@ def _refused(mujoco: Any, model: Any) -> str | None:
             if model.jnt_stiffness[j]:
                 return f"stiffness of free or ball joint {name('JOINT', j)!r}"
     for i in range(model.nu):
-        if mujoco.mjtTrn(model.actuator_trntype[i]).name != "mjTRN_JOINT":
+        group = int(model.actuator_group[i])
+        if 0 <= group <= 30 and option.disableactuator & (1 << group):
+            return f"actuator group {group}, which is disabled"
+        if mujoco.mjtTrn(model.actuator_trntype[i]).name not in ("mjTRN_JOINT", "mjTRN_JOINTINPARENT"):
             return f"actuator {name('ACTUATOR', i)!r}, which does not drive a joint"
         if _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
             return f"actuator {name('ACTUATOR', i)!r} on a free or ball joint"
@@ -218,7 +235,7 @@ def _refused(mujoco: Any, model: Any) -> str | None:
         pair = f"{name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
         if kinds not in COLLISIONS:
             return f"a contact of {kinds[0]} with {kinds[1]}: geoms {pair}"
-        condim = int(max(model.geom_condim[g1], model.geom_condim[g2]))
+        condim = _condim(model, g1, g2)
         if condim not in (1, 3):
             return f"condim {condim}: geoms {pair}"
         if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
@@ -260,6 +277,13 @@ def _colliding(mujoco: Any, model: Any) -> list[tuple[int, int]]:
     return found
 
 
+def _condim(model: Any, g1: int, g2: int) -> int:
+    """Of the geom with the higher priority, or the larger one."""
+    if model.geom_priority[g1] != model.geom_priority[g2]:
+        return int(model.geom_condim[g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2])
+    return int(max(model.geom_condim[g1], model.geom_condim[g2]))
+
+
 def _pairs(mujoco: Any, model: Any) -> list[Pair]:
     """The pairs with their mixed parameters, as MuJoCo's mj_contactParam mixes them."""
     pairs = []
@@ -268,10 +292,9 @@ def _pairs(mujoco: Any, model: Any) -> list[Pair]:
         margin = model.geom_margin[g1] + model.geom_margin[g2]
         if model.geom_priority[g1] != model.geom_priority[g2]:
             g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
-            condim, solref, solimp = model.geom_condim[g], model.geom_solref[g], model.geom_solimp[g]
+            solref, solimp = model.geom_solref[g], model.geom_solimp[g]
             sliding = model.geom_friction[g, 0]
         else:
-            condim = max(model.geom_condim[g1], model.geom_condim[g2])
             s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
             if s1 >= SMALLEST and s2 >= SMALLEST:
                 mix = s1 / (s1 + s2)
@@ -281,13 +304,13 @@ def _pairs(mujoco: Any, model: Any) -> list[Pair]:
             solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0 and r2[0] > 0 else np.minimum(r1, r2)
             solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
             sliding = max(model.geom_friction[g1, 0], model.geom_friction[g2, 0])
-        friction = max(1e-5, float(sliding)) if condim == 3 else 0.0
+        friction = max(1e-5, float(sliding)) if _condim(model, g1, g2) == 3 else 0.0
         pairs.append(
             Pair(
                 geoms=(g1, g2),
                 bodies=bodies,
                 kinds=(_kind(mujoco, model, g1), _kind(mujoco, model, g2)),
-                friction=(friction, friction),
+                friction=friction,
                 margin=float(margin),
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
                 impedance=Impedance.of(solref, solimp, model.opt.timestep),
@@ -318,13 +341,12 @@ def _motor(mujoco: Any, model: Any, i: int) -> Motor:
     affine = mujoco.mjtBias(model.actuator_biastype[i]).name == "mjBIAS_AFFINE"
     bias = tuple(float(x) for x in model.actuator_biasprm[i, :3]) if affine else (0.0, 0.0, 0.0)
     limited = bool(model.actuator_forcelimited[i])
+    low, high = model.actuator_forcerange[i] if limited else (-np.inf, np.inf)
     return Motor(
         dof=int(model.jnt_dofadr[joint]),
         position=int(model.jnt_qposadr[joint]),
         gear=float(model.actuator_gear[i, 0]),
         gain=float(model.actuator_gainprm[i, 0]),
         bias=bias,  # type: ignore[arg-type]
-        force_range=(float(model.actuator_forcerange[i, 0]), float(model.actuator_forcerange[i, 1]))
-        if limited
-        else None,
+        force_range=(float(low), float(high)),
     )

@@ -31,6 +31,20 @@ class Program:
         self.step = Step(model, exact=real == "double")
         self.sweeps = Sweeps(self.step)
 
+    @property
+    def _kept(self) -> list[str]:
+        """The variables of a pass that the adjoint keeps."""
+        s = self.step
+        return [
+            *(s.names("q", s.nq) + s.names("v") + s.names("a")),
+            *(s.names("way") + s.names("rate") if s.turning else []),
+        ]
+
+    @property
+    def tape(self) -> int:
+        """Numbers per environment that the adjoint keeps."""
+        return self.step.passes * len(self._kept)
+
     def forward(self) -> str:
         """(state, control) -> next_state."""
         s = self.step
@@ -53,9 +67,7 @@ class Program:
         """(state, control, cotangent) -> state_gradient, control_gradient."""
         s = self.step
         w = self._begin()
-        kept = [*s.names("q", s.nq), *s.names("v"), *s.names("a")]
-        if s.turning:
-            kept += [*s.names("way"), *s.names("rate")]
+        kept = self._kept
         w(f"vec tape[{s.passes}][{len(kept)}];")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("gu", s.nu)])
         if s.model.runge_kutta:
