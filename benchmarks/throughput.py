@@ -705,36 +705,43 @@ def measure_sources(options: Options, task: str, sources: Mapping[str, tuple[Phy
 
 
 def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
-    """One MAGE-TD3 update on every oracle, and the physics' share of it."""
-    every = [(task, *source) for task in options.task_names() for source in sources_of(task, options, console)]
-    for task, backend, derivative, residuals in every:
-        source = dict(backend=backend, derivative=derivative, residuals=residuals)
-        try:
-            trainer = options.trainer(task, dynamics="oracle", **source)
-        except (InputError, MissingExtra) as error:
-            left_out(task, backend, error, console)
-            continue
-        agent, dynamics = trainer.agent, trainer.agent.dynamics
-        assert isinstance(dynamics, OracleDynamics)
-        physics = dynamics.physics
-        drawn = agent.draw(2, trainer.buffer.size)  # an update with the actor and one without make a pair
-        batch = trainer.buffer.gather(drawn[0].index)
-        state, action = batch.state.flatten(0, 1), batch.action.flatten(0, 1).requires_grad_()
+    """One MAGE-TD3 update on the learned ensemble and on every oracle, in turns, and the physics' share of it."""
+    for task in options.task_names():
+        trainers = {"learned": options.trainer(task)}
+        for backend, derivative, residuals in sources_of(task, options, console):
+            source = dict(backend=backend, derivative=derivative, residuals=residuals)
+            try:
+                trainer = options.trainer(task, dynamics="oracle", **source)
+            except (InputError, MissingExtra) as error:
+                left_out(task, backend, error, console)
+                continue
+            assert isinstance(trainer.agent.dynamics, OracleDynamics)
+            trainers[name_of(trainer.agent.dynamics.physics)] = trainer
+        functions: dict[str, Callable[[], object]] = {}
+        for name, trainer in trainers.items():
+            drawn = trainer.agent.draw(2, trainer.buffer.size)  # an update with the actor and one without make a pair
+            functions[f"{name}: update"] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
+            dynamics = trainer.agent.dynamics
+            if isinstance(dynamics, OracleDynamics):
+                batch = trainer.buffer.gather(drawn[0].index)
+                state, action = batch.state.flatten(0, 1), batch.action.flatten(0, 1).requires_grad_()
 
-        def step_and_pull_back(physics=physics, state=state, action=action) -> None:
-            torch.autograd.grad(physics.step(state, action).sum(), action)
+                def step_and_pull_back(physics=dynamics.physics, state=state, action=action) -> None:
+                    torch.autograd.grad(physics.step(state, action).sum(), action)
 
-        functions: dict[str, Callable[[], object]] = {
-            "update": lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d),
-            "its physics": step_and_pull_back,
-        }
+                functions[f"{name}: its physics"] = step_and_pull_back
         found = interleaved(functions, options.rounds(task), torch_device(options.device))
-        masked = int(agent.nonfinite.sum())
-        if agent.diverged.any() or not agent.critic.isfinite().all() or masked:
-            raise Failed(f"{task} {physics}: {masked} targets are not finite, or the critic diverged")
-        for (name, times), calls in zip(found.items(), (2, 1), strict=True):
-            yield row("oracles", f"{task} {name}", name_of(physics), times, unit=name.split()[-1],
-                      size=trainer.hyper.batch_size, calls=calls, check="all finite")  # fmt: skip
+        for name, trainer in trainers.items():
+            agent = trainer.agent
+            masked = int(agent.nonfinite.sum())
+            if agent.diverged.any() or not agent.critic.isfinite().all() or masked:
+                raise Failed(f"{task} {name}: {masked} targets are not finite, or the critic diverged")
+        for key, times in found.items():
+            name, what = key.split(": ")
+            against = ("learned", found["learned: update"]) if what == "update" and name != "learned" else None
+            calls = 2 if what == "update" else 1
+            yield row("oracles", f"{task} {what}", name, times, unit=what.split()[-1], against=against, calls=calls,
+                      size=trainers[name].hyper.batch_size, check="all finite")  # fmt: skip
 
 
 # --- reporting -------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_the_other_sections_run(tmp_path, monkeypatch):
     assert set(sections) == {"env", "bridges", "physics", "oracles"}
     assert {r["subject"] for r in rows if r["section"] == "bridges"} == {"JAX", "Warp"}
     assert "jax vjp keep" in {r["variant"] for r in rows if r["section"] == "oracles"}
-    steps = [r for r in rows if r["subject"] == "Pendulum forward" and r["variant"] == "torch autograd"]
+    steps = [r for r in rows if r["subject"] == "Pendulum forward" and r["variant"] == "torch autograd float32"]
     assert [r["size"] for r in steps] == ["1", "8"]
     for r in steps:
         assert float(r["per_s"]) == pytest.approx(1e3 * int(r["size"]) / float(r["median_ms"]))
