@@ -52,6 +52,16 @@ def _native_stderr_closed() -> Iterator[None]:
         os.close(null)
 
 
+def check_device(device: torch.device, name: str) -> None:
+    """Refuse a CUDA device that Warp does not see.
+
+    Raises:
+        InputError: it does not; ``name`` says for what the device was asked.
+    """
+    if device.type == "cuda" and not load_warp().is_cuda_available():
+        raise InputError(f"{name}: device {device} was asked for, but Warp sees no CUDA device; use device cpu")
+
+
 def kernel(function: Callable[..., None]) -> Any:
     """Decorator: ``function`` as a Warp kernel in a module of its own, without the adjoint that Warp would generate.
 

@@ -12,7 +12,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.bridges.warp import load_warp
+from mage_diffsim.bridges.warp import check_device, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
@@ -53,15 +53,12 @@ class MujocoWarpPhysics(Physics):
         residuals: str = "recompute",
     ) -> None:
         super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
-        warp = load_warp()
+        load_warp()
         load_mujoco()
         _load()
         if dtype != torch.float32:
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
-        if self.device.type == "cuda" and not warp.is_cuda_available():
-            raise InputError(
-                f"{self}: device {self.device} was asked for, but Warp sees no CUDA device; use device cpu"
-            )
+        check_device(self.device, str(self))
         self.simulation: Simulation = load(task.physics["mujoco-warp"])(task)
         self._op = FiniteDifference(
             _Stepper(self.simulation, self.device, str(self)),

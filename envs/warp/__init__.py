@@ -10,7 +10,7 @@ from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.bridges.warp import WarpOp, load_warp
+from mage_diffsim.bridges.warp import WarpOp, check_device, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
@@ -51,11 +51,8 @@ class WarpPhysics(Physics):
         residuals: str = "recompute",
     ) -> None:
         super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
-        warp = load_warp()
-        if self.device.type == "cuda" and not warp.is_cuda_available():
-            raise InputError(
-                f"{self}: device {self.device} was asked for, but Warp sees no CUDA device; use device cpu"
-            )
+        load_warp()
+        check_device(self.device, str(self))
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
         made: Any = load(task.physics["warp"])(task)

@@ -18,10 +18,10 @@ from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.jax import from_jax, load_jax  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step, keep_compilations  # noqa: E402
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition  # noqa: E402
-from mage_diffsim.envs.mujoco.task import MujocoTask  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah  # noqa: E402
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum  # noqa: E402
+from tests.envs.small_models import Body, jacobian  # noqa: E402
 
 N = 32
 """Environments of every compiled step here, as each number of them is compiled anew."""
@@ -60,29 +60,16 @@ FLUID = """<mujoco><option timestep="0.01" integrator="RK4" density="4000" visco
  </actuator></mujoco>"""
 
 
-class Body(MujocoTask):
-    """What every small model here shares."""
-
+class Small(Body):
     frame_skip = 2
-    horizon = 100
-    source = "a test"
-    position_noise, velocity_noise, normal_velocity = 0.1, 1.0, True
-
-    def observe(self, state):
-        return state
-
-    def reward(self, obs, action, next_obs):
-        return next_obs[..., 0]
-
-    def terminated(self, next_obs):
-        return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
+    position_noise = 0.1
 
 
-class Arm(Body):
+class Arm(Small):
     name, mjcf = "Arm", ARM
 
 
-class Leg(Body):
+class Leg(Small):
     name, mjcf = "Leg", LEG
     readouts = {  # noqa: RUF012
         "speed": MeanVelocity("x"),
@@ -91,19 +78,19 @@ class Leg(Body):
     }
 
 
-class EllipticLeg(Body):
+class EllipticLeg(Small):
     name, mjcf = "EllipticLeg", ELLIPTIC
 
 
-class EulerLeg(Body):
+class EulerLeg(Small):
     name, mjcf = "EulerLeg", LEG.replace("RK4", "Euler")
 
 
-class Free(Body):
+class Free(Small):
     name, mjcf = "Free", FREE
 
 
-class Fluid(Body):
+class Fluid(Small):
     name, mjcf = "Fluid", FLUID
 
 
@@ -126,17 +113,6 @@ def samples(task_class):
     state = torch.stack([visited[t][n] for n, t in enumerate(rows)])
     action = 0.99 * (2.0 * torch.rand(N, task.action_dim, dtype=torch.float64, generator=generator) - 1.0)
     return state, action
-
-
-def jacobian(step, state, action):
-    """The derivative by state and action [N, S, S + A] by reverse mode, a row of it per sweep."""
-    state, action = state.detach().requires_grad_(), action.detach().requires_grad_()
-    output = step(state, action)
-    rows = [
-        torch.cat(torch.autograd.grad(output[:, i].sum(), (state, action), retain_graph=True), dim=1)
-        for i in range(output.shape[1])
-    ]
-    return torch.stack(rows, dim=1).detach()
 
 
 def differences(step, state, action, forward, backward):

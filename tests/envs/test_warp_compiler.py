@@ -19,7 +19,8 @@ from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
-from tests.envs.warp_models import LEG, PILE, SMALL, Body, Pile  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
+from tests.envs.warp_models import LEG, PILE, SMALL, Pile  # noqa: E402
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
 MODELS = (*TASKS, *SMALL)

@@ -21,6 +21,7 @@ from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
+from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import SMALL, EulerLeg, Leg, Pile, Trees  # noqa: E402
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
@@ -47,17 +48,6 @@ def samples(model, n=N, steps=60):
 @functools.cache
 def physics_of(model, dtype=torch.float64, derivative=None):
     return make_physics(samples(model)[0], "warp", dtype=dtype, derivative=derivative)
-
-
-def jacobian(step, state, action):
-    """The derivative by state and action [N, S, S + A] by reverse mode, a row of it per sweep."""
-    state, action = state.detach().requires_grad_(), action.detach().requires_grad_()
-    output = step(state, action)
-    rows = [
-        torch.cat(torch.autograd.grad(output[:, i].sum(), (state, action), retain_graph=True), dim=1)
-        for i in range(output.shape[1])
-    ]
-    return torch.stack(rows, dim=1).detach()
 
 
 def scaled(error, of):

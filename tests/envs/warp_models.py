@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
-from mage_diffsim.envs.mujoco.task import MujocoTask
+from tests.envs.small_models import Body
 
 # Two trees in free space, no contacts: a ball joint, two hinges on one body, a slide in the middle of a chain, turned
 # inertias, a welded body, springs, stiff limits, a servo with a force range, and drag.
@@ -62,24 +60,6 @@ RULES = """<mujoco><option timestep="0.004"/><default><geom friction=".7 .1 .1"/
  coef="1"/></fixed></tendon><actuator><motor joint="x" gear="3" ctrlrange="-1 1" forcelimited="true"
  forcerange="-inf .5"/><motor name="too" joint="x" ctrlrange="-1 1"/> <motor name="within"
  jointinparent="turn" ctrlrange="-1 2"/><motor joint="sled" ctrlrange="-1 1"/></actuator></mujoco>"""
-
-
-class Body(MujocoTask):
-    """What every small model here shares."""
-
-    frame_skip = 3
-    horizon = 100
-    source = "a test"
-    position_noise, velocity_noise, normal_velocity = 0.05, 1.0, True
-
-    def observe(self, state):
-        return state
-
-    def reward(self, obs, action, next_obs):
-        return next_obs[..., 0]
-
-    def terminated(self, next_obs):
-        return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
 
 
 class Trees(Body):
