@@ -56,7 +56,7 @@ class Tolerances:
         """The defaults for float64 and float32."""
         if dtype == torch.float64:
             return Tolerances(gradient=1e-6, agreement=1e-10, independence=1e-12)
-        return Tolerances(gradient=1e-3, agreement=1e-5, independence=1e-5)
+        return Tolerances(gradient=1e-3, agreement=1e-4, independence=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
         time.sleep(0.1)
     group = os.getpgid(process.pid)
     os.killpg(group, signal.SIGINT)
-    printed, errors = process.communicate(timeout=30)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert errors.strip() == "interrupted: run the same command again to go on"
     assert "Pendulum_mage-td3_learned: starts" in printed and not is_finished(out / names[0])
