@@ -103,10 +103,13 @@ class ModelKernels:
                 "mujoco or mjx"
             )
         self._built: dict[str, Any] = {}
+        self._loaded: dict[tuple[str, torch.device], Any] = {}
         self._lock = threading.Lock()
 
     def load(self, which: str, device: torch.device) -> Any:
         """The kernel, compiled and loaded for the device; compilations are kept on disk by Warp."""
+        if (which, device) in self._loaded:
+            return self._loaded[which, device]
         warp = load_warp()
         with self._lock:
             if which not in self._built:
@@ -117,6 +120,7 @@ class ModelKernels:
                     _logger.info("compiling %s (%s, %s on %s): some seconds", self.name, which, kind, device.type)
                 self._built[which] = built
             warp.load_module(self._built[which].module, device=warp.device_from_torch(device))
+            self._loaded[which, device] = self._built[which]
             return self._built[which]
 
 

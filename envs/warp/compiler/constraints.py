@@ -59,7 +59,6 @@ class Contact:
     """k d(r) r, the part of -aref of every row that does not come from velocity."""
     points: tuple[al.Vector, al.Vector]
     """The point of contact relative to the origin of either body's tree."""
-    distance: Any
     normal: al.Vector
     """From the first geom to the second."""
     tangents: tuple[al.Vector, ...]
@@ -164,7 +163,6 @@ def _contact(
         weight=weight if mu else mul(1.0 / EDGES, weight),
         push=push,
         points=points,  # type: ignore[arg-type]
-        distance=distance,
         normal=normal,
         tangents=tuple(t for t, _ in moving),
         normal_row=row(normal),
@@ -260,7 +258,6 @@ def _capsule_points(centres: Sequence[al.Vector], halves: Sequence[al.Vector]) -
         (div(add(u, mb), ma), -1.0),
     ]
     beside = [where(less(1.0, absolute(b if isinstance(a, float) else a)), 0.0, 1.0) for a, b in ends]
-    points = [(x1, x2, 1.0)]
     found = []
     for place in range(2):
         # The end with exactly `place` others before it in the list.
@@ -272,7 +269,7 @@ def _capsule_points(centres: Sequence[al.Vector], halves: Sequence[al.Vector]) -
             here = where(less(beside[i], 0.5), 0.0, where(less(absolute(sub(before, float(place))), 0.5), 1.0, 0.0))
             chosen = tuple(where(less(here, 0.5), old, new) for old, new in zip(chosen, (*ends[i], 1.0), strict=True))  # type: ignore[assignment]
         found.append(chosen)
-    first = tuple(where(parallel, b, a) for a, b in zip(points[0], found[0], strict=True))
+    first = tuple(where(parallel, b, a) for a, b in zip((x1, x2, 1.0), found[0], strict=True))
     second = tuple(where(parallel, b, 0.0) for b in found[1])
     return [
         (al.plus(centres[0], al.times(halves[0], a)), al.plus(centres[1], al.times(halves[1], b)), there)

@@ -170,7 +170,7 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
     With qacc = 0 it is MuJoCo's qfrc_bias; with v = 0 and no gravity it is M qacc without armature.
     """
     m, kinds = kinematics.model.model, kinematics.model.joint_kinds
-    weight = al.times(al.constant(m.opt.gravity), -1.0) if gravity and not _weightless(m) else al.ZERO
+    weight = al.times(al.constant(kinematics.model.gravity), -1.0) if gravity else al.ZERO
     velocity, acceleration = [REST], [(al.ZERO, weight)]
     for b in range(1, m.nbody):
         p = int(m.body_parentid[b])
@@ -220,9 +220,3 @@ def project(kinematics: Kinematics, wrenches: Sequence[Spatial]) -> list[Any]:
         p = int(m.body_parentid[b])
         torque[p], force[p] = al.plus(torque[p], torque[b]), al.plus(force[p], force[b])
     return result
-
-
-def _weightless(m: Any) -> bool:
-    from mage_diffsim.envs.mujoco.model import load_mujoco
-
-    return bool(m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_GRAVITY)

@@ -123,10 +123,10 @@ class Writer:
 
     def assign(self, names: Sequence[str], expressions: Sequence[Any]) -> None:
         """Set variables to expressions of their old values."""
-        values = self.compute(*expressions)
-        for name, expression, value in zip(names, expressions, values, strict=True):
+        self.compute(*expressions)
+        for name, value in zip(names, map(vector, expressions), strict=True):
             if value != name:
-                self(f"{name} = {f'splat({value})' if is_constant(expression) else value};")
+                self(f"{name} = {value};")
 
 
 def reference(x: Any) -> str:
@@ -136,6 +136,11 @@ def reference(x: Any) -> str:
     if is_constant(x):
         return literal(x)
     return x.args[0] if x.kind == "input" else f"n{x.index}"
+
+
+def vector(x: Any) -> str:
+    """The same as a ``vec`` in any case, also of a number."""
+    return f"splat({reference(x)})" if is_constant(x) else reference(x)
 
 
 def literal(x: float) -> str:
@@ -158,8 +163,7 @@ def _operation(node: Node) -> str:
         case "neg":
             return f"-{a[0]}"
         case "where":
-            branches = [f"splat({t})" if is_constant(x) else t for t, x in zip(a[1:], node.args[1:], strict=True)]
-            return f"select({a[0]}, {branches[0]}, {branches[1]})"
+            return f"select({a[0]}, {vector(node.args[1])}, {vector(node.args[2])})"
         case "power":
             return f"each_power({a[0]}, {a[1]})"
     return f"each_{node.kind}({a[0]})"

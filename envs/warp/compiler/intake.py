@@ -111,6 +111,8 @@ class Model:
     """``mujoco.MjModel``, for the plain numbers of the tree: positions, axes, masses, damping."""
     runge_kutta: bool
     """Whether steps are RK4; otherwise Euler with implicit joint damping."""
+    gravity: tuple[float, float, float]
+    """[m/s^2]; 0 where it is disabled."""
     limits: tuple[Limit, ...]
     pairs: tuple[Pair, ...]
     motors: tuple[Motor, ...]
@@ -131,10 +133,13 @@ def read(simulation: Simulation) -> Model:
             f"task {simulation.name}: the Warp compiler does not cover this model ({reason}): use backend mujoco (or "
             "mjx, if that covers it)"
         )
+    weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
+    x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
     return Model(
         simulation=simulation,
         model=model,
         runge_kutta=mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4",
+        gravity=(float(x), float(y), float(z)),
         limits=tuple(_limits(mujoco, model)),
         pairs=tuple(_pairs(mujoco, model)),
         motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),

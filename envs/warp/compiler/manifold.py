@@ -112,15 +112,12 @@ def to_tangent(model: Model, q: Sequence[Any], gradient: Sequence[Any]) -> list[
 
 def from_tangent(model: Model, q: Sequence[Any], gradient: Sequence[Any]) -> list[Any]:
     """Derivatives by positions (nq), tangent to the sphere of quaternions, from those by tangent components."""
-    plain, rotations = coordinates(model)
-    result: list[Any] = [0.0] * model.model.nq
-    for at, d in plain:
-        result[at] = gradient[d]
-    for at, d in rotations:
-        for i, tangent in enumerate(al.quaternion_tangents(list(q[at : at + 4]))):
-            share = mul(4.0, gradient[d + i])  # the tangents have length 1/2
-            result[at : at + 4] = [add(x, mul(share, t)) for x, t in zip(result[at : at + 4], tangent, strict=True)]
-    return result
+    return pushed(model, q, _rotations_times(model, 4.0, gradient))  # a quaternion's tangents have length 1/2
+
+
+def pulled(model: Model, q: Sequence[Any], tangent: Sequence[Any]) -> list[Any]:
+    """The tangent vector (nv) that a tangent of the positions (nq) stands for: the inverse of :func:`pushed`."""
+    return _rotations_times(model, 4.0, to_tangent(model, q, tangent))
 
 
 def pushed(model: Model, q: Sequence[Any], tangent: Sequence[Any]) -> list[Any]:
@@ -133,6 +130,14 @@ def pushed(model: Model, q: Sequence[Any], tangent: Sequence[Any]) -> list[Any]:
         for i, direction in enumerate(al.quaternion_tangents(list(q[at : at + 4]))):
             step = al.times(direction, tangent[d + i])
             result[at : at + 4] = [add(x, y) for x, y in zip(result[at : at + 4], step, strict=True)]
+    return result
+
+
+def _rotations_times(model: Model, factor: float, x: Sequence[Any]) -> list[Any]:
+    """A vector (nv) with its rotations' components scaled."""
+    result = list(x)
+    for _, d in coordinates(model)[1]:
+        result[d : d + 3] = al.times(result[d : d + 3], factor)
     return result
 
 

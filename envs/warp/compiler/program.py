@@ -105,11 +105,8 @@ class Program:
             w(f"const vec given{i} = load(state_tangent.data, {s.width}, {i});")
             given.append(s.graph.input(f"given{i}"))
         w.declare([*s.names("tq"), *s.names("tv")])
-        # The tangents of a quaternion's four numbers, projected on the sphere.
-        halves = manifold.to_tangent(s.model, s.q, given)
-        turns = {d + i for _, d in manifold.coordinates(s.model)[1] for i in range(3)}
         with w.block(""):
-            w.assign(s.names("tq"), [mul(4.0, x) if d in turns else x for d, x in enumerate(halves)])
+            w.assign(s.names("tq"), manifold.pulled(s.model, s.q, given))
         for i in range(s.nv):
             w(f"tv{i} = load(state_tangent.data, {s.width}, {s.nq + i});")
         for i in range(s.nu):

@@ -12,7 +12,7 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact, LimitRow
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total
+from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
 from mage_diffsim.envs.warp.compiler.graph import is_zero
 
 ITERATIONS = 30
@@ -128,8 +128,9 @@ class Solver:
                 rows = [c.normal_row, *c.tangent_rows, *([0.0] * nv for _ in zeros)]
                 values = [*(x for row in rows for x in row), *given, *zeros]
                 places = [*range(len(values)), self.weight]
-                for place, x, text in zip(places, [*values, c.weight], w.compute(*values, c.weight), strict=True):
-                    w(f"contact[touching][{place}] = {text if not isinstance(x, float) else f'splat({text})'};")
+                w.compute(*values, c.weight)
+                for place, x in zip(places, [*values, c.weight], strict=True):
+                    w(f"contact[touching][{place}] = {vector(x)};")
                 w("++touching;")
         w("mask done = splat(1) < splat(0);")
         with w.block(f"for (int newton = 0; newton < {ITERATIONS}; ++newton)"):
@@ -151,8 +152,7 @@ class Solver:
         """Gradient and Hessian at a: ``s`` = M a - smooth, x = -gradient."""
         nv = self.nv
         for place in sorted(self.hessian.entries):
-            m = self.mass[place[0]][place[1]]
-            w(f"{self.hessian[place]} = {f'splat({reference(m)})' if not hasattr(m, 'index') else reference(m)};")
+            w(f"{self.hessian[place]} = {vector(self.mass[place[0]][place[1]])};")
         for i, (product, force) in enumerate(zip(times_mass(self.mass, "a"), smooth, strict=True)):
             w(f"const vec s{i} = {product} - {reference(force)};")
             w(f"x{i} = -s{i};")
