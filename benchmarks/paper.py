@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -144,8 +144,128 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
     return found
 
 
+MUJOCO = ("HalfCheetah", "Swimmer", "Walker2d", "Hopper", "Pusher")
+"""The MuJoCo tasks of Fig. 2 that are here."""
+
+
 @dataclass(frozen=True)
-class GradientError(Experiment):
+class Comparison(Experiment):
+    """Tasks x variants under one budget, and the paper's numbers beside them. A subclass is data."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
+    SOURCE: ClassVar[str]
+    """Where in the paper."""
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]]
+    """Name, used in run folders, to fields of TrainConfig."""
+    TASKS: ClassVar[dict[Size, tuple[str, ...]]]
+    """Tasks by size."""
+    PAPER: ClassVar[dict[tuple[str, str], float]] = {}
+    """(task, variant) to the return in the paper (read off its figures, at the paper's number of steps)."""
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of variants of which the paper found the first better."""
+    MEDIAN: ClassVar[bool] = False
+    """Whether the paper's figure shows medians instead of means."""
+
+    tasks: tuple[str, ...] | None = None
+    """Registered tasks; by default those of the size."""
+
+    def cells(self) -> list[Cell]:
+        tasks = self.tasks or self.TASKS[self.size]
+        return [
+            Cell(f"{task}_{name}", make_config(task, **(self.budget() | settings)))
+            for task in tasks
+            for name, settings in self.VARIANTS.items()
+        ]
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
+        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, runs)
+        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        scores = scores_of(runs)
+        seeds = len({row["seed"] for row in runs})
+        what = "median" if self.MEDIAN else "mean and 95% c.i."
+        draw(out / "figure.png", f"{self.SOURCE}: return, {what} over {seeds} seeds", self._panels(curves))
+        header = ("task", "variant", "return", "interquartile mean", "best evaluation", "paper", "seeds")
+        table = [
+            (
+                task,
+                name,
+                report.text(interval(values)),
+                aggregate_text(aggregate([values])),
+                report.text(interval(best_of(curves, task, name))),
+                f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-",
+                str(len(values)),
+            )
+            for (task, name), values in scores.items()
+        ]
+        title = f"{self.SOURCE}: return over each run's last evaluations"
+        return Findings(title, header, table, self.sentences(scores))
+
+    def sentences(self, scores: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
+        """What the scores say of the paper's claims."""
+        found = []
+        tasks = list(dict.fromkeys(task for task, _ in scores))
+        for better, worse in self.ORDER:
+            agree = []
+            for task in tasks:
+                if (task, better) not in scores or (task, worse) not in scores:
+                    continue
+                a, b = scores[task, better], scores[task, worse]
+                chance = probability_of_improvement([a], [b])
+                verdict = compare(interval(a), interval(b))
+                words = {
+                    "above": "as in the paper, and the 95% intervals do not overlap",
+                    "below": "the reverse of the paper, and the 95% intervals do not overlap",
+                    "overlap": "and the 95% intervals overlap",
+                    "unknown": "and there are too few seeds for an interval",
+                }[verdict]
+                agree.append(chance.value > 0.5)
+                found.append(
+                    f"{task}: {better} {report.text(interval(a))} against {worse} {report.text(interval(b))}, {words}; "
+                    f"a run of {better} beats one of {worse} with probability {aggregate_text(chance)}."
+                )
+            if len(agree) > 1:
+                found.append(f"{better} over {worse}, as in the paper: on {sum(agree)} of {len(agree)} tasks.")
+        return found
+
+    def named(
+        self, rows_of: Callable[[list[Outcome]], list[dict[str, Any]]], outcomes: Sequence[Outcome]
+    ) -> list[dict[str, Any]]:
+        """Rows of all outcomes, with the names of their variants."""
+        return [row | {"variant": self._variant(o.cell)} for o in outcomes for row in rows_of([o])]
+
+    def _variant(self, cell: Cell) -> str:
+        return next(name for name in self.VARIANTS if cell.name.endswith(f"_{name}"))
+
+    def _panels(self, curves: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
+        grid = []
+        for task in dict.fromkeys(row["task"] for row in curves):
+            mine = [row for row in curves if row["task"] == task]
+            panels = []
+            for title, rows in ((f"window of {WINDOW} evaluations", smoothed(mine)), ("raw", mine)):
+                styles = zip(self.VARIANTS, PALETTE, strict=False)
+                lines = tuple(
+                    line(name, [r for r in rows if r["variant"] == name], "return_mean", colour, median=self.MEDIAN)
+                    for name, colour in styles
+                )
+                panels.append(Panel(f"{task}: {title}", "undiscounted return per episode", lines))
+            grid.append(panels)
+        return grid
+
+
+MEASURED: dict[str, Any] = dict(
+    seeds=(0, 1, 2, 3, 4),
+    steps=200,
+    evaluations=20,
+    eval_episodes=1,
+    freeze_actor=True,
+    hyper=dict(warmup_steps=10),
+)
+"""The gradient-error experiment of appendix D.2."""
+
+
+@dataclass(frozen=True)
+class GradientError(Comparison):
     """Eq. 14 and appendix D.2: how far the critic's action-gradients are from the true ones of a frozen actor's return.
 
     200 environment steps, the actor never updated; every 10 steps 10 trajectories from the real start, along which the
@@ -154,6 +274,7 @@ class GradientError(Experiment):
     """
 
     NAME: ClassVar[str] = "gradient-error"
+    SOURCE: ClassVar[str] = "Eq. 14"
     FILES: ClassVar[tuple[str, ...]] = ("curves.csv", "figure.png", "horizon.csv", "horizon.png")
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
         "MAGE-TD3": dict(method="mage-td3"),
@@ -162,13 +283,10 @@ class GradientError(Experiment):
         "random": dict(method="mage-td3", loss="random"),
     }
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
-        "smoke": SMOKE | dict(steps=60, evaluations=3, hyper=SMOKE["hyper"] | dict(warmup_steps=20)),
-        "cpu": dict(seeds=(0, 1, 2, 3, 4), steps=200, evaluations=20, eval_episodes=1, hyper=dict(warmup_steps=10)),
-        "paper": dict(
-            seeds=(0, 1, 2, 3, 4), lambdas=(0.05,), steps=200, evaluations=20, eval_episodes=1,
-            hyper=dict(warmup_steps=10),
-        ),
-    }  # fmt: skip
+        "smoke": SMOKE | dict(freeze_actor=True, steps=60, evaluations=3, hyper=SMOKE["hyper"] | dict(warmup_steps=20)),
+        "cpu": MEASURED,
+        "paper": MEASURED | dict(lambdas=(0.05,)),
+    }
     HORIZONS: ClassVar[tuple[int, ...]] = (1, 2, 5, 10, 20, 50, 100, 200)
     """Steps at which the size of the true gradient is shown."""
     TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
@@ -177,18 +295,8 @@ class GradientError(Experiment):
         "paper": ("Pendulum", "HalfCheetah", "Swimmer", "Walker2d", "Hopper"),
     }
 
-    tasks: tuple[str, ...] | None = None
-    """Registered tasks; by default those of the size."""
-
-    def cells(self) -> list[Cell]:
-        return [
-            Cell(f"{task}_{name}", make_config(task, freeze_actor=True, **(self.budget() | settings)))
-            for task in self.tasks or self.TASKS[self.size]
-            for name, settings in self.VARIANTS.items()
-        ]
-
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        curves = [row | {"variant": o.cell.name.rpartition("_")[2]} for o in outcomes for row in report.curve_rows([o])]
+        curves = self.named(report.curve_rows, outcomes)
         report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
         grid = []
@@ -271,111 +379,6 @@ def gradient_error_findings(task: str, errors: Mapping[str, Interval]) -> list[s
         numbers = f"{report.text(errors[name])} against {report.text(errors[other])}"
         found.append(f"{task}: the gradient error of {name} {words} ({numbers}).")
     return found
-
-
-MUJOCO = ("HalfCheetah", "Swimmer", "Walker2d", "Hopper", "Pusher")
-"""The MuJoCo tasks of Fig. 2 that are here."""
-
-
-@dataclass(frozen=True)
-class Comparison(Experiment):
-    """Tasks x variants under one budget, and the paper's numbers beside them. A subclass is data."""
-
-    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
-    SOURCE: ClassVar[str]
-    """Where in the paper."""
-    VARIANTS: ClassVar[dict[str, dict[str, Any]]]
-    """Name, used in run folders, to fields of TrainConfig."""
-    TASKS: ClassVar[dict[Size, tuple[str, ...]]]
-    """Tasks by size."""
-    PAPER: ClassVar[dict[tuple[str, str], float]] = {}
-    """(task, variant) to the return in the paper (read off its figures, at the paper's number of steps)."""
-    ORDER: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Pairs of variants of which the paper found the first better."""
-    MEDIAN: ClassVar[bool] = False
-    """Whether the paper's figure shows medians instead of means."""
-
-    tasks: tuple[str, ...] | None = None
-    """Registered tasks; by default those of the size."""
-
-    def cells(self) -> list[Cell]:
-        tasks = self.tasks or self.TASKS[self.size]
-        return [
-            Cell(f"{task}_{name}", make_config(task, **(self.budget() | settings)))
-            for task in tasks
-            for name, settings in self.VARIANTS.items()
-        ]
-
-    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        names = {o.cell.name: self._variant(o.cell) for o in outcomes}
-        runs = [row | {"variant": names[o.cell.name]} for o in outcomes for row in report.summary_rows([o])]
-        curves = [row | {"variant": names[o.cell.name]} for o in outcomes for row in report.curve_rows([o])]
-        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, runs)
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
-        scores = scores_of(runs)
-        seeds = len({row["seed"] for row in runs})
-        what = "median" if self.MEDIAN else "mean and 95% c.i."
-        draw(out / "figure.png", f"{self.SOURCE}: return, {what} over {seeds} seeds", self._panels(curves))
-        header = ("task", "variant", "return", "interquartile mean", "best evaluation", "paper", "seeds")
-        table = [
-            (
-                task,
-                name,
-                report.text(interval(values)),
-                aggregate_text(aggregate([values])),
-                report.text(interval(best_of(curves, task, name))),
-                f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-",
-                str(len(values)),
-            )
-            for (task, name), values in scores.items()
-        ]
-        title = f"{self.SOURCE}: return over each run's last evaluations"
-        return Findings(title, header, table, self.sentences(scores))
-
-    def sentences(self, scores: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
-        """What the scores say of the paper's claims."""
-        found = []
-        tasks = list(dict.fromkeys(task for task, _ in scores))
-        for better, worse in self.ORDER:
-            agree = []
-            for task in tasks:
-                if (task, better) not in scores or (task, worse) not in scores:
-                    continue
-                a, b = scores[task, better], scores[task, worse]
-                chance = probability_of_improvement([a], [b])
-                verdict = compare(interval(a), interval(b))
-                words = {
-                    "above": "as in the paper, and the 95% intervals do not overlap",
-                    "below": "the reverse of the paper, and the 95% intervals do not overlap",
-                    "overlap": "and the 95% intervals overlap",
-                    "unknown": "and there are too few seeds for an interval",
-                }[verdict]
-                agree.append(chance.value > 0.5)
-                found.append(
-                    f"{task}: {better} {report.text(interval(a))} against {worse} {report.text(interval(b))}, {words}; "
-                    f"a run of {better} beats one of {worse} with probability {aggregate_text(chance)}."
-                )
-            if len(agree) > 1:
-                found.append(f"{better} over {worse}, as in the paper: on {sum(agree)} of {len(agree)} tasks.")
-        return found
-
-    def _variant(self, cell: Cell) -> str:
-        return next(name for name in self.VARIANTS if cell.name.endswith(f"_{name}"))
-
-    def _panels(self, curves: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
-        grid = []
-        for task in dict.fromkeys(row["task"] for row in curves):
-            mine = [row for row in curves if row["task"] == task]
-            panels = []
-            for title, rows in ((f"window of {WINDOW} evaluations", smoothed(mine)), ("raw", mine)):
-                styles = zip(self.VARIANTS, PALETTE, strict=False)
-                lines = tuple(
-                    line(name, [r for r in rows if r["variant"] == name], "return_mean", colour, median=self.MEDIAN)
-                    for name, colour in styles
-                )
-                panels.append(Panel(f"{task}: {title}", "undiscounted return per episode", lines))
-            grid.append(panels)
-        return grid
 
 
 WINDOW = 25
