@@ -21,6 +21,7 @@ from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
+from mage_diffsim.experiments.horizons import write_horizons
 from mage_diffsim.experiments.sweep import Cell, Outcome
 
 
@@ -28,11 +29,18 @@ from mage_diffsim.experiments.sweep import Cell, Outcome
 class OracleVsLearned(Experiment):
     __doc__ = __doc__
     NAME: ClassVar[str] = "oracle_vs_learned"
-    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
+    FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png", "horizon.csv", "horizon.png")
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
         "smoke": SMOKE,
         "cpu": dict(seeds=(0, 1, 2), steps=5000, evaluations=10),
         "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, evaluations=100),
+    }
+    OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {
+        "cpu": {
+            "CartPole": dict(steps=20_000),
+            "InvertedPendulum": dict(steps=8000),
+            "HalfCheetah": dict(steps=8000, evaluations=16),
+        }
     }
 
     tasks: tuple[str, ...] = ("Pendulum",)
@@ -70,7 +78,7 @@ class OracleVsLearned(Experiment):
         for backend in backends:
             if backend not in backends_of(task):
                 raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-        settings = self.budget()
+        settings = self.budget(task.name)
         cells = []
         for method in self.methods:
             for dynamics in self._dynamics_of(method):
@@ -99,6 +107,11 @@ class OracleVsLearned(Experiment):
         report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, rows)
         report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         report.comparison_figure(out / "figure.png", curves, len({row["seed"] for row in rows}))
+        write_horizons(
+            [(report.cell_name(o.cell), o) for o in outcomes if o.status == "done"],
+            out,
+            "True gradient of the trained actors' first action by horizon: geometric mean and 95% c.i.",
+        )
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
         table = report.table_rows(report.groups_of(rows), outcomes)
         return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))

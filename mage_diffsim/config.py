@@ -226,8 +226,8 @@ class TrainConfig:
     gradient_episodes: int = 10
     """Trajectories for the Eq. 14 gradient error at each evaluation; 0 turns it off [D.2]."""
     gradient_horizon: int = 0
-    """Steps of these trajectories; 0 is the task's ``gradient_horizon``: all, or 50 for MuJoCo tasks, as the true
-    gradient explodes through long contact."""
+    """Steps of these trajectories; 0 is the task's ``gradient_horizon``: all, or 50 for MuJoCo tasks (HalfCheetah
+    10), as the true gradient explodes through long contact."""
     freeze_actor: bool = False
     """Train the critic only, as the gradient-error experiment does [D.2]."""
     checkpoint_every: int = 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,12 +179,8 @@ class Trainer:
         ``gradient/nonfinite``, the number of trajectories left out because their truth is not finite.
         """
         runs, episodes = len(self.config.runs), self.config.eval_episodes
-
-        def policy(obs: Tensor) -> Tensor:
-            return self.agent.policy(obs.to(self.dtype).view(runs, -1, obs.shape[-1])).flatten(0, 1).to(obs.dtype)
-
         generators = self.streams.evaluation(self.env_step)
-        result = rollout(self.physics, policy, self._initial_states(episodes, generators))
+        result = rollout(self.physics, self.policy, self.initial_states(episodes, generators))
         returns = result.returns.view(runs, episodes).to(self.dtype)
         metrics = {
             "return/mean": returns.mean(dim=1),
@@ -193,21 +188,24 @@ class Trainer:
             "length/mean": result.lengths.view(runs, episodes).to(self.dtype).mean(dim=1),
         }
         if self.config.gradient_episodes:
-            initial = self._initial_states(self.config.gradient_episodes, generators)
-            metrics |= self._gradient_quality(policy, initial)
+            initial = self.initial_states(self.config.gradient_episodes, generators)
+            metrics |= self._gradient_quality(initial)
         return metrics
 
-    def _initial_states(self, episodes: int, generators: list[torch.Generator]) -> Float[Tensor, "N S"]:
+    def policy(self, obs: Float[Tensor, "N O"]) -> Float[Tensor, "N A"]:
+        """The deterministic actions of all runs, without exploration; N is a multiple of R, run-major."""
+        by_run = obs.to(self.dtype).view(len(self.config.runs), -1, obs.shape[-1])
+        return self.agent.policy(by_run).flatten(0, 1).to(obs.dtype)
+
+    def initial_states(self, episodes: int, generators: list[torch.Generator]) -> Float[Tensor, "N S"]:
         """``episodes`` initial states per run, float64, run-major."""
         return torch.cat([self.task.reset(episodes, g) for g in generators])
 
-    def _gradient_quality(
-        self, policy: Callable[[Tensor], Tensor], initial_state: Float[Tensor, "N S"]
-    ) -> dict[str, Float[Tensor, "R"]]:
+    def _gradient_quality(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         horizon = min(self.config.gradient_horizon or self.task.gradient_horizon or math.inf, self.task.horizon)
-        true = true_action_gradients(self.truth_physics, policy, initial_state, self.hyper.gamma, int(horizon))
+        true = true_action_gradients(self.truth_physics, self.policy, initial_state, self.hyper.gamma, int(horizon))
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)

@@ -56,6 +56,8 @@ class Experiment(abc.ABC):
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]]
     """Size to ``seeds``, ``steps``, ``evaluations`` (evenly spaced; each also writes a checkpoint) and any other fields
     of TrainConfig."""
+    OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {}
+    """What of a size's budget is different for single tasks."""
 
     size: Size = "cpu"
     """smoke: try everything in about a minute, the numbers mean nothing. cpu: minutes to an hour or two on two cores,
@@ -69,6 +71,8 @@ class Experiment(abc.ABC):
     default the size's."""
     device: str = "cpu"
     """Torch device of every cell: cpu, cuda, cuda:1, ..."""
+    compile: Literal["off", "on"] = "off"
+    """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
     out: Path | None = None
     """Folder for the run folders and results; by default runs/<experiment> for size cpu and
     runs/<experiment>-<size> for the others."""
@@ -89,13 +93,14 @@ class Experiment(abc.ABC):
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         """Write FILES into ``out`` and say what was found."""
 
-    def budget(self) -> dict[str, Any]:
-        """Fields of a TrainConfig from the size's budget and the flags that change it."""
-        settings = dict(self.BUDGETS[self.size])
+    def budget(self, task: str) -> dict[str, Any]:
+        """Fields of a TrainConfig for a task, from the size's budget and the flags that change it."""
+        settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(task, {})
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
         every = max(1, settings["steps"] // settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
-        return settings | {"eval_every": every, "checkpoint_every": every, "preset": preset, "device": self.device}
+        flags = {"preset": preset, "device": self.device, "compile": self.compile}
+        return settings | {"eval_every": every, "checkpoint_every": every} | flags
 
     @property
     def folder(self) -> Path:

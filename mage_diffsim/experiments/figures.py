@@ -41,6 +41,8 @@ class Panel:
     lines: tuple[Line, ...]
     log: bool = False
     """Logarithmic y axis."""
+    log_x: bool = False
+    """Logarithmic x axis."""
     limits: tuple[float, float] | None = None
     """Ends of the y axis; by default chosen from the means, with room for the bands."""
     level: tuple[float, str] | None = None
@@ -132,6 +134,8 @@ def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
         axis.text(0.5, 0.5, panel.note, ha="center", va="center", transform=axis.transAxes)
     if panel.log:
         axis.set_yscale("log")
+    if panel.log_x:
+        axis.set_xscale("log")
     limits = panel.limits or _limits(panel)
     if limits is not None:
         axis.set_ylim(*limits)

@@ -195,7 +195,17 @@ class Group:
     @property
     def name(self) -> str:
         """Method and dynamics, in words."""
-        return f"{METHOD_NAMES[self.method]}, {self.source}" + (f", {self.variant}" if self.variant else "")
+        return _in_words(self.method, self.dynamics, self.backend, self.variant)
+
+
+def cell_name(cell: Cell) -> str:
+    """Method and dynamics of a cell, in words."""
+    who = identity(cell)
+    return _in_words(who["method"], who["dynamics"], who["backend"], who["variant"])
+
+
+def _in_words(method: str, dynamics: str, backend: str, variant: str) -> str:
+    return f"{METHOD_NAMES[method]}, {source_name(dynamics, backend)}" + (f", {variant}" if variant else "")
 
 
 def source_name(dynamics: str, backend: str) -> str:

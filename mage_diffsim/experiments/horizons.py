@@ -1,0 +1,96 @@
+"""How far a true action-gradient can be trusted: its size over the horizon, and that two oracles agree about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.physics import Physics, backends_of, make_physics
+from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
+from mage_diffsim.experiments.report import write_csv
+from mage_diffsim.experiments.sweep import Outcome
+from mage_diffsim.gradients import true_action_gradients
+from mage_diffsim.runs import load_trainer
+from mage_diffsim.training import Trainer
+
+HORIZONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Steps at which the size of the true gradient is measured, as far as the task's episodes go."""
+
+EPISODES = 10
+"""Trajectories per run."""
+
+FIELDS = ("task", "curve", "lambda", "seed", "episode", "env_step", "norm")
+"""Columns of horizon.csv: one row per run, trajectory and horizon (``env_step``)."""
+
+
+def horizon_rows(trainer: Trainer, curve: str) -> list[dict[str, Any]]:
+    """|grad_{a_0} G(s_0, a_0)| of the trainer's policies, with the return of 1, 2, 5, ... steps; rows of FIELDS.
+
+    Args:
+        trainer: whose actors act, from initial states that an evaluation would draw.
+        curve: the name of its curve.
+    """
+    # Warp, where it can be had, is the quickest to differentiate whole trajectories through.
+    physics, runs = oracle(trainer, "warp") or trainer.truth_physics, trainer.config.runs
+    rows = []
+    for horizon in (h for h in HORIZONS if h <= trainer.task.horizon):
+        norms = _truth(trainer, physics, horizon)[0].norm(dim=-1).view(len(runs), EPISODES)
+        for (seed, lam), values in zip(runs, norms.tolist(), strict=True):
+            who = dict(task=trainer.task.name, curve=curve, seed=seed, env_step=horizon) | {"lambda": lam}
+            rows += [who | dict(episode=i, norm=x) for i, x in enumerate(values)]
+    return rows
+
+
+def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, title: str) -> list[dict[str, Any]]:
+    """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves."""
+    rows = [row for curve, outcome in outcomes for row in horizon_rows(load_trainer(outcome.run_dir), curve)]
+    write_csv(out / "horizon.csv", FIELDS, rows)
+    panels = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        lines = tuple(
+            line(curve, [r for r in mine if r["curve"] == curve], "norm", colour, geometric=True)
+            for curve, colour in zip(dict.fromkeys(r["curve"] for r in mine), PALETTE, strict=False)
+        )
+        panels.append([Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True)])
+    draw(out / "horizon.png", title, panels, "steps of the return")
+    return rows
+
+
+def oracle(trainer: Trainer, backend: str) -> Physics | None:
+    """The trainer's task on a backend in float64; None where it cannot be had."""
+    if backend not in backends_of(trainer.task):
+        return None
+    try:
+        return make_physics(trainer.task, backend, dtype=torch.float64, device=trainer.device)
+    except (MissingExtra, InputError):  # not installed, or it does not know something in the model
+        return None
+
+
+def disagreement(trainer: Trainer, horizon: int) -> dict[str, float]:
+    """How far true gradients through a bridge are from those of the task's first backend, along its policy.
+
+    Returns:
+        jax and warp, where they can be had, to the largest, over trajectories, of |difference| / |gradient|, norms over
+        all steps and actions.
+    """
+    first = make_physics(trainer.task, dtype=torch.float64, device=trainer.device)
+    expected = _truth(trainer, first, horizon)
+    found = {}
+    for backend in ("jax", "warp"):
+        physics = oracle(trainer, backend)
+        if physics is not None:
+            difference = _truth(trainer, physics, horizon) - expected
+            distance, size = (x.square().sum(dim=(0, 2)).sqrt() for x in (difference, expected))
+            found[backend] = float((distance / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
+    return found
+
+
+def _truth(trainer: Trainer, physics: Physics, horizon: int) -> Float[Tensor, "T N A"]:
+    start = trainer.initial_states(EPISODES, trainer.streams.evaluation(0))
+    return true_action_gradients(physics, trainer.policy, start, trainer.hyper.gamma, horizon).discounted
