@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # One stamp per set of extras: a second run installs nothing, and another set is added to the same environment.
 comma := ,
 DEMO_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
-TEST_STAMP := $(VENV)/.installed-dev-mjx-warp-mujoco-warp-log
+TEST_STAMP := $(VENV)/.installed-dev-mjx-warp-mujoco-warp-log-sweep
 
 .PHONY: demo test lint clean
 

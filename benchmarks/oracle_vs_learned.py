@@ -20,9 +20,9 @@ from mage_diffsim.config import METHODS, DynamicsName, make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import report
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.horizons import write_horizons
-from mage_diffsim.experiments.sweep import Cell, Outcome
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mage_diffsim.config import make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import report
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
 from mage_diffsim.experiments.graph import computation_graph, draw_graph
@@ -28,7 +29,6 @@ from mage_diffsim.experiments.statistics import (
     interval,
     probability_of_improvement,
 )
-from mage_diffsim.experiments.sweep import Cell, Outcome
 from mage_diffsim.runs import load_trainer
 from mage_diffsim.training import Trainer
 
@@ -466,7 +466,10 @@ class Performance(Comparison):
     )
 
 
-ABLATED: dict[Size, dict[str, Any]] = Performance.BUDGETS | {"cpu": Performance.BUDGETS["cpu"] | dict(steps=6000)}
+ABLATED: dict[Size, dict[str, Any]] = {
+    **Performance.BUDGETS,
+    "cpu": Performance.BUDGETS["cpu"] | dict(steps=6000),
+}
 """Of the ablations, which are on Pendulum at size cpu: twice what MAGE needs to solve it."""
 
 

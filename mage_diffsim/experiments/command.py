@@ -16,9 +16,11 @@ from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.doctor import versions
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
+from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
 from mage_diffsim.experiments.report import markdown_table, rich_table
-from mage_diffsim.experiments.sweep import Cell, Outcome, run_cells
+from mage_diffsim.experiments.sweep import run_cells
 from mage_diffsim.runs import write_atomically
 
 Size = Literal["smoke", "cpu", "paper"]
@@ -78,6 +80,13 @@ class Experiment(abc.ABC):
     runs/<experiment>-<size> for the others."""
     workers: int = min(2, os.cpu_count() or 1)
     """Cells that train at once, each in a process of its own; the results do not depend on it."""
+    launcher: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: tasks of a Ray cluster (the extra sweep); the results are the same."""
+    ray_address: str | None = None
+    """A Ray cluster that exists, host:port or auto; by default Ray starts here with as many CPUs as there are
+    workers."""
+    gpus_per_cell: float = 1.0
+    """Share of a GPU that a cell on device cuda holds under Ray: 0.25 puts four on one."""
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete this sweep's run folders first instead of going on with them."""
 
@@ -102,6 +111,18 @@ class Experiment(abc.ABC):
         flags = {"preset": preset, "device": self.device, "compile": self.compile}
         return settings | {"eval_every": every, "checkpoint_every": every} | flags
 
+    def make_launcher(self) -> Launcher:
+        """Where the cells train.
+
+        Raises:
+            InputError: the flags contradict each other.
+        """
+        if self.launcher == "ray":
+            return RayLauncher(self.workers, self.ray_address, self.gpus_per_cell)
+        if self.ray_address is not None:
+            raise InputError(f"ray_address is {self.ray_address!r} and launcher is local: give --launcher ray")
+        return LocalLauncher(self.workers)
+
     @property
     def folder(self) -> Path:
         """The out folder."""
@@ -123,7 +144,7 @@ def run(experiment: Experiment) -> int:
     """
     out = experiment.folder
     outcomes = run_cells(
-        experiment.cells(), out, workers=experiment.workers, fresh=experiment.fresh, display=make_display()
+        experiment.cells(), out, launcher=experiment.make_launcher(), fresh=experiment.fresh, display=make_display()
     )
     failed = [o for o in outcomes if o.status == "failed"]
     if any(o.status == "done" for o in outcomes):

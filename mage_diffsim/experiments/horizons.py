@@ -11,9 +11,9 @@ import torch
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
+from mage_diffsim.experiments.cells import Outcome
 from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
 from mage_diffsim.experiments.report import write_csv
-from mage_diffsim.experiments.sweep import Outcome
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.runs import load_trainer
 from mage_diffsim.training import Trainer

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mage_diffsim.config import METHODS
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
 from mage_diffsim.experiments.statistics import (
     FINAL_EVALUATIONS,
@@ -26,7 +27,6 @@ from mage_diffsim.experiments.statistics import (
     steps_to_threshold,
     t_quantile,
 )
-from mage_diffsim.experiments.sweep import Cell, Outcome
 from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
 
 CELL_FIELDS = ("task", "method", "dynamics", "backend", "variant")

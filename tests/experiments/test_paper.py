@@ -25,7 +25,7 @@ def test_unconstrained_trains_every_lambda_and_seed_in_one_cell(paper):
     (cell,) = paper.Unconstrained(seeds=(3, 4), steps=600).cells()
     config = cell.config
     assert (config.method, config.dynamics, config.backend) == ("mage-ddpg", "oracle", "torch")
-    assert config.runs == ((3, 0.0), (4, 0.0), (3, 0.2), (4, 0.2)) and (config.steps, config.eval_every) == (600, 20)
+    assert config.runs == ((3, 0.0), (4, 0.0), (3, 0.2), (4, 0.2)) and (config.steps, config.eval_every) == (600, 12)
 
 
 def test_a_gradient_below_a_hundredth_of_the_rewards_has_collapsed(paper):
@@ -71,6 +71,25 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
     assert paper.Performance(size="paper").cells()[0].config.hyper.updates_per_step == 10
 
 
+def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart(paper):
+    experiment = paper.Lambda(size="smoke")
+    (cell,) = experiment.cells()
+    assert cell.config.lambdas == (0.02, 0.05, 0.2, 1.0)
+    assert [experiment.variant_of(cell, {"lambda": w}) for w in cell.config.lambdas] == list(paper.Lambda.VARIANTS)
+
+
+def test_a_task_of_another_length_has_it_but_a_flag_wins(paper):
+    steps = {c.config.task: c.config.steps for c in paper.Performance().cells()}
+    assert steps == {"Pendulum": 10_000, "CartPole": 20_000}
+    assert {c.config.steps for c in paper.Performance(steps=700).cells()} == {700}
+
+
+def test_the_truth_of_mujoco_tasks_is_taken_through_warp_over_whole_episodes(paper):
+    configs = {c.config.task: c.config for c in paper.GradientError(tasks=("Pendulum", "HalfCheetah")).cells()}
+    assert (configs["Pendulum"].environment, configs["HalfCheetah"].environment) == (None, "warp")
+    assert all(c.freeze_actor and c.gradient_horizon == 1000 for c in configs.values())
+
+
 def test_the_variants_are_what_they_are_called(paper):
     rewards = {c.name: c.config.reward for c in paper.LearnedReward(size="smoke").cells()}
     assert rewards["Pendulum_MAGE-TD3 (learned reward)"] == "learned" and rewards["Pendulum_MAGE-TD3"] == "task"
@@ -78,7 +97,6 @@ def test_the_variants_are_what_they_are_called(paper):
     assert (
         sizes["Pusher_MAGE-TD3"] == 8 and sizes["Pusher_Dyna-TD3-small"] == 2 and sizes["Pusher_MAGE-TD3-smaller"] == 1
     )
-    assert [c.config.lambdas for c in paper.Lambda(size="cpu").cells()] == [(0.02,), (0.05,), (0.2,), (1.0,)]
     errors = paper.GradientError(size="cpu").cells()
     assert all(c.config.freeze_actor and (c.config.steps, c.config.eval_every) == (200, 10) for c in errors)
     assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]

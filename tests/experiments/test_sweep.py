@@ -20,6 +20,7 @@ import pytest
 import torch
 import tyro
 from rich.console import Console
+from sweeps import cell, without_clock
 from tiny_training import TINY
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra
@@ -27,22 +28,14 @@ from mage_diffsim.cli import main as cli_main
 from mage_diffsim.config import make_config
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
+from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.display import LiveDisplay, PlainDisplay, duration
-from mage_diffsim.experiments.sweep import Cell, check, run_cells
+from mage_diffsim.experiments.launchers import LocalLauncher
+from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, train
 
 ROOT = Path(__file__).resolve().parents[2]
-CLOCK = ("updates_per_s", "wall_s")
-"""Summary columns that no two runs share."""
-
-
-def cell(tiny, name="a", **settings) -> Cell:
-    return Cell(name, make_config("Pendulum", **{**tiny, "dynamics": "oracle", **settings}))
-
-
-def without_clock(rows):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 class Killed(Exception):
@@ -90,8 +83,8 @@ def two_sweeps(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", lines)
         outcomes = [
-            run_cells(cells, straight, workers=1, display=PlainDisplay()),
-            run_cells([broken, *cells], killed, workers=2, display=PlainDisplay()),
+            run_cells(cells, straight, launcher=LocalLauncher(1), display=PlainDisplay()),
+            run_cells([broken, *cells], killed, launcher=LocalLauncher(2), display=PlainDisplay()),
         ]
     return cells, (straight, killed), outcomes, lines.getvalue()
 
@@ -119,7 +112,7 @@ def test_the_number_of_workers_does_not_change_the_summary(two_sweeps):
 def test_a_finished_sweep_trains_nothing_again(two_sweeps, capsys):
     cells, (folder, _), outcomes, _ = two_sweeps
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    again = run_cells(cells, folder, workers=2, display=PlainDisplay())
+    again = run_cells(cells, folder, launcher=LocalLauncher(2), display=PlainDisplay())
     assert [o.status for o in again] == ["done", "done"]
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert capsys.readouterr().out.count("already finished") == 2
@@ -132,8 +125,8 @@ def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_swe
     config = dataclasses.replace(config, hyper=dataclasses.replace(config.hyper, batch_size=16))
     changed = [Cell("oracle", config)]
     with pytest.raises(InputError, match=r"oracle was trained with steps 60 and not 80, hyper.batch_size 8 and not 16"):
-        check(changed, folder, workers=1)
-    assert check(changed, folder, workers=1, fresh=True) == {}
+        check(changed, folder, launcher=LocalLauncher(1))
+    assert check(changed, folder, launcher=LocalLauncher(1), fresh=True) == {}
 
 
 def test_a_cell_that_breaks_is_reported_and_the_others_go_on(two_sweeps):
@@ -214,21 +207,21 @@ def test_a_bad_value_is_one_sentence_and_writes_nothing(oracle_vs_learned, flags
 def test_an_out_folder_that_cannot_be_written_is_refused(tiny, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"cannot write to the out folder .*: .*file is a file"):
-        check([cell(tiny)], tmp_path / "file" / "out", workers=1)
+        check([cell(tiny)], tmp_path / "file" / "out", launcher=LocalLauncher(1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_out_folder_without_permission_is_refused(tiny, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="no permission"):
-        check([cell(tiny)], tmp_path / "out", workers=1)
+        check([cell(tiny)], tmp_path / "out", launcher=LocalLauncher(1))
 
 
 def test_somebody_elses_folder_is_never_deleted(tiny, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="is in the way: it is not a run folder"):
-        run_cells([cell(tiny)], tmp_path, workers=1, fresh=True, display=PlainDisplay())
+        run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), fresh=True, display=PlainDisplay())
     assert (tmp_path / "a" / "thesis.tex").exists()
 
 
@@ -238,7 +231,7 @@ def test_two_sweeps_in_one_folder_are_refused(tiny, tmp_path):
     with open(tmp_path / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another sweep is working in"):
-            run_cells([cell(tiny)], tmp_path, workers=1, display=PlainDisplay())
+            run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), display=PlainDisplay())
 
 
 def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, tmp_path, monkeypatch):
@@ -249,11 +242,11 @@ def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, t
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     jax = cell(tiny, "jax", backend="jax")
-    skipped = check([cell(tiny, "torch"), jax], tmp_path, workers=1)
+    skipped = check([cell(tiny, "torch"), jax], tmp_path, launcher=LocalLauncher(1))
     assert skipped == {"jax": "jax is not installed: pip install 'mage-diffsim[mjx]'"}
-    assert check([cell(tiny, "learned", dynamics="learned", backend="jax")], tmp_path, workers=1) == {}
+    assert check([cell(tiny, "learned", dynamics="learned", backend="jax")], tmp_path, launcher=LocalLauncher(1)) == {}
     with pytest.raises(MissingExtra, match="jax is not installed"):
-        check([jax], tmp_path, workers=1)
+        check([jax], tmp_path, launcher=LocalLauncher(1))
 
 
 # --- the script ----------------------------------------------------------------------------------------------------
@@ -358,7 +351,7 @@ def test_durations_read_well(seconds, text):
 def test_a_run_killed_before_its_configuration_was_written_starts_anew(tiny, tmp_path):
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "config.json.tmp").write_text(json.dumps({}))
-    assert check([cell(tiny)], tmp_path, workers=1) == {}
+    assert check([cell(tiny)], tmp_path, launcher=LocalLauncher(1)) == {}
     assert newest_checkpoint(tmp_path / "a") is None
 
 
@@ -380,7 +373,7 @@ class Chatty(Pendulum):
 def test_what_a_worker_logs_is_shown_beside_the_bars_and_kept_in_its_log(tiny, tmp_path, capsys):
     (tmp_path / "chatty.py").write_text(LOGGING_TASK)
     config = make_config(f"{tmp_path / 'chatty.py'}:Chatty", **{**tiny, "dynamics": "oracle", "seeds": (0,)})
-    run_cells([Cell("a", config)], tmp_path / "out", workers=1, display=PlainDisplay())
+    run_cells([Cell("a", config)], tmp_path / "out", launcher=LocalLauncher(1), display=PlainDisplay())
     assert "a: compiling Chatty" in capsys.readouterr().out.splitlines()
     assert "compiling Chatty" in (tmp_path / "out" / "a.log").read_text()
 

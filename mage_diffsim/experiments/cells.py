@@ -1,0 +1,107 @@
+"""Cells of a sweep: one training each, how it ended, and the body of the process that trains it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.display import show_log
+from mage_diffsim.runs import Progress, is_run, resume, train
+
+PROGRESS_EVERY_S = 0.25
+"""Seconds between two progress messages of a cell."""
+
+Send = Callable[[str, Any], None]
+"""Takes what a process tells its sweep: ``("progress", env_step)`` or ``("note", text)``."""
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a sweep."""
+
+    name: str
+    """Unique in its sweep; the name of its run folder."""
+    config: TrainConfig
+    """What to train."""
+
+    @property
+    def simulator(self) -> str | None:
+        """The backend whose physics the learner imagines with, or None: a learned model alone, or model-free."""
+        uses = METHODS[self.config.method].imagines and self.config.dynamics != "learned"
+        return self.config.backend if uses else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    run_dir: Path
+    status: Status
+    reason: str = ""
+    """Why it was skipped or failed, one sentence or a traceback."""
+
+
+def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
+    """Train a cell, or go on with it from its newest checkpoint."""
+    last = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > PROGRESS_EVERY_S:
+            last = now
+            send("progress", progress.env_step)
+
+    if is_run(run_dir):
+        resume(run_dir, progress=report)
+    else:  # a run killed before its configuration was written is none
+        shutil.rmtree(run_dir, ignore_errors=True)
+        train(config, run_dir, progress=report)
+    send("progress", config.steps)
+
+
+def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, send: Send) -> tuple[Status, str]:
+    """Run ``target(*arguments, send)`` in a process of its own, single-threaded so that results do not depend on how
+    many run beside it; what it prints goes into ``log``.
+
+    Returns:
+        how it ended, and why if it is not done.
+
+    Raises:
+        BrokenPipeError: the sweep that it told of its progress is gone.
+    """
+    torch.set_num_threads(1)
+    # By descriptor, because simulators print from C++ too; on the terminal it would tear the progress bars.
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+    def note(text: str) -> None:
+        print(text, flush=True)  # into the log
+        send("note", text)
+
+    try:
+        with show_log(note):
+            target(*arguments, send)
+    except BrokenPipeError:
+        raise
+    except MissingExtra as error:
+        return "skipped", str(error)
+    except InputError as error:
+        return "failed", str(error)
+    except Exception:  # whatever broke is shown by the sweep, which goes on with the other cells
+        return "failed", traceback.format_exc()
+    return "done", ""

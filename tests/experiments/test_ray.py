@@ -1,0 +1,169 @@
+"""Sweeps as Ray tasks, on a Ray started by the test, against the same sweeps in processes of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import psutil
+import pytest
+from sweeps import cell, without_clock
+from tiny_training import TINY
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import make_config
+from mage_diffsim.experiments import launchers, report
+from mage_diffsim.experiments.cells import Cell
+from mage_diffsim.experiments.display import PlainDisplay
+from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
+from mage_diffsim.experiments.sweep import check, run_cells
+from mage_diffsim.runs import newest_checkpoint
+
+ray = pytest.importorskip("ray", reason="the extra sweep is not installed")
+
+TASKS = """
+import os, signal
+from pathlib import Path
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+
+class Broken(Pendulum):
+    name = "Broken"
+    def reset(self, n, generator):
+        raise RuntimeError("the pendulum fell off")
+
+class Fatal(Pendulum):
+    '''Kills its process in the middle of the first training.'''
+    name = "Fatal"
+    calls = 0
+    def reset(self, n, generator):
+        Fatal.calls += 1
+        mark = Path(__file__).with_name("killed")
+        if Fatal.calls == 8 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(n, generator)
+"""
+
+
+class Recorder(PlainDisplay):
+    """Keeps its lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of one machine with two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tasks") / "tasks.py"
+    file.write_text(TASKS)
+    return file
+
+
+def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(cluster, tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tasks.parent)
+    relative = {**TINY, "dynamics": "oracle", "backend": "torch"}
+    fatal = Cell("fatal", make_config("tasks.py:Fatal", **relative))
+    cells = [
+        cell(TINY, "learned", dynamics="learned"),
+        fatal,
+        Cell("broken", make_config("tasks.py:Broken", **relative)),
+    ]
+    display = Recorder()
+    launcher = RayLauncher(address=cluster.address)
+    *found, fell = run_cells(cells, tmp_path / "ray", launcher=launcher, display=display)
+    assert not ray.is_initialized()
+    assert [o.status for o in found] == ["done", "done"] and (tasks.parent / "killed").exists()
+    assert fell.status == "failed" and "the pendulum fell off" in fell.reason
+    assert "fatal: its worker was lost; another goes on from the newest checkpoint" in display.lines
+
+    expected = run_cells(cells[:2], tmp_path / "local", launcher=LocalLauncher(2), display=Recorder())
+    for rows in (report.summary_rows, report.curve_rows):
+        assert without_clock(rows(found)) == without_clock(rows(expected))
+
+    def connect(*_):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(RayLauncher, "_connect", connect)
+    again = run_cells(cells[:2], tmp_path / "ray", launcher=launcher, display=Recorder())
+    assert report.summary_rows(again) == report.summary_rows(found)
+
+
+def test_an_interrupted_sweep_stops_the_ray_that_it_started(tmp_path):
+    endless = Cell("endless", dataclasses.replace(cell(TINY).config, steps=10**6))
+
+    class Interrupting(Recorder):
+        def update(self, name, env_step):
+            if newest_checkpoint(tmp_path / name) is not None:
+                raise KeyboardInterrupt
+
+    before = set(psutil.pids())
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([endless], tmp_path, launcher=RayLauncher(), display=Interrupting())
+    assert not ray.is_initialized()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        left = [p for p in psutil.process_iter(["name"]) if p.pid not in before and "ray" in (p.info["name"] or "")]
+        if not left:
+            break
+        time.sleep(0.2)
+    assert not left
+
+
+def test_flags_choose_the_launcher(oracle_vs_learned):
+    flags = oracle_vs_learned.OracleVsLearned
+    assert flags(workers=3).make_launcher() == LocalLauncher(3)
+    found = flags(launcher="ray", workers=3, ray_address="auto", gpus_per_cell=0.25).make_launcher()
+    assert found == RayLauncher(3, "auto", 0.25) and not found.here
+    assert flags(launcher="ray").make_launcher().here
+
+
+@pytest.mark.parametrize(
+    ("launcher", "device", "sentence"),
+    [
+        (RayLauncher(workers=0), "cpu", "workers is 0; accepted is 1 or more"),
+        (RayLauncher(gpus_per_cell=0.0), "cpu", "gpus_per_cell is 0; accepted is a share above 0"),
+        (RayLauncher(gpus_per_cell=1.5), "cpu", "gpus_per_cell is 1.5"),
+        (RayLauncher(address="auto"), "cuda:1", "Ray chooses a cell's GPU itself: give cuda"),
+    ],
+)
+def test_bad_values_are_one_sentence(launcher, device, sentence, tmp_path):
+    config = dataclasses.replace(cell(TINY).config, device=device)
+    with pytest.raises(InputError, match=sentence):
+        check([Cell("a", config)], tmp_path / "out", launcher=launcher)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot use the Ray cluster at '127.0.0.1:1': "):
+        run_cells([cell(TINY)], tmp_path, launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
+
+
+def test_an_address_without_ray_is_refused(oracle_vs_learned):
+    with pytest.raises(InputError, match="ray_address is 'auto' and launcher is local: give --launcher ray"):
+        oracle_vs_learned.OracleVsLearned(ray_address="auto").make_launcher()
+
+
+def test_a_folder_that_machines_do_not_share_is_named(tmp_path):
+    class Done:
+        exceptions = ray.exceptions
+
+        @staticmethod
+        def get(reference):
+            return "done", ""
+
+    status, reason = launchers._ray_result(Done, None, tmp_path / "a")
+    assert status == "failed" and "must lie on a file system that all machines share" in reason
