@@ -255,23 +255,26 @@ class Comparison(Experiment):
 
 MEASURED: dict[str, Any] = dict(
     seeds=(0, 1, 2, 3, 4),
-    steps=200,
-    evaluations=20,
+    lambdas=(0.05,),
+    steps=500,
+    evaluations=50,
     eval_episodes=1,
     gradient_horizon=1000,
     freeze_actor=True,
-    hyper=dict(warmup_steps=10),
+    hyper=dict(warmup_steps=200, updates_per_step=10),
 )
-"""The gradient-error experiment of appendix D.2; its truth is that of whole episodes."""
+"""The gradient-error experiment of appendix D.2, over 300 steps (it does not say how many); its truth is that of whole
+episodes."""
 
 
 @dataclass(frozen=True)
 class GradientError(Comparison):
     """Eq. 14 and appendix D.2: how far the critic's action-gradients are from the true ones of a frozen actor's return.
 
-    200 environment steps, the actor never updated; every 10 steps 10 trajectories from the real start, along which the
-    true gradient is that of the empirical discounted return through the simulator. Beside MAGE and Dyna the controls:
-    ``shuffled`` gives the critic other samples' gradients, ``random`` random directions of the same size.
+    After 200 transitions the standard algorithm, but the actor is never updated; every 10 steps 10 trajectories from
+    the real start, along which the true gradient is that of the empirical discounted return through the simulator.
+    Beside MAGE and Dyna the controls: ``shuffled`` gives the critic other samples' gradients, ``random`` random
+    directions of the same size. All variants of a seed have the same actor, so they are compared seed by seed.
     """
 
     NAME: ClassVar[str] = "gradient-error"
@@ -286,15 +289,16 @@ class GradientError(Comparison):
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
         "smoke": SMOKE | dict(freeze_actor=True, steps=60, evaluations=3, hyper=SMOKE["hyper"] | dict(warmup_steps=20)),
         "cpu": MEASURED,
-        "paper": MEASURED | dict(lambdas=(0.05,)),
+        "paper": MEASURED,
     }
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {
-        size: {"Swimmer": dict(gradient_horizon=200)}  # beyond, some actors' gradients grow a thousandfold
-        for size in ("cpu", "paper")
+        # Beyond 200 steps of Swimmer some actors' gradients grow a thousandfold.
+        "cpu": {"Pendulum": dict(preset="paper"), "Swimmer": dict(gradient_horizon=200)},
+        "paper": {"Swimmer": dict(gradient_horizon=200)},
     }
     TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
         "smoke": ("Pendulum",),
-        "cpu": ("Pendulum", "Swimmer", "Hopper", "HalfCheetah"),
+        "cpu": ("Pendulum", "Swimmer", "HalfCheetah"),
         "paper": ("Pendulum", "HalfCheetah", "Swimmer", "Walker2d", "Hopper"),
     }
 
@@ -336,50 +340,62 @@ class GradientError(Comparison):
         )
         table, found = [], []
         for task in tasks:
-            errors = {}
+            errors: dict[str, list[float]] = {}
             for name in self.VARIANTS:
                 mine = [r for r in curves if (r["task"], r["variant"]) == (task, name)]
-                runs = list(dict.fromkeys(r["seed"] for r in mine))
-                by_run = [[r for r in mine if r["seed"] == seed] for seed in runs]
-                errors[name] = interval(
-                    (final_value(r, "gradient_error", geometric=True) for r in by_run), geometric=True
-                )
+                by_run = [[r for r in mine if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in mine)]
+                errors[name] = [final_value(r, "gradient_error", geometric=True) for r in by_run]
                 cosine = interval(final_value(r, "gradient_cosine") for r in by_run)
-                table.append((task, name, report.text(errors[name]), report.text(cosine), str(len(runs))))
+                error = interval(errors[name], geometric=True)
+                table.append((task, name, report.text(error), report.text(cosine), str(len(by_run))))
             found += gradient_error_findings(task, errors)
             found += agreement(load_trainer(firsts[task].run_dir))
         header = ("task", "variant", "gradient error", "cosine", "seeds")
-        return Findings("Eq. 14: gradient error over the last 5 of 20 measurements", header, table, found)
+        return Findings("Eq. 14: gradient error over the last 5 measurements", header, table, found)
 
 
 def agreement(trainer: Trainer) -> list[str]:
     """How well oracles on different backends agree about Eq. 14's truth, in sentences."""
     task = trainer.task
     first, horizon = backends_of(task)[0], task.gradient_horizon or task.horizon
-    return [
-        f"{task.name}: true gradients over {horizon} steps through {backend} differ from those through {first} by at "
-        f"most {apart:.1g} of their size."
-        for backend, apart in disagreement(trainer, horizon).items()
-    ]
+    found = []
+    for backend, apart in disagreement(trainer, horizon).items():
+        beyond = int((apart > 1e-4).sum())
+        found.append(
+            f"{task.name}: true gradients over {horizon} steps through {backend} differ from those through {first} by "
+            f"{apart.median():.1g} of their size (median of {len(apart)} trajectories; largest {apart.max():.1g})"
+            + (f"; {beyond} by more than 1e-4" if beyond else "")
+            + (" (a difference of MuJoCo C can straddle a contact's kink)." if beyond and first == "mujoco" else ".")
+        )
+    return found
 
 
-def gradient_error_findings(task: str, errors: Mapping[str, Interval]) -> list[str]:
-    """What the gradient errors say of the paper's claim and of the controls."""
+def gradient_error_findings(task: str, errors: Mapping[str, Sequence[float]]) -> list[str]:
+    """What the gradient errors say of the paper's claim and of the controls.
+
+    Args:
+        task: its name.
+        errors: variant to the errors of its runs, in the same order of seeds: those of a seed share an actor.
+    """
     found = []
     for name, other, claim in (
         ("MAGE-TD3", "Dyna-TD3", "as the paper says"),
         ("shuffled", "Dyna-TD3", "though it saw other samples' gradients"),
         ("random", "Dyna-TD3", "though it saw random directions"),
+        ("MAGE-TD3", "shuffled", "so it matters whose gradients it sees"),
     ):
-        verdict = compare(errors[name], errors[other])
-        words = {
-            "below": f"is below that of {other}, {claim}; the 95% intervals are separate",
-            "above": f"is above that of {other}; the 95% intervals are separate",
-            "overlap": f"is not told apart from that of {other}: the 95% intervals overlap",
-            "unknown": f"cannot be compared with that of {other}: too few seeds",
-        }[verdict]
-        numbers = f"{report.text(errors[name])} against {report.text(errors[other])}"
-        found.append(f"{task}: the gradient error of {name} {words} ({numbers}).")
+        if not errors.get(name) or not errors.get(other):
+            continue
+        ratio = interval((a / b for a, b in zip(errors[name], errors[other], strict=True)), geometric=True)
+        if not ratio.known:
+            words = f"cannot be compared with that of {other}: too few seeds"
+        elif ratio.high < 1.0:
+            words = f"is below that of {other}, {claim}"
+        elif ratio.low > 1.0:
+            words = f"is above that of {other}"
+        else:
+            words = f"is not told apart from that of {other}"
+        found.append(f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed).")
     return found
 
 

@@ -72,12 +72,12 @@ def oracle(trainer: Trainer, backend: str) -> Physics | None:
         return None
 
 
-def disagreement(trainer: Trainer, horizon: int) -> dict[str, float]:
+def disagreement(trainer: Trainer, horizon: int) -> dict[str, Float[Tensor, "N"]]:
     """How far true gradients through a bridge are from those of the task's first backend, along its policy.
 
     Returns:
-        jax and warp, where they can be had, to the largest, over trajectories, of |difference| / |gradient|, norms over
-        all steps and actions.
+        jax and warp, where they can be had, to |difference| / |gradient| of each trajectory, norms over all steps and
+        actions.
     """
     first = make_physics(trainer.task, dtype=torch.float64, device=trainer.device)
     expected = _truth(trainer, first, horizon)
@@ -87,7 +87,7 @@ def disagreement(trainer: Trainer, horizon: int) -> dict[str, float]:
         if physics is not None:
             difference = _truth(trainer, physics, horizon) - expected
             distance, size = (x.square().sum(dim=(0, 2)).sqrt() for x in (difference, expected))
-            found[backend] = float((distance / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
+            found[backend] = distance / size.clamp(min=torch.finfo(size.dtype).tiny)
     return found
 
 

@@ -49,7 +49,7 @@ def test_oracles_agree_and_a_wrong_one_is_seen(trainer, monkeypatch):
     pytest.importorskip("jax")
     pytest.importorskip("warp")
     found = horizons.disagreement(trainer, 50)
-    assert set(found) == {"jax", "warp"} and max(found.values()) < 1e-8
+    assert set(found) == {"jax", "warp"} and max(x.max() for x in found.values()) < 1e-8
 
     real = horizons.oracle
 
@@ -60,7 +60,7 @@ def test_oracles_agree_and_a_wrong_one_is_seen(trainer, monkeypatch):
         return physics
 
     monkeypatch.setattr(horizons, "oracle", wrong)
-    assert min(horizons.disagreement(trainer, 50).values()) > 1e-4
+    assert min(x.median() for x in horizons.disagreement(trainer, 50).values()) > 1e-4
 
 
 def test_a_backend_that_cannot_be_had_is_left_out(trainer):

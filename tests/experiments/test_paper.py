@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 
 from mage_diffsim.config import make_config
 from mage_diffsim.experiments.command import run
 from mage_diffsim.experiments.graph import computation_graph, edges
-from mage_diffsim.experiments.statistics import interval
 from mage_diffsim.training import Trainer
 
 
@@ -64,6 +64,8 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
         for size in ("smoke", "cpu", "paper"):
             cells = experiment(size=size).cells()
             assert len({c.name for c in cells}) == len(cells) > 0
+            if (name, size) == ("gradient-error", "cpu"):  # Pendulum's 300 steps are affordable in full
+                cells = [c for c in cells if c.config.task != "Pendulum"]
             presets = {c.config.preset for c in cells}
             assert presets == ({"paper"} if size == "paper" and name != "graph" else {"cpu"})
             if size == "paper" and name in ("performance", "learned-reward", "capacity", "lambda"):
@@ -98,7 +100,8 @@ def test_the_variants_are_what_they_are_called(paper):
         sizes["Pusher_MAGE-TD3"] == 8 and sizes["Pusher_Dyna-TD3-small"] == 2 and sizes["Pusher_MAGE-TD3-smaller"] == 1
     )
     errors = paper.GradientError(size="cpu").cells()
-    assert all(c.config.freeze_actor and (c.config.steps, c.config.eval_every) == (200, 10) for c in errors)
+    assert all(c.config.freeze_actor and (c.config.steps, c.config.eval_every) == (500, 10) for c in errors)
+    assert {c.config.hyper.updates_per_step for c in errors} == {10} and errors[0].config.preset == "paper"
     assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]
 
 
@@ -116,21 +119,30 @@ def test_rank_orders_are_told_from_the_scores(paper):
     assert "too few seeds" in said([-140.0], [-150.0])
 
 
-def test_gradient_errors_are_compared_by_their_intervals(paper):
-    def errors(*values):
-        return interval(values, geometric=True)
-
+def test_gradient_errors_are_compared_seed_by_seed(paper):
     found = paper.gradient_error_findings(
         "Pendulum",
-        {
-            "MAGE-TD3": errors(1.0, 1.1, 0.9),
-            "Dyna-TD3": errors(3.0, 3.1, 2.9),
-            "shuffled": errors(3.0, 3.2, 2.8),
-            "random": errors(9.0, 9.1, 8.9),
+        {  # actors differ a hundredfold: only within a seed can variants be told apart
+            "MAGE-TD3": [1.0, 11.0, 90.0],
+            "Dyna-TD3": [3.0, 31.0, 290.0],
+            "shuffled": [3.0, 32.0, 280.0],
+            "random": [9.0, 91.0, 890.0],
         },
     )
-    assert "MAGE-TD3 is below that of Dyna-TD3, as the paper says; the 95% intervals are separate" in found[0]
+    assert "MAGE-TD3 is below that of Dyna-TD3, as the paper says (0.332 [0.2" in found[0]
     assert "shuffled is not told apart" in found[1] and "random is above" in found[2]
+    assert "MAGE-TD3 is below that of shuffled" in found[3]
+    assert "too few seeds" in paper.gradient_error_findings("T", {"MAGE-TD3": [1.0], "Dyna-TD3": [2.0]})[0]
+
+
+def test_variants_of_a_seed_share_their_actor_and_their_trajectories(paper):
+    trainers = [Trainer(c.config) for c in paper.GradientError(size="smoke").cells()]
+    first, *others = trainers
+    start = first.initial_states(10, first.streams.evaluation(30))
+    obs = first.task.observe(start)
+    for other in others:
+        torch.testing.assert_close(other.initial_states(10, other.streams.evaluation(30)), start, rtol=0, atol=0)
+        torch.testing.assert_close(other.policy(obs), first.policy(obs), rtol=0, atol=0)
 
 
 def test_curves_are_smoothed_within_their_run(paper):
