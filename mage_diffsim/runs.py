@@ -18,11 +18,14 @@ import json
 import logging
 import os
 import pickle
+import signal
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -164,6 +167,37 @@ def resume(
     _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
 
 
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C (SIGINT) and SIGTERM wait until the step is done and saved; a second one acts at once.
+
+    Yields whether one has come; on leaving, it has its ordinary effect. Handlers that somebody else has set stay, as
+    does a signal that is ignored; outside the main thread Python allows none.
+    """
+    received: list[int] = []
+
+    def wait(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        restore()
+        logging.getLogger(__name__).warning("stopping: this step is done and saved first (again to stop at once)")
+
+    def restore() -> None:
+        for signum, handler in ours.items():
+            signal.signal(signum, handler)
+
+    ours: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(signum) is default:
+                ours[signum] = signal.signal(signum, wait)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+    if received:
+        signal.raise_signal(received[0])
+
+
 class _Session:
     """One sitting of a training: steps, evaluates, writes, checkpoints."""
 
@@ -182,6 +216,11 @@ class _Session:
         self.reported = trainer.agent.nonfinite.tolist()
 
     def run(self) -> None:
+        with _stop_signal() as stopped:
+            self._train(stopped)
+        self._export()
+
+    def _train(self, stopped: Callable[[], bool]) -> None:
         trainer, config = self.trainer, self.trainer.config
         if trainer.env_step == 0:
             self._evaluate()
@@ -194,11 +233,13 @@ class _Session:
                 self.train_s += elapsed
             if trainer.env_step % config.eval_every == 0 or trainer.env_step == config.steps:
                 self._evaluate()
-            if trainer.env_step % config.checkpoint_every == 0 or trainer.env_step == config.steps:
+            stop = stopped()
+            if trainer.env_step % config.checkpoint_every == 0 or trainer.env_step == config.steps or stop:
                 self._checkpoint()
             if self.progress is not None:
                 self.progress(self._progress())
-        self._export()
+            if stop:
+                return
 
     def _progress(self) -> Progress:
         trainer = self.trainer

@@ -8,8 +8,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -402,6 +404,53 @@ def test_an_interrupted_training_says_how_to_go_on_and_can(task, tmp_path, monke
     assert capsys.readouterr() == ("", sentence)
     assert run(*sentence.partition("`mage-diffsim ")[2].rstrip("`\n").split(), "--quiet") == 0
     assert [row["env_step"] for row in read_evaluations(run_dir)] == [0, 20, 40, 60]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_step_is_saved_and_nothing_is_lost(number, task, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "mage_diffsim.cli", "train", "--task", task, *TINY, "--quiet", "--out", run_dir]
+    # Started as a terminal would: whoever starts the tests in the background has SIGINT ignored.
+    started = subprocess.Popen(
+        [str(word) for word in [*command, "--steps", 10**6]],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while newest_checkpoint(run_dir) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.send_signal(number)
+    _, err = started.communicate(timeout=60)
+    assert "stopping: this step is done and saved first" in err
+    assert started.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    saved = int(newest_checkpoint(run_dir).stem.removeprefix("step_"))
+    if number == signal.SIGINT:
+        assert f"interrupted: go on from step {saved} with" in err
+
+    steps = saved + 3
+    assert run("train", "--resume", run_dir, "--steps", steps, "--quiet") == 0
+    assert run("train", "--task", task, *TINY, "--steps", steps, "--quiet", "--out", tmp_path / "straight") == 0
+    assert read_evaluations(run_dir) == read_evaluations(tmp_path / "straight")
+
+
+def test_a_second_signal_acts_at_once(task, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def signalled(self):
+        if self.env_step == 45:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("train", "--task", task, *TINY, "--out", tmp_path / "run", "--quiet") == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert newest_checkpoint(tmp_path / "run").stem == "step_0000000040"
 
 
 def test_an_interruption_before_the_folder_is_written_says_so(tmp_path, monkeypatch, capsys):
