@@ -308,7 +308,8 @@ class _Session:
             tensors[f"run{run}.obs_std"] = agent.obs.std[run, 0].clone()
         path = self.run_dir / "policy.safetensors"
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"activation": "silu", "output": "tanh", "input": "(obs - mean) / std"})
+        # One entry: of several the format does not keep the order, and equal runs would write different files.
+        save_file(tensors, temporary, {"policy": "tanh of a silu network of (obs - obs_mean) / obs_std"})
         os.replace(temporary, path)
 
 
