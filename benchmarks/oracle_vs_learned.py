@@ -39,7 +39,7 @@ class OracleVsLearned(Experiment):
         "cpu": {
             "CartPole": dict(steps=20_000),
             "InvertedPendulum": dict(steps=8000),
-            "HalfCheetah": dict(steps=8000, evaluations=16),
+            "HalfCheetah": dict(steps=6000, evaluations=15),
         }
     }
 
