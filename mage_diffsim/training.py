@@ -14,7 +14,7 @@ from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import METHODS, TrainConfig, validate
 from mage_diffsim.critic import RewardFunction
-from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
+from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics, require_action_gradient
 from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -108,7 +108,10 @@ class Trainer:
             learned = LearnedDynamics(self.ensemble)
         if name != "learned":
             derivative, residuals = self.config.derivative, self.config.residuals
-            oracle = OracleDynamics(self._physics(self.config.backend, derivative=derivative, residuals=residuals))
+            physics = self._physics(self.config.backend, derivative=derivative, residuals=residuals)
+            if self.config.critic_loss != "dyna":
+                require_action_gradient(physics)
+            oracle = OracleDynamics(physics)
         if learned and oracle:
             pair = (learned, oracle) if name == "hybrid-oracle-gradients" else (oracle, learned)
             return HybridDynamics(values=pair[0], jacobians=pair[1])
