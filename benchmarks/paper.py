@@ -435,7 +435,10 @@ def best_of(curves: Sequence[Mapping[str, Any]], task: str, variant: str) -> lis
 
 def aggregate_text(found: Aggregate) -> str:
     """``value [low, high]`` of a bootstrap."""
-    return "-" if math.isnan(found.value) else f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    if math.isnan(found.value):
+        return "-"
+    digits = report.decimals(found.value)
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 METHODS_OF_FIG_2: dict[str, dict[str, Any]] = {
@@ -536,12 +539,16 @@ class Capacity(Comparison):
 
 @dataclass(frozen=True)
 class Lambda(Comparison):
-    """Appendix B.4, Fig. 8: the weight of the TD error against the gradient term, medians. One cell trains all."""
+    """Appendix B.4, Fig. 8: the weight of the TD error against the gradient term, medians, beside Dyna-TD3.
+
+    One cell trains all weights.
+    """
 
     NAME: ClassVar[str] = "lambda"
     SOURCE: ClassVar[str] = "Fig. 8"
     LAMBDAS: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.2, 1.0)
-    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {f"λ = {weight:g}": {} for weight in LAMBDAS}
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {f"λ = {weight:g}": {} for weight in LAMBDAS} | {"Dyna-TD3": {}}
+    ORDER: ClassVar[tuple[tuple[str, str], ...]] = tuple((f"λ = {weight:g}", "Dyna-TD3") for weight in LAMBDAS)
     TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
         "smoke": ("Pendulum",),
         "cpu": ("Pendulum",),
@@ -552,12 +559,13 @@ class Lambda(Comparison):
 
     def cells(self) -> list[Cell]:
         return [
-            Cell(f"{task}_MAGE-TD3", make_config(task, method="mage-td3", lambdas=self.LAMBDAS, **self.budget(task)))
+            Cell(f"{task}_{name}", make_config(task, method=method, lambdas=lambdas, **self.budget(task)))
             for task in self.tasks or self.TASKS[self.size]
+            for name, method, lambdas in (("MAGE-TD3", "mage-td3", self.LAMBDAS), ("Dyna-TD3", "dyna-td3", (1.0,)))
         ]
 
     def variant_of(self, cell: Cell, row: Mapping[str, Any]) -> str:
-        return f"λ = {row['lambda']:g}"
+        return "Dyna-TD3" if cell.config.method == "dyna-td3" else f"λ = {row['lambda']:g}"
 
 
 @dataclass(frozen=True)

@@ -281,13 +281,17 @@ def text(value: Interval) -> str:
         return "-"
     if not math.isfinite(value.mean):
         return str(value.mean)
-    digits = max(0, 2 - math.floor(math.log10(abs(value.mean)))) if value.mean else 2
-    digits = min(digits, 6)
+    digits = decimals(value.mean)
     if not value.known:
         return f"{value.mean:.{digits}f}"
     if value.geometric:
         return f"{value.mean:.{digits}f} [{value.low:.3g}, {value.high:.3g}]"
     return f"{value.mean:.{digits}f} ± {value.half:.{digits}f}"
+
+
+def decimals(value: float) -> int:
+    """Digits after the point that show three significant ones, at most 6."""
+    return min(max(0, 2 - math.floor(math.log10(abs(value)))), 6) if value else 2
 
 
 def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -75,9 +75,10 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
 
 def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart(paper):
     experiment = paper.Lambda(size="smoke")
-    (cell,) = experiment.cells()
-    assert cell.config.lambdas == (0.02, 0.05, 0.2, 1.0)
-    assert [experiment.variant_of(cell, {"lambda": w}) for w in cell.config.lambdas] == list(paper.Lambda.VARIANTS)
+    mage, dyna = experiment.cells()
+    assert mage.config.lambdas == (0.02, 0.05, 0.2, 1.0) and dyna.config.method == "dyna-td3"
+    rows = [(mage, {"lambda": weight}) for weight in mage.config.lambdas] + [(dyna, {"lambda": 1.0})]
+    assert [experiment.variant_of(*row) for row in rows] == list(paper.Lambda.VARIANTS)
 
 
 def test_a_task_of_another_length_has_it_but_a_flag_wins(paper):
@@ -113,7 +114,7 @@ def test_rank_orders_are_told_from_the_scores(paper):
     assert "as in the paper, and the 95% intervals do not overlap" in said(
         [-140.0, -150.0, -145.0], [-300.0, -310.0, -305.0]
     )
-    assert "probability 1 [1, 1]" in said([-140.0, -150.0, -145.0], [-300.0, -310.0, -305.0])
+    assert "probability 1.00 [1.00, 1.00]" in said([-140.0, -150.0, -145.0], [-300.0, -310.0, -305.0])
     assert "the reverse of the paper" in said([-300.0, -310.0, -305.0], [-140.0, -150.0, -145.0])
     assert "the 95% intervals overlap" in said([-140.0, -300.0, -200.0], [-150.0, -290.0, -210.0])
     assert "too few seeds" in said([-140.0], [-150.0])
