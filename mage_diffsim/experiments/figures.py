@@ -136,6 +136,8 @@ def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
         axis.set_yscale("log")
     if panel.log_x:
         axis.set_xscale("log")
+    else:
+        axis.locator_params(axis="x", nbins=5)
     limits = panel.limits or _limits(panel)
     if limits is not None:
         axis.set_ylim(*limits)
