@@ -107,7 +107,7 @@ class Experiment(abc.ABC):
         settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(task, {})
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
         every = max(1, settings["steps"] // settings.pop("evaluations"))
-        preset = self.preset or settings.get("preset") or ("paper" if self.size == "paper" else "cpu")
+        preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags = {"preset": preset, "device": self.device, "compile": self.compile}
         return settings | {"eval_every": every, "checkpoint_every": every} | flags
 

@@ -64,8 +64,6 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
         for size in ("smoke", "cpu", "paper"):
             cells = experiment(size=size).cells()
             assert len({c.name for c in cells}) == len(cells) > 0
-            if (name, size) == ("gradient-error", "cpu"):  # Pendulum's 300 steps are affordable in full
-                cells = [c for c in cells if c.config.task != "Pendulum"]
             presets = {c.config.preset for c in cells}
             assert presets == ({"paper"} if size == "paper" and name != "graph" else {"cpu"})
             if size == "paper" and name in ("performance", "learned-reward", "capacity", "lambda"):
@@ -101,8 +99,8 @@ def test_the_variants_are_what_they_are_called(paper):
         sizes["Pusher_MAGE-TD3"] == 8 and sizes["Pusher_Dyna-TD3-small"] == 2 and sizes["Pusher_MAGE-TD3-smaller"] == 1
     )
     errors = paper.GradientError(size="cpu").cells()
-    assert all(c.config.freeze_actor and (c.config.steps, c.config.eval_every) == (500, 10) for c in errors)
-    assert {c.config.hyper.updates_per_step for c in errors} == {10} and errors[0].config.preset == "paper"
+    assert all(c.config.freeze_actor and c.config.eval_every == 10 for c in errors)
+    assert {c.config.hyper.updates_per_step for c in errors} == {10}
     assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]
 
 
