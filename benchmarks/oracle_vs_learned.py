@@ -110,7 +110,7 @@ class OracleVsLearned(Experiment):
         write_horizons(
             [(report.cell_name(o.cell), o) for o in outcomes if o.status == "done"],
             out,
-            "True gradient of the trained actors' first action by horizon: geometric mean and 95% c.i.",
+            "trained actors",
         )
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
         table = report.table_rows(report.groups_of(rows), outcomes)

@@ -336,7 +336,7 @@ class GradientError(Comparison):
         write_horizons(
             [("frozen actor", firsts[task]) for task in tasks],
             out,
-            "True gradient of the first action by horizon: geometric mean and 95% c.i. over runs and starts",
+            "frozen actors",
         )
         table, found = [], []
         for task in tasks:

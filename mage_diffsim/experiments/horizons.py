@@ -46,8 +46,17 @@ def horizon_rows(trainer: Trainer, curve: str) -> list[dict[str, Any]]:
     return rows
 
 
-def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, title: str) -> list[dict[str, Any]]:
-    """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves."""
+def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, actors: str) -> None:
+    """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves.
+
+    Args:
+        outcomes: name of the curve and the cell, whose newest checkpoint is read.
+        out: folder to write into.
+        actors: whose gradients these are, for the title.
+
+    Raises:
+        InputError: a checkpoint cannot be read, or a file not be written.
+    """
     rows = [row for curve, outcome in outcomes for row in horizon_rows(load_trainer(outcome.run_dir), curve)]
     write_csv(out / "horizon.csv", FIELDS, rows)
     panels = []
@@ -57,9 +66,10 @@ def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, title: st
             line(curve, [r for r in mine if r["curve"] == curve], "norm", colour, geometric=True)
             for curve, colour in zip(dict.fromkeys(r["curve"] for r in mine), PALETTE, strict=False)
         )
-        panels.append([Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True)])
-    draw(out / "horizon.png", title, panels, "steps of the return")
-    return rows
+        panels.append(Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True))
+    draw(
+        out / "horizon.png", f"True action-gradient of {actors}: geometric mean, 95% c.i.", [panels], "steps of return"
+    )
 
 
 def oracle(trainer: Trainer, backend: str) -> Physics | None:

@@ -71,7 +71,7 @@ def test_files_hold_every_curve(tmp_path):
     config = make_config("Pendulum", dynamics="oracle", backend="torch", **{**TINY, "steps": 20})
     train(config, tmp_path / "a")
     outcome = Outcome(Cell("a", config), tmp_path / "a", "done")
-    horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "title")
+    horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "tiny actors")
     with open(tmp_path / "horizon.csv") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == horizons.FIELDS and {r["curve"] for r in rows} == {"one", "two"}
