@@ -3,7 +3,8 @@ how much its gradients?
 
 By default seven cells on Pendulum: MAGE-TD3 on the learned ensemble, on the torch, jax and warp oracles and on both
 hybrids (values of one, Jacobians of the other), and Dyna-TD3 on the ensemble as control. Interrupt it at any time; the
-same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png and summary.md.
+same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png, summary.md, and in horizon.csv and
+horizon.png how the true gradient of each cell's actors grows with the horizon.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class OracleVsLearned(Experiment):
         for backend in backends:
             if backend not in backends_of(task):
                 raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-        settings = self.budget(task.name)
+        settings = self.budget(reference)
         cells = []
         for method in self.methods:
             for dynamics in self._dynamics_of(method):

@@ -74,8 +74,8 @@ class Agent:
         self.nonfinite = torch.zeros(runs, dtype=torch.int64, device=device)
         self.nonfinite_state = torch.full((runs, task.state_dim), torch.nan, device=device, dtype=dtype)
         self.critic_updates = 0
-        self._initialise(range(runs))
         self.freeze_actor = config.freeze_actor
+        self._initialise(range(runs))
         if config.compile == "on":
             self._compile(dynamics.traceable or not self.method.imagines)
         self.graphs: dict[tuple[ReplayBuffer, tuple[bool, ...]], Captured] | None = None
@@ -97,13 +97,15 @@ class Agent:
             self._fit_critic = compiled(self._fit_critic)
         self.update_actor = compiled(self.update_actor)
 
-    def _initialise(self, runs: range | list[int]) -> None:
+    def _initialise(self, runs: range | list[int], *, again: bool = False) -> None:
+        """Fresh networks; ``again``, a frozen actor stays, as all that is measured depends on it."""
         for run in runs:
             generator = self.streams.generators["initialise"][run]
-            self.actor[run] = self.actor_network.initial(1, generator, self.streams.dtype)
+            actor = self.actor_network.initial(1, generator, self.streams.dtype)
             self.critic[run] = self.critic_network.initial(self.method.critics, generator, self.streams.dtype)
-            self.actor_target[run] = self.actor[run]
             self.critic_target[run] = self.critic[run]
+            if not (again and self.freeze_actor):
+                self.actor[run] = self.actor_target[run] = actor
 
     # --- functions of the parameters ---------------------------------------------------------------------------
 
@@ -302,7 +304,7 @@ class Agent:
             self.diverged |= ~parameters.isfinite().flatten(1).all(dim=1)
         runs = self.diverged.clone()
         if runs.any():
-            self._initialise([int(r) for r in runs.nonzero()])
+            self._initialise([int(r) for r in runs.nonzero()], again=True)
             self.actor_optimizer.restart(runs)
             self.critic_optimizer.restart(runs)
             self.restarts += runs

@@ -82,9 +82,10 @@ def require_action_gradient(physics: Physics) -> None:
     task, device = physics.task, physics.device
     state = task.reset(2, torch.Generator(device).manual_seed(0)).to(device, physics.dtype).requires_grad_()
     action = torch.zeros(2, task.action_dim, device=device, dtype=physics.dtype, requires_grad=True)
-    moved = {"observe": task.observe(state)}
-    if physics.backend == "torch":
-        moved["step"] = physics.step(state.detach(), action)
+    with torch.enable_grad():
+        moved = {"observe": task.observe(state)}
+        if physics.backend == "torch":
+            moved["step"] = physics.step(state.detach(), action)
     for name, value in moved.items():
         if not value.requires_grad:
             raise InputError(

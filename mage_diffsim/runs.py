@@ -31,6 +31,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two trainings in one folder are then the user's own business
+    fcntl = None
+
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.doctor import versions
@@ -127,9 +132,10 @@ def train(
             raise InputError(f"the run folder {run_dir} is not empty: give a new one, or --resume it")
     except OSError as error:
         raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
-    write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
-    write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2))
-    _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
+    with _locked(run_dir):
+        write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+        write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2))
+        _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
 
 
 def resume(
@@ -144,9 +150,44 @@ def resume(
     """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` (None: as configured).
 
     Raises:
-        InputError: not a run folder, no or a damaged or newer checkpoint, or fewer steps than are done.
+        InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, or another process
+            trains in it.
     """
     config = read_config(run_dir)
+    with _locked(run_dir):
+        _resume(config, run_dir, steps, compile, task, progress, sinks)
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder against a second training; the lock dies with this process, and leaves no file.
+
+    Raises:
+        InputError: another process trains in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training in {run_dir}: wait for it or end it") from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _resume(
+    config: TrainConfig,
+    run_dir: Path,
+    steps: int | None,
+    compile: str | None,
+    task: Task | None,
+    progress: ProgressCallback | None,
+    sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...],
+) -> None:
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
     if compile is not None:
@@ -167,19 +208,28 @@ def resume(
     _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
 
 
+SAME_SIGNAL_S = 1.0
+"""Seconds within which a second signal is the first one again: schedulers send it to a process and to its group."""
+
+
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C (SIGINT) and SIGTERM wait until the step is done and saved; a second one acts at once.
+    """Let Ctrl-C (SIGINT) and SIGTERM wait until the step is done and saved; a second one acts as soon as Python sees
+    it (signals within one native call, as compiling may be, count as one; SIGKILL always works).
 
     Yields whether one has come; on leaving, it has its ordinary effect. Handlers that somebody else has set stay, as
     does a signal that is ignored; outside the main thread Python allows none.
     """
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
 
     def wait(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        restore()
-        logging.getLogger(__name__).warning("stopping: this step is done and saved first (again to stop at once)")
+        now = time.monotonic()
+        if not received:
+            received.append((signum, now))
+            logging.getLogger(__name__).warning("stopping: this step is done and saved first (again to stop at once)")
+        elif now - received[0][1] > SAME_SIGNAL_S:
+            restore()
+            signal.raise_signal(signum)
 
     def restore() -> None:
         for signum, handler in ours.items():
@@ -195,7 +245,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
     finally:
         restore()
     if received:
-        signal.raise_signal(received[0])
+        signal.raise_signal(received[0][0])
 
 
 class _Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ class Trainer:
         if name != "learned":
             derivative, residuals = self.config.derivative, self.config.residuals
             physics = self._physics(self.config.backend, derivative=derivative, residuals=residuals)
-            if self.config.critic_loss != "dyna":
+            if self.config.critic_loss != "dyna" and name != "hybrid-learned-gradients":
                 require_action_gradient(physics)
             oracle = OracleDynamics(physics)
         if learned and oracle:
@@ -204,11 +203,16 @@ class Trainer:
         """``episodes`` initial states per run, float64, run-major."""
         return torch.cat([self.task.reset(episodes, g) for g in generators])
 
+    @property
+    def gradient_steps(self) -> int:
+        """Steps of the trajectories whose return is differentiated: the configuration's, else the task's."""
+        return min(self.config.gradient_horizon or self.task.gradient_horizon or self.task.horizon, self.task.horizon)
+
     def _gradient_quality(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
-        horizon = min(self.config.gradient_horizon or self.task.gradient_horizon or math.inf, self.task.horizon)
-        true = true_action_gradients(self.truth_physics, self.policy, initial_state, self.hyper.gamma, int(horizon))
+        horizon = self.gradient_steps
+        true = true_action_gradients(self.truth_physics, self.policy, initial_state, self.hyper.gamma, horizon)
 
         def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
             return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)

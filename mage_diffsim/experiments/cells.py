@@ -84,16 +84,16 @@ def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path,
         BrokenPipeError: the sweep that it told of its progress is gone.
     """
     torch.set_num_threads(1)
-    # By descriptor, because simulators print from C++ too; on the terminal it would tear the progress bars.
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
 
     def note(text: str) -> None:
         print(text, flush=True)  # into the log
         send("note", text)
 
     try:
+        # By descriptor, because simulators print from C++ too; on the terminal it would tear the progress bars.
+        with open(log, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         with show_log(note):
             target(*arguments, send)
     except BrokenPipeError:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.doctor import versions
+from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
@@ -32,7 +33,7 @@ SMOKE: dict[str, Any] = dict(
     evaluations=2,
     eval_episodes=2,
     gradient_episodes=2,
-    hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=1, model_batches=5),
+    hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=2, model_batches=5),
 )
 """A budget that tries everything and shows nothing."""
 
@@ -56,8 +57,8 @@ class Experiment(abc.ABC):
     FILES: ClassVar[tuple[str, ...]]
     """What :meth:`report` writes into the out folder."""
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]]
-    """Size to ``seeds``, ``steps``, ``evaluations`` (evenly spaced; each also writes a checkpoint) and any other fields
-    of TrainConfig."""
+    """Size to ``seeds``, ``steps``, ``evaluations`` (evenly spaced) or ``eval_every``, and any other fields of
+    TrainConfig; every evaluation also writes a checkpoint."""
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {}
     """What of a size's budget is different for single tasks."""
 
@@ -103,10 +104,10 @@ class Experiment(abc.ABC):
         """Write FILES into ``out`` and say what was found."""
 
     def budget(self, task: str) -> dict[str, Any]:
-        """Fields of a TrainConfig for a task, from the size's budget and the flags that change it."""
-        settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(task, {})
+        """Fields of a TrainConfig for a task (as it was given), from the size's budget and the flags that change it."""
+        settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(make_task(task).name, {})
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
-        every = max(1, settings["steps"] // settings.pop("evaluations"))
+        every = settings.pop("eval_every", None) or max(1, settings["steps"] // settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags = {"preset": preset, "device": self.device, "compile": self.compile}
         return settings | {"eval_every": every, "checkpoint_every": every} | flags
@@ -163,6 +164,8 @@ def run(experiment: Experiment) -> int:
         print(f"Written to {out}: {', '.join(('summary.md', *experiment.FILES))}")
     for outcome in failed:
         print(f"error: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
+    if failed and len(failed) == len(outcomes):
+        print("run the same command again to go on", file=sys.stderr)
     return 1 if failed else 0
 
 

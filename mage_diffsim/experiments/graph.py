@@ -24,7 +24,7 @@ class Quantity:
     parents: tuple[str, ...]
     """The quantities that autograd reaches from it first, going back."""
     stochastic: bool
-    """Whether it is drawn: fresh random numbers change it though its parents stay."""
+    """Whether it is drawn: fresh random numbers change it though its parents stay; s is drawn from the buffer."""
     operations: int
     """Operations of autograd between it and its parents."""
 
@@ -67,9 +67,7 @@ def _tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor]:
 
     at, start = agent.start_leaf(batch)
     found["s"] = start
-    with torch.no_grad():
-        action = agent.policy(batch.obs)
-    found["a"] = action.requires_grad_()
+    action = found["a"] = agent.policy(at.obs)
 
     imagined: Imagined = agent.dynamics.step(at, action, draws.imagine)
     found["s'"] = imagined.obs

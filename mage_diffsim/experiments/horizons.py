@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.experiments.cells import Outcome
-from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
+from mage_diffsim.experiments.figures import DASHES, PALETTE, Panel, draw, line
 from mage_diffsim.experiments.report import write_csv
+from mage_diffsim.experiments.statistics import interval
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.runs import load_trainer
 from mage_diffsim.training import Trainer
@@ -24,8 +26,8 @@ HORIZONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 EPISODES = 10
 """Trajectories per run."""
 
-FIELDS = ("task", "curve", "lambda", "seed", "episode", "env_step", "norm")
-"""Columns of horizon.csv: one row per run, trajectory and horizon (``env_step``)."""
+FIELDS = ("task", "curve", "lambda", "seed", "episode", "horizon", "norm")
+"""Columns of horizon.csv: one row per run, trajectory and horizon in steps."""
 
 
 def horizon_rows(trainer: Trainer, curve: str) -> list[dict[str, Any]]:
@@ -33,15 +35,17 @@ def horizon_rows(trainer: Trainer, curve: str) -> list[dict[str, Any]]:
 
     Args:
         trainer: whose actors act, from initial states that an evaluation would draw.
-        curve: the name of its curve.
+        curve: the name of its curve; lambda is added where there are several.
     """
     # Warp, where it can be had, is the quickest to differentiate whole trajectories through.
     physics, runs = oracle(trainer, "warp") or trainer.truth_physics, trainer.config.runs
+    several = len(trainer.config.lambdas) > 1
     rows = []
     for horizon in (h for h in HORIZONS if h <= trainer.task.horizon):
-        norms = _truth(trainer, physics, horizon)[0].norm(dim=-1).view(len(runs), EPISODES)
+        norms = _truth(trainer, physics, horizon, EPISODES)[0].norm(dim=-1).view(len(runs), EPISODES)
         for (seed, lam), values in zip(runs, norms.tolist(), strict=True):
-            who = dict(task=trainer.task.name, curve=curve, seed=seed, env_step=horizon) | {"lambda": lam}
+            name = f"{curve}, λ = {lam:g}" if several else curve
+            who = dict(task=trainer.task.name, curve=name, seed=seed, horizon=horizon) | {"lambda": lam}
             rows += [who | dict(episode=i, norm=x) for i, x in enumerate(values)]
     return rows
 
@@ -50,26 +54,42 @@ def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, actors: s
     """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves.
 
     Args:
-        outcomes: name of the curve and the cell, whose newest checkpoint is read.
+        outcomes: name of the curve and the cell, whose newest checkpoint is read, on the CPU; a cell whose backend is
+            not installed here is left out.
         out: folder to write into.
         actors: whose gradients these are, for the title.
 
     Raises:
         InputError: a checkpoint cannot be read, or a file not be written.
     """
-    rows = [row for curve, outcome in outcomes for row in horizon_rows(load_trainer(outcome.run_dir), curve)]
+    rows = []
+    for curve, outcome in outcomes:
+        with contextlib.suppress(MissingExtra):
+            rows += horizon_rows(load_trainer(outcome.run_dir, device="cpu"), curve)
     write_csv(out / "horizon.csv", FIELDS, rows)
+    curves = list(dict.fromkeys(row["curve"] for row in rows))
+    styles = {c: (PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, c in enumerate(curves)}
     panels = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == task]
+        mine = _by_run([row for row in rows if row["task"] == task])
         lines = tuple(
-            line(curve, [r for r in mine if r["curve"] == curve], "norm", colour, geometric=True)
-            for curve, colour in zip(dict.fromkeys(r["curve"] for r in mine), PALETTE, strict=False)
+            line(curve, [r for r in mine if r["curve"] == curve], "norm", *styles[curve], geometric=True)
+            for curve in curves
         )
         panels.append(Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True))
-    draw(
-        out / "horizon.png", f"True action-gradient of {actors}: geometric mean, 95% c.i.", [panels], "steps of return"
-    )
+    title = f"True action-gradient of {actors}: geometric mean and 95% c.i. over seeds"
+    draw(out / "horizon.png", title, [panels or [Panel("", "", (), note="nothing was measured")]], "steps of return")
+
+
+def _by_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The geometric mean over the trajectories of each run: those of one actor are not independent."""
+    norms: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        norms.setdefault((row["curve"], row["lambda"], row["seed"], row["horizon"]), []).append(row["norm"])
+    return [
+        {"curve": curve, "env_step": horizon, "norm": interval(values, geometric=True).mean}
+        for (curve, _, _, horizon), values in norms.items()
+    ]
 
 
 def oracle(trainer: Trainer, backend: str) -> Physics | None:
@@ -82,25 +102,32 @@ def oracle(trainer: Trainer, backend: str) -> Physics | None:
         return None
 
 
-def disagreement(trainer: Trainer, horizon: int) -> dict[str, Float[Tensor, "N"]]:
+def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Float[Tensor, "N"]]:
     """How far true gradients through a bridge are from those of the task's first backend, along its policy.
+
+    Args:
+        trainer: whose actors act.
+        horizon: steps of the return.
+        episodes: trajectories per run.
 
     Returns:
         jax and warp, where they can be had, to |difference| / |gradient| of each trajectory, norms over all steps and
         actions.
     """
     first = make_physics(trainer.task, dtype=torch.float64, device=trainer.device)
-    expected = _truth(trainer, first, horizon)
+    expected = _truth(trainer, first, horizon, episodes)
     found = {}
     for backend in ("jax", "warp"):
         physics = oracle(trainer, backend)
         if physics is not None:
-            difference = _truth(trainer, physics, horizon) - expected
+            given = _truth(trainer, physics, horizon, episodes)
+            steps = min(len(given), len(expected))  # where every episode has ended, the rest is not computed
+            difference = given[:steps] - expected[:steps]
             distance, size = (x.square().sum(dim=(0, 2)).sqrt() for x in (difference, expected))
             found[backend] = distance / size.clamp(min=torch.finfo(size.dtype).tiny)
     return found
 
 
-def _truth(trainer: Trainer, physics: Physics, horizon: int) -> Float[Tensor, "T N A"]:
-    start = trainer.initial_states(EPISODES, trainer.streams.evaluation(0))
+def _truth(trainer: Trainer, physics: Physics, horizon: int, episodes: int) -> Float[Tensor, "T N A"]:
+    start = trainer.initial_states(episodes, trainer.streams.evaluation(0))
     return true_action_gradients(physics, trainer.policy, start, trainer.hyper.gamma, horizon).discounted

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,9 @@ import torch
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.experiments.cells import PROGRESS_EVERY_S, Cell, Outcome, Status, run_body, train_cell
 from mage_diffsim.experiments.display import Display, duration
-from mage_diffsim.runs import is_finished
+
+LAST_STEP_S = 15.0
+"""Seconds that the workers of an interrupted sweep have, together, to end their steps and save them."""
 
 
 class Launcher(abc.ABC):
@@ -38,6 +43,14 @@ class Launcher(abc.ABC):
         Raises:
             InputError, MissingExtra: says what and why.
         """
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """What must be there before anything is deleted or trained, and is let go at the end.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
@@ -114,11 +127,13 @@ def run_processes(
                 yield cell, status, content
     finally:
         for _, process, _ in running.values():
-            process.terminate()
+            process.terminate()  # it saves its step first
+        deadline = time.monotonic() + LAST_STEP_S
         for _, process, _ in running.values():
-            process.join(5.0)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join()
 
 
 def _shown(display: Display | None, name: str, status: str, content: Any) -> bool:
@@ -140,11 +155,13 @@ def _spawn(target: Callable[..., None], arguments: tuple[Any, ...], log: Path) -
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_process, args=(target, arguments, log, theirs), daemon=True)
     # Ctrl-C reaches the whole process group: workers are born ignoring it, and this process ends them.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         process.start()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if main:
+            signal.signal(signal.SIGINT, previous)
     theirs.close()  # so that the worker's end is the only one, and its death an EOF
     return ours, process
 
@@ -187,29 +204,56 @@ class RayLauncher(Launcher):
         _check_workers(self.workers)
         _import_ray()
         share = self.gpus_per_cell
-        if not (0.0 < share <= 1.0 or (share > 1.0 and share == int(share))):
+        if not (0.0 < share <= 1.0 or (1.0 < share < math.inf and share == int(share))):
             raise InputError(f"gpus_per_cell is {share:g}; accepted is a share above 0, or a whole number of GPUs")
         for cell in cells:
             if torch.device(cell.config.device).index is not None:
                 raise InputError(f"device is {cell.config.device}; Ray chooses a cell's GPU itself: give cuda")
 
-    def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
-        if not todo:
-            return
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
         ray = _import_ray()
-        self._connect(ray)
+        if ray.is_initialized():
+            raise InputError("this process is connected to a Ray cluster already; a sweep makes its own connection")
+        quiet: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
+        if self.address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Only messages and configurations go through the object store.
+            small = dict(include_dashboard=False, object_store_memory=100 * 2**20)
+            ray.init(address="local", num_cpus=self.workers, **small, **quiet)
+        else:
+            try:
+                if ":" in self.address:  # Ray itself goes on trying for many minutes
+                    host, _, port = self.address.removeprefix("ray://").rpartition(":")
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+                ray.init(address=self.address, **quiet)
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"cannot use the Ray cluster at {self.address!r}: {reason}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
+        ray = _import_ray()
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._check_gpus(ray, todo, display)
+        token = uuid.uuid4().hex
+        (out / TOKEN).write_text(token)
+        # On this machine: with a lost one it would take the whole sweep along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        # A process per cell: one that compiled and trained before would differ in memory, caches and threads.
+        task = ray.remote(max_retries=RETRIES, max_calls=1)(_ray_task)
         pending: dict[Any, Cell] = {}
         began: dict[str, float] = {}
         try:
-            from ray.util.queue import Queue
-
-            messages = Queue(actor_options={"num_cpus": 0})
-            # A process per cell: one that compiled and trained before would differ in memory, caches and threads.
-            task = ray.remote(max_retries=RETRIES, max_calls=1)(_ray_task)
             for cell in todo:
-                gpus = self.gpus_per_cell if torch.device(cell.config.device).type == "cuda" else 0
-                options = task.options(name=cell.name, num_cpus=1, num_gpus=gpus)
-                pending[options.remote(cell, out.resolve(), Path.cwd(), messages)] = cell
+                options = task.options(name=cell.name, num_cpus=1, num_gpus=self._gpus(cell))
+                pending[options.remote(cell, out.resolve(), token, Path.cwd(), messages)] = cell
             while pending:
                 ready, _ = ray.wait(list(pending), timeout=PROGRESS_EVERY_S)
                 for name, status, content in messages.get_nowait_batch(messages.qsize()):
@@ -222,32 +266,30 @@ class RayLauncher(Launcher):
                         display.start(name)
                 for reference in ready:
                     cell = pending.pop(reference)
-                    status, reason = _ray_result(ray, reference, out / cell.name)
+                    status, reason = _ray_result(ray, reference)
                     display.finish(cell.name, _ending(status, reason, began.get(cell.name, time.monotonic())))
                     yield Outcome(cell, out / cell.name, status, reason)
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
-            ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:
-        if ray.is_initialized():
-            raise InputError("this process is connected to a Ray cluster already; a sweep makes its own connection")
-        quiet: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
-        if self.address is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # Only messages and configurations go through the object store.
-            small = dict(include_dashboard=False, object_store_memory=100 * 2**20)
-            ray.init(address="local", num_cpus=self.workers, **small, **quiet)
+    def _gpus(self, cell: Cell) -> float:
+        return self.gpus_per_cell if torch.device(cell.config.device).type == "cuda" else 0.0
+
+    def _check_gpus(self, ray: Any, todo: Sequence[Cell], display: Display) -> None:
+        """A cell that no machine has the GPUs for would wait without a word."""
+        needed = max(map(self._gpus, todo))
+        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if needed <= most:
             return
-        try:
-            if ":" in self.address:  # Ray itself goes on trying for many minutes
-                host, _, port = self.address.removeprefix("ray://").rpartition(":")
-                socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
-            ray.init(address=self.address, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"cannot use the Ray cluster at {self.address!r}: {reason}") from error
+        sentence = f"a cell asks for {needed:g} GPUs, and no machine of the Ray cluster has more than {most:g}"
+        if self.address is None:
+            raise InputError(f"{sentence}: give a smaller gpus_per_cell, or --device cpu")
+        display.say(f"{sentence}: cells wait until one joins")
+
+
+TOKEN = ".sweep"
+"""File in the out folder by which a machine of the cluster knows that it sees the same folder."""
 
 
 def _import_ray() -> Any:
@@ -258,23 +300,28 @@ def _import_ray() -> Any:
     return ray
 
 
-def _ray_result(ray: Any, reference: Any, run_dir: Path) -> tuple[Status, str]:
+def _ray_result(ray: Any, reference: Any) -> tuple[Status, str]:
     try:
-        status, reason = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayError as error:
-        return "failed", f"Ray gave it up: {str(error).strip().splitlines()[0]}"
-    if status == "done" and not is_finished(run_dir):
-        return "failed", f"{run_dir} is not seen here: the out folder must lie on a file system that all machines share"
-    return status, reason
+        return "failed", f"Ray gave it up: {getattr(error, 'cause', None) or str(error).strip().splitlines()[-1]}"
 
 
-def _ray_task(cell: Cell, out: Path, directory: Path, messages: Any) -> tuple[Status, str]:
+def _ray_task(cell: Cell, out: Path, token: str, directory: Path, messages: Any) -> tuple[Status, str]:
     """Body of a Ray task. Runs where the sweep was started, if that folder is there: a task's file may be relative."""
+    from ray.exceptions import RayError
+
+    if not (out / TOKEN).is_file() or (out / TOKEN).read_text() != token:
+        return "failed", (
+            f"the machine {socket.gethostname()} does not see {out} as the sweep does: the out folder must lie on a "
+            "file system that all machines of the cluster share"
+        )
     with contextlib.suppress(OSError):
         os.chdir(directory)
 
     def send(status: str, content: Any) -> None:
-        messages.put_nowait((cell.name, status, content))
+        with contextlib.suppress(RayError):  # progress is for show: training goes on without
+            messages.put_nowait((cell.name, status, content))
 
     send("start", None)
     return run_body(train_cell, (cell.config, out / cell.name), out / f"{cell.name}.log", send)

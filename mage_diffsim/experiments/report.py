@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,15 @@ SUMMARY_FIELDS = (
     "gradient_error",
     "gradient_cosine",
     "nonfinite",
+    "restarts",
     "updates_per_s",
     "wall_s",
 )
 """Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
 the last FINAL_EVALUATIONS evaluations (of the error the geometric mean); ``steps_to_threshold`` is the first evaluation
 that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
-finite; ``updates_per_s`` and ``wall_s`` belong to the cell, whose seeds train together."""
+finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and
+``wall_s`` belong to the cell, whose seeds train together."""
 
 CURVE_FIELDS = (
     *CELL_FIELDS,
@@ -67,6 +69,7 @@ CURVE_FIELDS = (
     "grad_reward",
     "loss_critic",
     "q_mean",
+    "agent_restarts",
 )
 """Columns of curves.csv, one row per run and evaluation."""
 
@@ -125,7 +128,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
                 | {"steps_to_threshold": steps_to_threshold(mine, solved)}
                 | {"gradient_error": final_value(mine, "gradient_error", geometric=True)}
                 | {"gradient_cosine": final_value(mine, "gradient_cosine")}
-                | {"nonfinite": int(last["grad_nonfinite"] or 0)}
+                | {"nonfinite": int(last["grad_nonfinite"] or 0), "restarts": int(last["agent_restarts"] or 0)}
                 | {name: last[name] for name in ("updates_per_s", "wall_s")}
             )
     return rows
@@ -240,6 +243,7 @@ HEADER = (
     "cosine",
     "solved at step",
     "non-finite",
+    "restarts",
     "updates/s",
     "wall",
 )
@@ -262,6 +266,7 @@ def table_rows(groups: Sequence[Group], outcomes: Iterable[Outcome] = ()) -> lis
                 text(group.value("gradient_cosine")),
                 solved,
                 str(sum(row["nonfinite"] for row in group.rows)),
+                str(sum(row["restarts"] for row in group.rows)),
                 f"{group.value('updates_per_s').mean:.0f}",
                 f"{group.value('wall_s').mean:.0f} s",
             )
@@ -284,6 +289,8 @@ def text(value: Interval) -> str:
     digits = decimals(value.mean)
     if not value.known:
         return f"{value.mean:.{digits}f}"
+    if value.ends is not None:
+        return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     if value.geometric:
         return f"{value.mean:.{digits}f} [{value.low:.3g}, {value.high:.3g}]"
     return f"{value.mean:.{digits}f} ± {value.half:.{digits}f}"
@@ -403,6 +410,7 @@ def findings(rows: Sequence[Mapping[str, Any]], solved_returns: Mapping[str, flo
                 f"{group.task}: {label(group, everything)} gave {count} batch rows that were not finite; they were "
                 "masked and never trained on."
             )
+    found += restarts(rows, lambda r: f"{r['task']}, {_in_words(*(r[field] for field in CELL_FIELDS[1:]))},")
     return found + _caveats(everything)
 
 
@@ -536,6 +544,22 @@ def _attribution(hybrid: Group, learned: Group, oracle: Group, column: str, word
 def enumeration(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def restarts(rows: Sequence[Mapping[str, Any]], name_of: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """Which runs began anew, in a sentence; none where none did.
+
+    Args:
+        rows: rows of SUMMARY_FIELDS.
+        name_of: a row to what its run is called.
+    """
+    said = [f"{name_of(r)} seed {r['seed']} ({r['restarts']}x)" for r in rows if r["restarts"]]
+    if not said:
+        return []
+    return [
+        f"Agents that diverged and began anew with fresh networks, so that their returns are those of less training: "
+        f"{enumeration(said)}."
+    ]
 
 
 def _caveats(groups: Sequence[Group]) -> list[str]:

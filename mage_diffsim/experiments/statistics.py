@@ -6,6 +6,7 @@ Over several tasks at once: the aggregates of Agarwal et al., "Deep RL at the Ed
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,21 +76,27 @@ class Interval:
     """Number of values."""
     geometric: bool = False
     """Whether mean and interval were taken of the logarithm."""
+    ends: tuple[float, float] | None = None
+    """Lower and upper end where they are not the same distance away."""
 
     @property
     def low(self) -> float:
         """Lower end."""
+        if self.ends is not None:
+            return self.ends[0]
         return self.mean / self.half if self.geometric else self.mean - self.half
 
     @property
     def high(self) -> float:
         """Upper end."""
+        if self.ends is not None:
+            return self.ends[1]
         return self.mean * self.half if self.geometric else self.mean + self.half
 
     @property
     def known(self) -> bool:
         """Whether there is an interval at all."""
-        return not math.isnan(self.half)
+        return self.ends is not None or not math.isnan(self.half)
 
 
 def interval(values: Iterable[float | int | None], *, geometric: bool = False) -> Interval:
@@ -115,9 +122,20 @@ def interval(values: Iterable[float | int | None], *, geometric: bool = False) -
 
 
 def middle(values: Iterable[float | int | None]) -> Interval:
-    """The median, without an interval; None and NaN are left out."""
-    x = [float(v) for v in values if v is not None and not math.isnan(v)]
-    return Interval(statistics.median(x) if x else math.nan, math.nan, len(x))
+    """The median with the narrowest pair of order statistics that covers it in 95% of samples of any distribution.
+
+    Of fewer than six values that is their range, which covers it in 1 - 2^(1 - n): 94% for 5, 75% for 3. None and NaN
+    are left out.
+    """
+    x = sorted(float(v) for v in values if v is not None and not math.isnan(v))
+    n = len(x)
+    if n < 2:
+        return Interval(x[0] if x else math.nan, math.nan, n)
+    cut = below = 0  # values cut off at each end, and 2^n P(more than that lie on one side of the median)
+    while 2 * (below := below + math.comb(n, cut)) <= (1.0 - LEVEL) * 2**n:
+        cut += 1
+    cut = max(cut - 1, 0)
+    return Interval(statistics.median(x), math.nan, n, ends=(x[cut], x[n - 1 - cut]))
 
 
 Verdict = Literal["above", "below", "overlap", "unknown"]
@@ -157,6 +175,35 @@ def steps_to_threshold(rows: Sequence[Mapping[str, Any]], threshold: float | Non
     return min((r["env_step"] for r in rows if r["return_mean"] >= threshold), default=None)
 
 
+PERMUTATIONS = 100_000
+"""Ways to divide the runs that :func:`rank_test` counts; of more it draws so many."""
+
+
+def rank_test(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Two-sided p-value of the Mann-Whitney test that runs of the one are larger than of the other, exact with ties.
+
+    It assumes no distribution, which fits returns that are bounded or fall apart into solved and not. With n runs each
+    it cannot be smaller than 2 n! n! / (2n)!: 0.1 for 3, 0.029 for 4, 0.008 for 5.
+
+    Args:
+        ours, theirs: finite scores of independent runs.
+
+    Returns:
+        the share of all divisions of the runs into groups of these sizes that are as unequal as this one or more.
+    """
+    x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    pooled = np.concatenate([x, y])
+    apart = pooled[:, None] - pooled[None, :]
+    rank = ((apart > 0.0) + 0.5 * (apart == 0.0)).sum(1)
+    n, total = x.size, pooled.size
+    if math.comb(total, n) <= PERMUTATIONS:
+        groups = np.array(list(itertools.combinations(range(total), n)))
+    else:
+        groups = np.random.default_rng(0).permuted(np.tile(np.arange(total), (PERMUTATIONS, 1)), axis=1)[:, :n]
+    distance = np.abs(rank[groups].sum(1) - n * rank.mean())
+    return float((distance >= abs(rank[:n].sum() - n * rank.mean()) - 1e-9).mean())
+
+
 # --- over tasks ----------------------------------------------------------------------------------------------------
 
 RESAMPLES = 2000
@@ -165,7 +212,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A point estimate with its 95% bootstrap interval; all NaN where there is nothing to estimate from."""
+    """A point estimate with its bootstrap interval; all NaN where there is nothing to estimate from.
+
+    The percentiles are those of 95%; of fewer than about ten runs a task, a bootstrap covers the truth less often.
+    """
 
     value: float
     low: float

@@ -63,17 +63,19 @@ def run_cells(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to the out folder {out}: {error.strerror}") from error
-    with _locked(out), display:
-        if fresh:
-            for cell in cells:
-                shutil.rmtree(out / cell.name, ignore_errors=True)
+    with _locked(out), display, contextlib.ExitStack() as stack:
         outcomes: dict[str, Outcome] = {}
         for cell in cells:
             if cell.name in skipped:
                 outcomes[cell.name] = Outcome(cell, out / cell.name, "skipped", skipped[cell.name])
-            elif is_finished(out / cell.name):
+            elif is_finished(out / cell.name) and not fresh:
                 outcomes[cell.name] = Outcome(cell, out / cell.name, "done")
         todo = [cell for cell in cells if cell.name not in outcomes]
+        if todo:
+            stack.enter_context(launcher.connected())  # before anything is deleted
+        if fresh:
+            for cell in todo:
+                shutil.rmtree(out / cell.name, ignore_errors=True)
         counted = [cell for cell in cells if cell.name not in skipped]
         display.begin(
             {c.name: c.config.steps if c not in todo else _steps_done(out / c.name) for c in counted},
@@ -81,7 +83,8 @@ def run_cells(
         )
         for name, outcome in outcomes.items():
             display.finish(name, f"skipped: {outcome.reason}" if outcome.reason else "already finished")
-        outcomes |= {outcome.cell.name: outcome for outcome in launcher.train(todo, out, display)}
+        if todo:
+            outcomes |= {outcome.cell.name: outcome for outcome in launcher.train(todo, out, display)}
     return [outcomes[cell.name] for cell in cells]
 
 
@@ -101,6 +104,9 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
     """
     if not cells:
         raise InputError("the chosen methods and dynamics make no cell: choose others")
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        raise InputError(f"the cells {', '.join(names)} are not all different: name every task only once")
     for cell in cells:
         validate(cell.config)
         if launcher.here:

@@ -23,7 +23,7 @@ def trainer():
 
 def test_rows_are_differences_of_the_return_over_each_horizon(trainer):
     rows = horizons.horizon_rows(trainer, "curve")
-    assert [h for h in horizons.HORIZONS if h <= 200] == sorted({r["env_step"] for r in rows})
+    assert [h for h in horizons.HORIZONS if h <= 200] == sorted({r["horizon"] for r in rows})
     assert len(rows) == 8 * 2 * horizons.EPISODES
     physics = make_physics(trainer.task, dtype=torch.float64)
     start = trainer.initial_states(horizons.EPISODES, trainer.streams.evaluation(0))
@@ -41,14 +41,14 @@ def test_rows_are_differences_of_the_return_over_each_horizon(trainer):
     for horizon, eps in ((1, 1e-4), (5, 1e-3)):  # the policy computes in float32: larger steps than rounding
         expected = ((value(eps, horizon) - value(-eps, horizon)) / (2 * eps)).abs().view(2, -1)
         for run, seed in enumerate((0, 1)):
-            found = [r["norm"] for r in rows if (r["env_step"], r["seed"]) == (horizon, seed)]
+            found = [r["norm"] for r in rows if (r["horizon"], r["seed"]) == (horizon, seed)]
             torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected[run], rtol=2e-3, atol=2e-4)
 
 
 def test_oracles_agree_and_a_wrong_one_is_seen(trainer, monkeypatch):
     pytest.importorskip("jax")
     pytest.importorskip("warp")
-    found = horizons.disagreement(trainer, 50)
+    found = horizons.disagreement(trainer, 50, 2)
     assert set(found) == {"jax", "warp"} and max(x.max() for x in found.values()) < 1e-8
 
     real = horizons.oracle
@@ -60,7 +60,7 @@ def test_oracles_agree_and_a_wrong_one_is_seen(trainer, monkeypatch):
         return physics
 
     monkeypatch.setattr(horizons, "oracle", wrong)
-    assert min(x.median() for x in horizons.disagreement(trainer, 50).values()) > 1e-4
+    assert min(x.median() for x in horizons.disagreement(trainer, 50, 2).values()) > 1e-4
 
 
 def test_a_backend_that_cannot_be_had_is_left_out(trainer):
@@ -76,3 +76,8 @@ def test_files_hold_every_curve(tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == horizons.FIELDS and {r["curve"] for r in rows} == {"one", "two"}
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
+
+
+def test_the_trajectories_of_a_run_count_as_one_value():
+    rows = [dict(curve="c", seed=s, horizon=5, norm=n) | {"lambda": 0.2} for s in (0, 1) for n in (1.0, 100.0)]
+    assert [(r["env_step"], pytest.approx(r["norm"])) for r in horizons._by_run(rows)] == [(5, 10.0), (5, 10.0)]

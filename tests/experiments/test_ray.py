@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
 
-import psutil
 import pytest
 from sweeps import cell, without_clock
 from tiny_training import TINY
@@ -17,9 +18,10 @@ from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.display import PlainDisplay
 from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
-from mage_diffsim.runs import newest_checkpoint
+from mage_diffsim.runs import is_finished, newest_checkpoint
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")
+psutil = pytest.importorskip("psutil")
 
 TASKS = """
 import os, signal
@@ -97,7 +99,7 @@ def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(clust
     def connect(*_):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(RayLauncher, "_connect", connect)
+    monkeypatch.setattr(RayLauncher, "connected", connect)
     again = run_cells(cells[:2], tmp_path / "ray", launcher=launcher, display=Recorder())
     assert report.summary_rows(again) == report.summary_rows(found)
 
@@ -137,6 +139,7 @@ def test_flags_choose_the_launcher(oracle_vs_learned):
         (RayLauncher(workers=0), "cpu", "workers is 0; accepted is 1 or more"),
         (RayLauncher(gpus_per_cell=0.0), "cpu", "gpus_per_cell is 0; accepted is a share above 0"),
         (RayLauncher(gpus_per_cell=1.5), "cpu", "gpus_per_cell is 1.5"),
+        (RayLauncher(gpus_per_cell=math.inf), "cpu", "gpus_per_cell is inf"),
         (RayLauncher(address="auto"), "cuda:1", "Ray chooses a cell's GPU itself: give cuda"),
     ],
 )
@@ -147,9 +150,15 @@ def test_bad_values_are_one_sentence(launcher, device, sentence, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_that_does_not_answer_is_named(tmp_path):
+def test_a_cluster_that_does_not_answer_is_named_before_anything_is_deleted(tmp_path):
+    (finished,) = run_cells([cell(TINY)], tmp_path, launcher=LocalLauncher(), display=Recorder())
+    for fresh in (True, False):
+        unreachable = RayLauncher(address="127.0.0.1:1")
+        with contextlib.suppress(InputError):
+            run_cells([cell(TINY)], tmp_path, launcher=unreachable, fresh=fresh, display=Recorder())
+        assert is_finished(finished.run_dir)
     with pytest.raises(InputError, match=r"cannot use the Ray cluster at '127.0.0.1:1': "):
-        run_cells([cell(TINY)], tmp_path, launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
+        run_cells([cell(TINY)], tmp_path / "b", launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
 
 
 def test_an_address_without_ray_is_refused(oracle_vs_learned):
@@ -157,13 +166,36 @@ def test_an_address_without_ray_is_refused(oracle_vs_learned):
         oracle_vs_learned.OracleVsLearned(ray_address="auto").make_launcher()
 
 
-def test_a_folder_that_machines_do_not_share_is_named(tmp_path):
-    class Done:
-        exceptions = ray.exceptions
+def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("years of work")
+    for token in (None, "another sweep's"):
+        if token is not None:
+            (tmp_path / launchers.TOKEN).write_text(token)
+        status, reason = launchers._ray_task(cell(TINY), tmp_path, "this sweep's", tmp_path, None)
+        assert status == "failed" and "must lie on a file system that all machines of the cluster share" in reason
+    assert (tmp_path / "a" / "thesis.tex").exists()
 
-        @staticmethod
-        def get(reference):
-            return "done", ""
 
-    status, reason = launchers._ray_result(Done, None, tmp_path / "a")
-    assert status == "failed" and "must lie on a file system that all machines share" in reason
+def test_gpus_that_nobody_has_are_named(cluster, tmp_path, monkeypatch):
+    """The check that device cuda exists here is passed over, as on a machine with one."""
+    monkeypatch.setattr("mage_diffsim.experiments.sweep.torch_device", lambda name: None)
+    monkeypatch.setattr("mage_diffsim.experiments.sweep._missing", lambda cell: "")
+    on_gpu = Cell("a", dataclasses.replace(cell(TINY).config, device="cuda"))
+    with pytest.raises(
+        InputError, match=r"a cell asks for 0.25 GPUs, and no machine of the Ray cluster has more than 0"
+    ):
+        run_cells([on_gpu], tmp_path, launcher=RayLauncher(gpus_per_cell=0.25), display=Recorder())
+
+    class Leaving(Recorder):
+        def say(self, text):
+            super().say(text)
+            raise KeyboardInterrupt
+
+    display = Leaving()
+    with pytest.raises(KeyboardInterrupt):
+        launcher = RayLauncher(address=cluster.address, gpus_per_cell=4.0)
+        run_cells([on_gpu], tmp_path, launcher=launcher, display=display)
+    assert display.lines == [
+        "a cell asks for 4 GPUs, and no machine of the Ray cluster has more than 0: cells wait until one joins"
+    ]

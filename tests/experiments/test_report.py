@@ -29,6 +29,7 @@ def rows(
     cosine=0.5,
     solved=(None, None, None),
     nonfinite=0,
+    restarts=0,
     spread=1.0,
     seeds=3,
 ):
@@ -47,6 +48,7 @@ def rows(
             gradient_error=error * (1.0 + 0.05 * spread * SPREAD[seed]),
             gradient_cosine=cosine,
             nonfinite=nonfinite,
+            restarts=restarts,
             updates_per_s=100.0,
             wall_s=10.0,
         )
@@ -243,3 +245,9 @@ def test_figure_is_drawn_with_one_seed_with_bands_and_with_nothing(tmp_path):
     panels = [Panel("a", "y", (shown, single), log=True, level=(5.0, "level")), Panel("b", "y", (empty,), note="none")]
     draw(tmp_path / "f.png", "title", [panels])
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_runs_that_began_anew_are_named():
+    assert not any("began anew" in sentence for sentence in said(rows()))
+    (sentence,) = (s for s in said(rows(restarts=2, seeds=1)) if "began anew" in s)
+    assert sentence.endswith("less training: Pendulum, MAGE-TD3, learned, seed 0 (2x).")

@@ -14,7 +14,9 @@ from mage_diffsim.experiments.statistics import (
     final_value,
     interquartile_mean,
     interval,
+    middle,
     probability_of_improvement,
+    rank_test,
     steps_to_threshold,
     t_cdf,
     t_quantile,
@@ -153,3 +155,39 @@ def test_the_probability_of_improvement_counts_pairs():
 
 def test_aggregates_of_nothing_and_of_broken_runs_are_undefined():
     assert math.isnan(aggregate([]).value) and math.isnan(aggregate([[1.0, math.nan]]).value)
+
+
+def test_the_median_is_covered_by_order_statistics():
+    assert (middle([5.0, 1.0, 3.0]).low, middle([5.0, 1.0, 3.0]).mean, middle([5.0, 1.0, 3.0]).high) == (1.0, 3.0, 5.0)
+    nine = middle(range(9))
+    assert (nine.low, nine.mean, nine.high) == (1.0, 4.0, 7.0)  # 1 - 20 / 512 = 96%
+    assert (middle(range(8)).low, middle(range(8)).high) == (0.0, 7.0)  # one less each side would be 93%
+    assert not middle([2.0]).known and middle([None, math.nan]).n == 0
+    samples = np.random.default_rng(0).exponential(size=(4000, 12))
+    covered = np.mean([found.low <= math.log(2.0) <= found.high for found in map(middle, samples.tolist())])
+    assert 0.95 - 0.012 <= covered <= 0.975
+
+
+def test_the_rank_test_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(3)
+    for n, m in ((3, 3), (5, 5), (4, 7)):
+        x, y = generator.normal(size=n), generator.normal(0.8, size=m)
+        expected = stats.mannwhitneyu(x, y, method="exact").pvalue
+        assert rank_test(x.tolist(), y.tolist()) == pytest.approx(expected, rel=1e-9)
+    assert rank_test([1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]) == pytest.approx(2 / 252)
+    assert rank_test([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]) == 1.0
+    # Ties by hand: of the 6 divisions of {0, 0, 1, 1} two are as unequal as (0, 0) against (1, 1).
+    assert rank_test([0.0, 0.0], [1.0, 1.0]) == pytest.approx(2 / 6)
+    x, y = generator.normal(size=15), generator.normal(0.8, size=15)  # too many divisions to count: drawn
+    assert rank_test(x.tolist(), y.tolist()) == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue, abs=0.01)
+
+
+def test_a_bootstrap_of_five_runs_is_narrower_than_it_says():
+    """What the reports warn of."""
+    generator = np.random.default_rng(4)
+    covered = [
+        (found := aggregate([generator.normal(size=5).tolist()], seed=trial)).low <= 0.0 <= found.high
+        for trial in range(200)
+    ]
+    assert 0.8 <= np.mean(covered) <= 0.94

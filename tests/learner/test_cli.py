@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -410,6 +412,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_can(task, tmp_path, monke
 def test_a_signal_waits_until_the_step_is_saved_and_nothing_is_lost(number, task, tmp_path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "mage_diffsim.cli", "train", "--task", task, *TINY, "--quiet", "--out", run_dir]
+    command += ["--checkpoint-every", 10**6]  # so that the only checkpoint is the signal's
     # Started as a terminal would: whoever starts the tests in the background has SIGINT ignored.
     started = subprocess.Popen(
         [str(word) for word in [*command, "--steps", 10**6]],
@@ -418,13 +421,16 @@ def test_a_signal_waits_until_the_step_is_saved_and_nothing_is_lost(number, task
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
-    while newest_checkpoint(run_dir) is None and time.monotonic() < deadline:
+    while not (run_dir / "eval.csv").is_file() or max(r["env_step"] for r in read_evaluations(run_dir)) < 40:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     started.send_signal(number)
     _, err = started.communicate(timeout=60)
     assert "stopping: this step is done and saved first" in err
     assert started.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
-    saved = int(newest_checkpoint(run_dir).stem.removeprefix("step_"))
+    checkpoint = newest_checkpoint(run_dir)
+    assert checkpoint is not None
+    saved = int(checkpoint.stem.removeprefix("step_"))
     if number == signal.SIGINT:
         assert f"interrupted: go on from step {saved} with" in err
 
@@ -434,13 +440,27 @@ def test_a_signal_waits_until_the_step_is_saved_and_nothing_is_lost(number, task
     assert read_evaluations(run_dir) == read_evaluations(tmp_path / "straight")
 
 
+def test_two_trainings_in_one_folder_are_refused(copied, capsys):
+    folder = os.open(copied, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        assert run("train", "--resume", copied, "--steps", 80, "--quiet") == 2
+    finally:
+        os.close(folder)
+    assert capsys.readouterr().err == f"mage-diffsim: another process is training in {copied}: wait for it or end it\n"
+    assert run("train", "--resume", copied, "--steps", 80, "--quiet") == 0
+
+
 def test_a_second_signal_acts_at_once(task, tmp_path, monkeypatch):
     step = Trainer.step
 
     def signalled(self):
         if self.env_step == 45:
             signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # a scheduler's copy of the first
+            monkeypatch.setattr("mage_diffsim.runs.SAME_SIGNAL_S", 0.0)
             signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the next signal must act at once")
         step(self)
 
     monkeypatch.setattr(Trainer, "step", signalled)
