@@ -221,8 +221,10 @@ class Comparison(Experiment):
                 "compared."
             )
         found.append(
-            "Returns are means over a run's last 5 evaluations; brackets after interquartile means are a stratified "
-            "bootstrap's, which of fewer than about ten runs is narrower than 95%."
+            "Returns are means over a run's last 5 evaluations"
+            + (", and brackets after medians of fewer than six runs their range" if self.MEDIAN else "")
+            + "; brackets after interquartile means are a stratified bootstrap's, which of fewer than about ten runs "
+            "is narrower than 95%."
         )
         return Findings(f"{self.SOURCE}: return by variant", header, table, found)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -184,10 +188,30 @@ def provenance(more: dict[str, Any] | None = None) -> list[str]:
     return lines + [f"| {name} | {version} |" for name, version in found.items()]
 
 
-def main(parse: Callable[[], Experiment]) -> int:
-    """Parse the flags and run; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, a scheduler's way to say it, end a sweep as Ctrl-C does: its workers save their step first."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        return run(parse())
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def main(parse: Callable[[], Experiment]) -> int:
+    """Parse the flags and run; user errors become one sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
+
+    try:
+        with _interrupted_by_sigterm():
+            return run(parse())
     except (InputError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -147,7 +147,8 @@ def living(group: int) -> list[str]:
     return found
 
 
-def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(number, tmp_path):
     out = tmp_path / "out"
     flags = ["--dynamics", "oracle", "learned", "--backends", "torch", "--methods", "mage-td3", "--out", str(out)]
     process = subprocess.Popen(
@@ -157,13 +158,17 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "CI": "true"},
         start_new_session=True,  # a process group of its own, as a terminal gives one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
     )
     names = [f"Pendulum_mage-td3_{d}" for d in ("oracle_torch", "learned")]
     deadline = time.monotonic() + 60
     while not all((out / name / "eval.csv").exists() for name in names) and time.monotonic() < deadline:
         time.sleep(0.1)
     group = os.getpgid(process.pid)
-    os.killpg(group, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(group, number)
+    else:
+        process.send_signal(number)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert errors.strip() == "interrupted: run the same command again to go on"
@@ -173,6 +178,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
         time.sleep(0.1)
     assert living(group) == []
     assert not (out / "summary.csv").exists()
+    assert all(newest_checkpoint(out / name) is not None for name in names), "a worker saves the step it is at"
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
