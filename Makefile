@@ -54,5 +54,5 @@ $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[dev,mjx,warp,mujoco-warp,log]'
+	$(INSTALL) -e '.[dev,mjx,warp,mujoco-warp,log,sweep]'
 	@touch $@
