@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -132,7 +133,7 @@ def train(
             raise InputError(f"the run folder {run_dir} is not empty: give a new one, or --resume it")
     except OSError as error:
         raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
-    with _locked(run_dir):
+    with _held(run_dir):
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2))
         _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
@@ -154,58 +155,55 @@ def resume(
             trains in it.
     """
     config = read_config(run_dir)
-    with _locked(run_dir):
-        _resume(config, run_dir, steps, compile, task, progress, sinks)
-
-
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder against a second training; the lock dies with this process, and leaves no file.
-
-    Raises:
-        InputError: another process trains in it.
-    """
-    if fcntl is None:
-        yield
-        return
-    folder = os.open(run_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is training in {run_dir}: wait for it or end it") from error
-        yield
-    finally:
-        os.close(folder)
-
-
-def _resume(
-    config: TrainConfig,
-    run_dir: Path,
-    steps: int | None,
-    compile: str | None,
-    task: Task | None,
-    progress: ProgressCallback | None,
-    sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...],
-) -> None:
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
     if compile is not None:
         config = dataclasses.replace(config, compile=compile)
-    path = newest_checkpoint(run_dir)
-    if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
-        trainer, saved = Trainer(config, task), {"train_s": 0.0, "wall_s": 0.0}
-        _keep_rows(run_dir, -1)
-    else:
-        saved = load_checkpoint(path)
-        done = saved["trainer"]["env_step"]
-        if config.steps < done:
-            raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
-        trainer = Trainer(config, task)
-        _restore(trainer, saved, path)
-        _keep_rows(run_dir, done)
-    write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
-    _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+    with _held(run_dir):
+        path = newest_checkpoint(run_dir)
+        if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
+            trainer, saved = Trainer(config, task), {"train_s": 0.0, "wall_s": 0.0}
+            _keep_rows(run_dir, -1)
+        else:
+            saved = load_checkpoint(path)
+            done = saved["trainer"]["env_step"]
+            if config.steps < done:
+                raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
+            trainer = Trainer(config, task)
+            _restore(trainer, saved, path)
+            _keep_rows(run_dir, done)
+        write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+        _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, flags: int = os.O_RDONLY) -> Iterator[None]:
+    """Hold a file or folder, opened with ``flags``, against other processes; the lock dies with this process. Where
+    the file system has no such locks (some network ones), and off POSIX, nothing is held.
+
+    Raises:
+        InputError: another process holds it; its text is ``busy``.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(busy) from error
+        except OSError as error:  # NFS locks nothing that is opened to read, and some file systems nothing at all
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _held(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """A run folder against a second training; leaves no file."""
+    return locked(run_dir, f"another process is training in {run_dir}: wait for it or end it")
 
 
 SAME_SIGNAL_S = 1.0

@@ -10,7 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,8 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
 from mage_diffsim.experiments.display import Display
 from mage_diffsim.experiments.launchers import Launcher, run_processes
-from mage_diffsim.runs import is_finished, is_run, newest_checkpoint, read_config
+from mage_diffsim.runs import is_finished, is_run, locked, newest_checkpoint, read_config
 from mage_diffsim.training import torch_device
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two sweeps in one folder are then the user's own business
-    fcntl = None
 
 
 def run_cells(
@@ -63,7 +58,8 @@ def run_cells(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to the out folder {out}: {error.strerror}") from error
-    with _locked(out), display, contextlib.ExitStack() as stack:
+    busy = f"another sweep is working in {out}: wait for it or give another --out"
+    with locked(out / ".lock", busy, os.O_WRONLY | os.O_CREAT), display, contextlib.ExitStack() as stack:
         outcomes: dict[str, Outcome] = {}
         for cell in cells:
             if cell.name in skipped:
@@ -189,20 +185,6 @@ def _missing(cell: Cell) -> str:
     if status == "failed":
         raise InputError(reason)
     return reason
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the sweep's folder; the lock dies with this process."""
-    if fcntl is None:
-        yield
-        return
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another sweep is working in {out}: wait for it or give another --out") from error
-        yield
 
 
 def _steps_done(run_dir: Path) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -20,7 +23,7 @@ from safetensors import safe_open
 from mage_diffsim import runs
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import TrainConfig, make_config
-from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, read_config, resume, train
+from mage_diffsim.runs import load_checkpoint, load_trainer, locked, newest_checkpoint, read_config, resume, train
 from mage_diffsim.training import Trainer
 
 TINY: dict[str, Any] = {
@@ -134,6 +137,17 @@ def test_half_a_training_and_a_resume_equal_a_whole_one(steps, settings, task, t
     assert half is not None and half.name == f"step_{steps // 2:010d}.pt"
     resume(tmp_path / "halves", steps=steps)
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EBADF, False), (errno.ENOLCK, False), (errno.EIO, True)])
+def test_a_file_system_without_locks_stops_nothing(tmp_path, monkeypatch, number, raises):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    raised = pytest.raises(OSError, match=os.strerror(number)) if raises else contextlib.nullcontext()
+    with raised, locked(tmp_path, "busy"):
+        pass
 
 
 KILLED = """
