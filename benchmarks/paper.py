@@ -25,7 +25,6 @@ from mage_diffsim.experiments.statistics import (
     Aggregate,
     Interval,
     aggregate,
-    final_value,
     interval,
     middle,
     probability_of_improvement,
@@ -368,7 +367,7 @@ class GradientError(Comparison):
         return super().budget(task) | real
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        curves = self.named(report.curve_rows, outcomes)
+        runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
         report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
         grid = []
@@ -402,15 +401,14 @@ class GradientError(Comparison):
             trainer = load_trainer(firsts[task].run_dir, device="cpu")
             errors: dict[str, dict[int, float]] = {}
             for name in self.VARIANTS:
-                mine = [r for r in curves if (r["task"], r["variant"]) == (task, name)]
-                by_run = {seed: [r for r in mine if r["seed"] == seed] for seed in sorted({r["seed"] for r in mine})}
-                errors[name] = {k: final_value(r, "gradient_error", geometric=True) for k, r in by_run.items()}
-                cosine = interval(final_value(r, "gradient_cosine") for r in by_run.values())
+                mine = [r for r in runs if (r["task"], r["variant"]) == (task, name)]
+                errors[name] = {r["seed"]: r["gradient_error"] for r in mine}
+                cosine = interval(r["gradient_cosine"] for r in mine)
                 error = interval(errors[name].values(), geometric=True)
                 steps = str(trainer.gradient_steps)
-                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(by_run))))
+                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(mine))))
             found += gradient_error_findings(task, errors) + agreement(trainer)
-        found += report.restarts(self.named(report.summary_rows, outcomes), lambda r: f"{r['task']} {r['variant']}")
+        found += report.restarts(runs, lambda r: f"{r['task']} {r['variant']}")
         header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
         return Findings("Eq. 14: gradient error over the last 5 measurements", header, table, found)
 
