@@ -90,8 +90,8 @@ class Experiment(abc.ABC):
     ray_address: str | None = None
     """A Ray cluster that exists, host:port or auto; by default Ray starts here with as many CPUs as there are
     workers."""
-    gpus_per_cell: float = 1.0
-    """Share of a GPU that a cell on device cuda holds under Ray: 0.25 puts four on one."""
+    gpus_per_cell: float | None = None
+    """Share of a GPU that a cell on device cuda holds under Ray: 0.25 puts four on one; by default 1."""
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete this sweep's run folders first instead of going on with them."""
 
@@ -123,9 +123,11 @@ class Experiment(abc.ABC):
             InputError: the flags contradict each other.
         """
         if self.launcher == "ray":
-            return RayLauncher(self.workers, self.ray_address, self.gpus_per_cell)
-        if self.ray_address is not None:
-            raise InputError(f"ray_address is {self.ray_address!r} and launcher is local: give --launcher ray")
+            share = 1.0 if self.gpus_per_cell is None else self.gpus_per_cell
+            return RayLauncher(self.workers, self.ray_address, share)
+        for flag in ("ray_address", "gpus_per_cell"):
+            if getattr(self, flag) is not None:
+                raise InputError(f"{flag} is {getattr(self, flag)} and launcher is local: give --launcher ray")
         return LocalLauncher(self.workers)
 
     @property

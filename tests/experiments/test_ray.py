@@ -161,9 +161,10 @@ def test_a_cluster_that_does_not_answer_is_named_before_anything_is_deleted(tmp_
         run_cells([cell(TINY)], tmp_path / "b", launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
 
 
-def test_an_address_without_ray_is_refused(oracle_vs_learned):
-    with pytest.raises(InputError, match="ray_address is 'auto' and launcher is local: give --launcher ray"):
-        oracle_vs_learned.OracleVsLearned(ray_address="auto").make_launcher()
+@pytest.mark.parametrize(("flag", "value"), [("ray_address", "auto"), ("gpus_per_cell", 0.5)])
+def test_flags_of_ray_without_ray_are_refused(oracle_vs_learned, flag, value):
+    with pytest.raises(InputError, match=f"{flag} is {value} and launcher is local: give --launcher ray"):
+        oracle_vs_learned.OracleVsLearned(**{flag: value}).make_launcher()
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_path):
