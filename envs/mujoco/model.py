@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import sys
 import threading
@@ -106,6 +107,11 @@ class Simulation:
         mujoco.mj_saveModel(self.model, None, buffer)
         rest = repr((self.name, self.frame_skip, self.readouts))
         return hashlib.sha256(buffer.tobytes() + rest.encode()).hexdigest()
+
+    @functools.cached_property
+    def has_contacts(self) -> bool:
+        """Whether any two geoms can come into contact."""
+        return bool(self.model.npair or colliding_geoms(self.model))
 
     def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
         """The state ``qpos | qvel | readouts`` of numpy, JAX or torch arrays with any leading axes.
@@ -327,6 +333,33 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
         action_high=tuple(model.actuator_ctrlrange[:, 1].tolist()),
         quaternions=quaternions,
     )
+
+
+def colliding_geoms(model: Any) -> list[tuple[int, int]]:
+    """Pairs of geoms that MuJoCo's filters let come into contact, the lower type first; explicit pairs apart."""
+    mujoco = load_mujoco()
+    if model.opt.disableflags & (mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT):
+        return []
+    parents = not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_FILTERPARENT
+    excluded = {int(s) for s in model.exclude_signature}
+    found = []
+    for g1, g2 in itertools.combinations(range(model.ngeom), 2):
+        b1, b2 = sorted((int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])))
+        w1, w2 = int(model.body_weldid[b1]), int(model.body_weldid[b2])
+        if w1 == w2 or (b1 << 16) + b2 in excluded:
+            continue
+        p1, p2 = (int(model.body_weldid[model.body_parentid[w]]) for w in (w1, w2))
+        if parents and w1 and w2 and (w1 == p2 or w2 == p1):
+            continue
+        matching = model.geom_contype[g1] & model.geom_conaffinity[g2]
+        if not (matching or model.geom_contype[g2] & model.geom_conaffinity[g1]):
+            continue
+        if model.geom_type[g1] > model.geom_type[g2]:
+            g1, g2 = g2, g1
+        if model.geom_type[g1] == model.geom_type[g2] == mujoco.mjtGeom.mjGEOM_PLANE:
+            continue
+        found.append((g1, g2))
+    return found
 
 
 def element_name(mujoco: Any, model: Any, kind: str, i: int) -> str:

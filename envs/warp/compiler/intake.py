@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import numpy as np
 
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
+from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
 
 SMALLEST = 1e-15
 """MuJoCo's mjMINVAL."""
@@ -235,7 +234,7 @@ def _refused(mujoco: Any, model: Any) -> str | None:
             return f"actuator {name('ACTUATOR', i)!r}, whose gain is not fixed"
         if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
             return f"actuator {name('ACTUATOR', i)!r}, whose bias is not affine"
-    for g1, g2 in _colliding(mujoco, model):
+    for g1, g2 in colliding_geoms(model):
         kinds = _kind(mujoco, model, g1), _kind(mujoco, model, g2)
         pair = f"{name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
         if kinds not in COLLISIONS:
@@ -256,32 +255,6 @@ def _kind(mujoco: Any, model: Any, geom: int) -> str:
     return mujoco.mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
 
 
-def _colliding(mujoco: Any, model: Any) -> list[tuple[int, int]]:
-    """Pairs of geoms that MuJoCo tests for contact, the lower type first."""
-    if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_CONTACT:
-        return []
-    parents = not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_FILTERPARENT
-    excluded = {int(s) for s in model.exclude_signature}
-    found = []
-    for g1, g2 in itertools.combinations(range(model.ngeom), 2):
-        b1, b2 = sorted((int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])))
-        w1, w2 = int(model.body_weldid[b1]), int(model.body_weldid[b2])
-        if w1 == w2 or (b1 << 16) + b2 in excluded:
-            continue
-        p1, p2 = (int(model.body_weldid[model.body_parentid[w]]) for w in (w1, w2))
-        if parents and w1 and w2 and (w1 == p2 or w2 == p1):
-            continue
-        matching = model.geom_contype[g1] & model.geom_conaffinity[g2]
-        if not (matching or model.geom_contype[g2] & model.geom_conaffinity[g1]):
-            continue
-        if model.geom_type[g1] > model.geom_type[g2]:
-            g1, g2 = g2, g1
-        if _kind(mujoco, model, g1) == _kind(mujoco, model, g2) == "plane":
-            continue
-        found.append((g1, g2))
-    return found
-
-
 def _condim(model: Any, g1: int, g2: int) -> int:
     """Of the geom with the higher priority, or the larger one."""
     if model.geom_priority[g1] != model.geom_priority[g2]:
@@ -292,7 +265,7 @@ def _condim(model: Any, g1: int, g2: int) -> int:
 def _pairs(mujoco: Any, model: Any) -> list[Pair]:
     """The pairs with their mixed parameters, as MuJoCo's mj_contactParam mixes them."""
     pairs = []
-    for g1, g2 in _colliding(mujoco, model):
+    for g1, g2 in colliding_geoms(model):
         bodies = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
         margin = model.geom_margin[g1] + model.geom_margin[g2]
         if model.geom_priority[g1] != model.geom_priority[g2]:
