@@ -1,10 +1,10 @@
 """Learned model, oracle simulators and hybrids under the same learner: how much of a failure is the model's values, and
 how much its gradients?
 
-By default seven cells on Pendulum: MAGE-TD3 on the learned ensemble, on the torch, jax and warp oracles and on both
-hybrids (values of one, Jacobians of the other), and Dyna-TD3 on the ensemble as control. Interrupt it at any time; the
-same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png, summary.md, and in horizon.csv and
-horizon.png how the true gradient of each cell's actors grows with the horizon.
+By default eight cells on Pendulum: MAGE-TD3 on the learned ensemble, on the torch, jax and warp oracles and on both
+hybrids (values of one, Jacobians of the other), and Dyna-TD3, which uses values only, on the ensemble and on the
+oracle. Interrupt it at any time; the same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png,
+summary.md, and in horizon.csv and horizon.png how the true gradient of each cell's actors grows with the horizon.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from typing import Any, ClassVar, get_args
 
 import tyro
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import METHODS, DynamicsName, make_config
+from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
@@ -40,21 +43,23 @@ class OracleVsLearned(Experiment):
         "cpu": {
             "CartPole": dict(steps=20_000),
             "InvertedPendulum": dict(steps=8000),
-            "HalfCheetah": dict(steps=6000, evaluations=15),
+            "HalfCheetah": dict(steps=4000),
+            "Hopper": dict(steps=3000),
+            "Swimmer": dict(steps=3000),
         }
     }
 
     tasks: tuple[str, ...] = ("Pendulum",)
     """Registered tasks, path/to/file.py:Class or module:Class."""
     methods: tuple[str, ...] = ("mage-td3", "dyna-td3")
-    """mage-* methods train on every chosen dynamics; the others use no gradient of it, so they are controls of one cell
-    each: dyna-* on the first of the chosen dynamics, td3, ddpg and data-efficient-td3 without."""
+    """mage-* methods train on every chosen dynamics; the others use no gradient of it, so they are controls: dyna-* on
+    learned and oracle (one backend), as far as these are chosen, td3, ddpg and data-efficient-td3 without dynamics."""
     dynamics: tuple[str, ...] = get_args(DynamicsName)
     """learned, oracle, hybrid-oracle-gradients (values learned, Jacobians from the oracle), hybrid-learned-gradients
     (the other way round)."""
     backends: tuple[str, ...] | None = None
-    """Physics backends of the oracle, one cell each; hybrids use the first. By default all that the task has, but
-    mujoco-warp."""
+    """Physics backends of the oracle, one cell each; hybrids and dyna-* use the first. By default all that the task
+    has; of MuJoCo's warp alone, or mujoco where Warp does not cover the model."""
     lambdas: tuple[float, ...] = (0.2,)
     """Weight(s) of the TD error against the gradient term."""
 
@@ -74,8 +79,7 @@ class OracleVsLearned(Experiment):
 
     def _cells_of(self, reference: str) -> list[Cell]:
         task = make_task(reference)
-        # MuJoCo Warp differentiates by differences in float32: a comparison to ask for, not an oracle of its own.
-        backends = self.backends or tuple(b for b in backends_of(task) if b != "mujoco-warp")
+        backends = self.backends or default_backends(task)
         for backend in backends:
             if backend not in backends_of(task):
                 raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
@@ -83,7 +87,7 @@ class OracleVsLearned(Experiment):
         cells = []
         for method in self.methods:
             for dynamics in self._dynamics_of(method):
-                for backend in backends if dynamics == "oracle" and METHODS[method].imagines else backends[:1]:
+                for backend in backends if dynamics == "oracle" and METHODS[method].loss == "mage" else backends[:1]:
                     config = make_config(
                         reference,
                         method=method,
@@ -101,7 +105,9 @@ class OracleVsLearned(Experiment):
     def _dynamics_of(self, method: str) -> tuple[str, ...]:
         if not METHODS[method].imagines:
             return ("learned",)  # the default, which a model-free method does not use
-        return self.dynamics if METHODS[method].loss == "mage" else self.dynamics[:1]
+        if METHODS[method].loss == "mage":
+            return self.dynamics
+        return tuple(d for d in self.dynamics if d in ("learned", "oracle")) or self.dynamics[:1]
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         rows, curves = report.summary_rows(outcomes), report.curve_rows(outcomes)
@@ -116,6 +122,17 @@ class OracleVsLearned(Experiment):
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
         table = report.table_rows(report.groups_of(rows), outcomes)
         return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))
+
+
+def default_backends(task: Task) -> tuple[str, ...]:
+    """Oracles that make sense where none was chosen. MuJoCo's others are many times slower, or float32 differences."""
+    if not isinstance(task, MujocoTask):
+        return backends_of(task)
+    try:
+        read(task.simulation)
+    except (InputError, MissingExtra):  # Warp does not cover the model
+        return ("mujoco",)
+    return ("warp",)
 
 
 if __name__ == "__main__":

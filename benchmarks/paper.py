@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,8 +132,8 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
             found.append(f"|∇ₐ Q| of λ = 0 is {report.text(ratio)} times that of λ = {lam:g}, seed by seed.{verdict}")
     if 0.0 in known:
         found.append(
-            "Without the TD error the loss is least at ∇ₐ Q = ∇ₐ r + γ ∇ₐ Q(s', a'). Once the second term is lost, "
-            "|∇ₐ Q| is that of the immediate reward, not zero: degenerate, but not below a share of |∇ₐ r|."
+            "Without the TD error the loss is least at ∇ₐ Q = ∇ₐ r + γ ∇ₐ Q(s', a'): where the second term is lost, "
+            "the immediate reward still draws |∇ₐ Q| towards |∇ₐ r|, so a collapse need not end at zero."
         )
     return found
 
@@ -212,7 +214,11 @@ class Comparison(Experiment):
             )
             for (task, name), values in scores_of(runs).items()
         ]
-        found = self.sentences(scores) + report.restarts(runs, lambda row: f"{row['task']} {row['variant']}")
+        found = self.sentences(scores) + speed_findings(runs, self.CLAIMS)
+        found += report.restarts(runs, lambda row: f"{row['task']} {row['variant']}")
+        if self.BEST:
+            peaks = [f"{task} {name} {report.text(interval([y]))}" for (task, name), y in peaks_of(curves).items()]
+            found.append(f"The highest point of the mean over runs, as in Table 1 of TD3's paper: {'; '.join(peaks)}.")
         if any(key in self.PAPER for key in scores):
             steps = report.enumeration([str(n) for n in sorted({row["env_steps"] for row in runs})])
             found.append(
@@ -220,7 +226,7 @@ class Comparison(Experiment):
                 "compared."
             )
         found.append(
-            "Returns are means over a run's last 5 evaluations"
+            f"Returns are means over a run's {report.LAST_EVALUATIONS}"
             + (", and brackets after medians of fewer than six runs their range" if self.MEDIAN else "")
             + "; brackets after interquartile means are a stratified bootstrap's, which of fewer than about ten runs "
             "is narrower than 95%."
@@ -283,6 +289,39 @@ class Comparison(Experiment):
         return grid
 
 
+def speed_findings(runs: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> list[str]:
+    """When the variants of each claim first solved their task, in sentences.
+
+    Args:
+        runs: rows of SUMMARY_FIELDS with the names of their variants; a run that solved nothing ranks last.
+        claims: pairs of variants to compare.
+    """
+    steps: dict[tuple[str, str], list[float]] = {}
+    for row in runs:
+        step = row["steps_to_threshold"]
+        steps.setdefault((row["task"], row["variant"]), []).append(math.inf if step is None else float(step))
+    found = []
+    for task, claim in itertools.product(dict.fromkeys(task for task, _ in steps), claims):
+        a, b = steps.get((task, claim.first), []), steps.get((task, claim.second), [])
+        if not a or not b or not any(map(math.isfinite, a + b)):
+            continue
+        unsolved = 1.0 + max(x for x in a + b if math.isfinite(x))
+        ours, theirs = ([min(x, unsolved) for x in side] for side in (a, b))
+        p, earlier = rank_test(ours, theirs), probability_of_improvement([theirs], [ours]).value
+        verdict = ("earlier" if earlier > 0.5 else "later") if p <= 0.05 else "not told apart"
+        found.append(
+            f"{task} is first solved by {claim.first} at {step_text(a)} and by {claim.second} at {step_text(b)} "
+            f"(median over runs): {verdict} (rank test, p = {p:.2g})."
+        )
+    return found
+
+
+def step_text(steps: Sequence[float]) -> str:
+    """The median, or that more than half of the runs solved nothing."""
+    median = statistics.median_high(steps)
+    return f"step {median:g}" if median < math.inf else f"no step in {steps.count(math.inf)} of {len(steps)} runs"
+
+
 def verdict_of(
     ours: Sequence[float],
     theirs: Sequence[float],
@@ -307,7 +346,7 @@ def verdict_of(
         return ("higher" + agrees[relation] if higher else "lower" + against[relation]) + numbers
     smallest = 2.0 / math.comb(len(ours) + len(theirs), len(ours))
     words = "not told apart" if smallest <= 0.05 else "too few seeds to be told apart"
-    ends = {"better": ", where the paper has the first higher", "no worse": ", as in the paper", None: ""}
+    ends = {"better": ", where the paper has the first higher", "no worse": ": no harm seen, as in the paper", None: ""}
     return words + ("" if smallest > 0.05 else ends[relation]) + numbers
 
 
@@ -329,8 +368,10 @@ is not said: with few, no critic has gradients yet that could be compared."""
 class GradientError(Comparison):
     """Eq. 14 and appendix D.2: how far the critic's action-gradients are from the true ones of a frozen actor's return.
 
-    After 200 transitions the standard algorithm, but the actor is never updated; every 10 steps 10 trajectories from
-    the real start, along which the true gradient is that of the empirical discounted return through the simulator.
+    After 200 transitions the standard algorithm, but the actor is never updated (its input is normalised by the running
+    statistics, as in training, so the policy still drifts a little, in all variants alike); every 10 steps 10
+    trajectories from the real start, along which the true gradient is that of the empirical discounted return through
+    the simulator. The first row of the table is the untrained critic, before the first update.
     Beside MAGE and Dyna the controls: ``shuffled`` gives the critic other samples' gradients, ``random`` random
     directions of the same size. All variants of a seed have the same actor, so they are compared seed by seed.
     """
@@ -350,7 +391,7 @@ class GradientError(Comparison):
         "paper": MEASURED | dict(steps=3000),
     }
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {
-        # Beyond 200 steps of Swimmer some actors' gradients grow a thousandfold.
+        # Some actors' gradients grow a thousandfold within 200 steps of Swimmer, and without bound beyond.
         "cpu": {"Pendulum": dict(steps=1000), "Swimmer": dict(gradient_horizon=200)},
         "paper": {"Swimmer": dict(gradient_horizon=200)},
     }
@@ -399,19 +440,35 @@ class GradientError(Comparison):
         table, found = [], []
         for task in tasks:
             trainer = load_trainer(firsts[task].run_dir, device="cpu")
-            errors: dict[str, dict[int, float]] = {}
+            numbers = {UNTRAINED: self._untrained([r for r in curves if r["task"] == task], trainer)}
             for name in self.VARIANTS:
                 mine = [r for r in runs if (r["task"], r["variant"]) == (task, name)]
-                errors[name] = {r["seed"]: r["gradient_error"] for r in mine}
-                cosine = interval(r["gradient_cosine"] for r in mine)
-                error = interval(errors[name].values(), geometric=True)
+                numbers[name] = {r["seed"]: (r["gradient_error"], r["gradient_cosine"]) for r in mine}
+            for name, of_seed in numbers.items():
+                error = interval((e for e, _ in of_seed.values()), geometric=True)
+                cosine = interval(c for _, c in of_seed.values())
                 steps = str(trainer.gradient_steps)
-                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(mine))))
-            found += gradient_error_findings(task, errors) + agreement(trainer)
+                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(of_seed))))
+            found += gradient_error_findings(task, numbers) + agreement(trainer)
         found += report.restarts(runs, lambda r: f"{r['task']} {r['variant']}")
         header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
-        return Findings("Eq. 14: gradient error over the last 5 measurements", header, table, found)
+        return Findings("Eq. 14: gradient error over the last measurements", header, table, found)
 
+    def _untrained(self, curves: Sequence[Mapping[str, Any]], trainer: Trainer) -> dict[int, tuple[float, float]]:
+        """Seed to the error and cosine of the first variant's critic before its first update."""
+        first = next(iter(self.VARIANTS))
+        before = [r for r in curves if r["variant"] == first and 0 < r["env_step"] < trainer.hyper.warmup_steps]
+        by_seed = {seed: [r for r in before if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in before)}
+        return {
+            seed: (
+                interval((r["gradient_error"] for r in rows), geometric=True).mean,
+                interval(r["gradient_cosine"] for r in rows).mean,
+            )
+            for seed, rows in by_seed.items()
+        }
+
+
+UNTRAINED = "untrained critic"
 
 AGREEMENT_EPISODES = 2
 """Trajectories per actor along which oracles are compared: differences of MuJoCo C take minutes for more."""
@@ -432,12 +489,12 @@ def agreement(trainer: Trainer) -> list[str]:
     return found or [f"{task.name}: no second oracle could be had to compare the true gradients with."]
 
 
-def gradient_error_findings(task: str, errors: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """What the gradient errors say of the paper's claim and of the controls.
+def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[float, float]]]) -> list[str]:
+    """What the gradient errors and cosines say of the paper's claim and of the controls.
 
     Args:
         task: its name.
-        errors: variant to seed to the error of its run; runs of a seed share an actor.
+        numbers: variant to seed to the error and the cosine of its run; runs of a seed share an actor.
     """
     found = []
     for name, other, claim in (
@@ -445,11 +502,12 @@ def gradient_error_findings(task: str, errors: Mapping[str, Mapping[int, float]]
         ("shuffled", "Dyna-TD3", "though it saw other samples' gradients"),
         ("random", "Dyna-TD3", "though it saw random directions"),
         ("MAGE-TD3", "shuffled", "so it matters whose gradients it sees"),
+        ("MAGE-TD3", UNTRAINED, "so training brought it nearer the truth"),
     ):
-        if not errors.get(name) or not errors.get(other):
+        if not numbers.get(name) or not numbers.get(other):
             continue
-        seeds = errors[name].keys() & errors[other].keys()
-        ratio = interval((errors[name][seed] / errors[other][seed] for seed in seeds), geometric=True)
+        pairs = [(numbers[name][seed], numbers[other][seed]) for seed in numbers[name].keys() & numbers[other].keys()]
+        ratio = interval((mine[0] / theirs[0] for mine, theirs in pairs), geometric=True)
         if not ratio.known:
             words = f"cannot be compared with that of {other}: too few seeds"
         elif ratio.high < 1.0:
@@ -458,7 +516,11 @@ def gradient_error_findings(task: str, errors: Mapping[str, Mapping[int, float]]
             words = f"is above that of {other}"
         else:
             words = f"is not told apart from that of {other}"
-        found.append(f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed).")
+        apart = report.text(interval(mine[1] - theirs[1] for mine, theirs in pairs))
+        found.append(
+            f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed); its cosine "
+            f"less that of {other} is {apart}."
+        )
     return found
 
 
@@ -493,6 +555,15 @@ def best_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[f
             runs, run = best.setdefault((row["task"], row["variant"]), {}), (row["seed"], row["lambda"])
             runs[run] = max(runs.get(run, -math.inf), row["return_mean"])
     return {key: list(runs.values()) for key, runs in best.items()}
+
+
+def peaks_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """(task, variant) to the highest mean over runs of any evaluation, the untrained one apart."""
+    at: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in curves:
+        if row["env_step"] > 0:
+            at.setdefault((row["task"], row["variant"]), {}).setdefault(row["env_step"], []).append(row["return_mean"])
+    return {key: max(map(statistics.fmean, steps.values())) for key, steps in at.items()}
 
 
 def aggregate_text(found: Aggregate) -> str:
@@ -570,7 +641,7 @@ class LearnedReward(Comparison):
     TASKS: ClassVar[dict[Size, tuple[str, ...]]] = {
         "smoke": ("Pendulum",),
         "cpu": ("Pendulum",),
-        "paper": ("Pendulum", "HalfCheetah"),
+        "paper": ("Pendulum", "CartPole", *MUJOCO),
     }
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = ABLATED
     CLAIMS: ClassVar[tuple[Claim, ...]] = (

@@ -29,6 +29,9 @@ from mage_diffsim.experiments.statistics import (
 )
 from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
 
+LAST_EVALUATIONS = f"last {FINAL_EVALUATIONS} evaluations (of fewer than {4 * FINAL_EVALUATIONS} the last quarter)"
+"""Which evaluations final values are means over, in words."""
+
 CELL_FIELDS = ("task", "method", "dynamics", "backend", "variant")
 """What identifies a cell; ``dynamics`` is empty for a model-free method, ``backend`` where no simulator is imagined
 with, ``variant`` where loss, reward and ensemble are the ordinary ones."""
@@ -48,9 +51,9 @@ SUMMARY_FIELDS = (
     "wall_s",
 )
 """Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
-the last FINAL_EVALUATIONS evaluations (of the error the geometric mean); ``steps_to_threshold`` is the first evaluation
-that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
-finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and
+the evaluations of :func:`.statistics.final_value` (of the error the geometric mean); ``steps_to_threshold`` is the
+first evaluation that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its
+gradient was not finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and
 ``wall_s`` belong to the cell, whose seeds train together."""
 
 CURVE_FIELDS = (
@@ -577,9 +580,17 @@ def _caveats(groups: Sequence[Group]) -> list[str]:
             "show that two cells are equal."
         )
     found.append(
-        f"Returns and gradient numbers are means over each run's last {FINAL_EVALUATIONS} evaluations. Gradient errors "
-        "are geometric means with [low, high]: along some trajectories the true gradient explodes, and an ordinary "
-        "mean would show nothing but those. Gradient error and cosine are measured along each cell's own trajectories, "
-        "so a better policy is also measured elsewhere; with one-dimensional actions the cosine is agreement in sign."
+        f"Returns and gradient numbers are means over each run's {LAST_EVALUATIONS}. Gradient errors are geometric "
+        "means with [low, high]: along some trajectories the true gradient explodes, and an ordinary mean would show "
+        "nothing but those. Gradient error and cosine are measured along each cell's own trajectories, so a better "
+        "policy is also measured elsewhere; with one-dimensional actions the cosine is agreement in sign."
     )
+    for task in dict.fromkeys(g.task for g in groups if g.value("gradient_error").n):
+        horizon = make_task(task).gradient_horizon
+        if horizon is not None:
+            found.append(
+                f"{task}: the true gradient is that of the return over the first {horizon} steps, because it explodes "
+                "beyond; at step t it holds only what is left of them, while the critic's is of the whole future. Both "
+                "error and cosine hold that difference, too: read them between cells, not by their size."
+            )
     return found

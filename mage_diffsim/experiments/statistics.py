@@ -150,22 +150,21 @@ def compare(a: Interval, b: Interval) -> Verdict:
     return "below" if a.high < b.low else "overlap"
 
 
-def final_value(
-    rows: Sequence[Mapping[str, Any]], column: str, evaluations: int = FINAL_EVALUATIONS, *, geometric: bool = False
-) -> float:
-    """Mean of a column over one run's last evaluations (the untrained one at step 0 never counts).
+def final_value(rows: Sequence[Mapping[str, Any]], column: str, *, geometric: bool = False) -> float:
+    """Mean of a column over one run's last FINAL_EVALUATIONS evaluations, or its last quarter if that is fewer (the
+    untrained one at step 0 never counts).
 
     Args:
         rows: one run's rows of eval.csv.
         column: which number; its None and NaN values are left out.
-        evaluations: how many of the last evaluations.
         geometric: take the geometric mean.
 
     Returns:
         the mean, NaN if no value is left.
     """
     trained = sorted((r for r in rows if r["env_step"] > 0), key=lambda r: r["env_step"])
-    return interval((r[column] for r in trained[-evaluations:]), geometric=geometric).mean
+    window = max(1, min(FINAL_EVALUATIONS, len(trained) // 4))
+    return interval((r[column] for r in trained[-window:]), geometric=geometric).mean
 
 
 def steps_to_threshold(rows: Sequence[Mapping[str, Any]], threshold: float | None) -> int | None:

@@ -114,7 +114,7 @@ LOW, HIGH = [-305.0, -310.0, -300.0, -320.0, -315.0], [-140.0, -150.0, -145.0, -
         (HIGH, LOW, None, (None, None), "higher"),
         (LOW, HIGH, "better", (None, None), "lower, the reverse of the paper"),
         (LOW, HIGH, "no worse", (None, None), "lower, where the paper has no harm"),
-        (HIGH, HIGH, "no worse", (None, None), "not told apart, as in the paper"),
+        (HIGH, HIGH, "no worse", (None, None), "not told apart: no harm seen, as in the paper"),
         (HIGH, HIGH, "better", (None, None), "not told apart, where the paper has the first higher"),
         (HIGH[:3], LOW[:3], "better", (None, None), "too few seeds to be told apart"),
         # Returns that are solved or not: means and their t-intervals overlap, ranks do not.
@@ -154,20 +154,41 @@ def test_a_task_in_a_file_gives_cells_of_its_name_and_no_task_twice_or_none(pape
         run(paper.Performance(size="smoke", tasks=("Pendulum", "Pendulum"), out=tmp_path / "out"))
 
 
-def test_gradient_errors_are_compared_seed_by_seed(paper):
+def test_gradient_errors_and_cosines_are_compared_seed_by_seed(paper):
     found = paper.gradient_error_findings(
         "Pendulum",
         {  # actors differ a hundredfold: only within a seed can variants be told apart
-            "MAGE-TD3": {0: 1.0, 1: 11.0, 7: 90.0},
-            "Dyna-TD3": {7: 290.0, 1: 31.0, 0: 3.0},
-            "shuffled": {0: 3.0, 1: 32.0, 7: 280.0},
-            "random": {0: 9.0, 1: 91.0, 7: 890.0},
+            "MAGE-TD3": {0: (1.0, 0.5), 1: (11.0, 0.6), 7: (90.0, 0.1)},
+            "Dyna-TD3": {7: (290.0, 0.0), 1: (31.0, 0.5), 0: (3.0, 0.4)},
+            "shuffled": {0: (3.0, 0.0), 1: (32.0, 0.0), 7: (280.0, 0.0)},
+            "random": {0: (9.0, 0.0), 1: (91.0, 0.0), 7: (890.0, 0.0)},
+            "untrained critic": {0: (2.0, 0.0), 1: (20.0, 0.0), 7: (200.0, 0.0)},
         },
     )
     assert "MAGE-TD3 is below that of Dyna-TD3, as the paper says (0.332 [0.2" in found[0]
+    assert found[0].endswith("its cosine less that of Dyna-TD3 is 0.100 ± 0.000.")
     assert "shuffled is not told apart" in found[1] and "random is above" in found[2]
     assert "MAGE-TD3 is below that of shuffled" in found[3]
-    assert "too few seeds" in paper.gradient_error_findings("T", {"MAGE-TD3": {0: 1.0}, "Dyna-TD3": {0: 2.0}})[0]
+    assert "MAGE-TD3 is below that of untrained critic, so training" in found[4]
+    few = {"MAGE-TD3": {0: (1.0, 0.0)}, "Dyna-TD3": {0: (2.0, 0.0)}}
+    assert "too few seeds" in paper.gradient_error_findings("T", few)[0]
+
+
+def test_solving_earlier_is_told_by_ranks_and_never_solving_ranks_last(paper):
+    def rows(name, steps):
+        return [{"task": "T", "variant": name, "steps_to_threshold": step} for step in steps]
+
+    runs = rows("A", (10, 20, 30, 40, 50)) + rows("B", (60, 70, None, None, None)) + rows("C", (None,) * 5)
+    first, second = paper.speed_findings(runs, (paper.Claim("A", "B"), paper.Claim("B", "C")))
+    assert first.startswith("T is first solved by A at step 30 and by B at no step in 3 of 5 runs (median over runs): ")
+    assert "earlier (rank test, p = 0.0079)" in first and "not told apart" in second
+    assert paper.speed_findings(rows("C", (None,)), (paper.Claim("C", "C"),)) == []
+
+
+def test_the_peak_of_the_mean_curve_is_that_of_all_runs_together(paper):
+    rows = [{"task": "T", "variant": "v", "env_step": step, "return_mean": value}
+            for step, value in ((0, 99.0), (10, 1.0), (10, 5.0), (20, 8.0), (20, 0.0))]  # fmt: skip
+    assert paper.peaks_of(rows) == {("T", "v"): 4.0}
 
 
 def test_variants_of_a_seed_share_their_actor_and_their_trajectories(paper):

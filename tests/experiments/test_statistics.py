@@ -99,9 +99,12 @@ def test_compare_names_the_side_or_the_overlap_or_nothing():
 
 def test_final_value_is_the_mean_of_the_last_evaluations_without_the_untrained_one():
     rows = [{"env_step": s, "x": float(s)} for s in (30, 0, 10, 20)]  # any order
-    assert final_value(rows, "x", 2) == 25.0
-    assert final_value(rows, "x", 9) == 20.0
-    assert final_value([{"env_step": 1, "x": v} for v in (1.0, 4.0)], "x", geometric=True) == pytest.approx(2.0)
+    assert final_value(rows, "x") == 30.0
+    rows = [{"env_step": s, "x": float(s)} for s in range(41)]
+    assert final_value(rows[:11], "x") == 9.5, "two of ten: the last quarter"
+    assert final_value(rows, "x") == 38.0, "never more than five"
+    doubling = [{"env_step": s, "x": 2.0**s} for s in range(9)]
+    assert final_value(doubling, "x", geometric=True) == pytest.approx(2.0**7.5)
     assert math.isnan(final_value([{"env_step": 10, "x": math.nan}], "x"))
 
 

@@ -258,7 +258,7 @@ def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, t
 # --- the script ----------------------------------------------------------------------------------------------------
 
 
-def test_default_cells_are_the_seven_of_the_comparison(oracle_vs_learned):
+def test_default_cells_are_the_eight_of_the_comparison(oracle_vs_learned):
     cells = oracle_vs_learned.OracleVsLearned().cells()
     assert [c.name.removeprefix("Pendulum_") for c in cells] == [
         "mage-td3_learned",
@@ -268,8 +268,19 @@ def test_default_cells_are_the_seven_of_the_comparison(oracle_vs_learned):
         "mage-td3_hybrid-oracle-gradients_torch",
         "mage-td3_hybrid-learned-gradients_torch",
         "dyna-td3_learned",
+        "dyna-td3_oracle_torch",
     ]
     assert {c.config.preset for c in cells} == {"cpu"} and len({c.config.steps for c in cells}) == 1
+
+
+@pytest.mark.parametrize(("task", "backend"), [("HalfCheetah", "warp"), ("Pusher", "mujoco")])
+def test_mujoco_tasks_have_one_oracle_unless_more_are_asked_for(oracle_vs_learned, task, backend):
+    cells = oracle_vs_learned.OracleVsLearned(tasks=(task,)).cells()
+    assert {c.simulator for c in cells} == {None, backend}
+    assert [c.name for c in cells if "dyna" in c.name] == [
+        f"{task}_dyna-td3_learned",
+        f"{task}_dyna-td3_oracle_{backend}",
+    ]
 
 
 def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
