@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ def computation_graph(trainer: Trainer) -> list[Quantity]:
     agent = trainer.agent
     draws, other = agent.draw(2, trainer.buffer.size)
     batch = trainer.buffer.gather(draws.index)
-    found = _tensors(agent, batch, draws)
+    found = update_tensors(agent, batch, draws)
     redrawn = {
-        kind: _tensors(agent, batch, draws._replace(**{kind: getattr(other, kind)})) for kind in ("imagine", "target")
+        kind: update_tensors(agent, batch, draws._replace(**{kind: getattr(other, kind)}))
+        for kind in ("imagine", "target")
     }
     quantities = []
     for name, tensor in found.items():
@@ -53,7 +54,7 @@ def computation_graph(trainer: Trainer) -> list[Quantity]:
     return quantities
 
 
-def _tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+def update_tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor]:
     """One update's quantities with their autograd graph: the agent's own functions, listened to."""
     found: dict[str, Tensor] = {}
 
@@ -161,10 +162,3 @@ def _bend(parent: str, child: str) -> float:
         and abs((y2 - y1) * (x - x1) - (y - y1) * (x2 - x1)) < 0.3 * abs(x2 - x1)
     )  # fmt: skip
     return 0.25 if any(inside) else 0.0
-
-
-def edges(graph: list[Quantity]) -> Iterator[tuple[str, str]]:
-    """(from, to) of every arrow."""
-    for quantity in graph:
-        for parent in quantity.parents:
-            yield parent, quantity.name

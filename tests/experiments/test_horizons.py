@@ -48,7 +48,7 @@ def test_rows_are_differences_of_the_return_over_each_horizon(trainer):
 def test_oracles_agree_and_a_wrong_one_is_seen(trainer, monkeypatch):
     pytest.importorskip("jax")
     pytest.importorskip("warp")
-    found = horizons.disagreement(trainer, 50, 2)
+    found = horizons.disagreement(trainer, 200, 2)  # a whole episode
     assert set(found) == {"jax", "warp"} and max(x.max() for x in found.values()) < 1e-8
 
     real = horizons.oracle

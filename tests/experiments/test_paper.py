@@ -10,7 +10,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.experiments.command import run
-from mage_diffsim.experiments.graph import computation_graph, edges
+from mage_diffsim.experiments.graph import computation_graph, update_tensors
 from mage_diffsim.training import Trainer
 
 
@@ -262,6 +262,10 @@ def graph_of(**settings):
     trainer = Trainer(make_config("Pendulum", preset="cpu", steps=40, hyper=hyper, **settings))
     for _ in range(30):
         trainer.step()
+    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    batch = trainer.buffer.gather(draws.index)
+    drawn = update_tensors(trainer.agent, batch, draws)["y"]
+    torch.testing.assert_close(drawn, trainer.agent.target(batch, draws).y)  # what is drawn is what is trained on
     before = trainer.agent.critic.clone()
     graph = computation_graph(trainer)
     assert before.equal(trainer.agent.critic) and "q" not in vars(trainer.agent) and "policy" not in vars(trainer.agent)
@@ -271,7 +275,7 @@ def graph_of(**settings):
 def test_the_graph_of_delta_has_the_edges_of_fig_9_and_the_draws_of_an_update():
     graph = graph_of()
     assert {q.name for q in graph if q.stochastic} == {"s", "s'", "a'"}
-    assert set(edges(graph)) == {
+    assert {(parent, q.name) for q in graph for parent in q.parents} == {
         ("s", "a"), ("s", "s'"), ("a", "s'"), ("s", "r"), ("a", "r"), ("s'", "π̄(s')"), ("π̄(s')", "a'"),
         ("s'", "Q̄(s', a')"), ("a'", "Q̄(s', a')"), ("r", "y"), ("Q̄(s', a')", "y"), ("s", "Q(s, a)"),
         ("a", "Q(s, a)"), ("y", "δ"), ("Q(s, a)", "δ"),
