@@ -228,13 +228,14 @@ class Comparison(Experiment):
         found.append(
             f"Returns are means over a run's {report.LAST_EVALUATIONS}"
             + (", and brackets after medians of fewer than six runs their range" if self.MEDIAN else "")
-            + "; brackets after interquartile means are a stratified bootstrap's, which of fewer than about ten runs "
-            "is narrower than 95%."
+            + "; brackets after interquartile means and probabilities are a stratified bootstrap's, which of fewer "
+            "than about ten runs is narrower than 95%. Runs that are not told apart need not be equal."
         )
         return Findings(f"{self.SOURCE}: return by variant", header, table, found)
 
     def sentences(self, scores: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
         """What the scores say of the paper's claims; differences are told by an exact rank test at 5%."""
+        what = "best evaluation of " if self.BEST else ""
         found = []
         tasks = list(dict.fromkeys(task for task, _ in scores))
         for claim in self.CLAIMS:
@@ -247,7 +248,7 @@ class Comparison(Experiment):
                 chance = probability_of_improvement([a], [b]).value
                 paper = tuple(self.PAPER.get((task, name)) for name in (claim.first, claim.second))
                 found.append(
-                    f"{task}: {claim.first} {report.text(self._interval(a))} against {claim.second} "
+                    f"{task}: {what}{claim.first} {report.text(self._interval(a))} against {claim.second} "
                     f"{report.text(self._interval(b))}: {verdict_of(a, b, claim.relation, paper)}; it wins "
                     f"{chance:.0%} of the pairs of runs (rank test, p = {rank_test(a, b):.2g})."
                 )
