@@ -43,7 +43,7 @@ class OracleVsLearned(Experiment):
         "cpu": {
             "CartPole": dict(steps=20_000),
             "InvertedPendulum": dict(steps=8000),
-            "HalfCheetah": dict(steps=4000),
+            "HalfCheetah": dict(steps=4000, evaluations=15),
             "Hopper": dict(steps=3000),
             "Swimmer": dict(steps=3000),
         }
