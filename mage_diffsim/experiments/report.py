@@ -461,10 +461,12 @@ def _dynamics_findings(task: str, groups: list[Group]) -> list[str]:
         ]
     if len(oracles) > 1:
         found.append(f"{where}: {_same_physics(oracles)}")
-    for hybrid in (g for g in groups if g.dynamics in HYBRID_NAMES):
-        oracle = next((o for o in oracles if o.backend == hybrid.backend), None)
-        if learned is not None and oracle is not None:
-            found += [f"{where}, {_attribution(hybrid, learned, oracle, *metric)}" for metric in METRICS]
+    by_kind = {g.dynamics: g for g in groups if g.dynamics != "oracle"}
+    for oracle in oracles:
+        if {"learned", *HYBRID_NAMES} <= by_kind.keys() and by_kind[
+            "hybrid-oracle-gradients"
+        ].backend == oracle.backend:
+            found.append(f"{where}, {_values_and_gradients(oracle, by_kind)}")
     return found
 
 
@@ -523,25 +525,34 @@ def _same_physics(oracles: list[Group]) -> str:
     return f"{names} agree within their intervals, as backends of the same equations should."
 
 
-def _attribution(hybrid: Group, learned: Group, oracle: Group, column: str, words: str, more_is_better: bool) -> str:
-    """Whether a hybrid goes with the one that gives its values or with the one that gives its gradients."""
-    h, lo, o = hybrid.value(column), learned.value(column), oracle.value(column)
-    numbers = f"{words}: {hybrid.source} {text(h)} (learned {text(lo)}, {oracle.source} {text(o)})"
-    to_learned, to_oracle, gap = compare(h, lo), compare(h, o), compare(o, lo)
-    if "unknown" in (to_learned, to_oracle, gap):
-        return f"{numbers}: too few seeds for an interval."
-    if to_learned == to_oracle != "overlap":
-        return f"{numbers} is {'better' if (to_learned == 'above') == more_is_better else 'worse'} than both."
-    if gap == "overlap":
-        return f"{numbers}: learned and oracle overlap, so there is no difference for values or gradients to explain."
-    if to_learned == to_oracle:
-        return f"{numbers} overlaps both, so these seeds do not say whether values or gradients make the difference."
-    parts = ("gradients", "values") if hybrid.dynamics == "hybrid-oracle-gradients" else ("values", "gradients")
-    if to_oracle == "overlap":
-        return f"{numbers} goes with the oracle, which gives its {parts[0]}: the {parts[0]} make the difference."
-    if to_learned == "overlap":
-        return f"{numbers} goes with the learned model, which gives its {parts[1]}: the {parts[1]} make the difference."
-    return f"{numbers} lies between the two: values and gradients both matter."
+def _values_and_gradients(oracle: Group, others: Mapping[str, Group]) -> str:
+    """The two-factor analysis of the four kinds of dynamics: what the oracle's values and what its gradients bring.
+
+    Seeds are paired, because they share networks and random streams; each effect is averaged over the other factor.
+
+    Args:
+        oracle: both from the simulator.
+        others: ``learned``, ``hybrid-oracle-gradients`` and ``hybrid-learned-gradients`` to their runs.
+    """
+    cells = {"oracle": oracle, **others}
+    score = {kind: {row["seed"]: row["final_return"] for row in cell.rows} for kind, cell in cells.items()}
+    learned, both = score["learned"], score["oracle"]
+    values, gradients = score["hybrid-learned-gradients"], score["hybrid-oracle-gradients"]
+    seeds = sorted(set.intersection(*map(set, score.values())))
+    effects = {
+        "values": interval((both[s] - gradients[s] + values[s] - learned[s]) / 2 for s in seeds),
+        "gradients": interval((both[s] - values[s] + gradients[s] - learned[s]) / 2 for s in seeds),
+    }
+    sizes = " and ".join(f"its {name} {text(effect)}" for name, effect in effects.items())
+    said = f"final return, seed by seed over the four kinds of dynamics: of the {oracle.source}, {sizes}"
+    if not all(effect.known for effect in effects.values()):
+        return f"{said}: too few seeds for an interval."
+    told = [
+        f"the {name} {'help' if effect.mean > 0 else 'harm'}"
+        for name, effect in effects.items()
+        if effect.low > 0 or effect.high < 0
+    ]
+    return f"{said}: {enumeration(told) or 'neither is told from zero'}."
 
 
 def enumeration(names: Sequence[str]) -> str:

@@ -125,34 +125,40 @@ def test_oracles_that_agree_and_that_do_not_are_told_apart():
     assert "oracle (torch) and oracle (jax)" not in text
 
 
+def four(learned, values, gradients, both, **more):
+    """Cells of the four kinds of dynamics with these returns."""
+    kinds = (("learned", learned), ("hybrid-learned-gradients", values), ("hybrid-oracle-gradients", gradients),
+             ("oracle", both))  # fmt: skip
+    return [rows(dynamics=k, backend="" if k == "learned" else "warp", returns=y, **more) for k, y in kinds]
+
+
 @pytest.mark.parametrize(
-    ("kind", "returns", "says"),
+    ("returns", "says"),
     [
-        ("hybrid-oracle-gradients", -150, "goes with the oracle, which gives its gradients: the gradients make"),
-        ("hybrid-oracle-gradients", -500, "goes with the learned model, which gives its values: the values make"),
-        ("hybrid-learned-gradients", -150, "goes with the oracle, which gives its values: the values make"),
-        ("hybrid-learned-gradients", -500, "goes with the learned model, which gives its gradients: the gradients"),
-        ("hybrid-oracle-gradients", -300, "lies between the two"),
-        ("hybrid-oracle-gradients", -900, "is worse than both"),
-        ("hybrid-learned-gradients", -10, "is better than both"),
+        ((-500.0, -500.0, -150.0, -150.0), "its values 0.00 ± 0.00 and its gradients 350 ± 0: the gradients help."),
+        ((-500.0, -150.0, -500.0, -150.0), "its values 350 ± 0 and its gradients 0.00 ± 0.00: the values help."),
+        ((-500.0, -400.0, -600.0, -500.0), "gradients -100 ± 0: the values help and the gradients harm."),
+        ((-500.0, -500.0, -500.0, -100.0), "its values 200 ± 0 and its gradients 200 ± 0: the values help and the"),
+        ((-500.0, -500.0, -500.0, -500.0), "neither is told from zero."),
     ],
 )
-def test_a_hybrid_is_attributed_to_the_side_it_goes_with(kind, returns, says):
-    found = said(
-        rows(returns=-500),
-        rows(dynamics="oracle", backend="torch", returns=-150),
-        rows(dynamics=kind, backend="torch", returns=returns),
-    )
-    assert says in sentence(found, "final return", report.HYBRID_NAMES[kind])
+def test_values_and_gradients_are_two_factors_of_the_return(returns, says):
+    assert says in sentence(said(*four(*returns)), "over the four kinds of dynamics", "of the oracle (warp)")
 
 
-def test_without_a_gap_a_hybrid_explains_nothing():
-    found = said(
-        rows(returns=-160),
-        rows(dynamics="oracle", backend="torch", returns=-150),
-        rows(dynamics="hybrid-oracle-gradients", backend="torch", returns=-155),
-    )
-    assert "no difference for values or gradients to explain" in sentence(found, "final return", "learned values")
+def test_the_two_factors_are_paired_by_seed():
+    learned, values, gradients, both = four(-500.0, -500.0, -400.0, -400.0, spread=10.0)
+    assert "gradients help" in sentence(said(learned, values, gradients, both), "four kinds")  # the spread is shared
+    for row in gradients + both:
+        row["final_return"] = -900.0 - row["final_return"]  # the same means and spreads, but of other seeds
+    assert "neither is told from zero" in sentence(said(learned, values, gradients, both), "four kinds")
+
+
+def test_the_two_factors_need_all_four_cells_and_two_seeds():
+    cells = four(-500.0, -500.0, -150.0, -150.0)
+    assert not any("four kinds" in s for s in said(*cells[:3])) and not any("four kinds" in s for s in said(*cells[1:]))
+    alone = four(-500.0, -500.0, -150.0, -150.0, seeds=1)
+    assert sentence(said(*alone), "four kinds").endswith("too few seeds for an interval.")
 
 
 def test_one_exploding_trajectory_does_not_hide_a_smaller_gradient_error():
