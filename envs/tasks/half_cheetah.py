@@ -19,7 +19,7 @@ class HalfCheetah(MujocoTask):
     frame_skip = 5
     horizon = 1000
     source = "gymnasium HalfCheetah-v5 (model, reset); MAGE's published code (observation, reward)"
-    gradient_horizon = 10  # it grows tenfold every five steps once a policy runs
+    gradient_horizon = 10  # it grows tenfold every six steps once a policy runs
     readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
     position_noise, velocity_noise, normal_velocity = 0.1, 0.1, True
 
