@@ -42,6 +42,7 @@ SUMMARY_FIELDS = (
     "seed",
     "env_steps",
     "final_return",
+    "mean_return",
     "steps_to_threshold",
     "gradient_error",
     "gradient_cosine",
@@ -51,10 +52,11 @@ SUMMARY_FIELDS = (
     "wall_s",
 )
 """Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
-the evaluations of :func:`.statistics.final_value` (of the error the geometric mean); ``steps_to_threshold`` is the
-first evaluation that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its
-gradient was not finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and
-``wall_s`` belong to the cell, whose seeds train together."""
+the evaluations of :func:`.statistics.final_value` (of the error the geometric mean); ``mean_return`` is the mean over
+all evaluations but the untrained one, so that learning early counts; ``steps_to_threshold`` is the first evaluation
+that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
+finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and ``wall_s`` belong
+to the cell, whose seeds train together."""
 
 CURVE_FIELDS = (
     *CELL_FIELDS,
@@ -128,6 +130,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
                 identity(outcome.cell)
                 | {"lambda": lam, "seed": seed, "env_steps": last["env_step"]}
                 | {"final_return": final_value(mine, "return_mean")}
+                | {"mean_return": interval(r["return_mean"] for r in mine if r["env_step"] > 0).mean}
                 | {"steps_to_threshold": steps_to_threshold(mine, solved)}
                 | {"gradient_error": final_value(mine, "gradient_error", geometric=True)}
                 | {"gradient_cosine": final_value(mine, "gradient_cosine")}
@@ -466,7 +469,10 @@ def _dynamics_findings(task: str, groups: list[Group]) -> list[str]:
         if {"learned", *HYBRID_NAMES} <= by_kind.keys() and by_kind[
             "hybrid-oracle-gradients"
         ].backend == oracle.backend:
-            found.append(f"{where}, {_values_and_gradients(oracle, by_kind)}")
+            found += [
+                f"{where}, {_values_and_gradients(oracle, by_kind, column, words)}"
+                for column, words in (("mean_return", "mean return over training"), ("final_return", "final return"))
+            ]
     return found
 
 
@@ -525,7 +531,7 @@ def _same_physics(oracles: list[Group]) -> str:
     return f"{names} agree within their intervals, as backends of the same equations should."
 
 
-def _values_and_gradients(oracle: Group, others: Mapping[str, Group]) -> str:
+def _values_and_gradients(oracle: Group, others: Mapping[str, Group], column: str, words: str) -> str:
     """The two-factor analysis of the four kinds of dynamics: what the oracle's values and what its gradients bring.
 
     Seeds are paired, because they share networks and random streams; each effect is averaged over the other factor.
@@ -533,18 +539,20 @@ def _values_and_gradients(oracle: Group, others: Mapping[str, Group]) -> str:
     Args:
         oracle: both from the simulator.
         others: ``learned``, ``hybrid-oracle-gradients`` and ``hybrid-learned-gradients`` to their runs.
+        column, words: of SUMMARY_FIELDS, and what it is called.
     """
     cells = {"oracle": oracle, **others}
-    score = {kind: {row["seed"]: row["final_return"] for row in cell.rows} for kind, cell in cells.items()}
+    score = {kind: {row["seed"]: row[column] for row in cell.rows} for kind, cell in cells.items()}
     learned, both = score["learned"], score["oracle"]
     values, gradients = score["hybrid-learned-gradients"], score["hybrid-oracle-gradients"]
     seeds = sorted(set.intersection(*map(set, score.values())))
     effects = {
         "values": interval((both[s] - gradients[s] + values[s] - learned[s]) / 2 for s in seeds),
         "gradients": interval((both[s] - values[s] + gradients[s] - learned[s]) / 2 for s in seeds),
+        "two together": interval(both[s] - learned[s] for s in seeds),
     }
-    sizes = " and ".join(f"its {name} {text(effect)}" for name, effect in effects.items())
-    said = f"final return, seed by seed over the four kinds of dynamics: of the {oracle.source}, {sizes}"
+    sizes = enumeration([f"the {name} {text(effect)}" for name, effect in effects.items()])
+    said = f"{words}, seed by seed over the four kinds of dynamics: of the {oracle.source} instead of learned, {sizes}"
     if not all(effect.known for effect in effects.values()):
         return f"{said}: too few seeds for an interval."
     told = [
@@ -552,7 +560,7 @@ def _values_and_gradients(oracle: Group, others: Mapping[str, Group]) -> str:
         for name, effect in effects.items()
         if effect.low > 0 or effect.high < 0
     ]
-    return f"{said}: {enumeration(told) or 'neither is told from zero'}."
+    return f"{said}: {enumeration(told) or 'none is told from zero'}."
 
 
 def enumeration(names: Sequence[str]) -> str:
