@@ -336,7 +336,7 @@ def test_the_whole_smoke_run_ends_well_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "summary.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 7 * 2
+        assert len(list(csv.DictReader(file))) == 8 * 2
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
