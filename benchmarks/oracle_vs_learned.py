@@ -22,7 +22,7 @@ from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
-from mage_diffsim.envs.warp.compiler.intake import read
+from mage_diffsim.envs.warp import WarpPhysics
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
@@ -129,7 +129,7 @@ def default_backends(task: Task) -> tuple[str, ...]:
     if not isinstance(task, MujocoTask):
         return backends_of(task)
     try:
-        read(task.simulation)
+        WarpPhysics.check_covers(task)
     except (InputError, MissingExtra):  # Warp does not cover the model
         return ("mujoco",)
     return ("warp",)

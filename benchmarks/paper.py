@@ -306,8 +306,8 @@ def speed_findings(runs: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -
         a, b = steps.get((task, claim.first), []), steps.get((task, claim.second), [])
         if not a or not b or not any(map(math.isfinite, a + b)):
             continue
-        unsolved = 1.0 + max(x for x in a + b if math.isfinite(x))
-        ours, theirs = ([min(x, unsolved) for x in side] for side in (a, b))
+        last = 1.0 + max(x for x in a + b if math.isfinite(x))  # unsolved runs, in arithmetic that needs finite ranks
+        ours, theirs = ([min(x, last) for x in side] for side in (a, b))
         p, earlier = rank_test(ours, theirs), probability_of_improvement([theirs], [ours]).value
         verdict = ("earlier" if earlier > 0.5 else "later") if p <= 0.05 else "not told apart"
         found.append(
@@ -433,11 +433,7 @@ class GradientError(Comparison):
         )
         # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
         firsts = {make_task(o.cell.config.task).name: o for o in reversed(outcomes) if o.status == "done"}
-        write_horizons(
-            [("frozen actor", firsts[task]) for task in tasks],
-            out,
-            "frozen actors",
-        )
+        write_horizons([("frozen actor", firsts[task]) for task in tasks], out, "frozen actors")
         table, found = [], []
         for task in tasks:
             trainer = load_trainer(firsts[task].run_dir, device="cpu")

@@ -99,6 +99,15 @@ class Physics(abc.ABC):
         """The derivative sources this backend offers for a task, its default first."""
         return cls.derivatives
 
+    @classmethod  # noqa: B027  most cover every task that names them
+    def check_covers(cls, task: Task) -> None:
+        """Whether this backend can simulate the task, where that shows before anything is compiled.
+
+        Raises:
+            InputError: it cannot; the message names what it does not cover.
+            MissingExtra: a package that is needed to tell is not installed.
+        """
+
     def reference(self) -> Physics:
         """What the other backends of the task are compared with: these physics in their most exact form."""
         return self

@@ -15,6 +15,7 @@ from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, load
 from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.warp.compiler.intake import read
 
 
 @final
@@ -71,10 +72,19 @@ class WarpPhysics(Physics):
 
     @classmethod
     def derivatives_of(cls, task: Task) -> tuple[str, ...]:
-        of_model = task.physics["warp"] == MujocoTask.physics["warp"]
-        return ("adjoint", "jvp") if of_model else cls.derivatives
+        return ("adjoint", "jvp") if _of_model(task) else cls.derivatives
+
+    @classmethod
+    def check_covers(cls, task: Task) -> None:
+        if _of_model(task):
+            read(load(task.physics["warp"])(task))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         if self.simulation is None:
             return self._op(state, action)
         return self._op(with_unit_quaternions(self.simulation, state), self.task.scale_action(action))
+
+
+def _of_model(task: Task) -> bool:
+    """Whether the kernels are compiled from a MuJoCo model."""
+    return task.physics["warp"] == MujocoTask.physics["warp"]

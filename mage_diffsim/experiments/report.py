@@ -464,15 +464,12 @@ def _dynamics_findings(task: str, groups: list[Group]) -> list[str]:
         ]
     if len(oracles) > 1:
         found.append(f"{where}: {_same_physics(oracles)}")
-    by_kind = {g.dynamics: g for g in groups if g.dynamics != "oracle"}
-    for oracle in oracles:
-        if {"learned", *HYBRID_NAMES} <= by_kind.keys() and by_kind[
-            "hybrid-oracle-gradients"
-        ].backend == oracle.backend:
-            found += [
-                f"{where}, {_values_and_gradients(oracle, by_kind, column, words)}"
-                for column, words in (("mean_return", "mean return over training"), ("final_return", "final return"))
-            ]
+    others = {g.dynamics: g for g in groups if g.dynamics != "oracle"}
+    if {"learned", *HYBRID_NAMES} <= others.keys():
+        backend = others["hybrid-oracle-gradients"].backend
+        for oracle in (o for o in oracles if o.backend == backend):
+            for column, words in (("mean_return", "mean return over training"), ("final_return", "final return")):
+                found.append(f"{where}, {_values_and_gradients(oracle, others, column, words)}")
     return found
 
 

@@ -19,10 +19,8 @@ import torch
 from mage_diffsim.bridges.errors import InputError, MissingExtra, missing_extra, unknown_name
 from mage_diffsim.config import TrainConfig, validate
 from mage_diffsim.doctor import NEEDS
-from mage_diffsim.envs.mujoco.task import MujocoTask
-from mage_diffsim.envs.physics import backends_of, make_physics
+from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
-from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
 from mage_diffsim.experiments.display import Display
 from mage_diffsim.experiments.launchers import Launcher, run_processes
@@ -170,7 +168,7 @@ def _missing(cell: Cell) -> str:
     """Why the cell's backend cannot be had, or an empty text.
 
     Raises:
-        InputError: the backend does not run on the cell's device, or Warp does not cover the task's model.
+        InputError: the backend does not run on the cell's device, or does not cover the task.
     """
     if cell.simulator is None:
         return ""
@@ -181,8 +179,7 @@ def _missing(cell: Cell) -> str:
         except importlib.metadata.PackageNotFoundError:
             return str(missing_extra(package, extra))
     task = make_task(cell.config.task)
-    if cell.simulator == "warp" and isinstance(task, MujocoTask):
-        read(task.simulation)
+    load(BACKENDS[cell.simulator]).check_covers(task)
     if cell.simulator == "torch" or torch.device(cell.config.device).type == "cpu":
         return ""
     # Whether a backend can use the GPU shows only when it is made; here would leave this process holding GPU memory.
