@@ -25,7 +25,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/python benchmarks/oracle_vs_learned.py $(ARGS)
 
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # All three run even when one finds something. pyright follows folders, not package-dir: links show it the layout that
 # an installation has.

@@ -497,6 +497,8 @@ def bridge_rows(
     bridge, pure, empty = (found[k] for k in ("bridge, forward + backward", "pure, forward + backward",
                                               "empty torch Function"))  # fmt: skip
     rounds_of_it = tuple(b - p for b, p in zip(bridge.rounds, pure.rounds, strict=True))
+    ratio = statistics.median(rounds_of_it) / statistics.median(empty.rounds)
+    check = f"{ratio:.1f} times an empty Function; {check}"
     overhead = Times(percentile(rounds_of_it, 0.5), percentile(rounds_of_it, 0.95), 0.0, rounds_of_it, bridge.peak_mib)
     yield row("bridges", name, "overhead (bridge - pure)", overhead, unit="call", size=ROWS, calls=100,
               against=("empty torch Function", empty), check=check)  # fmt: skip

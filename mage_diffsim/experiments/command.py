@@ -82,7 +82,7 @@ class Experiment(abc.ABC):
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
     out: Path | None = None
     """Folder for the run folders and results; by default runs/<experiment> for size cpu and
-    runs/<experiment>-<size> for the others."""
+    runs/<experiment>-<size> for the others. The results there are of the last command's cells; run folders stay."""
     workers: int = min(2, os.cpu_count() or 1)
     """Cells that train at once, each in a process of its own; the results do not depend on it."""
     launcher: Literal["local", "ray"] = "local"
