@@ -18,6 +18,7 @@ import tyro
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import METHODS, DynamicsName, make_config
+from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
@@ -59,7 +60,7 @@ class OracleVsLearned(Experiment):
     (the other way round)."""
     backends: tuple[str, ...] | None = None
     """Physics backends of the oracle, one cell each; hybrids and dyna-* use the first. By default all that the task
-    has; of MuJoCo's warp alone, or mujoco where Warp does not cover the model."""
+    has; of MuJoCo's warp alone, or mujoco where Warp is not installed or does not cover the model."""
     lambdas: tuple[float, ...] = (0.2,)
     """Weight(s) of the TD error against the gradient term."""
 
@@ -126,11 +127,13 @@ class OracleVsLearned(Experiment):
 
 def default_backends(task: Task) -> tuple[str, ...]:
     """Oracles that make sense where none was chosen. MuJoCo's others are many times slower, or float32 differences."""
-    if not isinstance(task, MujocoTask):
-        return backends_of(task)
+    known = backends_of(task)
+    if not isinstance(task, MujocoTask) or not {"warp", "mujoco"} <= set(known):
+        return known
     try:
+        check_installed("warp")
         WarpPhysics.check_covers(task)
-    except (InputError, MissingExtra):  # Warp does not cover the model
+    except (InputError, MissingExtra):
         return ("mujoco",)
     return ("warp",)
 

@@ -32,6 +32,18 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 """Physics backend to the distributions it needs and the extra that installs them; a backend not here needs none."""
 
 
+def check_installed(backend: str) -> None:
+    """Look for the distributions that a physics backend needs, importing none.
+
+    Raises:
+        MissingExtra: one is not installed; the message names the extra.
+    """
+    packages, extra = NEEDS.get(backend, ((), ""))
+    for package in packages:
+        if _version(package) is None:
+            raise missing_extra(package, extra)
+
+
 def versions() -> dict[str, str]:
     """What a run's numbers depend on, imported nowhere: package versions, commit, devices.
 
@@ -117,11 +129,8 @@ def _version(distribution: str) -> str | None:
 def _physics(name: str, reference: str) -> dict[str, Any]:
     from mage_diffsim.envs.physics import load
 
-    packages, extra = NEEDS.get(name, ((), ""))
     try:
-        for package in packages:
-            if _version(package) is None:
-                raise missing_extra(package, extra)
+        check_installed(name)
         load(reference)
     except MissingExtra as error:
         return {"available": False, "error": str(error)}

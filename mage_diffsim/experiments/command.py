@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -111,7 +112,8 @@ class Experiment(abc.ABC):
         """Fields of a TrainConfig for a task (as it was given), from the size's budget and the flags that change it."""
         settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(make_task(task).name, {})
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
-        every = settings.pop("eval_every", None) or max(1, settings["steps"] // settings.pop("evaluations"))
+        # Rounded up, so that the evaluation after the last step never follows another within a few steps.
+        every = settings.pop("eval_every", None) or math.ceil(settings["steps"] / settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags = {"preset": preset, "device": self.device, "compile": self.compile}
         return settings | {"eval_every": every, "checkpoint_every": every} | flags

@@ -7,7 +7,6 @@ fresh single-threaded processes, one per cell, so a cell's numbers do not depend
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, missing_extra, unknown_name
+from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import TrainConfig, validate
-from mage_diffsim.doctor import NEEDS
+from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
@@ -172,12 +171,10 @@ def _missing(cell: Cell) -> str:
     """
     if cell.simulator is None:
         return ""
-    packages, extra = NEEDS.get(cell.simulator, ((), ""))
-    for package in packages:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return str(missing_extra(package, extra))
+    try:
+        check_installed(cell.simulator)
+    except MissingExtra as error:
+        return str(error)
     task = make_task(cell.config.task)
     load(BACKENDS[cell.simulator]).check_covers(task)
     if cell.simulator == "torch" or torch.device(cell.config.device).type == "cpu":

@@ -26,6 +26,9 @@ from tiny_training import TINY
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.config import make_config
+from mage_diffsim.envs.physics import backends_of
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell
@@ -288,6 +291,36 @@ def test_mujoco_tasks_have_one_oracle_unless_more_are_asked_for(oracle_vs_learne
         f"{task}_dyna-td3_learned",
         f"{task}_dyna-td3_oracle_{backend}",
     ]
+
+
+def test_where_warp_is_not_installed_mujoco_is_the_oracle(oracle_vs_learned, monkeypatch):
+    def version(name: str, real=importlib.metadata.version) -> str:
+        if name == "warp-lang":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert oracle_vs_learned.default_backends(make_task("HalfCheetah")) == ("mujoco",)
+
+
+def test_a_mujoco_task_without_warp_kernels_has_the_backends_it_names(oracle_vs_learned):
+    class Without(HalfCheetah):
+        physics = {name: made for name, made in HalfCheetah.physics.items() if name != "warp"}  # noqa: RUF012
+
+    assert oracle_vs_learned.default_backends(Without()) == backends_of(Without())
+
+
+@pytest.mark.parametrize("task", ["Pendulum", "HalfCheetah", "Hopper"])
+@pytest.mark.parametrize("steps", [None, 4000, 4001, 7])
+def test_evaluations_are_even_and_no_more_than_asked_for(oracle_vs_learned, task, steps):
+    experiment = oracle_vs_learned.OracleVsLearned(tasks=(task,), steps=steps)
+    config = experiment.cells()[0].config
+    asked = 15 if task == "HalfCheetah" else 10
+    at = sorted({*range(config.eval_every, config.steps + 1, config.eval_every), config.steps})
+    assert len(at) <= asked
+    assert config.steps < asked or len(at) == asked
+    if len(at) > 1:
+        assert at[-1] - at[-2] > config.eval_every / 2
 
 
 def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
