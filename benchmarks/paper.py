@@ -27,10 +27,12 @@ from mage_diffsim.experiments.statistics import (
     Aggregate,
     Interval,
     aggregate,
+    final_value,
     interval,
     middle,
     probability_of_improvement,
     rank_test,
+    side_of,
 )
 from mage_diffsim.runs import load_trainer
 from mage_diffsim.training import Trainer
@@ -309,18 +311,25 @@ def speed_findings(runs: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -
         last = 1.0 + max(x for x in a + b if math.isfinite(x))  # unsolved runs, in arithmetic that needs finite ranks
         ours, theirs = ([min(x, last) for x in side] for side in (a, b))
         p, earlier = rank_test(ours, theirs), probability_of_improvement([theirs], [ours]).value
-        verdict = ("earlier" if earlier > 0.5 else "later") if p <= 0.05 else "not told apart"
+        verdict = ("earlier" if earlier > 0.5 else "later") if p <= 0.05 else undecided(a, b)
         found.append(
-            f"{task} is first solved by {claim.first} at {step_text(a)} and by {claim.second} at {step_text(b)} "
-            f"(median over runs): {verdict} (rank test, p = {p:.2g})."
+            f"{task} is first solved by {claim.first} {step_text(a)} and by {claim.second} {step_text(b)}: {verdict} "
+            f"(rank test, p = {p:.2g})."
         )
     return found
 
 
 def step_text(steps: Sequence[float]) -> str:
-    """The median, or that more than half of the runs solved nothing."""
-    median = statistics.median_high(steps)
-    return f"step {median:g}" if median < math.inf else f"no step in {steps.count(math.inf)} of {len(steps)} runs"
+    """In how many runs, and the median over all if that is a step."""
+    solved, median = sum(map(math.isfinite, steps)), statistics.median(steps)
+    at = f"at step {median:g} (median), " if math.isfinite(median) else ""
+    return f"{at}in {solved} of {len(steps)} runs"
+
+
+def undecided(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """What a rank test says that tells nothing apart: with too few runs it never could."""
+    smallest = 2.0 / math.comb(len(ours) + len(theirs), len(ours))
+    return "not told apart" if smallest <= 0.05 else "too few seeds to be told apart"
 
 
 def verdict_of(
@@ -345,10 +354,9 @@ def verdict_of(
         agrees = {"better": ", as in the paper", "no worse": ", where the paper has no difference", None: ""}
         against = {"better": ", the reverse of the paper", "no worse": ", where the paper has no harm", None: ""}
         return ("higher" + agrees[relation] if higher else "lower" + against[relation]) + numbers
-    smallest = 2.0 / math.comb(len(ours) + len(theirs), len(ours))
-    words = "not told apart" if smallest <= 0.05 else "too few seeds to be told apart"
+    words = undecided(ours, theirs)
     ends = {"better": ", where the paper has the first higher", "no worse": ": no harm seen, as in the paper", None: ""}
-    return words + ("" if smallest > 0.05 else ends[relation]) + numbers
+    return words + (ends[relation] if words == "not told apart" else "") + numbers
 
 
 MEASURED: dict[str, Any] = dict(
@@ -452,15 +460,17 @@ class GradientError(Comparison):
         return Findings("Eq. 14: gradient error over the last measurements", header, table, found)
 
     def _untrained(self, curves: Sequence[Mapping[str, Any]], trainer: Trainer) -> dict[int, tuple[float, float]]:
-        """Seed to the error and cosine of the first variant's critic before its first update."""
+        """Seed to the error and cosine of the first variant's critic in the last measurements before its first update.
+
+        Not in all of them: the first are of a policy whose input's normalisation still moves.
+        """
         first = next(iter(self.VARIANTS))
-        before = [r for r in curves if r["variant"] == first and 0 < r["env_step"] < trainer.hyper.warmup_steps]
-        by_seed = {seed: [r for r in before if r["seed"] == seed] for seed in dict.fromkeys(r["seed"] for r in before)}
+        by_seed: dict[int, list[Mapping[str, Any]]] = {}
+        for row in curves:
+            if row["variant"] == first and row["env_step"] < trainer.hyper.warmup_steps:
+                by_seed.setdefault(row["seed"], []).append(row)
         return {
-            seed: (
-                interval((r["gradient_error"] for r in rows), geometric=True).mean,
-                interval(r["gradient_cosine"] for r in rows).mean,
-            )
+            seed: (final_value(rows, "gradient_error", geometric=True), final_value(rows, "gradient_cosine"))
             for seed, rows in by_seed.items()
         }
 
@@ -499,24 +509,22 @@ def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[
         ("shuffled", "Dyna-TD3", "though it saw other samples' gradients"),
         ("random", "Dyna-TD3", "though it saw random directions"),
         ("MAGE-TD3", "shuffled", "so it matters whose gradients it sees"),
-        ("MAGE-TD3", UNTRAINED, "so training brought it nearer the truth"),
+        ("MAGE-TD3", UNTRAINED, ""),
     ):
         if not numbers.get(name) or not numbers.get(other):
             continue
         pairs = [(numbers[name][seed], numbers[other][seed]) for seed in numbers[name].keys() & numbers[other].keys()]
-        ratio = interval((mine[0] / theirs[0] for mine, theirs in pairs), geometric=True)
-        if not ratio.known:
-            words = f"cannot be compared with that of {other}: too few seeds"
-        elif ratio.high < 1.0:
-            words = f"is below that of {other}, {claim}"
-        elif ratio.low > 1.0:
-            words = f"is above that of {other}"
-        else:
-            words = f"is not told apart from that of {other}"
-        apart = report.text(interval(mine[1] - theirs[1] for mine, theirs in pairs))
+        ratio = interval((mine[0] / theirs[0] if theirs[0] else math.nan for mine, theirs in pairs), geometric=True)
+        words = {
+            "unknown": f"cannot be compared with that of {other}: too few seeds",
+            "below": f"is below that of {other}" + (f", {claim}" if claim else ""),
+            "above": f"is above that of {other}",
+            "not told apart": f"is not told apart from that of {other}",
+        }[side_of(ratio)]
+        apart = interval(mine[1] - theirs[1] for mine, theirs in pairs)
+        cosine = f"; its cosine less that of {other} is {report.text(apart)}" if apart.n else ""
         found.append(
-            f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed); its cosine "
-            f"less that of {other} is {apart}."
+            f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed){cosine}."
         )
     return found
 

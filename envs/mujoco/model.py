@@ -111,7 +111,7 @@ class Simulation:
     @functools.cached_property
     def has_contacts(self) -> bool:
         """Whether any two geoms can come into contact."""
-        return bool(self.model.npair or colliding_geoms(self.model))
+        return contacts_enabled(self.model) and bool(self.model.npair or colliding_geoms(self.model))
 
     def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
         """The state ``qpos | qvel | readouts`` of numpy, JAX or torch arrays with any leading axes.
@@ -335,11 +335,17 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
     )
 
 
+def contacts_enabled(model: Any) -> bool:
+    """Whether the model's flags let contacts act."""
+    flags = load_mujoco().mjtDisableBit
+    return not model.opt.disableflags & (flags.mjDSBL_CONTACT | flags.mjDSBL_CONSTRAINT)
+
+
 def colliding_geoms(model: Any) -> list[tuple[int, int]]:
     """Pairs of geoms that MuJoCo's filters let come into contact, the lower type first; explicit pairs apart."""
-    mujoco = load_mujoco()
-    if model.opt.disableflags & (mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT):
+    if not contacts_enabled(model):
         return []
+    mujoco = load_mujoco()
     parents = not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_FILTERPARENT
     excluded = {int(s) for s in model.exclude_signature}
     found = []

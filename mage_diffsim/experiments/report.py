@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw,
 from mage_diffsim.experiments.statistics import (
     FINAL_EVALUATIONS,
     Interval,
-    compare,
     final_value,
     interval,
+    side_of,
     steps_to_threshold,
     t_quantile,
 )
@@ -53,7 +54,7 @@ SUMMARY_FIELDS = (
 )
 """Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
 the evaluations of :func:`.statistics.final_value` (of the error the geometric mean); ``mean_return`` is the mean over
-all evaluations but the untrained one, so that learning early counts; ``steps_to_threshold`` is the first evaluation
+all evaluations after the first update, so that learning early counts; ``steps_to_threshold`` is the first evaluation
 that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
 finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and ``wall_s`` belong
 to the cell, whose seeds train together."""
@@ -121,7 +122,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         if outcome.status != "done":
             continue
         config = outcome.cell.config
-        solved = make_task(config.task).solved_return
+        solved, warmup = make_task(config.task).solved_return, config.hyper.warmup_steps
         evaluations, metrics = read_evaluations(outcome.run_dir), read_metrics(outcome.run_dir)
         for seed, lam in config.runs:
             mine = [r for r in evaluations if (r["seed"], r["lambda"]) == (seed, lam)]
@@ -130,7 +131,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
                 identity(outcome.cell)
                 | {"lambda": lam, "seed": seed, "env_steps": last["env_step"]}
                 | {"final_return": final_value(mine, "return_mean")}
-                | {"mean_return": interval(r["return_mean"] for r in mine if r["env_step"] > 0).mean}
+                | {"mean_return": interval(r["return_mean"] for r in mine if r["env_step"] >= warmup).mean}
                 | {"steps_to_threshold": steps_to_threshold(mine, solved)}
                 | {"gradient_error": final_value(mine, "gradient_error", geometric=True)}
                 | {"gradient_cosine": final_value(mine, "gradient_cosine")}
@@ -247,6 +248,7 @@ HEADER = (
     "return",
     "gradient error",
     "cosine",
+    "mean return",
     "solved at step",
     "non-finite",
     "restarts",
@@ -270,6 +272,7 @@ def table_rows(groups: Sequence[Group], outcomes: Iterable[Outcome] = ()) -> lis
                 text(group.value("final_return")),
                 text(group.value("gradient_error")),
                 text(group.value("gradient_cosine")),
+                text(group.value("mean_return")),
                 solved,
                 str(sum(row["nonfinite"] for row in group.rows)),
                 str(sum(row["restarts"] for row in group.rows)),
@@ -401,8 +404,10 @@ def findings(rows: Sequence[Mapping[str, Any]], solved_returns: Mapping[str, flo
     for task in dict.fromkeys(g.task for g in everything):
         groups = [g for g in everything if g.task == task]
         found += _solving(task, groups, solved_returns.get(task))
+        several = len({g.lam for g in groups}) > 1
         for method, lam in dict.fromkeys((g.method, g.lam) for g in groups):
-            found += _dynamics_findings(task, [g for g in groups if (g.method, g.lam) == (method, lam)])
+            where = f"{task}, λ = {lam:g}" if several else task
+            found += _dynamics_findings(where, [g for g in groups if (g.method, g.lam) == (method, lam)])
         found += _control_findings(task, groups)
         if all(g.value("gradient_cosine").n == 0 for g in groups) and any(g.value("gradient_error").n for g in groups):
             found.append(
@@ -452,25 +457,37 @@ METRICS = (("final_return", "final return", True), ("gradient_error", "gradient 
 """(column, words, whether more is better) of what cells are compared by."""
 
 
+def paired(ours: Group, theirs: Group, column: str) -> Interval:
+    """How much more ours have of a column, or of the gradient error how many times as much, seed by seed: runs of one
+    seed share networks and random streams."""
+    other = {row["seed"]: row[column] for row in theirs.rows}
+    pairs = [(row[column], other[row["seed"]]) for row in ours.rows if row["seed"] in other]
+    if column == "gradient_error":
+        return interval((x / y if y else math.nan for x, y in pairs), geometric=True)
+    return interval(x - y for x, y in pairs)
+
+
 def _dynamics_findings(task: str, groups: list[Group]) -> list[str]:
-    """One method on different dynamics: oracle against learned, backend against backend, and the hybrids between."""
-    where = f"{task}, {METHOD_NAMES[groups[0].method]}"
+    """One method and lambda on different dynamics: oracle against learned, backend against backend, hybrids between."""
     oracles = [g for g in groups if g.dynamics == "oracle"]
     learned = next((g for g in groups if g.dynamics == "learned"), None)
     found = []
     if learned is not None:
-        found += [
-            f"{where}, {s}" for metric in METRICS for s in _against(learned, oracles, *metric, shared_method=True)
-        ]
+        found += [s for metric in METRICS for s in _against(learned, oracles, *metric, shared_method=True)]
     if len(oracles) > 1:
-        found.append(f"{where}: {_same_physics(oracles)}")
-    others = {g.dynamics: g for g in groups if g.dynamics != "oracle"}
-    if {"learned", *HYBRID_NAMES} <= others.keys():
-        backend = others["hybrid-oracle-gradients"].backend
-        for oracle in (o for o in oracles if o.backend == backend):
-            for column, words in (("mean_return", "mean return over training"), ("final_return", "final return")):
-                found.append(f"{where}, {_values_and_gradients(oracle, others, column, words)}")
-    return found
+        found.append(_same_physics(oracles))
+    kinds = {g.dynamics: g for g in groups if g.dynamics != "oracle"}
+    hybrid = next((kinds[kind] for kind in HYBRID_NAMES if kind in kinds), None)
+    if hybrid is not None:
+        kinds |= {g.dynamics: g for g in oracles if g.backend == hybrid.backend}
+        for column, words in (
+            ("mean_return", "mean return over training"),
+            ("final_return", "final return"),
+            ("gradient_error", "gradient error (ratios)"),
+            ("gradient_cosine", "cosine"),
+        ):
+            found += _values_and_gradients(kinds, column, words)
+    return [f"{task}, {METHOD_NAMES[groups[0].method]}, {s}" for s in found]
 
 
 def _control_findings(task: str, groups: list[Group]) -> list[str]:
@@ -479,85 +496,89 @@ def _control_findings(task: str, groups: list[Group]) -> list[str]:
     for dyna in (g for g in groups if g.method.startswith("dyna-")):
         same = (dyna.method.replace("dyna-", "mage-"), dyna.dynamics, dyna.backend, dyna.lam)
         mages = [g for g in groups if (g.method, g.dynamics, g.backend, g.lam) == same]
-        found += [f"{task}, {s}" for metric in METRICS for s in _against(dyna, mages, *metric, shared_method=False)]
+        where = f"{task}, λ = {dyna.lam:g}" if len({g.lam for g in groups}) > 1 else task
+        found += [f"{where}, {s}" for metric in METRICS for s in _against(dyna, mages, *metric, shared_method=False)]
     return found
 
 
 def _against(
     reference: Group, others: list[Group], column: str, words: str, more_is_better: bool, *, shared_method: bool
 ) -> list[str]:
-    """One sentence per way in which ``others`` lie to the reference."""
+    """One sentence per group: how it differs from the reference, seed by seed."""
 
     def named(group: Group) -> str:
         return f"{group.source if shared_method else group.name} {text(group.value(column))}"
 
-    by_verdict: dict[str, list[str]] = {}
-    for other in others:
-        if other.value(column).n and reference.value(column).n:
-            by_verdict.setdefault(compare(other.value(column), reference.value(column)), []).append(named(other))
     found = []
-    for verdict, names in by_verdict.items():
-        subject, verb = enumeration(names), "is" if len(names) == 1 else "are"
+    for other in others:
+        effect = paired(other, reference, column)
+        if not effect.n:
+            continue
+        size = f"{text(effect)} times it" if effect.geometric else f"by {text(effect)}"
+        verdict = side_of(effect)
         if verdict == "unknown":
-            end = f"against {named(reference)}: too few seeds for an interval, so a difference may be chance"
-        elif verdict == "overlap":
-            end = f"against {named(reference)}: the intervals overlap, so these seeds do not tell them apart"
+            end = "too few seeds for an interval, so a difference may be chance"
+        elif verdict == "not told apart":
+            end = f"not told apart ({size}, seed by seed)"
         else:
             better = "better" if (verdict == "above") == more_is_better else "worse"
-            direction = "higher" if verdict == "above" else "lower"
-            end = f"{verb} {better} ({direction}) than {named(reference)}, and the intervals do not overlap"
-        found.append(f"{words}: {subject} {end}.")
+            end = f"{better} ({'higher' if verdict == 'above' else 'lower'}, {size}, seed by seed)"
+        found.append(f"{words}: {named(other)} against {named(reference)}: {end}.")
     return found
 
 
 def _same_physics(oracles: list[Group]) -> str:
     """Backends of the same equations should agree."""
     names = enumeration([g.source for g in oracles])
-    pairs = [(a, b) for i, a in enumerate(oracles) for b in oracles[i + 1 :]]
     apart, known = [], False
     for column, words, _ in METRICS:
-        for a, b in pairs:
-            verdict = compare(a.value(column), b.value(column))
+        for a, b in itertools.combinations(oracles, 2):
+            verdict = side_of(paired(a, b, column))
             known |= verdict != "unknown"
             if verdict in ("above", "below"):
                 apart.append(f"{a.source} and {b.source} in {words}")
     if apart:
-        return f"the intervals of {enumeration(apart)} do not overlap, though their equations are the same."
+        return f"{enumeration(apart)} are told apart, seed by seed, though their equations are the same."
     if not known:
         return f"{names} have too few seeds to be compared."
-    return f"{names} agree within their intervals, as backends of the same equations should."
+    return f"{names} are not told apart, as backends of the same equations should not be."
 
 
-def _values_and_gradients(oracle: Group, others: Mapping[str, Group], column: str, words: str) -> str:
-    """The two-factor analysis of the four kinds of dynamics: what the oracle's values and what its gradients bring.
+EFFECTS = (
+    ("oracle values with learned gradients", "hybrid-learned-gradients", "learned"),
+    ("oracle values with oracle gradients", "oracle", "hybrid-oracle-gradients"),
+    ("oracle gradients with learned values", "hybrid-oracle-gradients", "learned"),
+    ("oracle gradients with oracle values", "oracle", "hybrid-learned-gradients"),
+    ("both", "oracle", "learned"),
+)
+"""What changes, and the dynamics with it and without."""
 
-    Seeds are paired, because they share networks and random streams; each effect is averaged over the other factor.
+
+def _values_and_gradients(cells: Mapping[str, Group], column: str, words: str) -> list[str]:
+    """What the oracle's values bring in place of learned ones, and what its gradients, in a sentence.
+
+    Each is said for either kind of the other, because the one may help only together with the other; the interaction
+    is what both bring more than the one and the other alone.
 
     Args:
-        oracle: both from the simulator.
-        others: ``learned``, ``hybrid-oracle-gradients`` and ``hybrid-learned-gradients`` to their runs.
+        cells: kinds of dynamics to their runs, as many as there are.
         column, words: of SUMMARY_FIELDS, and what it is called.
     """
-    cells = {"oracle": oracle, **others}
-    score = {kind: {row["seed"]: row[column] for row in cell.rows} for kind, cell in cells.items()}
-    learned, both = score["learned"], score["oracle"]
-    values, gradients = score["hybrid-learned-gradients"], score["hybrid-oracle-gradients"]
-    seeds = sorted(set.intersection(*map(set, score.values())))
-    effects = {
-        "values": interval((both[s] - gradients[s] + values[s] - learned[s]) / 2 for s in seeds),
-        "gradients": interval((both[s] - values[s] + gradients[s] - learned[s]) / 2 for s in seeds),
-        "two together": interval(both[s] - learned[s] for s in seeds),
-    }
-    sizes = enumeration([f"the {name} {text(effect)}" for name, effect in effects.items()])
-    said = f"{words}, seed by seed over the four kinds of dynamics: of the {oracle.source} instead of learned, {sizes}"
-    if not all(effect.known for effect in effects.values()):
-        return f"{said}: too few seeds for an interval."
-    told = [
-        f"the {name} {'help' if effect.mean > 0 else 'harm'}"
-        for name, effect in effects.items()
-        if effect.low > 0 or effect.high < 0
-    ]
-    return f"{said}: {enumeration(told) or 'none is told from zero'}."
+    effects = {what: paired(cells[new], cells[old], column) for what, new, old in EFFECTS if {new, old} <= cells.keys()}
+    effects = {what: effect for what, effect in effects.items() if effect.n}
+    if not effects:
+        return []
+    said = f"{words}, seed by seed: {'; '.join(f'{what} {text(effect)}' for what, effect in effects.items())}"
+    if column in ("mean_return", "final_return") and len(effects) == len(EFFECTS):
+        score = {kind: {row["seed"]: row[column] for row in cell.rows} for kind, cell in cells.items()}
+        learned, values, gradients, both = (score[k] for k in ("learned", *reversed(HYBRID_NAMES), "oracle"))
+        seeds = set.intersection(*map(set, score.values()))
+        said += f"; interaction {text(interval(both[s] - values[s] - gradients[s] + learned[s] for s in seeds))}"
+    verdicts = {what: side_of(effect) for what, effect in effects.items()}
+    if "unknown" in verdicts.values():
+        return [f"{said}. Too few seeds for an interval."]
+    told = [f"{what} ({verdict})" for what, verdict in verdicts.items() if verdict in ("above", "below")]
+    return [f"{said}. Told from none: {enumeration(told) or 'nothing'}."]
 
 
 def enumeration(names: Sequence[str]) -> str:
@@ -592,8 +613,8 @@ def _caveats(groups: Sequence[Group]) -> list[str]:
     elif n < 10:
         t = t_quantile(0.975, n - 1)
         found.append(
-            f"With {n} seeds a 95% interval is ±{t:.1f} standard errors (Student's t): overlapping intervals do not "
-            "show that two cells are equal."
+            f"With {n} seeds a 95% interval is ±{t:.1f} standard errors (Student's t): cells that are not told apart "
+            "need not be equal, and of twenty differences one is told apart by chance."
         )
     found.append(
         f"Returns and gradient numbers are means over each run's {LAST_EVALUATIONS}. Gradient errors are geometric "
@@ -603,10 +624,10 @@ def _caveats(groups: Sequence[Group]) -> list[str]:
     )
     for task in dict.fromkeys(g.task for g in groups if g.value("gradient_error").n):
         horizon = make_task(task).gradient_horizon
-        if horizon is not None:
+        if horizon is not None and any(g.value("gradient_cosine").n for g in groups if g.task == task):
             found.append(
-                f"{task}: the true gradient is that of the return over the first {horizon} steps, because it explodes "
-                "beyond; at step t it holds only what is left of them, while the critic's is of the whole future. Both "
-                "error and cosine hold that difference, too: read them between cells, not by their size."
+                f"{task}: the true gradient is that of the return over the first {horizon} steps; at step t it holds "
+                "only what is left of them, while the critic's is of the whole future. Both error and cosine hold that "
+                "difference, too: read them between cells, not by their size."
             )
     return found

@@ -138,16 +138,18 @@ def middle(values: Iterable[float | int | None]) -> Interval:
     return Interval(statistics.median(x), math.nan, n, ends=(x[cut], x[n - 1 - cut]))
 
 
-Verdict = Literal["above", "below", "overlap", "unknown"]
+Verdict = Literal["above", "below", "not told apart", "unknown"]
 
 
-def compare(a: Interval, b: Interval) -> Verdict:
-    """Where ``a`` lies seen from ``b``; ``unknown`` where one of them is not an interval."""
-    if not (a.known and b.known):
+def side_of(effect: Interval) -> Verdict:
+    """On which side of no effect a difference (0) or a ratio (1, of a geometric mean) lies with its whole interval;
+    ``unknown`` where there is none."""
+    none = 1.0 if effect.geometric else 0.0
+    if not effect.known:
         return "unknown"
-    if a.low > b.high:
+    if effect.low > none:
         return "above"
-    return "below" if a.high < b.low else "overlap"
+    return "below" if effect.high < none else "not told apart"
 
 
 def final_value(rows: Sequence[Mapping[str, Any]], column: str, *, geometric: bool = False) -> float:

@@ -23,6 +23,7 @@ from mage_diffsim.envs import (
     make_task,
     rollout,
 )
+from mage_diffsim.envs.contract import Tolerances
 
 TASKS = (
     "InvertedPendulum",
@@ -320,6 +321,33 @@ class Slider(MujocoTask):
 
 def slider(**attributes):
     return type("Slider", (Slider,), attributes)()
+
+
+TOUCHING = SLIDER.replace("</worldbody>", '<geom name="wall" size="0.1" pos="0.05 0 0"/></worldbody>')
+PAIR = "<contact><pair geom1='wall' geom2='cart'/></contact>"
+BY_PAIR = TOUCHING.replace('mass="2"', 'mass="2" name="cart" contype="0" conaffinity="0"').replace(
+    "<actuator>", PAIR + "<actuator>"
+)
+
+
+@pytest.mark.parametrize(
+    ("mjcf", "contacts"),
+    [
+        (SLIDER, False),  # a child never touches its parent
+        (TOUCHING, True),
+        (BY_PAIR, True),
+        (TOUCHING.replace("/>", "><flag contact='disable'/></option>", 1), False),
+        (BY_PAIR.replace("/>", "><flag contact='disable'/></option>", 1), False),
+        (BY_PAIR.replace("/>", "><flag constraint='disable'/></option>", 1), False),
+    ],
+)  # fmt: skip
+def test_a_model_has_contacts_if_mujoco_finds_any_where_its_geoms_overlap(mjcf, contacts):
+    simulation = slider(mjcf=mjcf).simulation
+    data = mujoco.MjData(simulation.model)
+    mujoco.mj_forward(simulation.model, data)
+    assert simulation.has_contacts == contacts == bool(data.nefc)
+    bound = 1e-4 if contacts else 1e-5
+    assert Tolerances.of(slider(mjcf=mjcf), torch.float32).agreement == bound
 
 
 def test_a_mass_on_a_rail_moves_as_its_closed_form_says():

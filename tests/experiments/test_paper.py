@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 
 import pytest
 import torch
@@ -169,7 +170,9 @@ def test_gradient_errors_and_cosines_are_compared_seed_by_seed(paper):
     assert found[0].endswith("its cosine less that of Dyna-TD3 is 0.100 ± 0.000.")
     assert "shuffled is not told apart" in found[1] and "random is above" in found[2]
     assert "MAGE-TD3 is below that of shuffled" in found[3]
-    assert "MAGE-TD3 is below that of untrained critic, so training" in found[4]
+    assert "MAGE-TD3 is below that of untrained critic (0.4" in found[4]
+    constant = {"MAGE-TD3": {0: (1.0, math.nan)}, "Dyna-TD3": {0: (2.0, math.nan)}}
+    assert paper.gradient_error_findings("T", constant)[0].endswith("seed by seed).")
     few = {"MAGE-TD3": {0: (1.0, 0.0)}, "Dyna-TD3": {0: (2.0, 0.0)}}
     assert "too few seeds" in paper.gradient_error_findings("T", few)[0]
 
@@ -180,9 +183,29 @@ def test_solving_earlier_is_told_by_ranks_and_never_solving_ranks_last(paper):
 
     runs = rows("A", (10, 20, 30, 40, 50)) + rows("B", (60, 70, None, None, None)) + rows("C", (None,) * 5)
     first, second = paper.speed_findings(runs, (paper.Claim("A", "B"), paper.Claim("B", "C")))
-    assert first.startswith("T is first solved by A at step 30 and by B at no step in 3 of 5 runs (median over runs): ")
+    assert first.startswith("T is first solved by A at step 30 (median), in 5 of 5 runs and by B in 2 of 5 runs: ")
     assert "earlier (rank test, p = 0.0079)" in first and "not told apart" in second
+    few = paper.speed_findings(rows("A", (10, 20)) + rows("B", (50, None)), (paper.Claim("A", "B"),))[0]
+    assert "by A at step 15 (median), in 2 of 2 runs and by B in 1 of 2 runs: too few seeds to be told apart" in few
     assert paper.speed_findings(rows("C", (None,)), (paper.Claim("C", "C"),)) == []
+
+
+def test_the_untrained_critic_is_measured_just_before_its_first_update(paper):
+    experiment = paper.GradientError(size="smoke")
+    trainer = Trainer(experiment.cells()[0].config)
+    first, warmup = next(iter(experiment.VARIANTS)), trainer.hyper.warmup_steps
+    rows = [
+        dict(variant=name, seed=seed, env_step=step, gradient_error=error, gradient_cosine=error / 10)
+        for seed in (0, 4)
+        for name, step, error in (
+            (first, 0, 99.0),
+            (first, warmup - 2, 5.0),
+            (first, warmup - 1, 2.0 + seed),
+            (first, warmup, 99.0),
+            ("Dyna-TD3", warmup - 1, 99.0),
+        )
+    ]
+    assert experiment._untrained(rows, trainer) == {0: (pytest.approx(2.0), 0.2), 4: (pytest.approx(6.0), 0.6)}
 
 
 def test_the_peak_of_the_mean_curve_is_that_of_all_runs_together(paper):

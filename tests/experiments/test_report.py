@@ -91,23 +91,31 @@ def test_a_task_without_a_solved_return_is_not_called_solved():
 
 def test_a_better_oracle_is_called_better_in_return_and_in_gradient_error():
     found = said(rows(returns=-500, error=1.0), rows(dynamics="oracle", backend="torch", returns=-150, error=0.2))
-    text = sentence(found, "final return", "do not overlap")
-    assert "oracle (torch) -150" in text and "is better (higher) than learned -500" in text
-    assert "is better (lower) than learned" in sentence(found, "gradient error", "do not overlap")
+    text = sentence(found, "final return", "seed by seed")
+    assert "oracle (torch) -150" in text and "against learned -500 ± 25: better (higher, by 350 ± 0" in text
+    assert "better (lower, 0.200 [0.2, 0.2] times it" in sentence(found, "gradient error", "seed by seed")
 
 
 def test_a_worse_oracle_is_called_worse():
     found = said(rows(returns=-150, error=0.2), rows(dynamics="oracle", backend="torch", returns=-500, error=1.0))
-    assert "is worse (lower) than learned" in sentence(found, "final return", "do not overlap")
-    assert "is worse (higher) than learned" in sentence(found, "gradient error", "do not overlap")
+    assert "worse (lower, by -350 ± 0" in sentence(found, "final return", "seed by seed")
+    assert "worse (higher, 5.00 [5, 5] times it" in sentence(found, "gradient error", "seed by seed")
 
 
-def test_overlapping_intervals_are_not_called_a_difference():
-    found = said(rows(returns=-180, spread=9), rows(dynamics="oracle", backend="torch", returns=-150, spread=9))
-    text = sentence(found, "final return", "oracle (torch)")
-    assert "the intervals overlap, so these seeds do not tell them apart" in text
+def test_what_differs_less_than_its_interval_is_not_called_a_difference():
+    oracle = rows(dynamics="oracle", backend="torch", returns=-150, error=1.0, spread=1)
+    found = said(rows(returns=-180, spread=9), oracle)  # 30 ± 199 apart, seed by seed
+    assert "not told apart (by 30.0 ± 198.7, seed by seed)" in sentence(found, "final return", "oracle (torch)")
     assert not any("better (" in s or "worse (" in s for s in found)
-    assert any("do not show that two cells are equal" in s for s in found)
+    assert any("need not be equal" in s for s in found)
+
+
+def test_differences_are_paired_by_seed():
+    wide = dict(dynamics="oracle", backend="torch", returns=-150)
+    shared = said(rows(returns=-180, spread=9), rows(**wide, spread=9))
+    assert "better (higher, by 30.0 ± 0.0" in sentence(shared, "final return", "oracle (torch)")
+    others = [row | {"seed": row["seed"] + 3} for row in rows(**wide)]
+    assert not any("final return: oracle" in s for s in said(rows(), others)), "no seed in common"
 
 
 def test_one_seed_is_never_called_a_difference():
@@ -119,7 +127,7 @@ def test_one_seed_is_never_called_a_difference():
 
 def test_oracles_that_agree_and_that_do_not_are_told_apart():
     torch, jax = (rows(dynamics="oracle", backend=b) for b in ("torch", "jax"))
-    assert sentence(said(torch, jax), "oracle (torch) and oracle (jax) agree")
+    assert sentence(said(torch, jax), "oracle (torch) and oracle (jax) are not told apart, as")
     warp = rows(dynamics="oracle", backend="warp", returns=-100)
     text = sentence(said(torch, jax, warp), "though their equations are the same")
     assert "oracle (torch) and oracle (warp) in final return" in text
@@ -134,62 +142,83 @@ def four(learned, values, gradients, both, **more):
 
 
 @pytest.mark.parametrize(
-    ("returns", "says"),
+    ("returns", "values", "gradients", "interaction", "told"),
     [
-        (
-            (-500.0, -500.0, -150.0, -150.0),
-            "the values 0.00 ± 0.00, the gradients 350 ± 0 and the two together 350 ± 0: the gradients help and",
-        ),
-        (
-            (-500.0, -150.0, -500.0, -150.0),
-            "the values 350 ± 0, the gradients 0.00 ± 0.00 and the two together 350 ± 0: the values help and the two",
-        ),
-        (
-            (-500.0, -400.0, -600.0, -500.0),
-            "the gradients -100 ± 0 and the two together 0.00 ± 0.00: the values help and the gradients harm.",
-        ),
-        (
-            (-500.0, -500.0, -500.0, -100.0),
-            "together 400 ± 0: the values help, the gradients help and the two together help.",
-        ),
-        ((-500.0, -500.0, -500.0, -500.0), "none is told from zero."),
+        ((-500.0, -500.0, -150.0, -150.0), (0, 0), (350, 350), 0,
+         "oracle gradients with learned values (above), oracle gradients with oracle values (above) and both (above)"),
+        ((-500.0, -150.0, -500.0, -150.0), (350, 350), (0, 0), 0,
+         "oracle values with learned gradients (above), oracle values with oracle gradients (above) and both (above)"),
+        ((-500.0, -400.0, -600.0, -500.0), (100, 100), (-100, -100), 0,
+         "oracle values with learned gradients (above), oracle values with oracle gradients (above), oracle gradients "
+         "with learned values (below) and oracle gradients with oracle values (below)"),
+        ((-500.0, -500.0, -500.0, -100.0), (0, 400), (0, 400), 400,
+         "oracle values with oracle gradients (above), oracle gradients with oracle values (above) and both (above)"),
+        ((-500.0, -500.0, -500.0, -500.0), (0, 0), (0, 0), 0, "nothing"),
     ],
-)
-def test_values_and_gradients_are_two_factors_of_the_return(returns, says):
+)  # fmt: skip
+def test_values_and_gradients_are_said_for_either_kind_of_the_other(returns, values, gradients, interaction, told):
+    def bring(x):
+        return f"{x}.00 ± 0.00" if x == 0 else f"{x} ± 0"
+
     found = said(*four(*returns))
     for column in ("final return", "mean return over training"):
-        assert says in sentence(
-            found, f"{column}, seed by seed over the four kinds of dynamics", "of the oracle (warp)"
-        )
+        text = sentence(found, f"{column}, seed by seed: oracle values")
+        assert f"oracle values with learned gradients {bring(values[0])}; oracle values with" in text
+        assert f"oracle values with oracle gradients {bring(values[1])}; oracle gradients" in text
+        assert f"oracle gradients with learned values {bring(gradients[0])}; oracle gradients" in text
+        both = bring(int(returns[3] - returns[0]))
+        assert f"oracle gradients with oracle values {bring(gradients[1])}; both {both}; interaction" in text
+        assert text.endswith(f"; interaction {bring(interaction)}. Told from none: {told}.")
 
 
-def test_the_two_factors_are_paired_by_seed():
+def test_values_and_gradients_are_paired_by_seed():
     learned, values, gradients, both = four(-500.0, -500.0, -400.0, -400.0, spread=10.0)
-    assert "gradients help" in sentence(
-        said(learned, values, gradients, both), "final return", "four kinds"
-    )  # the spread is shared
+    start = "final return, seed by seed: oracle values"
+    assert "oracle gradients with oracle values (above)" in sentence(said(learned, values, gradients, both), start)
     for row in gradients + both:
         row["final_return"] = -900.0 - row["final_return"]  # the same means and spreads, but of other seeds
-    assert "none is told from zero" in sentence(said(learned, values, gradients, both), "final return", "four kinds")
+    assert "Told from none: nothing." in sentence(said(learned, values, gradients, both), start)
 
 
-def test_the_two_factors_need_all_four_cells_and_two_seeds():
-    cells = four(-500.0, -500.0, -150.0, -150.0)
-    assert not any("four kinds" in s for s in said(*cells[:3])) and not any("four kinds" in s for s in said(*cells[1:]))
-    alone = four(-500.0, -500.0, -150.0, -150.0, seeds=1)
-    assert sentence(said(*alone), "final return", "four kinds").endswith("too few seeds for an interval.")
+def test_of_fewer_cells_the_effects_that_can_be_said_are():
+    learned, _, gradients, both = four(-500.0, -500.0, -150.0, -150.0)
+    text = sentence(said(learned, gradients, both), "final return, seed by seed: oracle values")
+    assert "oracle gradients with learned values 350 ± 0; both 350 ± 0. Told" in text and "interaction" not in text
+    assert "with learned gradients" not in text
+    assert not any("seed by seed: oracle" in s for s in said(learned, both))
+    (text,) = (s for s in said(*four(-500.0, -500.0, -150.0, -150.0, seeds=1)) if "final return, seed by seed" in s)
+    assert text.endswith("Too few seeds for an interval.")
+
+
+def test_effects_on_the_gradient_are_ratios_of_errors_and_differences_of_cosines():
+    learned, values, gradients, both = four(-500.0, -500.0, -500.0, -500.0)
+    for row in gradients + both:
+        row["gradient_error"] *= 0.5
+        row["gradient_cosine"] += 0.25
+    found = said(learned, values, gradients, both)
+    assert "with learned values 0.500 [0.5, 0.5]" in sentence(found, "gradient error (ratios), seed by seed")
+    assert "with learned values 0.250 ± 0.000" in sentence(found, "cosine, seed by seed")
+
+
+def test_sentences_of_several_lambdas_say_which():
+    both = [*four(-500.0, -500.0, -150.0, -150.0), rows("dyna-td3")]
+    cells = [[row | {"lambda": lam} for row in cell] for lam in (0.05, 0.2) for cell in both]
+    found = said(*cells)
+    for start in ("final return, seed by seed: oracle", "final return: MAGE-TD3, learned"):
+        mine = [s for s in found if start in s]
+        assert [s.split(", ")[1] for s in mine] == ["λ = 0.05", "λ = 0.2"]
 
 
 def test_one_exploding_trajectory_does_not_hide_a_smaller_gradient_error():
     exploded = rows(dynamics="oracle", backend="torch", error=0.01)
     exploded[0]["gradient_error"] *= 3.0  # the arithmetic interval would reach from below zero to over 0.05
-    assert "is better (lower) than learned" in sentence(said(rows(), exploded), "gradient error", "oracle (torch)")
+    assert "0.0144 [" in sentence(said(rows(), exploded), "gradient error", "oracle (torch)", "better (lower, ")
 
 
 def test_mage_is_compared_with_dyna_on_the_same_model():
     found = said(rows(error=0.3), rows("dyna-td3", error=2.0))
     text = sentence(found, "gradient error", "Dyna-TD3")
-    assert "MAGE-TD3, learned 0.300 [" in text and "is better (lower) than Dyna-TD3, learned 2.00" in text
+    assert "MAGE-TD3, learned 0.300 [" in text and "better (lower, 0.150 [" in text
 
 
 def test_nonfinite_rows_are_reported_and_zero_is_not():

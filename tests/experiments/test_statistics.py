@@ -10,13 +10,13 @@ import pytest
 from mage_diffsim.experiments.statistics import (
     Interval,
     aggregate,
-    compare,
     final_value,
     interquartile_mean,
     interval,
     middle,
     probability_of_improvement,
     rank_test,
+    side_of,
     steps_to_threshold,
     t_cdf,
     t_quantile,
@@ -90,11 +90,13 @@ def test_geometric_interval_is_the_interval_of_the_logarithm():
     assert not interval([3.0], geometric=True).known and interval([], geometric=True).n == 0
 
 
-def test_compare_names_the_side_or_the_overlap_or_nothing():
-    low, high = Interval(0.0, 1.0, 3), Interval(3.0, 1.0, 3)
-    assert compare(high, low) == "above" and compare(low, high) == "below"
-    assert compare(low, Interval(1.5, 1.0, 3)) == "overlap"
-    assert compare(Interval(0.0, math.nan, 1), high) == "unknown"
+def test_an_effect_lies_above_or_below_none_or_is_not_told_apart_from_it():
+    assert side_of(Interval(3.0, 2.9, 3)) == "above" and side_of(Interval(-3.0, 2.9, 3)) == "below"
+    assert side_of(Interval(3.0, 3.1, 3)) == side_of(Interval(0.0, 0.0, 3)) == "not told apart"
+    assert side_of(Interval(2.0, 1.9, 3, geometric=True)) == "above"
+    assert side_of(Interval(0.5, 1.9, 3, geometric=True)) == "below"
+    assert side_of(Interval(0.5, 2.1, 3, geometric=True)) == "not told apart"
+    assert side_of(Interval(3.0, math.nan, 1)) == "unknown"
 
 
 def test_final_value_is_the_mean_of_the_last_evaluations_without_the_untrained_one():

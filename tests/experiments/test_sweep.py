@@ -31,7 +31,7 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
-from mage_diffsim.experiments.cells import Cell
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.display import LiveDisplay, PlainDisplay, duration
 from mage_diffsim.experiments.launchers import LocalLauncher
@@ -110,6 +110,17 @@ def test_the_number_of_workers_does_not_change_the_summary(two_sweeps):
         ("oracle", "torch", 1),
     ]
     assert rows[0]["final_return"] != rows[1]["final_return"], "seeds must differ"
+
+
+def test_the_mean_return_is_that_of_evaluations_after_the_first_update(tmp_path):
+    often = cell(TINY, eval_every=5)
+    train(often.config, tmp_path / "a")
+    outcomes = [Outcome(often, tmp_path / "a", "done", "")]
+    curves = report.curve_rows(outcomes)
+    assert any(r["loss_critic"] is None for r in curves if r["env_step"] > 0), "or it says nothing"
+    for row in report.summary_rows(outcomes):
+        trained = [r["return_mean"] for r in curves if r["seed"] == row["seed"] and r["loss_critic"] is not None]
+        assert row["mean_return"] == pytest.approx(sum(trained) / len(trained))
 
 
 def test_a_finished_sweep_trains_nothing_again(two_sweeps, capsys):
