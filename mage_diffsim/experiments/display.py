@@ -14,6 +14,9 @@ from mage_diffsim.display import is_interactive
 LINE_EVERY_S = 30.0
 """Seconds between two progress lines in a log."""
 
+EARLY = 0.02
+"""Share of all steps before which no line estimates the time that is left."""
+
 
 class Display(abc.ABC):
     """Told by the sweep what happens; shows it. A context manager: leaving it restores the terminal."""
@@ -108,8 +111,11 @@ class PlainDisplay(Display):
         self.last_line = now
         cells = ", ".join(f"{n} {self.done[n] / self.steps[n]:.0%}" for n in self.running)
         done, total = sum(self.done.values()), sum(self.steps.values())
-        left = (now - self.began) * (total - done) / max(done - self.before, 1)
-        self.say(f"{done / total:.0%} of all cells done, about {duration(left)} left ({cells})")
+        here = done - self.before
+        left = (now - self.began) * (total - done) / max(here, 1)
+        # The first steps of a cell train nothing or compile, so they say nothing of the rest.
+        when = f"about {duration(left)} left" if here >= EARLY * total else "too early to say how long"
+        self.say(f"{done / total:.0%} of all cells done, {when} ({cells})")
 
     def finish(self, name: str, text: str) -> None:
         if name in self.running:

@@ -400,6 +400,19 @@ def test_lines_tell_how_much_is_left(monkeypatch, capsys):
     assert lines[2] == "a: done"
 
 
+def test_no_line_estimates_from_the_first_steps(monkeypatch, capsys):
+    clock = iter([0.0, 30.0, 60.0])
+    monkeypatch.setattr(display_module.time, "monotonic", lambda: next(clock))
+    with PlainDisplay() as shown:
+        shown.begin({"a": 50}, {"a": 150})
+        shown.start("a")
+        shown.update("a", 51)
+        shown.update("a", 54)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "34% of all cells done, too early to say how long (a 34%)"
+    assert lines[2] == "36% of all cells done, about 24 min 0 s left (a 36%)"
+
+
 def test_bars_show_each_running_cell_and_the_whole():
     out = io.StringIO()
     with LiveDisplay(Console(file=out, force_terminal=True, width=100)) as shown:
