@@ -112,14 +112,12 @@ class OracleVsLearned(Experiment):
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         rows, curves = report.summary_rows(outcomes), report.curve_rows(outcomes)
+        # First what takes long: an interruption leaves the files of the last report together.
+        done = [(report.cell_name(o.cell), o) for o in outcomes if o.status == "done"]
+        write_horizons(done, out, "trained actors", self.longest_horizon)
         report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, rows)
         report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         report.comparison_figure(out / "figure.png", curves, len({row["seed"] for row in rows}))
-        write_horizons(
-            [(report.cell_name(o.cell), o) for o in outcomes if o.status == "done"],
-            out,
-            "trained actors",
-        )
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
         table = report.table_rows(report.groups_of(rows), outcomes)
         return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.config import make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
@@ -130,7 +130,11 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
     for lam in known:
         if 0.0 in known and lam > 0.0:
             ratio = interval((a / b for a, b in zip(known[0.0], known[lam], strict=True)), geometric=True)
-            verdict = "" if not ratio.known else " It collapses beside it." if ratio.high < share else " No collapse."
+            verdict = " These seeds do not tell whether it collapses beside it."
+            if ratio.known and ratio.high < share:
+                verdict = " It collapses beside it."
+            elif ratio.known and ratio.low > share:
+                verdict = " No collapse."
             found.append(f"|∇ₐ Q| of λ = 0 is {report.text(ratio)} times that of λ = {lam:g}, seed by seed.{verdict}")
     if 0.0 in known:
         found.append(
@@ -221,6 +225,7 @@ class Comparison(Experiment):
         if self.BEST:
             peaks = [f"{task} {name} {report.text(interval([y]))}" for (task, name), y in peaks_of(curves).items()]
             found.append(f"The highest point of the mean over runs, as in Table 1 of TD3's paper: {'; '.join(peaks)}.")
+            found.append("Best evaluations and highest points leave out the untrained networks of step 0.")
         if any(key in self.PAPER for key in scores):
             steps = report.enumeration([str(n) for n in sorted({row["env_steps"] for row in runs})])
             found.append(
@@ -346,17 +351,22 @@ def verdict_of(
         paper: the paper's numbers of the two, or None.
     """
     a, b = paper
-    numbers = f" ({a:g} against {b:g})" if a is not None and b is not None else ""
     if relation is None and a is not None and b is not None:
         relation = "better" if a > b else "no worse" if a == b else None
     if rank_test(ours, theirs) <= 0.05:
         higher = probability_of_improvement([ours], [theirs]).value > 0.5
         agrees = {"better": ", as in the paper", "no worse": ", where the paper has no difference", None: ""}
         against = {"better": ", the reverse of the paper", "no worse": ", where the paper has no harm", None: ""}
-        return ("higher" + agrees[relation] if higher else "lower" + against[relation]) + numbers
-    words = undecided(ours, theirs)
-    ends = {"better": ", where the paper has the first higher", "no worse": ": no harm seen, as in the paper", None: ""}
-    return words + (ends[relation] if words == "not told apart" else "") + numbers
+        said = "higher" + agrees[relation] if higher else "lower" + against[relation]
+    elif (said := undecided(ours, theirs)) == "not told apart":
+        said += {
+            "better": ", where the paper has the first higher",
+            "no worse": ": no harm seen, as in the paper",
+            None: "",
+        }[relation]
+    if a is None or b is None:
+        return said
+    return f"{said} ({'' if 'paper' in said else 'the paper: '}{a:g} against {b:g})"
 
 
 MEASURED: dict[str, Any] = dict(
@@ -418,8 +428,25 @@ class GradientError(Comparison):
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
+        # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
+        firsts = {make_task(o.cell.config.task).name: o for o in reversed(outcomes) if o.status == "done"}
+        write_horizons([("frozen actor", firsts[t]) for t in tasks], out, "frozen actors", self.longest_horizon)
+        table, found = [], []
+        for task in tasks:
+            trainer = load_trainer(firsts[task].run_dir, device="cpu")
+            numbers = {UNTRAINED: self._untrained([r for r in curves if r["task"] == task], trainer)}
+            for name in self.VARIANTS:
+                mine = [r for r in runs if (r["task"], r["variant"]) == (task, name)]
+                numbers[name] = {r["seed"]: (r["gradient_error"], r["gradient_cosine"]) for r in mine}
+            for name, of_seed in numbers.items():
+                error = interval((e for e, _ in of_seed.values()), geometric=True)
+                cosine = interval(c for _, c in of_seed.values())
+                steps = str(trainer.gradient_steps)
+                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(of_seed))))
+            found += gradient_error_findings(task, numbers) + agreement(trainer)
+        found += report.restarts(runs, lambda r: f"{r['task']} {r['variant']}")
+        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         grid = []
         for task in tasks:
             panels = []
@@ -439,23 +466,6 @@ class GradientError(Comparison):
         draw(
             out / "figure.png", f"Eq. 14, frozen actor: geometric mean (cosine: mean) and 95% c.i., {seeds} seeds", grid
         )
-        # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
-        firsts = {make_task(o.cell.config.task).name: o for o in reversed(outcomes) if o.status == "done"}
-        write_horizons([("frozen actor", firsts[task]) for task in tasks], out, "frozen actors")
-        table, found = [], []
-        for task in tasks:
-            trainer = load_trainer(firsts[task].run_dir, device="cpu")
-            numbers = {UNTRAINED: self._untrained([r for r in curves if r["task"] == task], trainer)}
-            for name in self.VARIANTS:
-                mine = [r for r in runs if (r["task"], r["variant"]) == (task, name)]
-                numbers[name] = {r["seed"]: (r["gradient_error"], r["gradient_cosine"]) for r in mine}
-            for name, of_seed in numbers.items():
-                error = interval((e for e, _ in of_seed.values()), geometric=True)
-                cosine = interval(c for _, c in of_seed.values())
-                steps = str(trainer.gradient_steps)
-                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(of_seed))))
-            found += gradient_error_findings(task, numbers) + agreement(trainer)
-        found += report.restarts(runs, lambda r: f"{r['task']} {r['variant']}")
         header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
         return Findings("Eq. 14: gradient error over the last measurements", header, table, found)
 
@@ -521,6 +531,8 @@ def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[
             "above": f"is above that of {other}",
             "not told apart": f"is not told apart from that of {other}",
         }[side_of(ratio)]
+        if not ratio.n:
+            continue
         apart = interval(mine[1] - theirs[1] for mine, theirs in pairs)
         cosine = f"; its cosine less that of {other} is {report.text(apart)}" if apart.n else ""
         found.append(
@@ -794,5 +806,17 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 """Subcommand to its experiment."""
 
 
+def parse() -> Experiment:
+    """The experiment that the command line names.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else "-"
+    if not name.startswith("-") and name not in EXPERIMENTS:
+        raise unknown_name("experiment", name, EXPERIMENTS)
+    return tyro.extras.subcommand_cli_from_dict(EXPERIMENTS, description=__doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(main(lambda: tyro.extras.subcommand_cli_from_dict(EXPERIMENTS, description=__doc__)))
+    sys.exit(main(parse))

@@ -69,6 +69,11 @@ class MjxPhysics(Physics):
         self.simulation: Simulation = load(task.physics["mjx"])(task)
         self._op = _shared_op(self.simulation, self.derivative, residuals)
 
+    @classmethod
+    def check_covers(cls, task: Task) -> None:
+        load_jax()
+        _load_step().check_supported(load(task.physics["mjx"])(task))
+
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]
         return self._op(moving, self.task.scale_action(action))

@@ -144,22 +144,36 @@ def unsupported(model: Any) -> str | None:
     return None
 
 
+def check_supported(simulation: Simulation) -> None:
+    """Look for what MJX leaves out or gets wrong, as far as can be seen without calling it.
+
+    Raises:
+        InputError: there is something.
+    """
+    reason = unsupported(simulation.model)
+    if reason is not None:
+        raise refusal(simulation, reason)
+
+
+def refusal(simulation: Simulation, reason: str) -> InputError:
+    """The error for a model that MJX is not used for."""
+    return InputError(f"task {simulation.name}: {reason}; use backend mujoco")
+
+
 def checked_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array], Array]:
     """:func:`make_step` of a model that MJX is known to step.
 
     Raises:
         InputError: it does not, or wrongly, or too slowly.
     """
-    reason = unsupported(simulation.model)
-    if reason is None:
-        try:
-            step = make_step(simulation, implicit)
-            shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
-            jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
-            return step
-        except (NotImplementedError, ValueError, RuntimeError) as error:
-            reason = f"MJX does not support it ({' '.join(str(error).split())})"
-    raise InputError(f"task {simulation.name}: {reason}; use backend mujoco")
+    check_supported(simulation)
+    try:
+        step = make_step(simulation, implicit)
+        shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
+        jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
+        return step
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise refusal(simulation, f"MJX does not support it ({' '.join(str(error).split())})") from error
 
 
 def oracle_model(model: Any) -> Any:

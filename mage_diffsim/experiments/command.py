@@ -24,9 +24,10 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
+from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
 from mage_diffsim.experiments.report import markdown_table, rich_table
-from mage_diffsim.experiments.sweep import run_cells
+from mage_diffsim.experiments.sweep import held, run_cells
 from mage_diffsim.runs import write_atomically
 
 Size = Literal["smoke", "cpu", "paper"]
@@ -133,6 +134,11 @@ class Experiment(abc.ABC):
         return LocalLauncher(self.workers)
 
     @property
+    def longest_horizon(self) -> int:
+        """Steps up to which horizon.csv measures the true gradient."""
+        return 100 if self.size == "smoke" else HORIZONS[-1]
+
+    @property
     def folder(self) -> Path:
         """The out folder."""
         return (
@@ -157,7 +163,8 @@ def run(experiment: Experiment) -> int:
     )
     failed = [o for o in outcomes if o.status == "failed"]
     if any(o.status == "done" for o in outcomes):
-        found = experiment.report(outcomes, out)
+        with held(out):
+            found = experiment.report(outcomes, out)
         notes = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
         notes += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
         if experiment.size == "smoke":

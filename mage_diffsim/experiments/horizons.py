@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mage_diffsim.experiments.figures import DASHES, PALETTE, Panel, draw, line
 from mage_diffsim.experiments.report import write_csv
 from mage_diffsim.experiments.statistics import interval
 from mage_diffsim.gradients import true_action_gradients
-from mage_diffsim.runs import load_trainer
+from mage_diffsim.runs import load_trainer, newest_checkpoint
 from mage_diffsim.training import Trainer
 
 HORIZONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -30,42 +31,49 @@ FIELDS = ("task", "curve", "lambda", "seed", "episode", "horizon", "norm")
 """Columns of horizon.csv: one row per run, trajectory and horizon in steps."""
 
 
-def horizon_rows(trainer: Trainer, curve: str) -> list[dict[str, Any]]:
+def horizon_rows(trainer: Trainer, curve: str, longest: int = HORIZONS[-1]) -> list[dict[str, Any]]:
     """|grad_{a_0} G(s_0, a_0)| of the trainer's policies, with the return of 1, 2, 5, ... steps; rows of FIELDS.
 
     Args:
         trainer: whose actors act, from initial states that an evaluation would draw.
         curve: the name of its curve; lambda is added where there are several.
+        longest: horizon to measure up to.
     """
     # Warp, where it can be had, is the quickest to differentiate whole trajectories through.
     physics, runs = oracle(trainer, "warp") or trainer.truth_physics, trainer.config.runs
     several = len(trainer.config.lambdas) > 1
     rows = []
-    for horizon in (h for h in HORIZONS if h <= trainer.task.horizon):
+    for horizon in (h for h in HORIZONS if h <= min(longest, trainer.task.horizon)):
         norms = _truth(trainer, physics, horizon, EPISODES)[0].norm(dim=-1).view(len(runs), EPISODES)
         for (seed, lam), values in zip(runs, norms.tolist(), strict=True):
-            name = f"{curve}, λ = {lam:g}" if several else curve
+            name = _curve(curve, lam, several)
             who = dict(task=trainer.task.name, curve=name, seed=seed, horizon=horizon) | {"lambda": lam}
             rows += [who | dict(episode=i, norm=x) for i, x in enumerate(values)]
     return rows
 
 
-def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, actors: str) -> None:
+def write_horizons(
+    outcomes: Sequence[tuple[str, Outcome]], out: Path, actors: str, longest: int = HORIZONS[-1]
+) -> None:
     """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves.
+
+    What was measured of a cell is kept in its run folder and not measured again.
 
     Args:
         outcomes: name of the curve and the cell, whose newest checkpoint is read, on the CPU; a cell whose backend is
             not installed here is left out.
         out: folder to write into.
         actors: whose gradients these are, for the title.
+        longest: horizon to measure up to.
 
     Raises:
         InputError: a checkpoint cannot be read, or a file not be written.
     """
     rows = []
-    for curve, outcome in outcomes:
+    for number, (curve, outcome) in enumerate(outcomes, 1):
         with contextlib.suppress(MissingExtra):
-            rows += horizon_rows(load_trainer(outcome.run_dir, device="cpu"), curve)
+            told = f"measuring the true gradient over the horizon, {number} of {len(outcomes)}: {outcome.cell.name}"
+            rows += _kept_rows(outcome.run_dir, curve, longest, told)
     write_csv(out / "horizon.csv", FIELDS, rows)
     curves = list(dict.fromkeys(row["curve"] for row in rows))
     styles = {c: (PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, c in enumerate(curves)}
@@ -79,6 +87,30 @@ def write_horizons(outcomes: Iterable[tuple[str, Outcome]], out: Path, actors: s
         panels.append(Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True))
     title = f"True action-gradient of {actors}: geometric mean and 95% c.i. over seeds"
     draw(out / "horizon.png", title, [panels or [Panel("", "", (), note="nothing was measured")]], "steps of return")
+
+
+def _kept_rows(run_dir: Path, curve: str, longest: int, told: str) -> list[dict[str, Any]]:
+    """:func:`horizon_rows` of a run's newest checkpoint; ``told`` is printed before they are measured."""
+    checkpoint = newest_checkpoint(run_dir)
+    assert checkpoint is not None  # a finished run has one
+    path = run_dir / f"horizon_{checkpoint.stem}.csv"
+    if not path.is_file():
+        print(told, flush=True)
+        write_csv(path, FIELDS, horizon_rows(load_trainer(run_dir, device="cpu"), curve, longest))
+    with open(path, newline="") as file:
+        kept = list(csv.DictReader(file))
+    several = len({row["lambda"] for row in kept}) > 1
+    return [
+        row
+        | {"curve": _curve(curve, float(row["lambda"]), several), "lambda": float(row["lambda"])}
+        | {name: int(row[name]) for name in ("seed", "episode", "horizon")}
+        | {"norm": float(row["norm"] or "nan")}
+        for row in kept
+    ]
+
+
+def _curve(name: str, lam: float, several: bool) -> str:
+    return f"{name}, λ = {lam:g}" if several else name
 
 
 def _by_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -229,7 +229,10 @@ class RayLauncher(Launcher):
                 ray.init(address=self.address, **quiet)
             except (OSError, RuntimeError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise InputError(f"cannot use the Ray cluster at {self.address!r}: {reason}") from error
+                raise InputError(
+                    f"cannot use the Ray cluster at {self.address!r}: {reason} (one started with token authentication "
+                    "needs RAY_AUTH_MODE=token here, too)"
+                ) from error
         try:
             yield
         finally:

@@ -569,7 +569,7 @@ def _values_and_gradients(cells: Mapping[str, Group], column: str, words: str) -
     if not effects:
         return []
     said = f"{words}, seed by seed: {'; '.join(f'{what} {text(effect)}' for what, effect in effects.items())}"
-    if column in ("mean_return", "final_return") and len(effects) == len(EFFECTS):
+    if column != "gradient_error" and len(effects) == len(EFFECTS):
         score = {kind: {row["seed"]: row[column] for row in cell.rows} for kind, cell in cells.items()}
         learned, values, gradients, both = (score[k] for k in ("learned", *reversed(HYBRID_NAMES), "oracle"))
         seeds = set.intersection(*map(set, score.values()))
@@ -578,7 +578,7 @@ def _values_and_gradients(cells: Mapping[str, Group], column: str, words: str) -
     if "unknown" in verdicts.values():
         return [f"{said}. Too few seeds for an interval."]
     told = [f"{what} ({verdict})" for what, verdict in verdicts.items() if verdict in ("above", "below")]
-    return [f"{said}. Told from none: {enumeration(told) or 'nothing'}."]
+    return [f"{said}. Told apart: {enumeration(told)}." if told else f"{said}. None is told apart from no effect."]
 
 
 def enumeration(names: Sequence[str]) -> str:

@@ -57,8 +57,7 @@ def run_cells(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to the out folder {out}: {error.strerror}") from error
-    busy = f"another sweep is working in {out}: wait for it or give another --out"
-    with locked(out / ".lock", busy, os.O_WRONLY | os.O_CREAT), display, contextlib.ExitStack() as stack:
+    with held(out), display, contextlib.ExitStack() as stack:
         outcomes: dict[str, Outcome] = {}
         for cell in cells:
             if cell.name in skipped:
@@ -127,6 +126,16 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
     return skipped
 
 
+def held(out: Path) -> contextlib.AbstractContextManager[None]:
+    """A sweep's folder against another sweep.
+
+    Raises:
+        InputError: on entering, if another one works in it.
+    """
+    busy = f"another sweep is working in {out}: wait for it or give another --out"
+    return locked(out / ".lock", busy, os.O_WRONLY | os.O_CREAT)
+
+
 def _check_folder(out: Path) -> None:
     """A folder to write in, or a place to create one."""
     place = out
@@ -175,9 +184,10 @@ def _missing(cell: Cell) -> str:
         check_installed(cell.simulator)
     except MissingExtra as error:
         return str(error)
-    task = make_task(cell.config.task)
-    load(BACKENDS[cell.simulator]).check_covers(task)
-    if cell.simulator == "torch" or torch.device(cell.config.device).type == "cpu":
+    if cell.simulator == "torch":
+        return ""
+    if torch.device(cell.config.device).type == "cpu":
+        load(BACKENDS[cell.simulator]).check_covers(make_task(cell.config.task))
         return ""
     # Whether a backend can use the GPU shows only when it is made; here would leave this process holding GPU memory.
     ((_, status, reason),) = run_processes([cell], _probe, lambda cell: (cell.config,))

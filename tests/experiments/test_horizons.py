@@ -67,15 +67,22 @@ def test_a_backend_that_cannot_be_had_is_left_out(trainer):
     assert horizons.oracle(trainer, "mujoco") is None
 
 
-def test_files_hold_every_curve(tmp_path):
+def test_files_hold_every_curve_and_nothing_is_measured_twice(tmp_path, monkeypatch, capsys):
     config = make_config("Pendulum", dynamics="oracle", backend="torch", **{**TINY, "steps": 20})
     train(config, tmp_path / "a")
     outcome = Outcome(Cell("a", config), tmp_path / "a", "done")
-    horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "tiny actors")
+    horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "tiny actors", longest=100)
     with open(tmp_path / "horizon.csv") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == horizons.FIELDS and {r["curve"] for r in rows} == {"one", "two"}
     assert (tmp_path / "horizon.png").stat().st_size > 10_000
+    assert {r["horizon"] for r in rows} == {str(h) for h in horizons.HORIZONS if h <= 100}
+    assert capsys.readouterr().out.count("measuring the true gradient over the horizon, 1 of 2: a") == 1
+
+    first = (tmp_path / "horizon.csv").read_text()
+    monkeypatch.setattr(horizons, "load_trainer", lambda *_, **__: pytest.fail("measured again"))
+    horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "tiny actors")
+    assert (tmp_path / "horizon.csv").read_text() == first and not capsys.readouterr().out
 
 
 def test_the_trajectories_of_a_run_count_as_one_value():

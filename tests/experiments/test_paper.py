@@ -10,7 +10,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
-from mage_diffsim.experiments.command import run
+from mage_diffsim.experiments.command import main, run
 from mage_diffsim.experiments.graph import computation_graph, update_tensors
 from mage_diffsim.training import Trainer
 
@@ -42,6 +42,9 @@ def test_collapse_beside_the_contrast_is_told_seed_by_seed(paper):
         in (paper.unconstrained_findings(last(0.005, 1.0))[2])
     )
     assert paper.unconstrained_findings(last(0.5, 1.0))[2].endswith("No collapse.")
+    apart = last(0.5, 1.0)
+    apart[0.0][0]["grad_q"] = 1e-6
+    assert paper.unconstrained_findings(apart)[2].endswith("These seeds do not tell whether it collapses beside it.")
 
 
 def test_a_run_that_ended_in_its_warm_up_has_nothing_to_say(paper):
@@ -118,6 +121,7 @@ LOW, HIGH = [-305.0, -310.0, -300.0, -320.0, -315.0], [-140.0, -150.0, -145.0, -
         (HIGH, HIGH, "no worse", (None, None), "not told apart: no harm seen, as in the paper"),
         (HIGH, HIGH, "better", (None, None), "not told apart, where the paper has the first higher"),
         (HIGH[:3], LOW[:3], "better", (None, None), "too few seeds to be told apart"),
+        (HIGH[:3], LOW[:3], None, (-1.0, -2.0), "too few seeds to be told apart (the paper: -1 against -2)"),
         # Returns that are solved or not: means and their t-intervals overlap, ranks do not.
         ([10.0, 480.0, 20.0, 500.0, 450.0], [9.0, 9.1, 9.2, 9.3, 9.4], "better", (500.0, 20.0),
          "higher, as in the paper (500 against 20)"),
@@ -310,3 +314,12 @@ def test_an_oracles_next_state_is_not_drawn_and_a_learned_reward_sees_it():
     assert not oracle["s'"].stochastic and oracle["a'"].stochastic
     learned = {q.name: q for q in graph_of(reward="learned")}
     assert set(learned["r"].parents) == {"s", "a", "s'"}, "r_hat(s, a, s') must depend on s'"
+
+
+def test_a_misspelt_experiment_is_one_sentence(paper, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["paper.py", "performence", "--size", "smoke"])
+    assert main(paper.parse) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown experiment 'performence': choose one of asymptotic, capacity, gradient-error, graph, lambda, "
+        "learned-reward, performance, unconstrained\n"
+    )

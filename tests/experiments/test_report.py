@@ -153,13 +153,14 @@ def four(learned, values, gradients, both, **more):
          "with learned values (below) and oracle gradients with oracle values (below)"),
         ((-500.0, -500.0, -500.0, -100.0), (0, 400), (0, 400), 400,
          "oracle values with oracle gradients (above), oracle gradients with oracle values (above) and both (above)"),
-        ((-500.0, -500.0, -500.0, -500.0), (0, 0), (0, 0), 0, "nothing"),
+        ((-500.0, -500.0, -500.0, -500.0), (0, 0), (0, 0), 0, None),
     ],
 )  # fmt: skip
 def test_values_and_gradients_are_said_for_either_kind_of_the_other(returns, values, gradients, interaction, told):
     def bring(x):
         return f"{x}.00 ± 0.00" if x == 0 else f"{x} ± 0"
 
+    verdict = f"Told apart: {told}" if told else "None is told apart from no effect"
     found = said(*four(*returns))
     for column in ("final return", "mean return over training"):
         text = sentence(found, f"{column}, seed by seed: oracle values")
@@ -168,7 +169,7 @@ def test_values_and_gradients_are_said_for_either_kind_of_the_other(returns, val
         assert f"oracle gradients with learned values {bring(gradients[0])}; oracle gradients" in text
         both = bring(int(returns[3] - returns[0]))
         assert f"oracle gradients with oracle values {bring(gradients[1])}; both {both}; interaction" in text
-        assert text.endswith(f"; interaction {bring(interaction)}. Told from none: {told}.")
+        assert text.endswith(f"; interaction {bring(interaction)}. {verdict}.")
 
 
 def test_values_and_gradients_are_paired_by_seed():
@@ -177,7 +178,7 @@ def test_values_and_gradients_are_paired_by_seed():
     assert "oracle gradients with oracle values (above)" in sentence(said(learned, values, gradients, both), start)
     for row in gradients + both:
         row["final_return"] = -900.0 - row["final_return"]  # the same means and spreads, but of other seeds
-    assert "Told from none: nothing." in sentence(said(learned, values, gradients, both), start)
+    assert "None is told apart from no effect." in sentence(said(learned, values, gradients, both), start)
 
 
 def test_of_fewer_cells_the_effects_that_can_be_said_are():
