@@ -237,7 +237,12 @@ def groups_of(rows: Iterable[Mapping[str, Any]]) -> list[Group]:
 
 def label(group: Group, groups: Sequence[Group]) -> str:
     """The group's name, with its lambda where the groups differ in lambda."""
-    return group.name + (f", λ = {group.lam:g}" if len({g.lam for g in groups}) > 1 else "")
+    return group.name + _of_lambda(group.lam, groups)
+
+
+def _of_lambda(lam: float, groups: Sequence[Group]) -> str:
+    """Which lambda, where the groups differ in it."""
+    return f", λ = {lam:g}" if len({g.lam for g in groups}) > 1 else ""
 
 
 # --- table ---------------------------------------------------------------------------------------------------------
@@ -404,9 +409,8 @@ def findings(rows: Sequence[Mapping[str, Any]], solved_returns: Mapping[str, flo
     for task in dict.fromkeys(g.task for g in everything):
         groups = [g for g in everything if g.task == task]
         found += _solving(task, groups, solved_returns.get(task))
-        several = len({g.lam for g in groups}) > 1
         for method, lam in dict.fromkeys((g.method, g.lam) for g in groups):
-            where = f"{task}, λ = {lam:g}" if several else task
+            where = task + _of_lambda(lam, groups)
             found += _dynamics_findings(where, [g for g in groups if (g.method, g.lam) == (method, lam)])
         found += _control_findings(task, groups)
         if all(g.value("gradient_cosine").n == 0 for g in groups) and any(g.value("gradient_error").n for g in groups):
@@ -496,7 +500,7 @@ def _control_findings(task: str, groups: list[Group]) -> list[str]:
     for dyna in (g for g in groups if g.method.startswith("dyna-")):
         same = (dyna.method.replace("dyna-", "mage-"), dyna.dynamics, dyna.backend, dyna.lam)
         mages = [g for g in groups if (g.method, g.dynamics, g.backend, g.lam) == same]
-        where = f"{task}, λ = {dyna.lam:g}" if len({g.lam for g in groups}) > 1 else task
+        where = task + _of_lambda(dyna.lam, groups)
         found += [f"{where}, {s}" for metric in METRICS for s in _against(dyna, mages, *metric, shared_method=False)]
     return found
 
