@@ -525,14 +525,14 @@ def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[
             continue
         pairs = [(numbers[name][seed], numbers[other][seed]) for seed in numbers[name].keys() & numbers[other].keys()]
         ratio = interval((mine[0] / theirs[0] if theirs[0] else math.nan for mine, theirs in pairs), geometric=True)
+        if not ratio.n:
+            continue
         words = {
             "unknown": f"cannot be compared with that of {other}: too few seeds",
             "below": f"is below that of {other}" + (f", {claim}" if claim else ""),
             "above": f"is above that of {other}",
             "not told apart": f"is not told apart from that of {other}",
         }[side_of(ratio)]
-        if not ratio.n:
-            continue
         apart = interval(mine[1] - theirs[1] for mine, theirs in pairs)
         cosine = f"; its cosine less that of {other} is {report.text(apart)}" if apart.n else ""
         found.append(
