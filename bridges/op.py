@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -126,7 +127,7 @@ class _Forward(torch.autograd.Function):
         # Saved by autograd, not kept by hand: reading them back after an in-place edit raises. This guards residuals,
         # which may be views of them, as well.
         ctx.save_for_backward(*inputs)
-        plain = tuple(_plain(x) for x in inputs)
+        plain = tuple(map(_plain, inputs))
         if keeps:
             output, ctx.kept = op.forward_keeping(plain, ctx.needs_input_grad[2:])
         else:
@@ -147,19 +148,18 @@ class _Forward(torch.autograd.Function):
 def _pull_back(
     op: Op, needs: tuple[bool, ...], kept: Any, cotangent: Tensor, *inputs: Tensor
 ) -> tuple[Tensor | None, ...]:
-    plain = tuple(_plain(x) for x in inputs)
-    cotangent = _plain(cotangent)
+    plain, cotangent = tuple(map(_plain, inputs)), _plain(cotangent)
     gradients = op.vjp_kept(kept, cotangent, needs) if op.keeps else op.vjp(plain, cotangent, needs)
     if len(gradients) != len(inputs):
         raise InputError(f"{op.name}: vjp returned {len(gradients)} gradients; accepted is one per input")
     owned: list[Tensor | None] = []
-    for index, (gradient, x, needed) in enumerate(zip(gradients, plain, needs, strict=True)):
-        if not needed:
-            owned.append(None)
-            continue
-        gradient = _check_result(op, f"gradient of input {index}", gradient, like=x, shape=x.shape)
-        taken = [g for g in owned if g is not None]
-        owned.append(_own_memory(gradient, (*plain, cotangent, *taken)))
+    others = [*plain, cotangent]
+    for x, gradient, needed in zip(plain, gradients, needs, strict=True):
+        if needed:
+            gradient = _check_result(op, f"gradient of input {len(owned)}", gradient, like=x, shape=x.shape)
+            gradient = _own_memory(gradient, others)
+            others.append(gradient)
+        owned.append(gradient if needed else None)
     return tuple(owned)
 
 
@@ -182,18 +182,19 @@ class _Vjp(torch.autograd.Function):
 def _check_inputs(op: Op, inputs: tuple[Any, ...]) -> None:
     if not inputs:
         raise InputError(f"{op.name}: no input was given; accepted is at least one tensor")
+    first = inputs[0]
     for index, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise InputError(f"{op.name}: input {index} is a {type(x).__name__}; accepted is a torch tensor")
-        if x.dtype not in _DTYPES or x.device.type not in _DEVICES or x.layout != torch.strided:
+        if x.dtype not in _DTYPES or not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided:
             raise InputError(
                 f"{op.name}: input {index} is {x.dtype} on {x.device} ({x.layout}); "
                 "accepted are dense float32 and float64 tensors on cpu or cuda"
             )
-        if x.dtype != inputs[0].dtype or x.device != inputs[0].device:
+        if x is not first and (x.dtype != first.dtype or x.device != first.device):
             raise InputError(
-                f"{op.name}: input {index} is {x.dtype} on {x.device} but input 0 is {inputs[0].dtype} on "
-                f"{inputs[0].device}; accepted is one dtype and one device for all"
+                f"{op.name}: input {index} is {x.dtype} on {x.device} but input 0 is {first.dtype} on "
+                f"{first.device}; accepted is one dtype and one device for all"
             )
 
 
@@ -220,9 +221,14 @@ def _plain(x: Tensor) -> Tensor:
     return x
 
 
-def _own_memory(y: Tensor, others: tuple[Tensor, ...]) -> Tensor:
-    """``y``, copied if it shares memory with one of the others: an in-place edit of one must not change the other."""
-    address = y.untyped_storage().data_ptr()
-    if address and any(address == x.untyped_storage().data_ptr() for x in others):
-        return y.clone()
+def _own_memory(y: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """``y`` in row-major layout, copied if it overlaps one of the others, which have that layout: an in-place edit of
+    one must not change the other."""
+    y = y.contiguous()
+    begin = y.data_ptr()
+    end = begin + y.nbytes
+    for x in others:
+        other = x.data_ptr()
+        if other < end and begin < other + x.nbytes:
+            return y.clone()
     return y
