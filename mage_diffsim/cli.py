@@ -474,7 +474,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
     from mage_diffsim.display import show_log
+    from mage_diffsim.memory import keep_freed_memory
 
+    keep_freed_memory()
     try:
         if command is None:
             raise unknown_name("command", first, COMMANDS)

@@ -16,6 +16,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.config import METHODS, TrainConfig
 from mage_diffsim.display import show_log
+from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.runs import Progress, is_run, resume, train
 
 PROGRESS_EVERY_S = 0.25
@@ -84,6 +85,7 @@ def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path,
         BrokenPipeError: the sweep that it told of its progress is gone.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
 
     def note(text: str) -> None:
         print(text, flush=True)  # into the log
