@@ -30,6 +30,7 @@ import torch
 import tyro
 from published import PublishedDraws, PublishedModelTraining, PublishedUpdate
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim.agent import Draws
 from mage_diffsim.bridges import from_jax, from_warp
@@ -48,10 +49,11 @@ from mage_diffsim.experiments.figures import DASHES, PALETTE, write_png
 from mage_diffsim.experiments.quality import jacobian_of
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.experiments.timing import Times, interleaved, memory_growth, percentile
+from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.runs import make_folder, write_atomically
 from mage_diffsim.training import Trainer, torch_device
 
-Section = Literal["learner", "model", "loop", "env", "bridges", "physics", "oracles"]
+Section = Literal["learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
 STEPS = 300
 """Environment steps of a warm trainer: transitions in its buffer."""
 CALLS = 5000
@@ -66,15 +68,16 @@ class Options:
 
     sections: tuple[Section, ...] = get_args(Section)
     """learner: one update of critic, targets and (every second time) actor. model: one batch of the ensemble. loop: one
-    environment step with its updates and its share of model training. env: one step of environments, one evaluation.
-    bridges: JAX and Warp as torch functions. physics: environment steps per second. oracles: one MAGE-TD3 update on
-    every oracle."""
+    environment step with its updates and its share of model training. runs: one update of R runs side by side against R
+    times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch functions. physics:
+    environment steps per second. oracles: one MAGE-TD3 update on every oracle."""
     tasks: tuple[str, ...] | None = None
     """Tasks, which decide sizes with the preset; by default Pendulum and HalfCheetah (with --quick Pendulum)."""
     methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
-    """Methods of section learner, each on the learned ensemble."""
+    """Methods of section learner, each on the learned ensemble; the first is that of section runs."""
     runs: tuple[int, ...] | None = None
-    """Runs on the run axis, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full size)."""
+    """Numbers of runs of section runs, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full
+    size)."""
     batches: tuple[int, ...] | None = None
     """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
     backends: tuple[str, ...] | None = None
@@ -187,6 +190,8 @@ class Row:
     against: str
     first_s: float
     """What the first call took beyond a warm one: compilation and loading."""
+    faults: float
+    """Page faults per unit: memory that had to be fetched from the system again."""
     peak_mib: float
     """CUDA: memory at the peak of a call. CPU: largest resident size of the process so far."""
     check: str
@@ -204,7 +209,8 @@ def row(
     ratio = times.speed_against(against[1]) if against else math.nan
     return Row(
         section, subject, variant, runs, size, unit, 1e3 * times.median_s / calls, 1e3 * times.p95_s / calls,
-        count * calls / times.median_s, ratio, against[0] if against else "", times.first_s, times.peak_mib, check,
+        count * calls / times.median_s, ratio, against[0] if against else "", times.first_s, times.faults / calls,
+        times.peak_mib, check,
     )  # fmt: skip
 
 
@@ -228,12 +234,16 @@ def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]
     return found
 
 
+def updates_per_call(options: Options, task: str) -> int:
+    """Updates that one measured call does: even, as every second one includes the actor."""
+    return 2 if options.rounds(task) <= 6 else 10
+
+
 def measure_learner(options: Options) -> Iterator[Row]:
-    """Updates: the published formulation against the learner's forms, then more runs against one."""
+    """Updates: the published formulation against the learner's forms, and how fast their matrix products alone are."""
     device = torch_device(options.device)
     for task, method in itertools.product(options.task_names(), options.methods):
-        rounds = options.rounds(task)
-        updates = 2 if rounds <= 6 else 10
+        rounds, updates = options.rounds(task), updates_per_call(options, task)
         # Trainers of one seed start with equal parameters and have seen the same transitions.
         forms = {
             name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options, "learner").items()
@@ -255,8 +265,38 @@ def measure_learner(options: Options) -> Iterator[Row]:
             against = ("published", found["published"]) if name != "published" else None
             yield row("learner", f"{task} {method}", name, times, unit="update", size=size, calls=updates,
                       against=against, check=check)  # fmt: skip
-        if method == options.methods[0]:
-            yield from measure_run_axis(options, task, method, updates)
+        _, theirs = matrix_products(run_published)
+        run_products, ours = matrix_products(functions["eager"])
+        both = interleaved({"eager": functions["eager"], "products": run_products}, rounds, device)
+        yield row("learner", f"{task} {method}", "matrix products of eager", both["products"], unit="update", size=size,
+                  calls=updates, against=("eager", both["eager"]),
+                  check=f"{ours / updates:.3g} GFLOP, published {theirs / updates:.3g}")  # fmt: skip
+
+
+PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")]
+
+
+def matrix_products(function: Callable[[], object]) -> tuple[Callable[[], None], float]:
+    """The matrix products that a call consists of, on the same operands, which no form of it can be faster than; and
+    how many billion floating-point operations they are."""
+    calls: list[tuple[Callable[..., object], tuple, dict]] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> object:
+            if func.overloadpacket in PRODUCTS:
+                calls.append((func, args, kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        function()
+    operands = (args[-2:] for _, args, _ in calls)
+
+    def run() -> None:
+        with torch.no_grad():
+            for func, args, kwargs in calls:
+                func(*args, **kwargs)
+
+    return run, sum(2 * a.numel() * b.shape[-1] for a, b in operands) / 1e9
 
 
 def published_updates(trainer: Trainer, drawn: Sequence[Draws]) -> tuple[Callable[[], None], float]:
@@ -281,29 +321,6 @@ def published_updates(trainer: Trainer, drawn: Sequence[Draws]) -> tuple[Callabl
             published.update(batch.obs[0], batch.state[0], draws)
 
     return run, error
-
-
-def measure_run_axis(options: Options, task: str, method: str, updates: int) -> Iterator[Row]:
-    """Updates of R runs side by side against R times one run."""
-    counts = tuple(dict.fromkeys((1, *options.run_counts(task))))
-    if counts == (1,):
-        return
-    for name, settings in variants_of(options, "learner").items():
-        functions: dict[str, Callable[[], object]] = {}
-        trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
-        for count, trainer in trainers.items():
-            drawn = trainer.agent.draw(updates, trainer.buffer.size)
-            functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
-        found = interleaved(functions, options.rounds(task), torch_device(options.device))
-        apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())
-        if not apart <= 1e-5:
-            raise Failed(f"{task} {method}: the first of several runs is {apart:.1e} from that run alone")
-        size = trainers[1].hyper.batch_size
-        for count in counts:
-            alone = found["1"]._replace(rounds=tuple(x * count for x in found["1"].rounds))
-            yield row("learner", f"{task} {method}, run axis", name, found[str(count)], unit="update", runs=count,
-                      size=size, calls=updates, count=count, against=(f"{count} x 1 run", alone),
-                      check=f"first run {apart:.0e} from it alone")  # fmt: skip
 
 
 # --- model training --------------------------------------------------------------------------------------------------
@@ -394,7 +411,7 @@ def measure_loop(options: Options) -> Iterator[Row]:
         shares = hyper.updates_per_step / 2, hyper.model_batches / period / 2  # both were called twice
         sums = [shares[0] * u + shares[1] * b for u, b in zip(found["updates"].rounds, found["batches"].rounds,
                                                               strict=True)]  # fmt: skip
-        published = Times(percentile(sums, 0.5), percentile(sums, 0.95), 0.0, tuple(sums), math.nan)
+        published = Times(percentile(sums, 0.5), percentile(sums, 0.95), 0.0, tuple(sums), math.nan, math.nan)
         yield row("loop", task, "published, sum", published, unit="env step", size=1,
                   check=f"critic gradient {error:.0e}; a sum of updates and batches")  # fmt: skip
         per_period = published._replace(rounds=tuple(period * x for x in sums))
@@ -403,6 +420,38 @@ def measure_loop(options: Options) -> Iterator[Row]:
             yield row("loop", task, name, found[name], unit="env step", size=1, calls=period,
                       against=("published, sum", per_period),
                       check=f"critics of the forms {apart:.0e} apart after {(2 + rounds) * period} steps")  # fmt: skip
+
+
+# --- runs side by side -----------------------------------------------------------------------------------------------
+
+
+def measure_runs(options: Options) -> Iterator[Row]:
+    """Updates of R runs side by side against R times one run, in a process that keeps freed memory, as training does.
+
+    The sections before this one compare with the published formulation, which glibc's defaults serve as they would
+    alone; the learner's forms find the memory that it has freed.
+    """
+    keep_freed_memory()
+    method = options.methods[0]
+    for task in options.task_names():
+        counts = tuple(dict.fromkeys((1, *options.run_counts(task))))
+        updates = updates_per_call(options, task)
+        for name, settings in variants_of(options, "learner").items():
+            functions: dict[str, Callable[[], object]] = {}
+            trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
+            for count, trainer in trainers.items():
+                drawn = trainer.agent.draw(updates, trainer.buffer.size)
+                functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
+            found = interleaved(functions, options.rounds(task), torch_device(options.device))
+            apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())
+            if not apart <= 1e-5:
+                raise Failed(f"{task} {method}: the first of several runs is {apart:.1e} from that run alone")
+            size = trainers[1].hyper.batch_size
+            for count in counts:
+                alone = found["1"]._replace(rounds=tuple(x * count for x in found["1"].rounds))
+                yield row("runs", f"{task} {method}", name, found[str(count)], unit="update", runs=count, size=size,
+                          calls=updates, count=count, against=(f"{count} x 1 run", alone),
+                          check=f"first run {apart:.0e} from it alone")  # fmt: skip
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -499,7 +548,14 @@ def bridge_rows(
     rounds_of_it = tuple(b - p for b, p in zip(bridge.rounds, pure.rounds, strict=True))
     ratio = statistics.median(rounds_of_it) / statistics.median(empty.rounds)
     check = f"{ratio:.1f} times an empty Function; {check}"
-    overhead = Times(percentile(rounds_of_it, 0.5), percentile(rounds_of_it, 0.95), 0.0, rounds_of_it, bridge.peak_mib)
+    overhead = Times(
+        percentile(rounds_of_it, 0.5),
+        percentile(rounds_of_it, 0.95),
+        0.0,
+        rounds_of_it,
+        bridge.faults - pure.faults,
+        bridge.peak_mib,
+    )
     yield row("bridges", name, "overhead (bridge - pure)", overhead, unit="call", size=ROWS, calls=100,
               against=("empty torch Function", empty), check=check)  # fmt: skip
 
@@ -748,7 +804,21 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
 
 # --- reporting -------------------------------------------------------------------------------------------------------
 
-HEADER = ("what", "how", "R", "size", "ms", "p95", "per s", "speed-up", "against", "first s", "peak MiB", "checked")
+HEADER = (
+    "what",
+    "how",
+    "R",
+    "size",
+    "ms",
+    "p95",
+    "per s",
+    "speed-up",
+    "against",
+    "first s",
+    "faults",
+    "peak MiB",
+    "checked",
+)
 
 
 class Part(NamedTuple):
@@ -766,7 +836,7 @@ def part_of(section: str, rows: Sequence[Row]) -> Part:
 
     cells = [
         [r.subject, r.variant, str(r.runs), str(r.size), *map(number, (r.median_ms, r.p95_ms, r.per_s, r.ratio)),
-         r.against, *map(number, (r.first_s, r.peak_mib)), r.check]
+         r.against, *map(number, (r.first_s, r.faults, r.peak_mib)), r.check]
         for r in rows
     ]  # fmt: skip
     units = " or ".join(dict.fromkeys(r.unit for r in rows))
@@ -816,6 +886,7 @@ def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]
         "learner": lambda: measure_learner(options),
         "model": lambda: measure_model(options),
         "loop": lambda: measure_loop(options),
+        "runs": lambda: measure_runs(options),
         "env": lambda: measure_env(options),
         "bridges": lambda: measure_bridges(options),
         "physics": lambda: measure_physics(options, console),

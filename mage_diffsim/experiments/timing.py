@@ -23,6 +23,8 @@ class Times(NamedTuple):
     """What the first call took beyond a warm one: compilation, loading, allocation."""
     rounds: tuple[float, ...]
     """Every repeat's time; entry i of two functions was taken in the same round."""
+    faults: float
+    """Page faults per repeat, from the system's counter: memory given back to the system and fetched again."""
     peak_mib: float
     """CUDA: largest memory allocated by torch during a call. CPU: largest resident size of the process so far."""
 
@@ -41,6 +43,7 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, dev
     """
     first: dict[str, float] = {}
     peaks: dict[str, float] = {}
+    faults: dict[str, int] = dict.fromkeys(functions, 0)
     rounds: dict[str, list[float]] = {name: [] for name in functions}
     for name, function in functions.items():
         first[name] = _seconds(function, device)
@@ -50,9 +53,18 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, dev
         peaks[name] = _peak_mib(device)
     for _ in range(repeats):
         for name, function in functions.items():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             rounds[name].append(_seconds(function, device))
+            faults[name] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {
-        name: Times(percentile(r, 0.5), percentile(r, 0.95), max(first[name], 0.0), tuple(r), peaks[name])
+        name: Times(
+            percentile(r, 0.5),
+            percentile(r, 0.95),
+            max(first[name], 0.0),
+            tuple(r),
+            faults[name] / repeats,
+            peaks[name],
+        )
         for name, r in rounds.items()
     }
 
