@@ -90,7 +90,7 @@ class Options:
     """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512; else
     8x4x512, 2x384, batch 1024)."""
     repeats: int | None = None
-    """Rounds; the median and 95th percentile over them are reported. By default 20, or 6 for tasks of full size on a
+    """Rounds; the median and 95th percentile over them are reported. By default 20, or 10 for tasks of full size on a
     CPU (with --quick 5)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
     """Measure compiled updates and model batches too (and, on CUDA, captured ones); with --quick, which would mostly
@@ -141,7 +141,7 @@ class Options:
 
     def rounds(self, task: str) -> int:
         """Repeats in force."""
-        return self.repeats or (5 if self.quick else 6 if self._heavy(task) else 20)
+        return self.repeats or (5 if self.quick else 10 if self._heavy(task) else 20)
 
     def run_counts(self, task: str) -> tuple[int, ...]:
         """Numbers of runs in force."""
@@ -236,7 +236,7 @@ def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]
 
 def updates_per_call(options: Options, task: str) -> int:
     """Updates that one measured call does: even, as every second one includes the actor."""
-    return 2 if options.rounds(task) <= 6 else 10
+    return 2 if options.rounds(task) <= 10 else 10
 
 
 def measure_learner(options: Options) -> Iterator[Row]:
