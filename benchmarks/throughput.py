@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py                                 # everything, Pendulum and HalfCheetah sizes
     python benchmarks/throughput.py --quick                         # small sizes, few repeats: under three minutes
-    python benchmarks/throughput.py --sections learner --tasks Pendulum --runs 1 --threads 1
+    python benchmarks/throughput.py --sections learner --tasks Pendulum --threads 1   # on a busy machine
     python benchmarks/throughput.py --sections oracles --tasks HalfCheetah   # one MAGE-TD3 update on every oracle
 
 ``published`` is the published formulation (benchmarks/published.py) in the same process: undetached, all ensemble
@@ -10,11 +10,17 @@ members, losses read back after every update. Variants of one group are called i
 hits all of them; a ratio is the median over rounds. Nothing is printed whose results are wrong: critic gradients and
 model losses are compared with the published formulation, compiled updates with eager ones, one of several runs with
 that run alone, gradients of bridges with closed forms, pull-backs of physics with their Jacobians.
-Writes throughput.csv, summary.md and a figure per section.
+The process keeps freed memory (mage_diffsim/memory.py), as training does, so the published formulation pays no page
+faults either; with an empty ``GLIBC_TUNABLES`` in the environment both run by glibc's defaults.
+Writes throughput.csv, summary.md and a figure per section. Columns: R runs side by side; size, rows of a batch,
+environments or episodes; ms and p95, median and 95th percentile over rounds (of ten, the largest); per s, units per
+second; speed-up, how many times faster than the variant under "against"; first s, what the first call took beyond a
+warm one; faults, page faults per unit; peak MiB, on a CPU the process's largest so far; checked, what was verified.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -85,7 +91,7 @@ class Options:
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32",)
     """Precisions of section physics."""
     jacobians: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Measure whole action-Jacobians in section physics, too; those of MJX take minutes."""
+    """Section physics measures whole action-Jacobians, too, which takes minutes on MJX, unless --no-jacobians."""
     preset: str = "paper"
     """Sizes: the preset's for the task (paper, Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch 512; else
     8x4x512, 2x384, batch 1024)."""
@@ -93,8 +99,8 @@ class Options:
     """Rounds; the median and 95th percentile over them are reported. By default 20, or 10 for tasks of full size on a
     CPU (with --quick 5)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Measure compiled updates and model batches too (and, on CUDA, captured ones); with --quick, which would mostly
-    compile, in section model only."""
+    """Compiled updates and model batches (and, on CUDA, captured ones) are measured, too, unless --no-compile; with
+    --quick, which would mostly compile, in section model only."""
     device: str = "cpu"
     """Torch device: cpu, cuda, cuda:1, ..."""
     threads: int | None = None
@@ -130,6 +136,11 @@ class Options:
                 raise InputError(f"--{flag} is {given}; accepted is one or more different values")
         numbers = [("repeats", self.repeats), ("threads", self.threads)]
         numbers += [(flag, n) for flag in ("runs", "batches") for n in getattr(self, flag) or ()]
+        if self.json is not None:
+            if not self.json.parent.is_dir():
+                raise InputError(f"cannot write {self.json}: there is no folder {self.json.parent}")
+            if self.json.is_dir():
+                raise InputError(f"cannot write {self.json}: it is a folder; accepted is a file")
         for flag, value in numbers:
             if value is not None and value < 1:
                 raise InputError(f"--{flag} is {value}; accepted is 1 or more")
@@ -141,17 +152,18 @@ class Options:
 
     def rounds(self, task: str) -> int:
         """Repeats in force."""
-        return self.repeats or (5 if self.quick else 10 if self._heavy(task) else 20)
+        return self.repeats or (5 if self.quick else 10 if self.heavy(task) else 20)
 
     def run_counts(self, task: str) -> tuple[int, ...]:
         """Numbers of runs in force."""
-        return self.runs or ((1, 5) if self.quick or self._heavy(task) else (1, 5, 20))
+        return self.runs or ((1, 5) if self.quick or self.heavy(task) else (1, 5, 20))
 
     def batch_sizes(self) -> tuple[int, ...]:
         """Numbers of environments in force."""
         return self.batches or ((64,) if self.quick else (1, 64, 1024))
 
-    def _heavy(self, task: str) -> bool:
+    def heavy(self, task: str) -> bool:
+        """Whether an update takes this device long."""
         return self.device == "cpu" and make_task(task).network_size == "full"
 
     def trainer(self, task: str, **settings: Any) -> Trainer:
@@ -191,7 +203,7 @@ class Row:
     first_s: float
     """What the first call took beyond a warm one: compilation and loading."""
     faults: float
-    """Page faults per unit: memory that had to be fetched from the system again."""
+    """Page faults per unit, mean over rounds: memory touched for the first time since the system handed it out."""
     peak_mib: float
     """CUDA: memory at the peak of a call. CPU: largest resident size of the process so far."""
     check: str
@@ -236,7 +248,7 @@ def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]
 
 def updates_per_call(options: Options, task: str) -> int:
     """Updates that one measured call does: even, as every second one includes the actor."""
-    return 2 if options.rounds(task) <= 10 else 10
+    return 2 if options.quick or options.heavy(task) else 10
 
 
 def measure_learner(options: Options) -> Iterator[Row]:
@@ -253,6 +265,9 @@ def measure_learner(options: Options) -> Iterator[Row]:
         run_published, error = published_updates(eager, drawn)
         functions: dict[str, Callable[[], object]] = {"published": run_published}
         functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in forms.items()}
+        spare = options.trainer(task, method=method)  # to be recorded, which trains it
+        functions["products"], ours = matrix_products(functools.partial(spare.agent.improve, spare.buffer, drawn))
+        theirs = matrix_products(run_published)[1]
         found = interleaved(functions, rounds, device)
         apart = max(
             float((getattr(t.agent, name) - getattr(eager.agent, name)).abs().max())
@@ -260,16 +275,16 @@ def measure_learner(options: Options) -> Iterator[Row]:
         )
         if not apart <= 1e-5:
             raise Failed(f"{task} {method}: forms are {apart:.1e} apart after {eager.agent.critic_updates} updates")
-        check = f"critic gradient {error:.0e} from published; forms {apart:.0e} apart"
+        check = f"critic gradient {error:.0e} from published"
+        if len(forms) > 1:
+            check += f"; forms {apart:.0e} apart"
+        products = found.pop("products")
         for name, times in found.items():
             against = ("published", found["published"]) if name != "published" else None
             yield row("learner", f"{task} {method}", name, times, unit="update", size=size, calls=updates,
                       against=against, check=check)  # fmt: skip
-        _, theirs = matrix_products(run_published)
-        run_products, ours = matrix_products(functions["eager"])
-        both = interleaved({"eager": functions["eager"], "products": run_products}, rounds, device)
-        yield row("learner", f"{task} {method}", "matrix products of eager", both["products"], unit="update", size=size,
-                  calls=updates, against=("eager", both["eager"]),
+        yield row("learner", f"{task} {method}", "matrix products of eager", products, unit="update", size=size,
+                  calls=updates, against=("eager", found["eager"]),
                   check=f"{ours / updates:.3g} GFLOP, published {theirs / updates:.3g}")  # fmt: skip
 
 
@@ -277,8 +292,8 @@ PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "bmm", "addmm", "ba
 
 
 def matrix_products(function: Callable[[], object]) -> tuple[Callable[[], None], float]:
-    """The matrix products that a call consists of, on the same operands, which no form of it can be faster than; and
-    how many billion floating-point operations they are."""
+    """The matrix products of a call, one after the other on the operands that they had, and how many billion
+    floating-point operations they are. In the call itself operands may still be in a cache; here none is."""
     calls: list[tuple[Callable[..., object], tuple, dict]] = []
 
     class Record(TorchDispatchMode):
@@ -416,25 +431,25 @@ def measure_loop(options: Options) -> Iterator[Row]:
                   check=f"critic gradient {error:.0e}; a sum of updates and batches")  # fmt: skip
         per_period = published._replace(rounds=tuple(period * x for x in sums))
         apart = max(float((t.agent.critic - trainers["eager"].agent.critic).abs().max()) for t in trainers.values())
+        check = (
+            f"critics of the forms {apart:.0e} apart after {(2 + rounds) * period} steps" if len(trainers) > 1 else ""
+        )
         for name in trainers:
             yield row("loop", task, name, found[name], unit="env step", size=1, calls=period,
                       against=("published, sum", per_period),
-                      check=f"critics of the forms {apart:.0e} apart after {(2 + rounds) * period} steps")  # fmt: skip
+                      check=check)  # fmt: skip
 
 
 # --- runs side by side -----------------------------------------------------------------------------------------------
 
 
 def measure_runs(options: Options) -> Iterator[Row]:
-    """Updates of R runs side by side against R times one run, in a process that keeps freed memory, as training does.
-
-    The sections before this one compare with the published formulation, which glibc's defaults serve as they would
-    alone; the learner's forms find the memory that it has freed.
-    """
-    keep_freed_memory()
+    """Updates of R runs side by side against R times one run."""
     method = options.methods[0]
     for task in options.task_names():
         counts = tuple(dict.fromkeys((1, *options.run_counts(task))))
+        if counts == (1,):
+            continue
         updates = updates_per_call(options, task)
         for name, settings in variants_of(options, "learner").items():
             functions: dict[str, Callable[[], object]] = {}
@@ -903,8 +918,6 @@ def main(options: Options) -> None:
     """Measure, print and write."""
     options.check()
     make_folder(options.folder)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise InputError(f"cannot write {options.json}: there is no folder {options.json.parent}")
     for left in ("throughput.csv", "summary.md"):
         (options.folder / left).unlink(missing_ok=True)  # another measurement's must not pass for this one's
     for task in options.task_names():
@@ -917,6 +930,7 @@ def main(options: Options) -> None:
     device = torch_device(options.device)
     hardware = found["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
     facts = {"hardware": hardware, "torch threads": threads, "preset": options.preset}
+    facts["freed memory"] = "kept" if keep_freed_memory() else "as the C library does by default"
     console.print(", ".join(f"{k} {v}" for k, v in facts.items()), f"torch {found['torch']}", highlight=False)
     every: list[Row] = []
     lines = ["# Throughput", "", f"{hardware}, {threads} torch threads, preset {options.preset}", ""]

@@ -72,7 +72,7 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
     """
     quick = None if x.is_cuda else _cpu_calls()
     if quick is not None:
-        array = quick.to_jax(x)
+        array = quick.to_jax(x.detach())
     else:
         jax = load_jax()
         if x.is_cuda and jax.default_backend() != "gpu":

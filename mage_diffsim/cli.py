@@ -88,7 +88,8 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
         out: Path | None = None
         """Run folder to create; None is runs/<task>_<method>_<dynamics>_<timestamp>."""
         resume: Path | None = None
-        """Go on with this run folder instead; only --steps, --tensorboard and --quiet may stand beside it."""
+        """Go on with this run folder instead; only --steps, --compile, --tensorboard and --quiet may stand beside
+        it."""
         tensorboard: bool = False
         """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
         quiet: bool = False

@@ -16,13 +16,15 @@ _THRESHOLDS = (2**30, 2**25)
 def keep_freed_memory() -> bool:
     """Tell the C library to keep what tensors on the CPU free for the next ones, instead of giving it to the system.
 
-    An update allocates tens of tensors and frees them again. By its defaults glibc returns most of that to the system
-    each time, and the next update pays a page fault for every 4 KiB it touches, which can be a third of its time. This
-    concerns the whole process, whose memory then stays at its peak: a choice for programs, not for a library. The
-    ``mage-diffsim`` command and the sweeps make it. CUDA memory has torch's own cache.
+    An update allocates tens of tensors and frees them again. By glibc's defaults it depends on what the process did
+    before how much of that is returned to the system; where it is, the next update pays a page fault for every 4 KiB it
+    touches, which can be a third of its time. Told otherwise, the process stays about as large as it once was: a choice
+    for programs, not for a library. The ``mage-diffsim`` command and the sweeps make it. It serves allocations up to
+    32 MiB in any case, larger ones on newer versions, and in threads other than the main one only those well below
+    64 MiB. CUDA memory has torch's own cache.
 
     Returns:
-        whether it is in force: not where the C library is another than glibc, nor where the user has set one of the
+        whether glibc was told: not where the C library is another one, nor where the user has set one of the
         environment variables ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` and ``GLIBC_TUNABLES``.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _USERS_OWN):

@@ -24,7 +24,7 @@ class Times(NamedTuple):
     rounds: tuple[float, ...]
     """Every repeat's time; entry i of two functions was taken in the same round."""
     faults: float
-    """Page faults per repeat, from the system's counter: memory given back to the system and fetched again."""
+    """Page faults of the process per repeat, their mean: above all memory that was given back and is fetched again."""
     peak_mib: float
     """CUDA: largest memory allocated by torch during a call. CPU: largest resident size of the process so far."""
 

@@ -14,6 +14,7 @@ import torch
 jax = pytest.importorskip("jax")
 
 from mage_diffsim.bridges import InputError, MissingExtra, from_jax  # noqa: E402
+from mage_diffsim.bridges import jax as bridge  # noqa: E402
 from mage_diffsim.bridges.jax import load_jax, to_jax, to_torch  # noqa: E402
 
 jnp = jax.numpy
@@ -60,6 +61,14 @@ class TestViews:
     def test_round_trip(self, shape):
         x = draw(*shape)
         assert torch.equal(to_torch(to_jax(x), x.device), x)
+
+    def test_the_public_calls_give_the_same_where_the_native_ones_are_missing(self, monkeypatch):
+        x, cotangent = draw(5, 3, grad=True), draw(5, 3)
+        expected = torch.autograd.grad(from_jax(jnp.tanh)(x), x, cotangent)[0]
+        assert bridge._cpu_calls() is not None
+        monkeypatch.setattr(bridge, "_cpu_calls", lambda: None)
+        assert torch.equal(torch.autograd.grad(from_jax(jnp.tanh)(x), x, cotangent)[0], expected)
+        assert to_jax(x).unsafe_buffer_pointer() == x.data_ptr()
 
 
 class TestAgainstJax:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 import throughput as script
@@ -133,6 +134,8 @@ def test_wrong_results_are_not_timed(tmp_path, monkeypatch):
         ({"repeats": 0}, "--repeats is 0; accepted is 1 or more"),
         ({"batches": (8, 8)}, "--batches is"),
         ({"device": "cuda:99"}, "device 'cuda:99' was asked for"),
+        ({"json": Path("/no/such/folder/x.json")}, "there is no folder /no/such/folder"),
+        ({"json": Path("/tmp")}, "cannot write /tmp: it is a folder; accepted is a file"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, settings, message):
