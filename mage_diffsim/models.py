@@ -30,7 +30,7 @@ class GaussianEnsemble:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.hyper = hyper
         self.members = hyper.ensemble_members
-        self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim))
+        self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim), last="normal")
         self.generators = streams.generators["initialise_model"]
         self.parameters = torch.stack([self.network.initial(self.members, g, dtype) for g in self.generators])
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
@@ -136,7 +136,7 @@ class RewardModel:
     def __init__(self, obs_dim: int, action_dim: int, hyper: Hyper, streams: Streams) -> None:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.members = 1
-        self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1))
+        self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1), last="normal")
         self.generators = streams.generators["initialise_reward"]
         self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in self.generators])
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,25 @@ from mage_diffsim.bridges.types import Float, Tensor
 
 
 class MLP:
-    """Swish multilayer perceptron with ``sizes`` = (input, *hidden, output) units, linear at the end."""
+    """Swish multilayer perceptron with ``sizes`` = (input, *hidden, output) units, linear at the end.
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = tuple(sizes)
+    Args:
+        sizes: units of every layer.
+        last: distribution of the last layer's initial weights, Xavier ``uniform`` or ``normal``. The published code
+            takes uniform for actor and critics, normal for the ensemble and the reward model.
+    """
+
+    def __init__(self, sizes: Sequence[int], last: Literal["uniform", "normal"] = "uniform") -> None:
+        self.sizes, self.last = tuple(sizes), last
         self.shapes = [(i, o) for i, o in itertools.pairwise(self.sizes)]
         self.lengths = [n for i, o in self.shapes for n in (i * o, o)]
         self.n_parameters = sum(self.lengths)
 
     def initial(self, copies: int, generator: torch.Generator, dtype: torch.dtype) -> Float[Tensor, "K P"]:
-        """Fresh parameters of ``copies`` networks: Xavier uniform, Xavier normal in the last layer, zero biases."""
+        """Fresh parameters of ``copies`` networks: Xavier uniform (the last layer as ``last`` says), zero biases."""
         pieces = []
         for layer, (i, o) in enumerate(self.shapes):
-            if layer == len(self.shapes) - 1:
+            if layer == len(self.shapes) - 1 and self.last == "normal":
                 std = math.sqrt(2.0 / (i + o))
                 weight = std * torch.randn(copies, i * o, dtype=dtype, device=generator.device, generator=generator)
             else:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from published import flatten, mlp
 
+from mage_diffsim.config import make_config
 from mage_diffsim.networks import MLP, ScalarPullback
+from mage_diffsim.training import Trainer
 
 
 def parameters(network: MLP, runs: int, copies: int) -> torch.Tensor:
@@ -35,15 +37,46 @@ def test_shared_rows_go_to_every_copy():
     torch.testing.assert_close(network(theta, x), network(theta, x.expand(2, 3, 6, 3)))
 
 
-def test_initial_parameters_have_xavier_scale_and_zero_biases():
-    network = MLP((300, 200, 400))
-    theta = network.initial(1, torch.Generator().manual_seed(0), torch.float64).unsqueeze(0)
-    (first, bias), (last, last_bias) = network.layers(theta)
-    assert bias.abs().max() == 0 and last_bias.abs().max() == 0
-    bound = (6.0 / 500) ** 0.5
-    assert bound * 0.999 < first.abs().max() <= bound
-    assert first.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
-    assert last.std().item() == pytest.approx((2.0 / 600) ** 0.5, rel=0.02)
+WIDE = {
+    "actor_hidden": (60, 200),
+    "critic_hidden": (60, 200),
+    "ensemble_members": 2,
+    "ensemble_hidden": (60, 100),
+    "reward_hidden": (60, 400),
+}
+"""Layers wide enough for statistics of their weights."""
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "last_is"),
+    [
+        ("mage-td3", "actor", "uniform"),
+        ("mage-td3", "critic", "uniform"),
+        ("mage-ddpg", "critic", "uniform"),
+        ("mage-td3", "ensemble", "normal"),
+        ("mage-td3", "reward_model", "normal"),
+    ],
+)
+def test_initial_weights_have_the_published_distribution(method, name, last_is):
+    """Xavier's bound or standard deviation, and the kurtosis that tells uniform (9/5) from normal (3)."""
+    seeds = tuple(range(20))  # the last layer of an actor has 200 weights a run
+    trainer = Trainer(make_config("Pendulum", method=method, reward="learned", seeds=seeds, steps=1, hyper=WIDE))
+    owner = getattr(trainer, name, None) or trainer.agent
+    network = getattr(owner, f"{name}_network", None) or owner.network
+    layers = network.layers(owner.parameters if hasattr(owner, "parameters") else getattr(owner, name))
+    assert [tuple(weight.shape[1:]) for weight, _ in layers] == network.shapes and len(layers) == 3
+    for layer, (weight, bias) in enumerate(layers):
+        assert (bias == 0.0).all()
+        variance = 2.0 / sum(weight.shape[1:])
+        bound = (3.0 * variance) ** 0.5
+        values = weight.double().flatten()
+        assert values.var().item() == pytest.approx(variance, rel=0.05)
+        kurtosis = ((values - values.mean()) / values.std(correction=0)).pow(4).mean().item()
+        if layer == 2 and last_is == "normal":
+            assert kurtosis == pytest.approx(3.0, abs=0.25) and values.abs().max() > 1.5 * bound
+        else:
+            assert kurtosis == pytest.approx(1.8, abs=0.05)
+            assert 0.99 * bound < values.abs().max() <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 5), (6, 5, 4)])
