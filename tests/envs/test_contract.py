@@ -173,7 +173,6 @@ REWARD = {"reward: gradient obs", "reward: gradient action"}
         (WritesIntoItsInput, {"step torch/autograd: pure"}),
         (ReturnsItsInput, {"step torch/autograd: pure"}),
         (IgnoresTheGenerator, {"reset: same seed"}),
-        (AlwaysTheSameStart, {"reset: other seed"}),
         (ResetInFloat32, {"reset: shape"}),
         (RandomStep, {"step torch/autograd: deterministic"}),
         (KeepsAnAxis, {"reward: shape"}),
@@ -189,6 +188,16 @@ def test_a_broken_task_fails_the_check_meant_for_it(task, expected):
     # A broken function leaves the checks of the other functions alone.
     subjects = {name.partition(":")[0] for name in expected}
     assert {c.subject for c in report.failures} - {"rollout"} == subjects, lines(report)
+
+
+@pytest.mark.parametrize(
+    ("task", "note"), [(AlwaysTheSameStart, "note: another seed gives the very same"), (Pendulum, "another seed, other")]
+)
+def test_fixed_resets_are_noted_and_do_not_fail(task, note):
+    report = check_task(task(), "torch", samples=16, steps=16)
+    assert report.passed, lines(report)
+    (check,) = [c for c in report.checks if (c.subject, c.name) == ("reset", "other seed")]
+    assert check.status == "passed" and check.detail.startswith(note)
 
 
 def test_a_failure_names_the_input_it_happened_at():
