@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Column, Table
 
 from mage_diffsim import __version__
@@ -205,7 +207,7 @@ class Eval:
     json: Path | None = None
     """Also write the table to this file."""
     video: Path | None = None
-    """Film the first episode of the first run: a .mp4 or .gif file (extra: video)."""
+    """Film the first episode of the first run: a .mp4 or .gif file, its folder created (extra: video)."""
 
 
 def _eval(options: Eval) -> int:
@@ -271,7 +273,7 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
     """``write(frames, frames_per_second)`` into ``path``, in one go.
 
     Raises:
-        InputError: not a .mp4 or .gif, or in a folder that is not there.
+        InputError: not a .mp4 or .gif, or a file that cannot be written.
         MissingExtra: imageio is not installed.
     """
     from mage_diffsim.bridges.errors import InputError, missing_extra
@@ -288,12 +290,21 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         raise missing_extra("imageio", "video") from error
 
     def write(frames: list[Any], frames_per_second: int) -> None:
+        from mage_diffsim.runs import make_folder
+
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the ending tells imageio the format
-        if path.suffix == ".mp4":
-            imageio.mimwrite(temporary, frames, fps=frames_per_second, macro_block_size=2)  # type: ignore[arg-type]
-        else:
-            imageio.mimwrite(temporary, frames, duration=1000 / frames_per_second, loop=0)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        try:
+            if path.suffix == ".mp4":
+                imageio.mimwrite(temporary, frames, fps=frames_per_second, macro_block_size=2)  # type: ignore[arg-type]
+            else:
+                imageio.mimwrite(temporary, frames, duration=1000 / frames_per_second, loop=0)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        _say_written(path)
 
     return write
 
@@ -311,17 +322,33 @@ def _list_tasks(options: ListTasks) -> int:
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task, task_names
 
-    table = Table("task", "S/O/A", "horizon", "dt [s]", Column("backends", no_wrap=True), "source")
+    rows: list[tuple[str, ...]] = []
     for name in task_names():
         try:
             task = make_task(name)
             sizes = f"{task.state_dim}/{task.obs_dim}/{task.action_dim}"
             backends = ", ".join(_backend(b) for b in backends_of(task))
-            table.add_row(name, sizes, str(task.horizon), f"{task.dt:g}", backends, escape(task.source))
+            rows.append((name, sizes, str(task.horizon), f"{task.dt:g}", backends, escape(task.source)))
         except (InputError, ImportError) as error:  # one broken task of another package must not hide the others
-            table.add_row(name, "", "", "", "", f"[red]not available: {escape(str(error))}[/]")
-    _console().print(table)
+            rows.append((name, "", "", "", "", f"[red]not available: {escape(str(error))}[/]"))
+    _print_tasks(_console(), rows)
     return 0
+
+
+def _print_tasks(console: Console, rows: list[tuple[str, ...]]) -> None:
+    """One table row per task, or one paragraph where the console is too narrow for a table that hides nothing."""
+    whole = [Column(heading, no_wrap=True) for heading in ("task", "S/O/A", "horizon", "dt [s]", "backends")]
+    table = Table(*whole, Column("source", min_width=30, overflow="fold"))
+    for row in rows:
+        table.add_row(*row)
+    if Measurement.get(console, console.options.update_width(10_000), table).minimum <= console.width:
+        console.print(table)
+        return
+    for name, sizes, horizon, dt, backends, source in rows:
+        console.print(f"[bold]{escape(name)}[/]", highlight=False, soft_wrap=True)
+        facts = [f"S/O/A {sizes}, horizon {horizon}, dt {dt} s", f"backends {backends}", source] if sizes else [source]
+        for fact in facts:
+            console.print(Padding(fact, (0, 0, 0, 2)), highlight=False)
 
 
 def _backend(name: str) -> str:
@@ -398,26 +425,35 @@ def _console() -> Console:
 
 
 def _check_writable(path: Path | None) -> None:
-    """Refuse an output file before the work for it is done.
+    """Refuse an output file before the work for it is done; folders that are not there are created when it is written.
 
     Raises:
-        InputError: its folder is not there, or it is a folder itself.
+        InputError: it is a folder itself, or its folder cannot be created or written to.
     """
     from mage_diffsim.bridges.errors import InputError
 
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: nothing may be written into the folder {folder}")
 
 
 def _write_json(path: Path | None, content: Any) -> None:
     if path is not None:
-        from mage_diffsim.runs import write_atomically
+        from mage_diffsim.runs import make_folder, write_atomically
 
+        make_folder(path.parent)
         write_atomically(path, json.dumps(content, indent=2) + "\n")
+        _say_written(path)
+
+
+def _say_written(path: Path) -> None:
+    _console().print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _flag(argument: str) -> str:

@@ -145,15 +145,15 @@ REFUSED = {
         "--batch-size was given with --resume, .* are --steps, --compile, --tensorboard and --quiet",
     ),
     "eval no run": ("eval full", "full is not a run folder: it has no config.json, .*"),
-    "eval json": ("eval full --json nowhere/a.json", "cannot write nowhere/a.json: there is no folder nowhere"),
+    "eval json": ("eval full --json file/a.json", r"cannot write file/a.json: \S+/file is a file, not a folder"),
     "eval video": ("eval full --video a.avi", "--video is a.avi; accepted is a name that ends in .mp4 or .gif"),
-    "eval video folder": ("eval full --video no/a.gif", "cannot write no/a.gif: there is no folder no"),
+    "eval video folder": ("eval full --video file/no/a.gif", r"cannot write file/no/a.gif: \S+/file is a .*"),
     "eval episodes": ("eval full --episodes 0", "--episodes is 0; accepted is 1 or more"),
     "eval seed": ("eval full --seed -1", r"--seed is -1; accepted is 0 or more, below 2\*\*63"),
     "check task": ("check-task Foo", "unknown task 'Foo': choose one of .*Pendulum.*"),
     "check backend": ("check-task Pendulum --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
-    "check json": ("check-task Pendulum --json no/a", "cannot write no/a: there is no folder no"),
-    "doctor json": ("doctor --json no/a", "cannot write no/a: there is no folder no"),
+    "check json": ("check-task Pendulum --json file/a", r"cannot write file/a: \S+/file is a file, not a .*"),
+    "doctor json": ("doctor --json file/a", r"cannot write file/a: \S+/file is a file, not a folder"),
     "doctor json is a folder": ("doctor --json full", "cannot write full: it is a folder; give the name of a file"),
 }
 
@@ -547,14 +547,23 @@ def test_eval_runs_the_policy_without_noise(trained, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "mp4"])
-def test_eval_films_one_episode(suffix, trained, tmp_path):
+def test_eval_films_one_episode_into_a_new_folder(suffix, trained, tmp_path, capsys):
     imageio = pytest.importorskip("imageio.v2")
-    ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    film = tmp_path / f"film.{suffix}"
+    ffmpeg = pytest.importorskip("imageio_ffmpeg") if suffix == "mp4" else None
+    film = tmp_path / "new" / "folder" / f"film.{suffix}"
     assert run("eval", trained, "--episodes", 1, "--video", film) == 0
-    frames = len(imageio.mimread(film)) if suffix == "gif" else ffmpeg.count_frames_and_secs(film)[0]
+    assert capsys.readouterr().out.endswith(f"\nwritten: {film}\n")
+    frames = len(imageio.mimread(film)) if ffmpeg is None else ffmpeg.count_frames_and_secs(film)[0]
     assert frames == 7  # the initial state and six steps
-    assert files(tmp_path).keys() == {film}
+    assert {path for path in files(tmp_path) if path.is_file()} == {film}
+
+
+def test_reports_are_written_into_a_new_folder_and_named_at_the_end(trained, tmp_path, capsys):
+    for command in (["eval", trained, "--episodes", 1], ["check-task", "Pendulum", "--backend", "torch"]):
+        report = tmp_path / str(command[0]) / "new" / "a.json"
+        assert run(*command, "--json", report) == 0
+        assert json.loads(report.read_text())["task"] in ("Short", "Pendulum")
+        assert capsys.readouterr().out.endswith(f"\nwritten: {report}\n")
 
 
 def test_eval_on_another_kind_of_device_needs_no_generator_state(copied, tmp_path):
@@ -589,6 +598,25 @@ def test_list_tasks_shows_sizes_backends_and_what_is_not_installed(monkeypatch, 
     assert run("list-tasks") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"Pendulum │ 2/3/1 │ 200 │ 0\.05 │ torch, [^│]*warp \(not installed: extra warp\)", text), text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_list_tasks_hides_nothing_however_narrow_the_terminal(width, monkeypatch):
+    from mage_diffsim import cli
+    from mage_diffsim.envs import backends_of, make_task, task_names
+
+    screen = io.StringIO()
+    monkeypatch.setattr(cli, "_console", lambda: Console(file=screen, width=width))
+    assert run("list-tasks") == 0
+    text = screen.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for i, name in enumerate(task_names()):
+        following = task_names()[i + 1 : i + 2]
+        part = text[text.index(name) : text.rindex(following[0]) if following else None]  # this task's lines
+        task = make_task(name)
+        facts = [f"{task.state_dim}/{task.obs_dim}/{task.action_dim}", str(task.horizon), f"{task.dt:g}"]
+        words = {word.strip("│,") for word in part.split()}
+        assert {name, *facts, *backends_of(task), *task.source.replace(",", "").split()} <= words, part
 
 
 def test_list_tasks_shows_the_others_when_one_is_broken(monkeypatch, capsys):
