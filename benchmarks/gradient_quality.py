@@ -37,7 +37,7 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.display import Display, make_display
-from mage_diffsim.experiments.figures import PALETTE, write_png
+from mage_diffsim.experiments.figures import PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.runs import load_trainer, make_folder, write_atomically
 from mage_diffsim.training import torch_device
@@ -549,10 +549,6 @@ def draw_errors(path: Path, results: Sequence[dict[str, Any]]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     boxes: dict[tuple[str, str, str], list[float]] = {}
     for result in results:
         row = result["rows"][0]
@@ -561,33 +557,36 @@ def draw_errors(path: Path, results: Sequence[dict[str, Any]]) -> None:
     blocks, _, names = (list(dict.fromkeys(keys)) for keys in zip(*boxes, strict=True))
     tasks = {block: list(dict.fromkeys(task for b, task, _ in boxes if b == block)) for block in blocks}
     width = max(5.0, 1.5 * max(map(len, tasks.values())))
-    figure = Figure(figsize=(width + 3.0, 2.6 * len(blocks) + 0.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle("Error of one-step Jacobians, clean states")
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
-    hatches = {name: ("", "////", "....")[i // len(PALETTE) % 3] for i, name in enumerate(names)}
-    axes = figure.subplots(len(blocks), 1, squeeze=False, sharey=True)[:, 0]
-    for axis, block in zip(axes, blocks, strict=True):
-        for (i, task), (j, name) in itertools.product(enumerate(tasks[block]), enumerate(names)):
-            errors = [min(max(e, 1e-13), 1e3) for e in boxes.get((block, task, name), [])]
-            if errors:
-                box = axis.boxplot(
-                    [errors], positions=[i + 0.8 * ((j + 0.5) / len(names) - 0.5)], widths=0.7 / len(names),
-                    whis=(0, 100), patch_artist=True, manage_ticks=False, medianprops={"color": "black"},
-                )  # fmt: skip
-                box["boxes"][0].set(facecolor=colours[name], hatch=hatches[name])
-        axis.set(yscale="log", ylabel=f"by {block}", xlim=(-0.6, len(tasks[block]) - 0.4))
-        axis.set_xticks(range(len(tasks[block])), tasks[block])
-        axis.tick_params(axis="x", labelsize="small")
-        axis.grid(axis="y", alpha=0.25)
-    legend = [Patch(facecolor=colours[name], hatch=hatches[name], label=name) for name in names]
-    figure.legend(handles=legend, loc="outside right center", frameon=False, fontsize="small")
-    write_png(figure, path)
+
+    def paint(page: Any) -> None:
+        from matplotlib.patches import Patch
+
+        page.suptitle("Error of one-step Jacobians, clean states")
+        colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+        hatches = {name: ("", "////", "....")[i // len(PALETTE) % 3] for i, name in enumerate(names)}
+        axes = page.subplots(len(blocks), 1, squeeze=False, sharey=True)[:, 0]
+        for axis, block in zip(axes, blocks, strict=True):
+            for (i, task), (j, name) in itertools.product(enumerate(tasks[block]), enumerate(names)):
+                errors = [min(max(e, 1e-13), 1e3) for e in boxes.get((block, task, name), [])]
+                if errors:
+                    box = axis.boxplot(
+                        [errors], positions=[i + 0.8 * ((j + 0.5) / len(names) - 0.5)], widths=0.7 / len(names),
+                        whis=(0, 100), patch_artist=True, manage_ticks=False, medianprops={"color": "black"},
+                    )  # fmt: skip
+                    box["boxes"][0].set(facecolor=colours[name], hatch=hatches[name])
+            axis.set(yscale="log", ylabel=f"by {block}", xlim=(-0.6, len(tasks[block]) - 0.4))
+            axis.set_xticks(range(len(tasks[block])), tasks[block])
+            axis.tick_params(axis="x", labelsize="small")
+            axis.grid(axis="y", alpha=0.25)
+        legend = [Patch(facecolor=colours[name], hatch=hatches[name], label=name) for name in names]
+        page.legend(handles=legend, loc="outside right center", frameon=False, fontsize="small")
+
+    write_figure(path, width + 3.0, 2.6 * len(blocks) + 0.6, paint)
 
 
 def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequence[str]) -> None:
     """Tables and sentences to the screen and, with the command and the versions, into a Markdown file."""
-    console = Console() if sys.stdout.isatty() else Console(width=220)
+    console = Console()
     lines = [f"# {title}", ""]
     for heading, header, rows in parts:
         console.print(rich_table(console, heading, header, rows))
@@ -613,11 +612,12 @@ def run(options: Options) -> int:
     results.sort(key=lambda result: order.get(result["rows"][0]["task"], len(order)))
     rows = [row for result in results for row in result["rows"]] + broken
     write_csv(options.folder / "gradient_quality.csv", FIELDS, rows)
-    if results:
-        draw_errors(options.folder / "figure.png", results)
-    sentences = findings(rows, options.settings)
+    with failures_kept() as undrawn:
+        if results:
+            draw_errors(options.folder / "figure.png", results)
+    sentences = findings(rows, options.settings) + not_drawn(undrawn)
     _write_summary(options.folder / "summary.md", "Quality of one-step gradients", tables(rows), sentences)
-    return int(any(row["status"].startswith("failed") for row in broken))
+    return int(bool(undrawn) or any(row["status"].startswith("failed") for row in broken))
 
 
 def run_sweep(options: Options) -> int:

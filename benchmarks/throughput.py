@@ -51,7 +51,7 @@ from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.command import provenance
-from mage_diffsim.experiments.figures import DASHES, PALETTE, write_png
+from mage_diffsim.experiments.figures import DASHES, PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.quality import jacobian_of
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.experiments.timing import Times, interleaved, memory_growth, percentile
@@ -864,35 +864,35 @@ def draw(path: Path, section: str, rows: Sequence[Row]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sweeps = section in ("physics", "env") and len({r.size for r in rows if r.unit != "evaluation"}) > 1
-    figure = Figure(figsize=(9.0, 5.0 if sweeps else 1.2 + 0.28 * len(rows)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    if sweeps:
-        lines: dict[str, list[Row]] = {}
-        for r in rows:
-            if r.unit != "evaluation":
-                lines.setdefault(f"{r.subject}, {r.variant}", []).append(r)
-        for i, (name, points) in enumerate(lines.items()):
-            axis.plot([r.size for r in points], [r.per_s for r in points], marker="o", markersize=3, label=name,
-                      color=PALETTE[i % len(PALETTE)], linestyle=DASHES[i // len(PALETTE) % len(DASHES)])  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel="states side by side", ylabel="environment steps per second")
-        axis.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        names = [f"{r.subject}, {r.variant}" + (f", R={r.runs}" if r.runs > 1 else "") for r in rows]
-        times = [max(r.median_ms, 1e-6) for r in rows]
-        axis.barh(range(len(rows)), times, color=PALETTE[0])
-        late = [max(r.p95_ms - r.median_ms, 0.0) if not math.isnan(r.p95_ms) else 0.0 for r in rows]
-        axis.errorbar(times, range(len(rows)), xerr=[[0.0] * len(rows), late], fmt="none", color="black", linewidth=0.8)
-        axis.set_yticks(range(len(rows)), names, fontsize="x-small")
-        axis.set(xscale="log", xlabel="ms (median; whisker: 95th percentile)")
-        axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.25)
-    axis.set_title(section)
-    write_png(figure, path)
+
+    def paint(page: Any) -> None:
+        axis = page.subplots()
+        if sweeps:
+            lines: dict[str, list[Row]] = {}
+            for r in rows:
+                if r.unit != "evaluation":
+                    lines.setdefault(f"{r.subject}, {r.variant}", []).append(r)
+            for i, (name, points) in enumerate(lines.items()):
+                look = dict(color=PALETTE[i % len(PALETTE)], linestyle=DASHES[i // len(PALETTE) % len(DASHES)])
+                sizes, rates = [r.size for r in points], [r.per_s for r in points]
+                axis.plot(sizes, rates, marker="o", markersize=3, label=name, **look)
+            axis.set(xscale="log", yscale="log", xlabel="states side by side", ylabel="environment steps per second")
+            axis.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        else:
+            names = [f"{r.subject}, {r.variant}" + (f", R={r.runs}" if r.runs > 1 else "") for r in rows]
+            times = [max(r.median_ms, 1e-6) for r in rows]
+            axis.barh(range(len(rows)), times, color=PALETTE[0])
+            late = [max(r.p95_ms - r.median_ms, 0.0) if not math.isnan(r.p95_ms) else 0.0 for r in rows]
+            ends = [[0.0] * len(rows), late]
+            axis.errorbar(times, range(len(rows)), xerr=ends, fmt="none", color="black", linewidth=0.8)
+            axis.set_yticks(range(len(rows)), names, fontsize="x-small")
+            axis.set(xscale="log", xlabel="ms (median; whisker: 95th percentile)")
+            axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.25)
+        axis.set_title(section)
+
+    write_figure(path, 9.0, 5.0 if sweeps else 1.2 + 0.28 * len(rows), paint)
 
 
 def measure(options: Options, console: Console) -> Iterator[tuple[str, list[Row]]]:
@@ -925,7 +925,7 @@ def main(options: Options) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
-    console = Console() if sys.stdout.isatty() else Console(width=220)
+    console = Console()
     found = versions()
     device = torch_device(options.device)
     hardware = found["cpu"] if device.type == "cpu" else torch.cuda.get_device_name(device)
@@ -939,7 +939,11 @@ def main(options: Options) -> None:
         part = part_of(section, rows)
         console.print(rich_table(console, part.title, HEADER, part.rows))
         lines += [f"## {part.title}", "", markdown_table(HEADER, part.rows)]
-        draw(options.folder / f"{section}.png", section, rows)
+        with failures_kept() as undrawn:
+            draw(options.folder / f"{section}.png", section, rows)
+        for sentence in not_drawn(undrawn):
+            console.print(sentence, highlight=False)
+            lines += [sentence, ""]
         write_csv(options.folder / "throughput.csv", FIELDS, [vars(r) for r in every])
         write_atomically(options.folder / "summary.md", "\n".join([*lines, *provenance(facts)]) + "\n")
     if not every:

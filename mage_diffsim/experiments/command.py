@@ -24,6 +24,7 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
+from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
 from mage_diffsim.experiments.report import markdown_table, rich_table
@@ -152,7 +153,7 @@ def run(experiment: Experiment) -> int:
     """Train the experiment's cells, write its results, print its table and sentences.
 
     Returns:
-        the exit code: 0, or 1 if a cell broke.
+        the exit code: 0, or 1 if a cell broke or a figure could not be drawn.
 
     Raises:
         InputError, MissingExtra: see :func:`.sweep.run_cells`.
@@ -162,26 +163,28 @@ def run(experiment: Experiment) -> int:
         experiment.cells(), out, launcher=experiment.make_launcher(), fresh=experiment.fresh, display=make_display()
     )
     failed = [o for o in outcomes if o.status == "failed"]
+    undrawn: list[tuple[Path, str]] = []
     if any(o.status == "done" for o in outcomes):
-        with held(out):
+        with held(out), failures_kept() as undrawn:
             found = experiment.report(outcomes, out)
         notes = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
         notes += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
+        notes += not_drawn(undrawn)
         if experiment.size == "smoke":
             notes.append("This was a smoke test: the budget is far too small for any of the numbers to mean something.")
         sentences = [*found.sentences, *notes]
         write_atomically(out / "summary.md", _markdown(found, sentences))
-        # A log has no width of its own, and a table folded to 80 columns cannot be read.
-        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console = Console()
         console.print(rich_table(console, found.title, found.header, found.table))
         for sentence in sentences:
             print(f"- {sentence}")
-        print(f"Written to {out}: {', '.join(('summary.md', *experiment.FILES))}")
+        missing = {path.name for path, _ in undrawn}
+        print(f"Written to {out}: {', '.join(('summary.md', *(f for f in experiment.FILES if f not in missing)))}")
     for outcome in failed:
         print(f"error: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
     if failed and len(failed) == len(outcomes):
         print("run the same command again to go on", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or undrawn else 0
 
 
 def _markdown(found: Findings, sentences: Sequence[str]) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import io
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.experiments.statistics import Interval, interval, middle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common forms of colour vision; without yellow, unreadable on white."""
@@ -72,45 +79,121 @@ def line(
     return Line(label, tuple((step, value) for step, value in points if value.n), colour, dash)
 
 
+_failed: contextvars.ContextVar[list[tuple[Path, str]] | None] = contextvars.ContextVar("failed figures", default=None)
+
+
+@contextlib.contextmanager
+def failures_kept() -> Iterator[list[tuple[Path, str]]]:
+    """Let a figure that cannot be drawn or written not end the report that it belongs to.
+
+    Yields:
+        a list that grows by the file and the reason of every figure that failed meanwhile; an older file of that name
+        is removed, so that it does not pass for this report's.
+    """
+    failed: list[tuple[Path, str]] = []
+    token = _failed.set(failed)
+    try:
+        yield failed
+    finally:
+        _failed.reset(token)
+
+
+def not_drawn(failed: Sequence[tuple[Path, str]]) -> list[str]:
+    """What :func:`failures_kept` has kept, in sentences."""
+    return [
+        f"{path.name} could not be drawn ({reason.rstrip('.')}); the numbers are complete." for path, reason in failed
+    ]
+
+
+def write_figure(path: Path, width: float, height: float, paint: Callable[[Figure], None]) -> None:
+    """Draw a figure and write it as a PNG file, whole or not at all.
+
+    It has a canvas of its own, so neither pyplot nor a backend takes part, and matplotlib's defaults, whatever the
+    user's settings are.
+
+    Args:
+        path: the file.
+        width, height: in inches.
+        paint: draws on an empty figure; what it needs of matplotlib it imports itself.
+
+    Raises:
+        InputError: the file cannot be written. Within :func:`failures_kept`, neither this nor any other error.
+    """
+    try:
+        # Here and not above: it is slow to load, and worker processes never draw.
+        _import_matplotlib()
+        from matplotlib import style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        content = io.BytesIO()
+        with style.context("default", after_reset=True):
+            figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+            FigureCanvasAgg(figure)
+            paint(figure)
+            figure.savefig(content, format="png")
+        _write(path, content.getvalue())
+    except Exception as error:  # a picture of the numbers is worth less than the numbers
+        failed = _failed.get()
+        if failed is None:
+            raise
+        logging.getLogger(__name__).warning("%s could not be drawn", path, exc_info=True)
+        failed.append((path, str(error) or type(error).__name__))
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _import_matplotlib() -> None:
+    """Import it whatever MPLBACKEND names: it refuses to load under a backend that it does not know, such as that of a
+    notebook whose kernel is installed elsewhere."""
+    if "matplotlib" in sys.modules:
+        return
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    if chosen:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = chosen  # as the import would have set it, for others in this process
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file in one go.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = "environment steps") -> None:
     """Draw panels in rows and columns, one legend to the right of them all, into a PNG file.
 
     Raises:
         InputError: the file cannot be written.
     """
-    # Here and not above: it is slow to load, and worker processes never draw.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows, columns = len(grid), max(len(row) for row in grid)
-    figure = Figure(figsize=(4.2 * columns + 2.6, 3.4 * rows + 0.7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    legend: dict[str, Any] = {}
-    for i, row in enumerate(grid):
-        for j, panel in enumerate(row):
-            legend |= _draw_panel(axes[i, j], panel)
-            if i == rows - 1:
-                axes[i, j].set_xlabel(xlabel)
-    figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize="small")
-    write_png(figure, path)
 
+    def paint(page: Figure) -> None:
+        page.suptitle(title)
+        axes = page.subplots(rows, columns, squeeze=False)
+        legend: dict[str, Any] = {}
+        for i, row in enumerate(grid):
+            for j, panel in enumerate(row):
+                legend |= _draw_panel(axes[i, j], panel)
+                if i == rows - 1:
+                    axes[i, j].set_xlabel(xlabel)
+        page.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize="small")
 
-def write_png(figure: Any, path: Path) -> None:
-    """A matplotlib figure into a file, whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    write_figure(path, 4.2 * columns + 2.6, 3.4 * rows + 0.7, paint)
 
 
 def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from mage_diffsim.agent import Agent, Batch, Draws
 from mage_diffsim.bridges.types import Tensor
 from mage_diffsim.dynamics import Imagined
-from mage_diffsim.experiments.figures import write_png
+from mage_diffsim.experiments.figures import write_figure
 from mage_diffsim.training import Trainer
 
 
@@ -125,32 +125,30 @@ def draw_graph(path: Path, graph: list[Quantity], title: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axis = figure.subplots()
-    for quantity in graph:
-        place = PLACES[quantity.name]
-        shape = "circle,pad=0.55" if quantity.stochastic else "square,pad=0.45"
-        for parent in quantity.parents:
-            axis.annotate(
-                "", xy=place, xytext=PLACES[parent],
-                arrowprops=dict(arrowstyle="-|>", shrinkA=26, shrinkB=26, color="#555555",
-                                connectionstyle=f"arc3,rad={_bend(parent, quantity.name)}"),
-            )  # fmt: skip
-        colour = "#E69F00" if quantity.stochastic else "#56B4E9"
-        axis.text(*place, quantity.name, ha="center", va="center", fontsize=12,
-                  bbox=dict(boxstyle=shape, facecolor=colour, alpha=0.55, edgecolor="black"))  # fmt: skip
-        axis.text(place[0], place[1] - 0.42, f"{quantity.operations} operations" if quantity.operations else "given",
-                  ha="center", va="top", fontsize=7, color="#555555")  # fmt: skip
-    axis.text(0, 2.3, "circle: drawn at random     box: computed", fontsize=9)
-    axis.set_xlim(-0.6, 7.6)
-    axis.set_ylim(-0.7, 2.5)
-    axis.axis("off")
-    write_png(figure, path)
+    def paint(page: Any) -> None:
+        page.suptitle(title)
+        axis = page.subplots()
+        for quantity in graph:
+            place = PLACES[quantity.name]
+            shape = "circle,pad=0.55" if quantity.stochastic else "square,pad=0.45"
+            for parent in quantity.parents:
+                axis.annotate(
+                    "", xy=place, xytext=PLACES[parent],
+                    arrowprops=dict(arrowstyle="-|>", shrinkA=26, shrinkB=26, color="#555555",
+                                    connectionstyle=f"arc3,rad={_bend(parent, quantity.name)}"),
+                )  # fmt: skip
+            colour = "#E69F00" if quantity.stochastic else "#56B4E9"
+            axis.text(*place, quantity.name, ha="center", va="center", fontsize=12,
+                      bbox=dict(boxstyle=shape, facecolor=colour, alpha=0.55, edgecolor="black"))  # fmt: skip
+            operations = f"{quantity.operations} operations" if quantity.operations else "given"
+            axis.text(place[0], place[1] - 0.42, operations, ha="center", va="top", fontsize=7, color="#555555")
+        axis.text(0, 2.3, "circle: drawn at random     box: computed", fontsize=9)
+        axis.set_xlim(-0.6, 7.6)
+        axis.set_ylim(-0.7, 2.5)
+        axis.axis("off")
+
+    write_figure(path, 11, 4.2, paint)
 
 
 def _bend(parent: str, child: str) -> float:
