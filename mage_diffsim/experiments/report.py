@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.console import Group as Stack
 from rich.markup import escape
 from rich.table import Table
 
@@ -315,19 +316,43 @@ def decimals(value: float) -> int:
     return min(max(0, 2 - math.floor(math.log10(abs(value)))), 6) if value else 2
 
 
-def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The table for a terminal; a narrow one gets as many columns from the left as can be read in it."""
-    for columns in range(len(header), 0, -1):
-        table = Table(title=title, title_justify="left")
-        for name in header[:columns]:
-            table.add_column(name, max_width=None if columns == len(header) else 28)
+WRAPPED = 28
+"""Characters beyond which a cell may be wrapped where a table has to be narrow."""
+
+
+def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Stack:
+    """The table for a terminal: as few tables below each other as its width allows, with all columns and no cell cut.
+
+    Every one of them begins with the leftmost columns, as many as tell the rows apart.
+    """
+    keys = next((k for k in range(1, len(header)) if len({tuple(row[:k]) for row in rows}) == len(rows)), 1)
+
+    def table(columns: Sequence[int], width: int | None, title: str | None) -> Table:
+        found = Table(title=title, title_justify="left")
+        for column in columns:
+            found.add_column(header[column], max_width=width, overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row[:columns]))
-        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
-            break
-    if columns < len(header):
-        table.caption = f"a wider terminal also shows: {', '.join(header[columns:])}"
-    return table
+            found.add_row(*(escape(row[column]) for column in columns))
+        return found
+
+    def fits(columns: Sequence[int], width: int | None) -> bool:
+        unlimited = console.options.update(max_width=100_000)
+        return console.measure(table(columns, width, None), options=unlimited).maximum <= console.width
+
+    every = range(len(header))
+    if fits(every, None):
+        return Stack(table(every, None, title))
+    # Keys that leave no room for a column beside them are wrapped to what does.
+    widths = [w for w in range(WRAPPED, 5, -1) if all(fits([*range(keys), c], w) for c in every[keys:])]
+    width = widths[0] if widths else 6
+    parts: list[list[int]] = []
+    for column in every[keys:]:
+        if parts and fits([*range(keys), *parts[-1], column], width):
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    tables = [table([*range(keys), *part], width, None if i else title) for i, part in enumerate(parts)]
+    return Stack(*tables)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

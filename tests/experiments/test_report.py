@@ -253,12 +253,32 @@ def printed(table, width):
     return console.file.getvalue()
 
 
-def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which_are_missing():
-    table = report.table_rows(report.groups_of(rows(dynamics="hybrid-oracle-gradients", backend="torch")))
-    wide, narrow = printed(table, 200), printed(table, 80)
-    assert all(name in wide for name in report.HEADER) and "a wider terminal" not in wide
-    assert "-500 ± 25" in narrow and "0.999 [0.882, 1.13]" in narrow and "…" not in narrow
-    assert "a wider terminal also shows:" in narrow and "wall" in narrow
+HYBRIDS = [
+    row
+    for kind in ("oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients")
+    for row in rows(dynamics=kind, backend="torch", returns=-1434.0, spread=30.0, solved=(2500, 3000, None))
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_every_column_is_shown_whole_whatever_the_terminals_width(width):
+    table = report.table_rows(report.groups_of([*rows(), *HYBRIDS]))
+    text = printed(table, width)
+    assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
+    cells = {cell.strip() for line in text.splitlines() for cell in line.replace("┃", "│").split("│")}
+    assert set(report.HEADER) <= cells
+    keys, rest = {c for row in table for c in row[:2]}, {c for row in table for c in row[2:]}
+    assert rest <= cells, "no number is wrapped"
+    for key in keys:  # a name may be, at its spaces
+        assert key in cells or all(any(word in cell.split() for cell in cells) for word in key.split())
+
+
+def test_a_reason_of_any_length_leaves_the_other_columns_readable(tmp_path):
+    cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
+    failed = Outcome(cell, tmp_path, "failed", "Traceback ...\n" + "RuntimeError: " + "something went wrong " * 20)
+    text = printed(report.table_rows(report.groups_of(rows()), [failed]), 80)
+    assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text and "0.999 [0.882, 1.13]" in text
+    assert text.count("something") == 20
 
 
 @pytest.mark.parametrize(
