@@ -50,10 +50,11 @@ class Unconstrained(Experiment):
     FILES: ClassVar[tuple[str, ...]] = ("curves.csv", "figure.png")
     CURVES: ClassVar[dict[str, str]] = {
         "grad_q": "|∇ₐ Q(s, a)|",
-        "grad_q_next": "|∇ₐ' Q(s', a')|",
+        "grad_q_through_dynamics": "|∇ₐ Q(s', π(s'))|",
         "grad_reward": "|∇ₐ r(s, a)|",
     }
-    """The curves of Fig. 5: columns of curves.csv and what they hold, means over a batch at a = pi(s), a' = pi(s')."""
+    """The curves of Fig. 5: columns of curves.csv and what they hold, means over a batch at a = pi(s). The second is
+    that of s' = s'(s, a), through the dynamics; the gradient by the next state's action alone is `grad_q_next`."""
     COLLAPSED: ClassVar[float] = 0.01
     """|grad_a Q| has collapsed when it is below this share of what it is compared with."""
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
@@ -138,8 +139,8 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
             found.append(f"|∇ₐ Q| of λ = 0 is {report.text(ratio)} times that of λ = {lam:g}, seed by seed.{verdict}")
     if 0.0 in known:
         found.append(
-            "Without the TD error the loss is least at ∇ₐ Q = ∇ₐ r + γ ∇ₐ Q(s', a'): where the second term is lost, "
-            "the immediate reward still draws |∇ₐ Q| towards |∇ₐ r|, so a collapse need not end at zero."
+            "Without the TD error the loss is least at ∇ₐ Q(s, a) = ∇ₐ r(s, a) + γ ∇ₐ Q(s', π(s')): where the second "
+            "term is lost, the immediate reward still draws |∇ₐ Q| towards |∇ₐ r|, so a collapse need not end at zero."
         )
     return found
 

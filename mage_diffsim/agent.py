@@ -338,21 +338,24 @@ class Agent:
         metrics["grad/target"] = target.action_gradient.norm(dim=-1).mean(dim=-1)
         metrics["grad/td_error"] = (target.action_gradient - q_gradient).norm(dim=-1).mean(dim=-1)
 
-        # d r(s, a, s'(a)) / d a and grad_a' Q at the imagined next state: the three curves of Fig. 5
+        # Fig. 5 beside grad_a Q: d Q(s'(a), pi(s'(a))) / d a, through the dynamics, and d r(s, a, s'(a)) / d a
         imagined = self.dynamics.step(Imagined(batch.obs, batch.state), action, draws.imagine)
         (probed,) = torch.autograd.grad(imagined.obs, action, probe, retain_graph=True)
         squared = probed.square().sum(dim=-1)
-        valid = squared.isfinite()
-        mean_squared = torch.where(valid, squared, 0.0).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
-        metrics["grad/dynamics_norm"] = mean_squared.sqrt()
+        metrics["grad/dynamics_norm"] = _finite_mean(squared).sqrt()
+        next_q = self.min_q(imagined.obs, self.policy(imagined.obs))
+        (through,) = torch.autograd.grad(next_q.sum(), action, retain_graph=True)
+        metrics["grad/q_through_dynamics"] = _finite_mean(through.norm(dim=-1))
         reward = self.reward(batch.obs, action, imagined.obs)
         reward_gradient = torch.zeros_like(action)
         if reward.requires_grad:
             (reward_gradient,) = torch.autograd.grad(reward.sum(), action, materialize_grads=True)
+        metrics["grad/reward"] = reward_gradient.norm(dim=-1).mean(dim=-1)
+
+        # ours: what the next state's action alone would change, grad_a' Q(s', a')
         next_obs = imagined.obs.detach()
         next_action = self.policy(next_obs).detach().requires_grad_()
         (next_gradient,) = torch.autograd.grad(self.min_q(next_obs, next_action).sum(), next_action)
-        metrics["grad/reward"] = reward_gradient.norm(dim=-1).mean(dim=-1)
         metrics["grad/q_next"] = next_gradient.norm(dim=-1).mean(dim=-1)
         return metrics
 
@@ -384,3 +387,9 @@ class Agent:
         self.critic_updates = state["critic_updates"]
         for name in ("obs", "actor_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def _finite_mean(rows: Float[Tensor, "R B"]) -> Float[Tensor, "R"]:
+    """Mean over the finite entries of each run; 0 where there are none."""
+    finite = rows.isfinite()
+    return torch.where(finite, rows, 0.0).sum(dim=-1) / finite.sum(dim=-1).clamp(min=1)

@@ -75,6 +75,7 @@ METRIC_FIELDS = (
     "q_mean",
     "grad_dynamics_norm",
     "grad_q",
+    "grad_q_through_dynamics",
     "grad_q_next",
     "grad_reward",
     "grad_target",
@@ -528,8 +529,11 @@ def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 
 def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     new = not path.exists() or not path.stat().st_size
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
+    if not new:  # an earlier version may have begun the file with other columns
+        with open(path, newline="", encoding="utf-8") as file:
+            fields = tuple(next(csv.reader(file)))
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, restval="", extrasaction="ignore", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)

@@ -72,6 +72,7 @@ CURVE_FIELDS = (
     "gradient_error_median",
     "gradient_cosine",
     "grad_q",
+    "grad_q_through_dynamics",
     "grad_q_next",
     "grad_reward",
     "loss_critic",
@@ -151,7 +152,7 @@ def curve_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         metrics = {(r["seed"], r["lambda"], r["env_step"]): r for r in read_metrics(outcome.run_dir)}
         for row in read_evaluations(outcome.run_dir):
             merged = identity(outcome.cell) | metrics[row["seed"], row["lambda"], row["env_step"]] | row
-            rows.append({name: merged[name] for name in CURVE_FIELDS})
+            rows.append({name: merged.get(name) for name in CURVE_FIELDS})  # None: not measured by an earlier version
     return rows
 
 

@@ -18,7 +18,7 @@ from mage_diffsim.training import Trainer
 def last(q0, q2, reward=0.005):
     """Last rows of two seeds per lambda, with |grad_a Q| of lambda = 0 and of 0.2."""
     return {
-        lam: [{"grad_q": q * f, "grad_reward": reward, "grad_q_next": q} for f in (0.9, 1.1)]
+        lam: [{"grad_q": q * f, "grad_reward": reward} for f in (0.9, 1.1)]
         for lam, q in ((0.0, q0), (0.2, q2))
     }
 
