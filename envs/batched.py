@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.task import Task
 
 
 class Transition(NamedTuple):
-    """What one step of N environments gave, on the physics' device. Read only: the environments go on from it."""
+    """What one step of N environments gave, on the physics' device. Each tensor has memory of its own."""
 
     obs: Float[Tensor, "N O"]
     """Observation the action was chosen in."""
@@ -34,12 +34,54 @@ class Transition(NamedTuple):
     """State, observation or reward are not finite: a row to leave out of training (s' repeats s, reward 0)."""
 
 
+class Moved(NamedTuple):
+    """One step without a reset; no tensor shares memory with what the step was given, or with another."""
+
+    next_state: Float[Tensor, "N S"]
+    """Simulator state after the step; the old one where the step diverged."""
+    next_obs: Float[Tensor, "N O"]
+    """Observation after the step; the old one where the step diverged."""
+    reward: Float[Tensor, " N"]
+    """r(s, a, s'); 0 where the step diverged."""
+    terminated: Bool[Tensor, " N"]
+    """The episode ended for good in s'."""
+    diverged: Bool[Tensor, " N"]
+    """State, observation or reward are not finite."""
+
+
+def advance(
+    physics: Physics, state: Float[Tensor, "N S"], obs: Float[Tensor, "N O"], action: Float[Tensor, "N A"]
+) -> Moved:
+    """One step of physics, observation, reward and termination: the same for every kind of environment and rollout.
+
+    Args:
+        physics: the physics; its task gives observation, reward and termination.
+        state: simulator states, [N, S].
+        obs: their observations, [N, O].
+        action: actions, [N, A], clipped to [-1, 1].
+
+    Raises:
+        InputError: a shape, dtype or device is not that of ``physics``.
+    """
+    task = physics.task
+    next_state = physics.step(state, action)
+    next_obs = task.observe(next_state)
+    reward = task.reward(obs, action, next_obs)
+    diverged = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
+    # What a task returns may be a view of what it was given, or a tensor that it keeps: each line below copies.
+    next_state = torch.where(diverged[:, None], state, next_state)
+    next_obs = torch.where(diverged[:, None], obs, next_obs)
+    terminated = task.terminated(next_obs) & ~diverged
+    return Moved(next_state, next_obs, reward.masked_fill(diverged, 0.0), terminated, diverged)
+
+
 class BatchedEnv:
     """``n`` environments of one task in one [n, S] state tensor, with same-step automatic reset.
 
     The environments form ``len(generators)`` equal groups, the run axis: environments ``r * n / R`` to
     ``(r + 1) * n / R - 1`` draw their resets from ``generators[r]`` alone, so R groups behave exactly as R separate
     BatchedEnvs would. Physics run without gradients; observation, reward and termination come from the task.
+    All tensors that it gives out are copies: editing one in place changes nothing here. :meth:`reset` sets states.
 
     Args:
         task: the task; the one ``physics`` was made for.
@@ -82,24 +124,85 @@ class BatchedEnv:
         self.n = n
         self.generators = tuple(generators)
         self.group_size = n // len(generators)
-        self.state: Float[Tensor, "N S"] = torch.full(
-            (n, task.state_dim), torch.nan, dtype=physics.dtype, device=physics.device
-        )
-        """Current simulator states, [n, S]; NaN before the first reset."""
-        self.obs: Float[Tensor, "N O"] = self.state.new_full((n, task.obs_dim), torch.nan)
-        """Current observations, [n, O]."""
-        self.elapsed = torch.zeros(n, dtype=torch.int64, device=physics.device)
-        """Steps since each environment's last reset, [n]."""
+        # NaN before the first reset
+        self._state = torch.full((n, task.state_dim), torch.nan, dtype=physics.dtype, device=physics.device)
+        self._obs = self._state.new_full((n, task.obs_dim), torch.nan)
+        self._elapsed = torch.zeros(n, dtype=torch.int64, device=physics.device)
         self._started = False
 
-    def reset(self) -> Float[Tensor, "N O"]:
-        """Start every environment afresh; the first observations, [n, O]."""
+    @property
+    def state(self) -> Float[Tensor, "N S"]:
+        """A copy of the current simulator states, [n, S]; NaN before the first reset."""
+        return self._state.clone()
+
+    @property
+    def obs(self) -> Float[Tensor, "N O"]:
+        """A copy of the current observations, [n, O]; NaN before the first reset."""
+        return self._obs.clone()
+
+    @property
+    def elapsed(self) -> Int[Tensor, " N"]:
+        """A copy of the numbers of steps since each environment's last reset, int64 [n]."""
+        return self._elapsed.clone()
+
+    def reset(
+        self, *, state: Float[Tensor, "N S"] | None = None, mask: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N O"]:
+        """Start environments afresh.
+
+        Args:
+            state: where to start, finite, [n, S], converted to the physics' dtype and device; drawn by the task if
+                None. Given states leave the random streams as they are.
+            mask: which environments to start, [n]; the others go on as they were. None is all of them.
+
+        Returns:
+            the observations of all environments, [n, O].
+
+        Raises:
+            InputError: a wrong shape, states that are not finite, a mask of another dtype or that holds no True; or a
+                mask before all environments were started once. The environments are then as they were.
+        """
+        name, device = self.task.name, self.physics.device
+        if mask is not None:
+            if tuple(mask.shape) != (self.n,) or mask.dtype != torch.bool or not mask.any():
+                raise InputError(
+                    f"{name}: the mask of a reset has shape {tuple(mask.shape)}, dtype {mask.dtype} and "
+                    f"{int(mask.sum())} true entries; accepted is a mask of shape ({self.n},), dtype bool, at least "
+                    "one of them true"
+                )
+            if not self._started and not mask.all():
+                raise InputError(f"{name}: a part was to be reset before a reset of all: call reset() without a mask")
+            mask = mask.to(device)
+        if state is not None:
+            if tuple(state.shape) != (self.n, self.task.state_dim):
+                raise InputError(
+                    f"{name}: the states to start from have shape {tuple(state.shape)}; accepted is ({self.n}, "
+                    f"{self.task.state_dim})"
+                )
+            state = state.detach().to(device, self.physics.dtype)
+            finite = state.isfinite().all(-1)
+            if not (finite if mask is None else finite | ~mask).all():
+                raise InputError(f"{name}: a state to start from is not finite as {self.physics.dtype}")
         with torch.no_grad():
-            self.state = self._draw([self.group_size] * len(self.generators))
-            self.obs = self.task.observe(self.state)
-            self.elapsed = torch.zeros_like(self.elapsed)
+            if mask is None:
+                mask = torch.ones(self.n, dtype=torch.bool, device=device)
+            chosen = self._draw(mask.view(-1, self.group_size).sum(1).tolist()) if state is None else state[mask]
+            self._begin(mask, self._state, chosen, self._elapsed)
         self._started = True
         return self.obs
+
+    def _begin(
+        self,
+        which: Bool[Tensor, " N"],
+        state: Float[Tensor, "N S"],
+        chosen: Float[Tensor, "K S"],
+        elapsed: Int[Tensor, " N"],
+    ) -> None:
+        """Go on from ``state`` and ``elapsed``, with the environments of a mask in ``chosen`` states at 0 instead."""
+        state = state.clone()
+        state[which] = chosen
+        obs = self.task.observe(state).clone()
+        self._state, self._obs, self._elapsed = state, obs, elapsed.masked_fill(which, 0)
 
     def step(self, action: Float[Tensor, "N A"]) -> Transition:
         """Advance every environment by one step, then reset those that ended.
@@ -125,18 +228,11 @@ class BatchedEnv:
             )
         with torch.no_grad():
             action = action.detach()
-            state, obs = self.state, self.obs
-            next_state = self.physics.step(state, action)
-            next_obs = self.task.observe(next_state)
-            reward = self.task.reward(obs, action, next_obs)
-            diverged = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
-            next_state = torch.where(diverged[:, None], state, next_state)
-            next_obs = torch.where(diverged[:, None], obs, next_obs)
-            reward = reward.masked_fill(diverged, 0.0)
-            terminated = self.task.terminated(next_obs) & ~diverged
-            elapsed = self.elapsed + 1
-            truncated = (elapsed >= self.horizon) | diverged
-            done = terminated | truncated
+            state, obs = self._state, self._obs
+            moved = advance(self.physics, state, obs, action)
+            elapsed = self._elapsed + 1
+            truncated = (elapsed >= self.horizon) | moved.diverged
+            done = moved.terminated | truncated
 
             # The one place the host waits for the device: how many resets each group needs, and were actions finite.
             per_group = done.view(len(self.generators), self.group_size).sum(1)
@@ -147,15 +243,14 @@ class BatchedEnv:
                     f"{self.task.name}: the action of environment {row} is {action[row].tolist()}; give finite numbers"
                 )
 
-            transition = Transition(obs, next_obs, reward, terminated, truncated, state, next_state, diverged)
             if any(counts):
-                self.state = next_state.clone()
-                self.state[done] = self._draw(counts)
-                self.obs = self.task.observe(self.state)
-                self.elapsed = elapsed.masked_fill(done, 0)
+                self._begin(done, moved.next_state, self._draw(counts), elapsed)
             else:
-                self.state, self.obs, self.elapsed = next_state, next_obs, elapsed
-        return transition
+                self._state, self._obs, self._elapsed = moved.next_state.clone(), moved.next_obs.clone(), elapsed
+        # ``state`` and ``obs`` are given away: from here on, nothing in this object refers to them.
+        return Transition(
+            obs, moved.next_obs, moved.reward, moved.terminated, truncated, state, moved.next_state, moved.diverged
+        )
 
     def _draw(self, counts: Sequence[int]) -> Float[Tensor, "K S"]:
         """``counts[r]`` initial states from generator r, in the order of the environments."""
@@ -166,8 +261,8 @@ class BatchedEnv:
         """Everything needed to go on bit for bit: states, step counters and the generators' states (CPU copies)."""
         return {
             "task": self.task.name,
-            "state": self.state.cpu().clone(),
-            "elapsed": self.elapsed.cpu().clone(),
+            "state": self.state.cpu(),
+            "elapsed": self.elapsed.cpu(),
             "generators": [g.get_state() for g in self.generators],
             "started": self._started,
         }
@@ -178,19 +273,19 @@ class BatchedEnv:
         Raises:
             InputError: it was saved by another task, another n, another dtype or another number of groups.
         """
-        mine = (self.task.name, tuple(self.state.shape), self.state.dtype, len(self.generators))
+        mine = (self.task.name, tuple(self._state.shape), self._state.dtype, len(self.generators))
         given = (saved["task"], tuple(saved["state"].shape), saved["state"].dtype, len(saved["generators"]))
         if given != mine:
             raise InputError(
                 f"the saved environments are (task, shape, dtype, groups) = {given}; these ones accept {mine}"
             )
-        self.state = saved["state"].to(self.physics.device, copy=True)
-        self.elapsed = saved["elapsed"].to(self.physics.device, copy=True)
+        self._state = saved["state"].to(self.physics.device, copy=True)
+        self._elapsed = saved["elapsed"].to(self.physics.device, copy=True)
         for generator, generator_state in zip(self.generators, saved["generators"], strict=True):
             generator.set_state(generator_state)
         self._started = saved["started"]
         with torch.no_grad():
-            self.obs = self.task.observe(self.state)
+            self._obs = self.task.observe(self._state).clone()
 
     def __repr__(self) -> str:
         return f"BatchedEnv({self.physics!r}, n={self.n}, groups={len(self.generators)})"
@@ -230,7 +325,7 @@ def rollout(
 
     Args:
         physics: the physics; its task gives observation, reward and termination.
-        policy: from observations [N, O] to actions [N, A] in [-1, 1].
+        policy: from observations [N, O] to actions [N, A] in [-1, 1]; it gets a copy.
         initial_state: initial states, [N, S]; converted to the physics' dtype and device.
         horizon: number of steps at most; the task's own by default.
         record: also return the states, observations, actions and rewards of every step.
@@ -243,7 +338,7 @@ def rollout(
     if horizon < 1:
         raise InputError(f"{task.name}: a rollout of horizon {horizon} was asked for; give 1 or more steps")
     state = initial_state.detach().to(physics.device, physics.dtype, copy=True)
-    obs = task.observe(state)
+    obs = task.observe(state).clone()
     n = state.shape[0]
     returns = state.new_zeros(n)
     lengths = torch.zeros(n, dtype=torch.int64, device=state.device)
@@ -256,21 +351,16 @@ def rollout(
         # Asking the device whether all have ended makes the host wait, so it is asked only now and then.
         if t % 32 == 0 and t and not running.any():
             break
-        action = policy(obs)
+        action = policy(obs.clone()).clone()  # the policy may edit what it was given, and use again what it gave
         all_finite &= action.isfinite().all()
-        next_state = physics.step(state, action)
-        next_obs = task.observe(next_state)
-        reward = task.reward(obs, action, next_obs)
-        broken = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
-        diverged = diverged | (running & broken)
-        moved = running & ~broken
-        next_state = torch.where(moved[:, None], next_state, state)
-        next_obs = torch.where(moved[:, None], next_obs, obs)
-        reward = reward.masked_fill(~moved, 0.0)
-        terminated = terminated | (moved & task.terminated(next_obs))
+        moved = advance(physics, state, obs, action)
+        diverged = diverged | (running & moved.diverged)
+        terminated = terminated | (running & moved.terminated)
+        reward = torch.where(running, moved.reward, 0.0)
         returns = returns + reward
-        lengths = lengths + moved
-        state, obs = next_state, next_obs
+        lengths = lengths + (running & ~moved.diverged)
+        state = torch.where(running[:, None], moved.next_state, state)
+        obs = torch.where(running[:, None], moved.next_obs, obs)
         if record:
             states.append(state)
             observations.append(obs)

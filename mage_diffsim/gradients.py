@@ -51,7 +51,7 @@ def true_action_gradients(
         for t in range(task.horizon if horizon is None else horizon):
             obs = task.observe(state)
             addition = state.new_zeros(state.shape[0], task.action_dim).requires_grad_()
-            action = policy(obs) + addition
+            action = policy(obs.clone()) + addition  # the policy gets a copy, to edit as it likes
             moved = physics.step(state, action)
             finite = moved.isfinite().all(dim=-1)
             state = torch.where(finite.unsqueeze(-1), moved, initial_state)

@@ -410,8 +410,8 @@ def visit(
     script = scripted_actions(rows, task.action_dim, generator)
     env.reset()
     quarter = rows // 4
-    env.state[:quarter] = resting_states(task, quarter).to(**like)
-    env.obs = task.observe(env.state)
+    resting = torch.cat([resting_states(task, quarter).to(**like), env.state[quarter:]])
+    env.reset(state=resting)
     seen = episodes = bad_values = bad_gradients = 0
     largest = 0.0
     while seen < states:
