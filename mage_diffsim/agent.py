@@ -46,6 +46,23 @@ class Draws(NamedTuple):
     """Permutations [R, B] (``shuffled``) or standard normal directions [R, B, A] (``random``)."""
 
 
+def uses_graphs(config: TrainConfig, dynamics: Dynamics) -> bool:
+    """Whether the updates of an environment step are replayed as CUDA graphs: what ``graphs`` comes to.
+
+    Raises:
+        InputError: ``graphs`` is on, and no CUDA graph can hold the dynamics.
+    """
+    if config.graphs == "off" or not config.device.startswith("cuda"):
+        return False
+    possible = dynamics.capturable or not METHODS[config.method].imagines
+    if config.graphs == "on" and not possible:
+        raise InputError(
+            "graphs is 'on', and the oracle's backend leaves the CUDA stream during an update, which no CUDA graph can "
+            "hold: use backend torch or warp, learned dynamics, or graphs 'off'"
+        )
+    return possible
+
+
 class Agent:
     """Actor, critics, their targets and optimisers. Every tensor has the run axis first.
 
@@ -80,12 +97,7 @@ class Agent:
             self._compile(dynamics.traceable or not self.method.imagines)
         self.graphs: dict[tuple[ReplayBuffer, tuple[bool, ...]], Captured] | None = None
         """Captured forms of :meth:`improve` by buffer and which updates include the actor; None runs it eagerly."""
-        if config.graphs == "on":
-            if self.method.imagines and not dynamics.capturable:
-                raise InputError(
-                    "graphs is 'on', and the oracle's backend leaves the CUDA stream during an update, which no CUDA "
-                    "graph can hold: use backend torch or warp, learned dynamics, or graphs 'off'"
-                )
+        if uses_graphs(config, dynamics):
             self.graphs = {}
 
     def _compile(self, in_torch: bool) -> None:

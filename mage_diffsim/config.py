@@ -19,6 +19,8 @@ Preset = Literal["paper", "authors", "cpu"]
 CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]
 DynamicsName = Literal["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"]
 EnsembleName = Literal["full", "small", "smaller"]
+Graphs = Literal["auto", "on", "off"]
+Matmul = Literal["highest", "high"]
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,12 @@ class TrainConfig:
     """Train in double precision (tests do)."""
     compile: str = "off"
     """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
-    graphs: str = "off"
-    """on: replay the updates of an environment step, and each model batch, as a CUDA graph (CUDA devices, learned
-    dynamics or an oracle on backend torch or warp); off."""
+    graphs: str = "auto"
+    """on: replay the updates of an environment step, and each model batch, as CUDA graphs (CUDA devices, learned
+    dynamics or an oracle on backend torch or warp); off; auto: on wherever that is possible."""
+    matmul: str = "highest"
+    """Float32 matrix products of training: highest, or high: TF32 (10 bits of mantissa, faster; CUDA devices).
+    Evaluations are at highest."""
     hyper: Hyper = field(default_factory=Hyper)
     """Hyper-parameters; the chosen preset fills them, flags override single ones."""
 
@@ -366,11 +371,19 @@ def validate(config: TrainConfig) -> None:
         raise InputError("residuals 'keep' is about an oracle, and dynamics is 'learned': leave it at 'recompute'")
     if config.compile not in ("off", "on"):
         raise unknown_name("compile", config.compile, ("off", "on"))
-    if config.graphs not in ("off", "on"):
-        raise unknown_name("graphs", config.graphs, ("off", "on"))
+    if config.graphs not in get_args(Graphs):
+        raise unknown_name("graphs", config.graphs, get_args(Graphs))
     if config.graphs == "on" and not config.device.startswith("cuda"):
         raise InputError(
             f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
+        )
+    if config.matmul not in get_args(Matmul):
+        raise unknown_name("matmul", config.matmul, get_args(Matmul))
+    if config.matmul == "high" and (config.float64 or not config.device.startswith("cuda")):
+        kind = "float64" if config.float64 else "float32"
+        raise InputError(
+            f"matmul is 'high', which is about float32 products on a CUDA device, and this trains in {kind} on "
+            f"{config.device!r}: use matmul 'highest'"
         )
     if config.residuals not in ("recompute", "keep"):
         raise unknown_name("residuals", config.residuals, ("recompute", "keep"))

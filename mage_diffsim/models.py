@@ -195,7 +195,8 @@ def batch_step(model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, conf
     def step(index: Tensor) -> Tensor:
         return train_batch(buffer.gather(index))
 
-    return Captured(step, model.state_dict) if config.graphs == "on" else step
+    captured = config.graphs != "off" and model.parameters.is_cuda  # it steps no dynamics, which might forbid it
+    return Captured(step, model.state_dict) if captured else step
 
 
 def train_model(

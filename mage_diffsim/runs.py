@@ -461,8 +461,8 @@ def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None 
     path = newest_checkpoint(run_dir)
     if path is None:
         raise InputError(f"{run_dir} has no checkpoint yet: train it further with --resume")
-    # Nothing is trained with it, and compiling or capturing may not be possible here.
-    config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off")
+    # Nothing is trained with it, and what makes training fast may not be possible here.
+    config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off", matmul="highest")
     saved = load_checkpoint(path)
     trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
     if trainer.device.type != torch.device(trained_on).type:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +37,24 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
     return device
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products at ``precision`` (see :class:`TrainConfig`) inside; outside, as the process had it."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set through these backends only, which torch then does not read by its older name
+        legacy = "highest"
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 class Trainer:
@@ -122,16 +142,22 @@ class Trainer:
         self.reward_model = RewardModel(self.task.obs_dim, self.task.action_dim, self.hyper, self.streams)
         return self.reward_model
 
+    @property
+    def graphs_used(self) -> bool:
+        """Whether the updates are replayed as CUDA graphs, which ``config.graphs`` = auto leaves to the dynamics."""
+        return self.agent.graphs is not None
+
     # --- Algorithm 2 -------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """One environment step: collect a transition, train the models when due, improve critic and actor."""
         self.env_step += 1
-        self._collect()
-        if self.env_step % self.hyper.model_every == 0:
-            self._train_models()
-        if self.env_step >= self.hyper.warmup_steps:
-            self._improve()
+        with matmul_precision(self.config.matmul):
+            self._collect()
+            if self.env_step % self.hyper.model_every == 0:
+                self._train_models()
+            if self.env_step >= self.hyper.warmup_steps:
+                self._improve()
 
     def _collect(self) -> None:
         """(s, a, s') ~ exploratory policy; B <- B + {(s, a, s')}."""
@@ -172,6 +198,7 @@ class Trainer:
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
+    @matmul_precision("highest")
     def evaluate(self) -> dict[str, Float[Tensor, "R"]]:
         """Deterministic episodes of every run in the real environment, and Eq. 14 along some; values of shape [R].
 
@@ -230,6 +257,7 @@ class Trainer:
             "gradient/nonfinite": (~finite).sum(dim=1),
         }
 
+    @matmul_precision("highest")
     def diagnose(self) -> dict[str, Float[Tensor, "R"]]:
         """Losses and sizes of values and gradients at this moment, each of shape [R].
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mage_diffsim import compiling, graphs
-from mage_diffsim.agent import Agent
+from mage_diffsim.agent import uses_graphs
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.training import Trainer
@@ -58,17 +58,87 @@ def test_compiled_trainings_equal_eager_ones():
 def test_what_cannot_be_compiled_or_captured_is_refused(monkeypatch):
     with pytest.raises(InputError, match="unknown compile 'yes': choose one of off, on"):
         make_config(compile="yes")
-    with pytest.raises(InputError, match="unknown graphs 'yes': choose one of off, on"):
+    with pytest.raises(InputError, match="unknown graphs 'yes': choose one of auto, off, on"):
         make_config(graphs="yes")
     with pytest.raises(InputError, match="graphs is 'on', which needs a CUDA device, and device is 'cpu'"):
         make_config(graphs="on")
-    streams_config = replace(make_config(dynamics="oracle", backend="jax", steps=1), graphs="on")
-    trainer = Trainer(make_config(dynamics="oracle", backend="jax", steps=1))
-    with pytest.raises(InputError, match="leaves the CUDA stream during an update"):
-        Agent(trainer.task, streams_config, trainer.streams, trainer.agent.dynamics, trainer.task.reward)
     monkeypatch.setattr(compiling, "CAPABILITY", "no_such_flag")
     with pytest.raises(InputError, match=r"compile is 'on', which needs torch 2[.]11 or newer"):
         Trainer(make_config(compile="on", steps=1))
+
+
+def graphs_of(graphs, device="cuda", **settings):
+    """What ``graphs`` comes to on that device."""
+    config = make_config(steps=1, **settings)
+    return uses_graphs(replace(config, graphs=graphs, device=device), Trainer(config).agent.dynamics)
+
+
+CAPTURABLE = [{}, {"dynamics": "oracle"}, {"dynamics": "oracle", "backend": "warp"}, {"method": "td3"}]
+
+
+@pytest.mark.parametrize("settings", CAPTURABLE, ids=["learned", "torch", "warp", "model-free"])
+def test_graphs_are_on_by_default_on_a_cuda_device_only(settings):
+    assert graphs_of("auto", **settings) and graphs_of("on", **settings) and graphs_of("auto", "cuda:1", **settings)
+    assert not graphs_of("off", **settings) and not graphs_of("auto", "cpu", **settings)
+    assert not Trainer(make_config(steps=1, **settings)).graphs_used
+
+
+@pytest.mark.parametrize("dynamics", ["oracle", "hybrid-oracle-gradients"])
+def test_graphs_are_off_by_default_and_refused_where_the_dynamics_leave_the_stream(dynamics):
+    assert not graphs_of("auto", dynamics=dynamics, backend="jax")
+    with pytest.raises(InputError, match="leaves the CUDA stream during an update"):
+        graphs_of("on", dynamics=dynamics, backend="jax")
+
+
+@pytest.fixture
+def products():
+    """torch's precision of float32 matrix products, by its newer interface, as it was after the test."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    yield backends[0]
+    torch.set_float32_matmul_precision("highest")
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
+
+
+@pytest.mark.parametrize("wanted, inside", [("high", ("high", "tf32")), ("highest", ("highest", "ieee"))])
+@pytest.mark.parametrize("own, legacy", [("none", "highest"), ("tf32", "medium"), ("ieee", "high")])
+def test_products_are_taken_as_configured_and_the_process_keeps_its_own(
+    monkeypatch, products, own, legacy, wanted, inside
+):
+    trainer = Trainer(make_config(steps=60, eval_episodes=1, gradient_episodes=0, hyper=TINY))
+    trainer.config = replace(trainer.config, matmul=wanted)
+    seen = {}
+
+    def note(name, method):
+        def noted(*arguments):
+            seen[name] = torch.get_float32_matmul_precision(), products.fp32_precision
+            return method(*arguments)
+
+        monkeypatch.setattr(trainer, name, noted)
+
+    for name in ("_collect", "_train_models", "_improve", "initial_states"):
+        note(name, getattr(trainer, name))
+    torch.set_float32_matmul_precision(legacy)
+    products.fp32_precision = own
+    before = products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    for _ in range(30):
+        trainer.step()
+    trainer.evaluate()
+    assert before == (products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+    training = dict.fromkeys(("_collect", "_train_models", "_improve"), inside)
+    assert seen == training | {"initial_states": ("highest", "ieee")}
+
+
+def test_lower_precision_is_refused_where_it_means_nothing():
+    with pytest.raises(InputError, match="unknown matmul 'low': choose one of high, highest"):
+        make_config(matmul="low")
+    about = "matmul is 'high', which is about float32 products on a CUDA device, and this trains in"
+    with pytest.raises(InputError, match=f"{about} float32 on 'cpu': use matmul 'highest'"):
+        make_config(matmul="high")
+    with pytest.raises(InputError, match=f"{about} float64 on 'cuda': use matmul 'highest'"):
+        make_config(matmul="high", device="cuda", float64=True)
+    assert make_config(matmul="high", device="cuda").matmul == "high"
 
 
 def on_the_cpu(monkeypatch, agent):

@@ -319,6 +319,14 @@ def test_policy_file_needs_plain_torch_only(trained, task):
     assert trainer.agent.obs.std.ne(1.0).all()  # so that the statistics matter
 
 
+def test_a_run_made_fast_by_a_gpu_is_looked_at_without_one(trained, monkeypatch):
+    made = dataclasses.replace(read_config(trained), device="cuda:3", compile="on", graphs="on", matmul="high")
+    monkeypatch.setattr(runs, "read_config", lambda _: made)
+    trainer = load_trainer(trained, device="cpu")
+    assert not trainer.graphs_used and trainer.env_step == 60
+    assert (trainer.config.compile, trainer.config.graphs, trainer.config.matmul) == ("off", "off", "highest")
+
+
 def test_the_same_seed_gives_the_same_training_and_another_seed_another(task, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(tiny(task, seeds=(seed,)), tmp_path / name)
