@@ -21,12 +21,21 @@ from mage_diffsim.training import Trainer
 class PublishedDraws(NamedTuple):
     """Random numbers of one update, without a run axis."""
 
-    member: Tensor
-    """Ensemble member of each row, [B]."""
-    imagine: Tensor
-    """Standard normal numbers, [B, O]."""
+    member: Tensor | None
+    """Ensemble member of each row, [B]; None where no ensemble imagines."""
+    imagine: Tensor | None
+    """Standard normal numbers, [B, O]; None where nothing is imagined."""
     target: Tensor
     """Standard normal numbers, [B, A]."""
+
+
+class Stored(NamedTuple):
+    """What a model-free critic takes from the buffer beside the observation, without a run axis."""
+
+    action: Tensor
+    next_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
 
 
 def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
@@ -66,25 +75,34 @@ class EnsembleLayer(nn.Module):
 
 
 class PublishedUpdate:
-    """The critic and actor updates of the published formulation, starting from run 0 of a trainer.
+    """The critic and actor updates of the published formulation, starting from one run of a trainer.
 
     Args:
         trainer: gives parameters, normalisation, reward and the configuration; not changed.
+        run: which of its runs.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, run: int = 0) -> None:
         agent, hyper = trainer.agent, trainer.hyper
-        self.trainer, self.hyper, self.loss = trainer, hyper, agent.loss
-        self.lam = trainer.config.lambdas[0]
-        self.actor = mlp(agent.actor_network.sizes, agent.actor[0, 0])
-        self.actor_target = mlp(agent.actor_network.sizes, agent.actor_target[0, 0])
-        self.critics = [mlp(agent.critic_network.sizes, p) for p in agent.critic[0]]
-        self.critic_targets = [mlp(agent.critic_network.sizes, p) for p in agent.critic_target[0]]
-        self.obs_mean, self.obs_std = agent.obs.mean[0], agent.obs.std[0]
+        self.trainer, self.hyper, self.loss, self.run = trainer, hyper, agent.loss, run
+        lam = trainer.config.runs[run][1]
+        # td_error_weight and tdg_error_weight, whose terms the published code halves and Algorithm 2 does not
+        self.td_weight, self.gradient_weight, self.factor = lam, 1.0, 1.0
+        if hyper.loss_weights == "authors":
+            self.td_weight, self.gradient_weight, self.factor = 1.0, 1.0 / lam, 0.5
+        if self.loss == "dyna":
+            self.td_weight, self.gradient_weight = 1.0, 0.0
+        if self.loss == "squared":  # x^2 / 2 is half of torch's squared error, whoever halves
+            self.factor = 0.5
+        self.actor = mlp(agent.actor_network.sizes, agent.actor[run, 0])
+        self.actor_target = mlp(agent.actor_network.sizes, agent.actor_target[run, 0])
+        self.critics = [mlp(agent.critic_network.sizes, p) for p in agent.critic[run]]
+        self.critic_targets = [mlp(agent.critic_network.sizes, p) for p in agent.critic_target[run]]
+        self.obs_mean, self.obs_std = agent.obs.mean[run].clone(), agent.obs.std[run].clone()
         self.model: nn.Sequential | None = None
         if trainer.ensemble is not None:
             layers: list[nn.Module] = []
-            for weight, bias in trainer.ensemble.network.layers(trainer.ensemble.parameters[:1]):
+            for weight, bias in trainer.ensemble.network.layers(trainer.ensemble.parameters[run : run + 1]):
                 layers += [EnsembleLayer(weight, bias), nn.SiLU()]
             self.model = nn.Sequential(*layers[:-1])
         radam = {"lr": hyper.learning_rate, "decoupled_weight_decay": True}
@@ -103,13 +121,14 @@ class PublishedUpdate:
 
     def imagine(self, obs: Tensor, action: Tensor, draws: PublishedDraws) -> Tensor:
         """Every member on every row, then the chosen member of each row."""
-        ensemble = self.trainer.ensemble
+        ensemble, run = self.trainer.ensemble, self.run
         assert ensemble is not None and self.model is not None
+        assert draws.member is not None and draws.imagine is not None
         hyper = self.hyper
         x = torch.cat(
             [
-                (obs - ensemble.obs.mean[0]) / ensemble.obs.std[0],
-                (action - ensemble.action.mean[0]) / ensemble.action.std[0],
+                (obs - ensemble.obs.mean[run]) / ensemble.obs.std[run],
+                (action - ensemble.action.mean[run]) / ensemble.action.std[run],
             ],
             dim=-1,
         )
@@ -118,52 +137,65 @@ class PublishedUpdate:
         rows = torch.arange(len(obs), device=obs.device)
         mean, log_var = mean[draws.member, rows], log_var[draws.member, rows]
         delta = mean + (0.5 * log_var).exp() * draws.imagine
-        return obs + delta * ensemble.delta.std[0] + ensemble.delta.mean[0]
+        return obs + delta * ensemble.delta.std[run] + ensemble.delta.mean[run]
 
-    def critic_loss(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> Tensor:
-        """The loss with its whole graph."""
+    def reward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """The task's reward, or the reward model's."""
+        model = self.trainer.reward_model
+        if model is None:
+            return self.trainer.task.reward(obs, action, next_obs)
+        return model(obs[None], action[None], next_obs[None])[0]
+
+    def critic_loss(
+        self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss with its whole graph, and what the divergence guard looks at: half the sum of the TD errors."""
         hyper, task = self.hyper, self.trainer.task
-        action = self.policy(obs).detach().requires_grad_()
-        if self.model is not None:
-            next_obs = self.imagine(obs, action, draws)
+        if stored is not None:
+            action, next_obs, reward, terminated = stored
         else:
-            next_obs = task.observe(task.step(state, action))
-        if self.trainer.reward_model is None:
-            reward = task.reward(obs, action, next_obs)
-        else:
-            reward = self.trainer.reward_model(obs[None], action[None], next_obs[None])[0]
+            action = self.policy(obs).detach().requires_grad_()
+            if self.model is None:
+                next_obs = task.observe(task.step(state, action))
+            else:
+                next_obs = self.imagine(obs, action, draws)
+            reward, terminated = self.reward(obs, action, next_obs), task.terminated(next_obs)
         noise = (draws.target * hyper.target_noise).clamp(-hyper.target_noise_clip, hyper.target_noise_clip)
         next_action = (self.policy(next_obs, self.actor_target) + noise).clamp(-1.0, 1.0)
         next_q = torch.stack([self.q(next_obs, next_action, c) for c in self.critic_targets]).min(dim=0).values
-        target = reward + hyper.gamma * (1.0 - task.terminated(next_obs).to(obs.dtype)) * next_q
-        loss = obs.new_zeros(())
+        target = reward + hyper.gamma * (1.0 - terminated.to(obs.dtype)) * next_q
+        value_loss = F.mse_loss if self.loss == "squared" else F.smooth_l1_loss
+        loss, watched = obs.new_zeros(()), obs.new_zeros(())
         for critic in self.critics:
             td_error = target - self.q(obs, action, critic)
-            td_loss = F.smooth_l1_loss(td_error, torch.zeros_like(td_error))
-            if self.loss == "dyna":
-                loss = loss + td_loss
-                continue
-            (gradient,) = torch.autograd.grad(td_error.sum(), action, create_graph=True, retain_graph=True)
-            norm = gradient.norm(dim=-1)
-            loss = loss + F.smooth_l1_loss(norm, torch.zeros_like(norm)) + self.lam * td_loss
-        return hyper.loss_scale * loss
+            zeros = torch.zeros_like(td_error)
+            watched = watched + 0.5 * F.smooth_l1_loss(td_error, zeros)
+            loss = loss + self.td_weight * self.factor * value_loss(td_error, zeros)
+            if self.gradient_weight:
+                (gradient,) = torch.autograd.grad(td_error.sum(), action, create_graph=True, retain_graph=True)
+                loss = loss + self.gradient_weight * self.factor * value_loss(gradient.norm(dim=-1), zeros)
+        return loss, watched
 
-    def critic_gradient(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> Tensor:
+    def critic_gradient(
+        self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
+    ) -> Tensor:
         """Gradient of the loss for every critic's parameters, [C, P], in the layout of the learner."""
         self.critic_optimizer.zero_grad()
-        self.critic_loss(obs, state, draws).backward()
+        self.critic_loss(obs, state, draws, stored)[0].backward()
         return torch.stack([flatten(c, gradient=True) for c in self.critics])
 
-    def update(self, obs: Tensor, state: Tensor, draws: PublishedDraws) -> dict[str, float]:
+    def update(
+        self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
+    ) -> dict[str, float]:
         """One critic update and, when due, one actor update; losses as Python numbers, as the published code logs."""
         hyper, method = self.hyper, self.trainer.agent.method
         self.critic_optimizer.zero_grad()
-        loss = self.critic_loss(obs, state, draws)
+        loss, watched = self.critic_loss(obs, state, draws, stored)
         loss.backward()
         critic_parameters = [p for c in self.critics for p in c.parameters()]
         nn.utils.clip_grad_value_(critic_parameters, hyper.clip_value)
         self.critic_optimizer.step()
-        logged = {"critic_loss": loss.item()}
+        logged = {"critic_loss": loss.item(), "td_error": watched.item()}
         for target, online in zip(self.critic_targets, self.critics, strict=True):
             self._polyak(target, online)
         self.updates += 1

@@ -13,7 +13,7 @@ from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
-from mage_diffsim.config import METHODS, CriticLoss, TrainConfig
+from mage_diffsim.config import METHODS, CriticLoss, LossWeights, TrainConfig
 from mage_diffsim.critic import (
     GRADIENT_FREE,
     RewardFunction,
@@ -23,6 +23,7 @@ from mage_diffsim.critic import (
     critic_loss,
     masked_mean,
     td_target,
+    term_weights,
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
@@ -74,7 +75,8 @@ class Agent:
         self.loss: CriticLoss = cast(CriticLoss, config.loss or self.method.loss)
         self.streams, self.dynamics, self.reward = streams, dynamics, reward
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
-        self.lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
+        lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
+        self.weights = term_weights(self.loss, cast(LossWeights, self.hyper.loss_weights), lam)
         self.obs = Normalizer(runs, task.obs_dim, device, dtype)
 
         self.actor_network = MLP((task.obs_dim, *self.hyper.actor_hidden, task.action_dim))
@@ -232,8 +234,8 @@ class Agent:
                 ]
                 goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
                 start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
-        per_sample = critic_loss(self.loss, delta, action_error, start_error, self.lam, self.hyper.taylor_variance)
-        loss = self.hyper.loss_scale * masked_mean(per_sample, finite)
+        per_sample = critic_loss(self.loss, delta, action_error, start_error, self.weights, self.hyper.taylor_variance)
+        loss = masked_mean(per_sample, finite)
         return loss.detach(), pullback(*torch.autograd.grad(loss.sum(), leaves))
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:

@@ -17,10 +17,14 @@ from mage_diffsim.envs.task import Task
 
 Preset = Literal["paper", "authors", "cpu"]
 CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]
+LossWeights = Literal["paper", "authors"]
 DynamicsName = Literal["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"]
 EnsembleName = Literal["full", "small", "smaller"]
 Graphs = Literal["auto", "on", "off"]
 Matmul = Literal["highest", "high"]
+
+WITHOUT_LAMBDA: frozenset[str] = frozenset({"dyna", "taylor"})
+"""Critic losses whose terms lambda does not weigh."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class Hyper:
     """Standard deviation of the Gaussian on target actions, sigma-bar, in action units [D.2]."""
     target_noise_clip: float = 0.5
     """Bound of that noise, c [D.2]."""
-    loss_scale: float = 1.0
-    """Factor on the critic loss: 1 [Algorithm 2]. The published code weighs its terms 0.5 x 5 and 0.5 x 1: 2.5 with
-    lambda 1/5, and 0.5 where there is no gradient term."""
+    loss_weights: str = "paper"
+    """Weights of the critic's gradient and TD terms: paper, 1 and lambda [Algorithm 2]; authors, 0.5 / lambda and 0.5
+    [published code, which weighs its terms 5 = 1 / lambda and 1 and halves both]. A loss without lambda: 1 or 0.5."""
     taylor_variance: float = 0.25
     """Action variance of the ``taylor`` loss, weight of its gradient term [ours; Taylor TD tunes it per task]."""
     max_dynamics_gradient: float = 0.0
@@ -115,14 +119,13 @@ class Hyper:
     """Hidden layers of the learned reward model; (128,) for small tasks [D.2]."""
 
     @staticmethod
-    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full", loss: str = "mage") -> Hyper:
+    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full") -> Hyper:
         """The documented hyper-parameters.
 
         Args:
             name: ``paper``, ``authors`` or ``cpu``.
             size: the task's ``network_size``: ``small`` are the paper's Pendulum and CartPole sizes.
             ensemble: ``full``, ``small`` or ``smaller`` (appendix B.3's capacities).
-            loss: the critic loss; ``authors`` scales ``dyna`` otherwise than the others.
 
         Raises:
             InputError: an unknown preset or ensemble.
@@ -133,7 +136,7 @@ class Hyper:
             raise unknown_name("ensemble", ensemble, get_args(EnsembleName))
         hyper = Hyper()
         if name == "authors":  # the published code has one size for all tasks
-            hyper = replace(hyper, loss_scale=0.5 if loss == "dyna" else 2.5, model_epochs=True)
+            hyper = replace(hyper, loss_weights="authors", model_epochs=True)
         elif size == "small":
             hyper = replace(
                 hyper,
@@ -343,7 +346,7 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
             replace(Hyper(), **_with_tuples(overrides))  # refuses unknown names
     except TypeError as error:
         raise InputError(f"the settings are not a training's: {error}") from error
-    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble, config.critic_loss)
+    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
@@ -398,7 +401,9 @@ def validate(config: TrainConfig) -> None:
             raise InputError(f"reward {config.reward!r} is for imagined transitions, and {drawn}: leave it at 'task'")
         if config.dynamics != "learned":
             raise InputError(f"dynamics {config.dynamics!r} was given, and {drawn}: leave it at its default")
-    if config.critic_loss in ("dyna", "taylor") and len(config.lambdas) > 1:
+    if hyper.loss_weights not in get_args(LossWeights):
+        raise unknown_name("loss_weights", hyper.loss_weights, get_args(LossWeights))
+    if config.critic_loss in WITHOUT_LAMBDA and len(config.lambdas) > 1:
         raise InputError(f"lambdas are {config.lambdas}, and the loss {config.critic_loss} has no lambda: give one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"seeds are {config.seeds}; accepted is one or more different integers of 0 or more")
@@ -408,6 +413,11 @@ def validate(config: TrainConfig) -> None:
         or not all(0.0 <= lam < math.inf for lam in config.lambdas)
     ):
         raise InputError(f"lambdas are {config.lambdas}; accepted is one or more different finite numbers of 0 or more")
+    if hyper.loss_weights == "authors" and config.critic_loss not in WITHOUT_LAMBDA and 0.0 in config.lambdas:
+        raise InputError(
+            f"lambdas are {config.lambdas}, and loss_weights 'authors' (the preset 'authors') weighs the gradient term "
+            "by 0.5 / lambda: give numbers above 0, or loss_weights 'paper'"
+        )
     for name, least in (
         ("steps", 1),
         ("eval_every", 1),
@@ -449,7 +459,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "exploration_noise": (0.0, math.inf),
     "target_noise": (0.0, math.inf),
     "target_noise_clip": (0.0, math.inf),
-    "loss_scale": (_SMALLEST, math.inf),
     "taylor_variance": (0.0, math.inf),
     "max_dynamics_gradient": (0.0, math.inf),
     "diverged_critic_loss": (_SMALLEST, math.inf),

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from mage_diffsim.bridges.types import Bool, Float, Tensor
-from mage_diffsim.config import CriticLoss
+from mage_diffsim.config import WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.dynamics import Dynamics, Imagined
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -134,40 +134,64 @@ def control_gradient(
     return gradient, finite
 
 
+def term_weights(
+    loss: CriticLoss, weighting: LossWeights, lam: Float[Tensor, "R 1 1"]
+) -> tuple[Float[Tensor, "R 1 1"], Float[Tensor, "R 1 1"]]:
+    """Weights of the gradient term and of the TD term, of each run.
+
+    ``paper`` has 1 and lambda (Algorithm 2). ``authors`` has 0.5 / lambda and 0.5: the published code weighs its terms
+    by 5 = 1 / lambda and 1, and halves both. Where x^2 stands for huber(x) (``squared``), it halves no second time, so
+    that x^2 / 2 has the weights 1 / lambda and 1. A loss without lambda has one weight for all of it, 1 or 0.5.
+
+    Args:
+        loss: the critic loss.
+        weighting: ``paper`` or ``authors``.
+        lam: lambda of each run; above 0 for ``authors``, if the loss has a lambda.
+    """
+    if loss in WITHOUT_LAMBDA:
+        whole = torch.full_like(lam, 1.0 if weighting == "paper" else 0.5)
+        return whole, whole
+    if weighting == "paper":
+        return torch.ones_like(lam), lam
+    td = torch.full_like(lam, 1.0 if loss == "squared" else 0.5)
+    return td / lam, td
+
+
 def critic_loss(
     loss: CriticLoss,
     delta: Float[Tensor, "R C B"],
     action_error: Float[Tensor, "R C B A"] | None,
     start_error: Float[Tensor, "R C B D"] | None,
-    lam: Float[Tensor, "R 1 1"],
+    weights: tuple[Float[Tensor, "R 1 1"], Float[Tensor, "R 1 1"]],
     taylor_variance: float,
 ) -> Float[Tensor, "R C B"]:
-    """Loss per sample and critic.
+    """Loss per sample and critic, with the weights g of the gradient term and t of the TD term.
 
     Args:
-        loss: ``mage`` (and its controls ``shuffled``, ``random``): huber(||grad_a delta||) + lambda huber(delta);
-            ``dyna``: huber(delta), which lambda has nothing to weigh against;
+        loss: ``mage`` (and its controls ``shuffled``, ``random``): g huber(||grad_a delta||) + t huber(delta);
+            ``dyna``: t huber(delta);
             ``squared``: the same as ``mage`` with x^2 / 2 for huber(x);
-            ``taylor``: delta^2 / 2 + variance ||grad_a delta||^2 / 2, the expected squared TD error under Gaussian
-            actions to first order (Taylor TD);
-            ``sobolev``: ``mage`` plus huber of the norm of the gradient with respect to where imagination starts.
+            ``taylor``: t delta^2 / 2 + g variance ||grad_a delta||^2 / 2, with g = t = 1 the expected squared TD error
+            under Gaussian actions to first order (Taylor TD);
+            ``sobolev``: ``mage`` plus g huber of the norm of the gradient with respect to where imagination starts.
         delta: TD errors.
         action_error: grad_a delta.
         start_error: gradient of delta with respect to the simulator state or the observation.
-        lam: lambda of each run.
+        weights: g and t of each run (:func:`term_weights`).
         taylor_variance: the action variance of ``taylor``.
     """
+    gradient_weight, td_weight = weights
     if loss == "dyna":
-        return huber(delta)
+        return td_weight * huber(delta)
     assert action_error is not None
-    if loss == "squared":
-        return 0.5 * action_error.square().sum(dim=-1) + lam * 0.5 * delta.square()
-    if loss == "taylor":
-        return 0.5 * delta.square() + 0.5 * taylor_variance * action_error.square().sum(dim=-1)
-    per_sample = huber_norm(action_error) + lam * huber(delta)
+    if loss in ("squared", "taylor"):
+        variance = taylor_variance if loss == "taylor" else 1.0
+        squared = action_error.square().sum(dim=-1)
+        return gradient_weight * (0.5 * variance) * squared + td_weight * 0.5 * delta.square()
+    per_sample = gradient_weight * huber_norm(action_error) + td_weight * huber(delta)
     if loss == "sobolev":
         assert start_error is not None
-        per_sample = per_sample + huber_norm(start_error)
+        per_sample = per_sample + gradient_weight * huber_norm(start_error)
     return per_sample
 
 

@@ -103,6 +103,11 @@ REFUSED = {
         "train --method dyna-td3 --lambdas 0 1",
         r"lambdas are \(0.0, 1.0\), and the loss dyna has no .*",
     ),
+    "lambda 0 under preset authors": (
+        "train --preset authors --lambdas 0 0.2",
+        r"lambdas are \(0.0, 0.2\), and loss_weights 'authors' .* 0.5 / lambda: give numbers above 0, or .*",
+    ),
+    "loss_weights": ("train --loss-weights foo", "unknown loss_weights 'foo': choose one of authors, paper"),
     "infinite lambda": ("train --lambdas inf", r"lambdas are \(inf,\); accepted is .* finite numbers of 0 or more"),
     "gradient episodes": ("train --gradient-episodes -1", "gradient_episodes is -1; accepted is 0 or more"),
     "warm-up": ("train --warmup-steps -5", "warmup_steps is -5; accepted is 1 or more"),

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from mage_diffsim.config import CriticLoss, make_config
-from mage_diffsim.critic import clip_norm, control_gradient, critic_loss, huber, huber_norm, masked_mean, td_target
+from mage_diffsim.critic import (
+    clip_norm,
+    control_gradient,
+    critic_loss,
+    huber,
+    huber_norm,
+    masked_mean,
+    td_target,
+    term_weights,
+)
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.training import Trainer
 
@@ -102,8 +111,8 @@ def test_every_loss_has_its_formula():
     s = torch.tensor([[[[0.0, 0.1], [0.0, 2.0]]]], dtype=torch.float64)
     lam = torch.full((1, 1, 1), 0.2, dtype=torch.float64)
 
-    def value(name):
-        return critic_loss(name, delta, g, s, lam, 0.25)[0, 0].tolist()
+    def value(name, weighting="paper"):
+        return critic_loss(name, delta, g, s, term_weights(name, weighting, lam), 0.25)[0, 0].tolist()
 
     mage = [0.125 + 0.2 * 0.125, 4.5 + 0.2 * 2.5]
     assert value("dyna") == pytest.approx([0.125, 2.5])
@@ -112,6 +121,15 @@ def test_every_loss_has_its_formula():
     assert value("squared") == pytest.approx([0.125 + 0.2 * 0.125, 12.5 + 0.2 * 4.5])
     assert value("taylor") == pytest.approx([0.125 + 0.125 * 0.25, 4.5 + 0.125 * 25])
     assert value("sobolev") == pytest.approx([mage[0] + 0.005, mage[1] + 1.5])
+    for name in get_args(CriticLoss):  # lambda 0.2: 2.5 times as much, and half where there is no lambda
+        factor = {"dyna": 0.5, "taylor": 0.5, "squared": 5.0}.get(name, 2.5)
+        assert value(name, "authors") == pytest.approx([factor * x for x in value(name)])
+
+
+@pytest.mark.parametrize("lam", [0.02, 0.05, 0.2, 1.0])
+def test_the_authors_weigh_the_gradient_term_by_half_of_one_over_lambda_and_the_td_term_by_half(lam):
+    weights = term_weights("mage", "authors", torch.full((1, 1, 1), lam, dtype=torch.float64))
+    assert [w.item() for w in weights] == pytest.approx([0.5 / lam, 0.5])
 
 
 def test_taylor_is_the_expected_squared_error_under_gaussian_actions():
@@ -127,7 +145,7 @@ def test_taylor_is_the_expected_squared_error_under_gaussian_actions():
         torch.full((1, 1, 1), offset),
         slope.view(1, 1, 1, 2),
         None,
-        torch.ones(1, 1, 1),
+        (torch.ones(1, 1, 1), torch.ones(1, 1, 1)),
         variance,
     )
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)

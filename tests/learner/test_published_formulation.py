@@ -6,14 +6,16 @@ import itertools
 
 import pytest
 import torch
-from published import PublishedDraws, PublishedModelTraining, PublishedUpdate, flatten
+from published import PublishedDraws, PublishedModelTraining, PublishedUpdate, Stored, flatten
 
+from mage_diffsim.agent import Draws
 from mage_diffsim.config import make_config
 from mage_diffsim.training import Trainer
 
 TINY = {
     "batch_size": 48,
     "warmup_steps": 30,
+    "updates_per_step": 4,
     "actor_hidden": (16, 16),
     "critic_hidden": (24, 24),
     "ensemble_hidden": (16, 16),
@@ -25,43 +27,66 @@ TINY = {
 
 
 def trained(method: str, task: str = "Pendulum", **settings) -> Trainer:
-    config = make_config(task, method=method, steps=60, float64=True, hyper=TINY, **settings)
+    hyper = TINY | settings.pop("hyper", {})
+    config = make_config(task, method=method, steps=60, float64=True, hyper=hyper, **settings)
     trainer = Trainer(config)
-    for _ in range(40):
+    for _ in range(34):
         trainer.step()
     return trainer
 
 
-def same_draws(trainer: Trainer):
-    """One update's draws, in the learner's form and in the published one."""
-    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+def published_rows(
+    trainer: Trainer, draws: Draws, run: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, PublishedDraws, Stored | None]:
+    """One run's rows and draws of an update, in the published form."""
     batch = trainer.buffer.gather(draws.index)
-    rows, members = trainer.hyper.batch_size, trainer.hyper.ensemble_members
-    member = torch.arange(rows) // (rows // members)
-    assert draws.imagine is not None
-    return draws, batch, PublishedDraws(member, draws.imagine[0], draws.target[0])
+    size, members = trainer.hyper.batch_size, trainer.hyper.ensemble_members
+    member = torch.arange(size) // (size // members)
+    imagine = None if draws.imagine is None else draws.imagine[run]
+    stored = None
+    if not trainer.agent.method.imagines:
+        stored = Stored(batch.action[run], batch.next_obs[run], batch.reward[run], batch.terminated[run])
+    return batch.obs[run], batch.state[run], PublishedDraws(member, imagine, draws.target[run]), stored
 
 
 @pytest.mark.parametrize(
-    ("method", "reward", "dynamics"),
+    ("method", "settings"),
     [
-        *itertools.product(("mage-td3", "mage-ddpg"), ("task", "learned"), ("learned",)),
-        ("dyna-td3", "task", "learned"),
-        ("mage-td3", "task", "oracle"),
+        *itertools.product(("mage-td3", "mage-ddpg"), ({}, {"reward": "learned"})),
+        ("dyna-td3", {}),
+        ("mage-td3", {"dynamics": "oracle"}),
+        ("data-efficient-td3", {}),
+        *itertools.product(
+            ("mage-td3", "mage-ddpg", "dyna-td3", "dyna-ddpg", "data-efficient-td3"),
+            ({"preset": "authors", "lambdas": (0.05,)},),
+        ),
+        ("mage-td3", {"loss": "squared"}),
+        ("mage-td3", {"loss": "squared", "preset": "authors", "lambdas": (0.05,)}),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("task", ["Pendulum", "CartPole"])
-def test_critic_gradient_equals_the_undetached_all_members_formulation(task, method, reward, dynamics):
-    trainer = trained(method, task, reward=reward, dynamics=dynamics)
-    draws, batch, published_draws = same_draws(trainer)
+def test_critic_gradient_equals_the_undetached_all_members_formulation(task, method, settings):
+    trainer = trained(method, task, **settings)
+    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
     if task == "CartPole":  # in some rows the pole has just fallen
-        batch.state[:, ::3, 2] = batch.obs[:, ::3, 2] = 0.25
-    published = PublishedUpdate(trainer).critic_gradient(batch.obs[0], batch.state[0], published_draws)
-    target = trainer.agent.target(batch, draws)
-    _, gradient = trainer.agent.critic_gradient(batch, target, draws)
+        trainer.buffer.rows[:, 0 : trainer.buffer.size : 3, [2, -2]] = 0.25
+    published = PublishedUpdate(trainer).critic_gradient(*published_rows(trainer, draws))
+    batch = trainer.buffer.gather(draws.index)
+    _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, draws), draws)
     assert published.abs().max() > 1e-6
     error = (gradient[0] - published).norm() / published.norm()
     assert error <= 1e-10
+
+
+def test_runs_of_several_lambdas_have_each_its_own_weights_under_preset_authors():
+    trainer = trained("mage-td3", preset="authors", lambdas=(0.05, 0.2, 1.0))
+    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    batch = trainer.buffer.gather(draws.index)
+    _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, draws), draws)
+    for run in range(3):
+        published = PublishedUpdate(trainer, run).critic_gradient(*published_rows(trainer, draws, run))
+        assert (gradient[run] - published).norm() <= 1e-10 * published.norm()
 
 
 def test_a_hundred_updates_stay_equal_to_the_published_ones():
@@ -72,8 +97,8 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones():
         optimizer.restart(torch.ones(1, dtype=torch.bool))
     trainer.agent.critic_updates = 0
     for _ in range(100):
-        draws, batch, published_draws = same_draws(trainer)
-        published.update(batch.obs[0], batch.state[0], published_draws)
+        (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+        published.update(*published_rows(trainer, draws))
         trainer.agent.improve(trainer.buffer, [draws])
     torch.testing.assert_close(trainer.agent.actor[0, 0], flatten(published.actor), rtol=0, atol=1e-9)
     for parameters, critic in zip(trainer.agent.critic[0], published.critics, strict=True):
