@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -65,7 +65,7 @@ class Experiment(abc.ABC):
     """What :meth:`report` writes into the out folder."""
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]]
     """Size to ``seeds``, ``steps``, ``evaluations`` (evenly spaced) or ``eval_every``, and any other fields of
-    TrainConfig; every evaluation also writes a checkpoint."""
+    TrainConfig; every evaluation also writes a checkpoint where ``checkpoint_every`` is not given."""
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {}
     """What of a size's budget is different for single tasks."""
 
@@ -110,15 +110,21 @@ class Experiment(abc.ABC):
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         """Write FILES into ``out`` and say what was found."""
 
-    def budget(self, task: str) -> dict[str, Any]:
-        """Fields of a TrainConfig for a task (as it was given), from the size's budget and the flags that change it."""
+    def budget(self, task: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Fields of a TrainConfig for a task (as it was given), from the size's budget and the flags that change it.
+
+        Args:
+            task: as it was given.
+            own: what of the size's budget is different for one cell.
+        """
         settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(make_task(task).name, {})
+        settings |= own or {}
         settings |= {k: v for k, v in (("seeds", self.seeds), ("steps", self.steps)) if v is not None}
         # Rounded up, so that the evaluation after the last step never follows another within a few steps.
         every = settings.pop("eval_every", None) or math.ceil(settings["steps"] / settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags = {"preset": preset, "device": self.device, "compile": self.compile}
-        return settings | {"eval_every": every, "checkpoint_every": every} | flags
+        return {"checkpoint_every": every} | settings | {"eval_every": every} | flags
 
     def make_launcher(self) -> Launcher:
         """Where the cells train.

@@ -17,10 +17,7 @@ from mage_diffsim.training import Trainer
 
 def last(q0, q2, reward=0.005):
     """Last rows of two seeds per lambda, with |grad_a Q| of lambda = 0 and of 0.2."""
-    return {
-        lam: [{"grad_q": q * f, "grad_reward": reward} for f in (0.9, 1.1)]
-        for lam, q in ((0.0, q0), (0.2, q2))
-    }
+    return {lam: [{"grad_q": q * f, "grad_reward": reward} for f in (0.9, 1.1)] for lam, q in ((0.0, q0), (0.2, q2))}
 
 
 def test_unconstrained_trains_every_lambda_and_seed_in_one_cell(paper):
@@ -71,6 +68,51 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
             if size == "paper" and name in ("performance", "learned-reward", "capacity", "lambda"):
                 assert {c.config.steps for c in cells} == {100_000} and {len(c.config.seeds) for c in cells} == {5}
     assert paper.Performance(size="paper").cells()[0].config.hyper.updates_per_step == 10
+
+
+def test_paper_sizes_are_those_of_appendix_d_2(paper):
+    six = ["CartPole", "HalfCheetah", "Pendulum", "Pusher", "Swimmer", "Walker2d"]
+    for name, tasks, lam in (
+        ("performance", six, 0.2),
+        ("learned-reward", six, 0.05),
+        ("capacity", ["Pusher"], 0.05),
+        ("asymptotic", ["HalfCheetah"], 0.05),
+    ):
+        configs = [cell.config for cell in paper.EXPERIMENTS[name](size="paper").cells()]
+        assert sorted({config.task for config in configs}) == tasks, name
+        assert {(config.eval_every, config.eval_episodes) for config in configs} == {(1000, 10)}, name
+        assert {config.lambdas for config in configs} == {(lam,)}, name
+    assert {c.config.eval_every for c in paper.Lambda(size="paper").cells()} == {1000}
+    members = [c.config.hyper.ensemble_hidden for c in paper.Capacity(size="paper").cells()[:3]]
+    assert members == [(512,) * 4, (256,) * 4, (256,) * 2]
+
+
+def test_table_1_gives_td3_its_ten_million_steps_and_ten_runs_unless_flags_say_otherwise(paper):
+    sizes = {c.name: (c.config.steps, len(c.config.seeds)) for c in paper.Asymptotic(size="paper").cells()}
+    assert sizes == {
+        "HalfCheetah_MAGE-TD3": (3_000_000, 5),
+        "HalfCheetah_Dyna-TD3": (3_000_000, 5),
+        "HalfCheetah_TD3": (10_000_000, 10),
+    }
+    given = paper.Asymptotic(size="paper", steps=5000, seeds=(3,)).cells()
+    assert {(c.config.steps, c.config.seeds) for c in given} == {(5000, (3,))}
+
+
+def test_cells_of_the_paper_that_were_not_run_stand_where_their_results_would(paper):
+    runs = [{"task": "Pendulum", "variant": name, "env_steps": 10_000} for name in paper.Performance.VARIANTS] * 5
+    rows, said = paper.Performance().not_run(runs)
+    assert len(rows) == 20 and ("Pendulum", "TD3") not in {row[:2] for row in rows}
+    # 3.75 ms a step, 10 updates of 2.97 ms, 120 / 25 model batches of 2.76 ms: 1.3 h for 100,000 steps
+    assert rows[0] == ("CartPole", "MAGE-TD3", "not run: 1.3 h", "-", "-", "500", "-", "0 of 5")
+    assert any(s.startswith("Not run at the paper's size, 100,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on Pendulum, ")
+               for s in said)  # fmt: skip
+    long = [{"task": "HalfCheetah", "variant": "TD3", "env_steps": 10_000_000}] * 10
+    rows, said = paper.Asymptotic(size="paper").not_run(long)
+    assert [row[:2] for row in rows] == [("HalfCheetah", "MAGE-TD3"), ("HalfCheetah", "Dyna-TD3")]
+    assert len(said) == 1 and "3,000,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on HalfCheetah (up to" in said[0]
+    assert len(paper.Asymptotic(size="paper", preset="cpu").not_run(long)[1]) == 2, "smaller networks are not its size"
+    assert len(paper.Lambda().not_run([])[0]) == 5, "one for each lambda, and Dyna"
+    assert paper.Performance(size="smoke").not_run([]) == ([], [])
 
 
 def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart(paper):
@@ -246,9 +288,11 @@ def test_curves_are_smoothed_within_their_run(paper):
         for t in range(30)
         for seed in (0, 1)
     ]
-    found = {(r["seed"], r["env_step"]): r["return_mean"] for r in paper.smoothed(rows, 25)}
-    assert min(step for _, step in found) == 24, "an incomplete window is no point"
-    assert found[1, 24] == 12.0 and found[1, 29] == sum(range(5, 30)) / 25 and found[0, 29] == 0.0
+    found = {(r["seed"], r["env_step"]): r["return_mean"] for r in paper.smoothed(rows)}
+    assert len(found) == 60 and found[1, 0] == 0.0 and found[1, 4] == 2.0, "as far as there are evaluations yet"
+    assert (
+        found[1, 24] == 12.0 and found[1, 25] == 13.0 and found[1, 29] == sum(range(5, 30)) / 25 and found[0, 29] == 0.0
+    )
 
 
 @pytest.mark.slow
