@@ -20,6 +20,9 @@ import numpy as np
 from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
 
 AXES = ("x", "y", "z")
+CONTACT_MARGINS = ("sum", "maximum")
+"""How the margins of two geoms make the margin of their contact: as MuJoCo 3.5 and later combine them, or as earlier
+versions did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +246,9 @@ def find(mjcf: str, folder: Path) -> Path | None:
     return path
 
 
-def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readouts: Any) -> Simulation:
+def load_simulation(
+    name: str, mjcf: Any, folder: Path, frame_skip: Any, readouts: Any, contact_margin: Any = "sum"
+) -> Simulation:
     """Compile a model and read what a task needs from it.
 
     Args:
@@ -252,10 +257,11 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
         folder: where relative paths start.
         frame_skip: simulator steps per action.
         readouts: name to :data:`Readout`.
+        contact_margin: one of :data:`CONTACT_MARGINS`, see :attr:`.task.MujocoTask.contact_margin`.
 
     Raises:
         InputError: the model does not load, has no joint or no actuator, has an actuator without a control range or
-            with a state of its own, or lacks what a readout names.
+            with a state of its own, lacks what a readout names, or has margins that cannot be combined as asked.
         MissingExtra: mujoco is not installed.
     """
     mujoco = load_mujoco()
@@ -266,6 +272,8 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
         raise InputError(f"{where}: mjcf is {mjcf!r}; accepted is text: a path, the XML, or gymnasium:FILE.xml")
     if not isinstance(readouts, Mapping):
         raise InputError(f"{where}: readouts is {readouts!r}; accepted is a mapping from names to readouts")
+    if contact_margin not in CONTACT_MARGINS:
+        raise unknown_name(f"contact_margin of {where}", contact_margin, CONTACT_MARGINS)
     path = find(mjcf, folder)
     try:
         with quiet():
@@ -273,6 +281,8 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
     except ValueError as error:
         what = "its MJCF text" if path is None else f"the MJCF file {path}"
         raise InputError(f"{where}: MuJoCo cannot load {what}: {' '.join(str(error).split())}") from error
+    if contact_margin == "maximum":
+        _take_larger_margins(mujoco, model, where)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
 
     if not model.nv:
@@ -333,6 +343,48 @@ def load_simulation(name: str, mjcf: Any, folder: Path, frame_skip: Any, readout
         action_high=tuple(model.actuator_ctrlrange[:, 1].tolist()),
         quaternions=quaternions,
     )
+
+
+def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
+    """Change the geoms' margins so that their sum in each contact is the larger of the two as they were.
+
+    Two equal margins are halved, and one beside a margin of 0 stays; no other two can be served. Explicit contact pairs
+    have a margin of their own, which MuJoCo has always taken from the larger one.
+
+    Raises:
+        InputError: two geoms that can touch have other margins, or a gap, whose meaning changed as well; or the model
+            has a flex.
+    """
+    halved: set[int] = set()
+    kept: set[int] = set()
+    advice = "give geoms that can touch the same margin and no gap, or take contact_margin = 'sum'"
+    if model.nflex and contacts_enabled(model):
+        raise InputError(f"{where}: contact_margin = 'maximum' does not cover flexes; take contact_margin = 'sum'")
+    for pair in colliding_geoms(model):
+        first, second = (element_name(mujoco, model, "GEOM", g) for g in pair)
+        margins, gaps = model.geom_margin[list(pair)].tolist(), model.geom_gap[list(pair)].tolist()
+        if any(gaps):
+            raise InputError(
+                f"{where}: geoms {first!r} and {second!r} have gaps {gaps[0]:g} and {gaps[1]:g}, which contact_margin "
+                f"= 'maximum' does not cover; {advice}"
+            )
+        if margins[0] == margins[1]:
+            halved |= {g for g in pair if model.geom_margin[g]}
+        elif min(margins) == 0.0:
+            kept |= {g for g in pair if model.geom_margin[g]}
+        else:
+            raise InputError(
+                f"{where}: geoms {first!r} and {second!r} have margins {margins[0]:g} and {margins[1]:g}, which no sum "
+                f"makes the larger of; {advice}"
+            )
+    both = sorted(halved & kept)
+    if both:
+        raise InputError(
+            f"{where}: geom {element_name(mujoco, model, 'GEOM', both[0])!r} can touch geoms of its own margin "
+            f"{model.geom_margin[both[0]]:g} and geoms of margin 0, which contact_margin = 'maximum' cannot serve "
+            f"together; {advice}"
+        )
+    model.geom_margin[sorted(halved)] *= 0.5
 
 
 def contacts_enabled(model: Any) -> bool:

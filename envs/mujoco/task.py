@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ class MujocoTask(Task):
     """Simulator steps per action; ``dt`` is this many timesteps of the model."""
     readouts: ClassVar[Mapping[str, Readout]] = {}
     """Name to what is read out: :class:`BodyPosition`, :class:`SitePosition` or :class:`MeanVelocity`."""
+    contact_margin: ClassVar[Literal["sum", "maximum"]] = "sum"
+    """How the margins of two geoms make the margin of their contact. MuJoCo adds them since 3.5 (``sum``); earlier
+    versions, the paper's among them, took the larger one. ``maximum`` restores that by an edit of the model, which all
+    backends then share; it is exact, and refused where no edit can be (see :func:`.model.load_simulation`)."""
     position_noise: ClassVar[float] = 0.0
     """:meth:`reset` adds a number uniform in +- this to every component of the model's initial qpos."""
     velocity_noise: ClassVar[float] = 0.0
@@ -61,7 +65,12 @@ class MujocoTask(Task):
     def simulation(self) -> Simulation:
         """The compiled model with what was read from it; compiled on first use."""
         return load_simulation(
-            type(self).__name__, self.mjcf, Path(inspect.getfile(type(self))).parent, self.frame_skip, self.readouts
+            type(self).__name__,
+            self.mjcf,
+            Path(inspect.getfile(type(self))).parent,
+            self.frame_skip,
+            self.readouts,
+            self.contact_margin,
         )
 
     @property

@@ -14,7 +14,8 @@ from mage_diffsim.envs.mujoco.task import MujocoTask
 class Ant(MujocoTask):
     """Run: the mean forward velocity plus 1 minus 0.5 |a|^2, until it falls or jumps (height outside 0.2 to 1 m).
 
-    Observation: that velocity, qpos without x and y, qvel. Gymnasium's contact forces and their cost are left out.
+    Observation: that velocity, qpos without x and y, qvel. Gymnasium's contact forces and their cost are left out; its
+    velocity lags one simulator step behind.
     """
 
     name = "Ant"

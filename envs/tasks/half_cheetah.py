@@ -18,7 +18,7 @@ class HalfCheetah(MujocoTask):
     mjcf = "gymnasium:half_cheetah.xml"
     frame_skip = 5
     horizon = 1000
-    source = "gymnasium HalfCheetah-v5 (model, reset); MAGE's published code (observation, reward)"
+    source = "gym HalfCheetah-v2 (model, reset; gymnasium ships the model); MAGE's published code (observation, reward)"
     gradient_horizon = 10  # it grows tenfold every six steps once a policy runs
     readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
     position_noise, velocity_noise, normal_velocity = 0.1, 0.1, True

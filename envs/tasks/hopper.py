@@ -14,15 +14,16 @@ from mage_diffsim.envs.mujoco.task import MujocoTask
 class Hopper(MujocoTask):
     """Hop: the mean forward velocity plus 1 minus 1e-3 |a|^2, until it falls.
 
-    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, the step that falls earns its 1
-    too; Gymnasium's v5 withholds it.
+    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, contacts act within 1 mm (2 mm by
+    the rule of newer MuJoCo), and the step that falls earns its 1 too (Gymnasium's v5 withholds it).
     """
 
     name = "Hopper"
     mjcf = "gymnasium:hopper.xml"
+    contact_margin = "maximum"
     frame_skip = 4
     horizon = 1000
-    source = "gymnasium Hopper-v5 (model, reset); MAGE's published code (observation, reward)"
+    source = "gym Hopper-v2 (model, reset; gymnasium ships the model); MAGE's published code (observation, reward)"
     readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
     position_noise = velocity_noise = 5e-3
 

@@ -17,13 +17,16 @@ class Pusher(MujocoTask):
 
     The two distances are those in s, as in the paper and in Gymnasium up to v4; v5 takes them in s'. Observation: the
     arm's qpos and qvel, positions of tip, object and goal at the end of the step (Gymnasium's lag one simulator step).
+    As in the paper, contacts act within 2 mm (4 mm by the rule of newer MuJoCo); the object of Gymnasium's v5 is 600
+    times as heavy.
     """
 
     name = "Pusher"
-    mjcf = "gymnasium:pusher_v5.xml"
+    mjcf = "gymnasium:pusher.xml"
+    contact_margin = "maximum"
     frame_skip = 5
     horizon = 100
-    source = "gymnasium Pusher-v5 (model, reset); MAGE's published code (reward), control cost as in gymnasium"
+    source = "gym Pusher-v2 (model, reset, control cost; gymnasium ships the model); MAGE's published code (reward)"
     readouts = {  # noqa: RUF012
         "tip": BodyPosition("tips_arm"),
         "object": BodyPosition("object"),

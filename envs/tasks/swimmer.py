@@ -20,7 +20,7 @@ class Swimmer(MujocoTask):
     mjcf = "gymnasium:swimmer.xml"
     frame_skip = 4
     horizon = 1000
-    source = "gymnasium Swimmer-v5 (model, reset); MAGE's published code (observation, reward)"
+    source = "gym Swimmer-v2 (model, reset; gymnasium ships the model); MAGE's published code (observation, reward)"
     position_noise = velocity_noise = 0.1
 
     @cached_property

@@ -14,15 +14,15 @@ from mage_diffsim.envs.mujoco.task import MujocoTask
 class Walker2d(MujocoTask):
     """Walk: the mean forward velocity plus 1 minus 1e-3 |a|^2, until it falls.
 
-    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, the step that falls earns its 1
-    too; Gymnasium's v5 withholds it.
+    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, the right foot has friction 0.9
+    (1.9 in Gymnasium's v5), and the step that falls earns its 1 too (Gymnasium's v5 withholds it).
     """
 
     name = "Walker2d"
-    mjcf = "gymnasium:walker2d_v5.xml"
+    mjcf = "gymnasium:walker2d.xml"
     frame_skip = 4
     horizon = 1000
-    source = "gymnasium Walker2d-v5 (model, reset); MAGE's published code (observation, reward)"
+    source = "gym Walker2d-v2 (model, reset; gymnasium ships the model); MAGE's published code (observation, reward)"
     readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
     position_noise = velocity_noise = 5e-3
 

@@ -387,7 +387,7 @@ def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
 
 def test_gymnasiums_pusher_is_refused():
     with pytest.raises(InputError, match=r"a capsule \(.*\) with a cylinder \(.*\).* use backend mujoco"):
-        refused("gymnasium:pusher_v5.xml")
+        refused("gymnasium:pusher.xml")
 
 
 def test_physics_of_equal_models_share_what_is_compiled(caplog):

@@ -1,8 +1,10 @@
 """The MuJoCo tasks against Gymnasium's environments, MuJoCo C's own derivatives, and models of a stranger's."""
 
+import dataclasses
 import pickle
 import threading
 import warnings
+from pathlib import Path
 
 import gymnasium
 import mujoco
@@ -23,7 +25,9 @@ from mage_diffsim.envs import (
     make_task,
     rollout,
 )
+from mage_diffsim.envs import mujoco as mujoco_backend
 from mage_diffsim.envs.contract import Tolerances
+from mage_diffsim.envs.mujoco.model import colliding_geoms, find
 
 TASKS = (
     "InvertedPendulum",
@@ -42,9 +46,24 @@ def physics_of(task, **options):
     return make_physics(task, "mujoco", dtype=torch.float64, **options)
 
 
+PAPER_MODELS = {"Walker2d": "walker2d.xml", "Pusher": "pusher.xml"}
+"""The models of the paper's tasks where Gymnasium's v5 has others."""
+LARGER_MARGIN = ("Hopper", "Pusher")
+"""Tasks whose contacts take the larger of two equal margins; Gymnasium's environment adds them."""
+
+
+def gymnasium_env(name):
+    """Gymnasium's v5 environment on the task's model."""
+    options = {"xml_file": PAPER_MODELS[name]} if name in PAPER_MODELS else {}
+    env = gymnasium.make(f"{name}-v5", **options).unwrapped
+    if name in LARGER_MARGIN:
+        env.model.geom_margin[:] *= 0.5
+    return env
+
+
 def gymnasium_trajectory(name, steps, seed=0):
     """States (qpos, qvel), actions, next states, rewards and terminations of random episodes in Gymnasium's v5."""
-    env = gymnasium.make(f"{name}-v5").unwrapped
+    env = gymnasium_env(name)
     env.reset(seed=seed)
     env.action_space.seed(seed)
     low, high = env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64)
@@ -108,6 +127,70 @@ def test_rewards_differ_from_gymnasiums_only_as_documented(name):
         assert 0.0 < (ours - theirs).abs().max() < 0.2
 
 
+def test_the_papers_tasks_have_the_models_that_the_paper_used():
+    """Where Gymnasium's v5 changed a model, and where MuJoCo changed what the model says."""
+    assert PAPER_MODELS.items() <= {n: make_task(n).mjcf.removeprefix("gymnasium:") for n in PAPER_MODELS}.items()
+    walker, pusher = (make_task(name).simulation.model for name in PAPER_MODELS)
+    friction = {name: walker.geom(name).friction[0] for name in ("foot_geom", "foot_left_geom")}
+    assert friction == {"foot_geom": 0.9, "foot_left_geom": 1.9}
+    assert pusher.body("object").mass[0] == pytest.approx(1e-5 * np.pi * (0.05**2 * 0.1 + 4.0 / 3.0 * 0.05**3))
+    for name in ("HalfCheetah", "Walker2d", "Swimmer"):  # how margins combine does not matter without any
+        assert not make_task(name).simulation.model.geom_margin.any()
+
+
+def in_contact(name, n, generator):
+    """States of a task in which geoms touch or are within a few margins, [n, S], and actions, [n, A]."""
+    task = make_task(name)
+    physics = physics_of(task)
+    state = task.reset(n, generator)
+    if name == "Pusher":  # the object beside the fingers, on the table's level
+        arm = torch.tensor([0.2, 0.55, 0.0, -0.95, 0.0, -0.3, 0.0], dtype=torch.float64)
+        arm = arm + 0.15 * torch.randn(n, 7, dtype=torch.float64, generator=generator)
+        start = task.state_at(torch.cat([arm, state[:, 7:11]], 1), state[:, 11:22])
+        offset = 0.12 * (2.0 * torch.rand(n, 2, dtype=torch.float64, generator=generator) - 1.0)
+        beside = task.readout(start, "tip")[:, :2] + offset - torch.tensor([0.45, -0.05], dtype=torch.float64)
+        qpos = torch.cat([arm, beside.flip(-1), state[:, 9:11]], 1)
+        state = task.state_at(qpos, torch.randn(n, 11, dtype=torch.float64, generator=generator))
+    states, actions = [], []
+    for _ in range(40):
+        action = torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) * 2 - 1
+        states.append(state)
+        actions.append(action)
+        state = physics.step(state, action)
+    return torch.cat(states), torch.cat(actions)
+
+
+@pytest.mark.parametrize("name", LARGER_MARGIN)
+def test_contacts_act_within_the_larger_margin_as_in_the_papers_mujoco(name):
+    """MuJoCo gives explicit pairs the larger margin by default, still: they hold the old rule without our edit."""
+    task = make_task(name)
+    spec = mujoco.MjSpec.from_file(str(find(task.mjcf, Path())))
+    added = mujoco.MjSpec.from_file(str(find(task.mjcf, Path()))).compile()
+    for i, geom in enumerate(spec.geoms):
+        geom.name = f"geom{i}"
+    for g1, g2 in colliding_geoms(added):
+        condim = max(spec.geoms[g1].condim, spec.geoms[g2].condim)
+        pair = spec.add_pair(geomname1=f"geom{g1}", geomname2=f"geom{g2}", condim=condim)
+        pair.margin = pair.gap = np.nan  # not given, so taken from the geoms
+        pair.friction[:] = pair.solref[:] = pair.solimp[:] = np.nan
+    for geom in spec.geoms:
+        geom.contype = geom.conaffinity = 0
+    old = spec.compile()
+    assert (old.pair_margin == added.geom_margin.max()).all()
+    old.opt.disableflags |= task.simulation.model.opt.disableflags
+    physics = physics_of(task)
+    state, action = in_contact(name, 24, torch.Generator().manual_seed(0))
+
+    def stepped(model):
+        simulation = dataclasses.replace(task.simulation, model=model)
+        return mujoco_backend._Stepper(simulation, None)(task.qpos(state), task.qvel(state), task.scale_action(action))
+
+    ours = physics.step(state, action)
+    assert (ours - stepped(old)).abs().max() <= 1e-9
+    differing = (ours - stepped(added)).abs().amax(1) > 1e-6
+    assert differing.sum() > 10  # what Gymnasium's environment does with today's MuJoCo
+
+
 def test_pusher_charges_the_action_in_the_actuators_unit():
     task = make_task("Pusher")
     obs = task.observe(task.reset(1, torch.Generator()))
@@ -119,7 +202,7 @@ def test_pusher_charges_the_action_in_the_actuators_unit():
 @pytest.mark.parametrize("name", TASKS)
 def test_resets_are_distributed_like_gymnasiums(name):
     task = make_task(name)
-    env = gymnasium.make(f"{name}-v5").unwrapped
+    env = gymnasium_env(name)
     theirs = []
     for seed in range(300):
         env.reset(seed=seed)
@@ -393,6 +476,24 @@ def test_a_model_may_be_a_file_beside_the_task(tmp_path):
     assert task.dt == pytest.approx(0.02)
 
 
+MARGINS = (
+    SLIDER.replace("</worldbody>", "<geom name='wall' size='.1' pos='.05 0 0' margin='{0}'/></worldbody>")
+    .replace('<geom size="0.1" mass="2"/>', "<geom name='box' size='.1' mass='2' margin='{1}'/>")
+    .replace('mass="1e-9"', 'mass="1e-9" contype="0" conaffinity="0"')
+)
+PEG = "<geom size='.1' pos='-.3 0 0'/></worldbody>"
+
+
+@pytest.mark.parametrize("wall, box", [("0", "0"), (".02", "0"), ("0", ".02"), (".02", ".02")])
+def test_the_larger_of_two_margins_is_what_the_rule_maximum_says(wall, box):
+    larger = max(float(wall), float(box))
+    for rule, margin in (("maximum", larger), ("sum", float(wall) + float(box))):
+        simulation = slider(mjcf=MARGINS.format(wall, box), contact_margin=rule).simulation
+        data = mujoco.MjData(simulation.model)
+        mujoco.mj_forward(simulation.model, data)
+        assert [contact.includemargin for contact in data.contact] == pytest.approx([margin])
+
+
 BAD = {
     "no file": (dict(mjcf="nothing.xml"), "there is no MJCF file .*nothing.xml: give the path of one"),
     "no asset": (dict(mjcf="gymnasium:cheetah.xml"), "unknown model of gymnasium 'cheetah.xml': choose one of ant.xml"),
@@ -442,6 +543,22 @@ BAD = {
     "empty": (dict(mjcf=""), "mjcf is ''; accepted is text"),
     "no mapping": (dict(readouts=[1]), "readouts is \\[1\\]; accepted is a mapping"),
     "true": (dict(frame_skip=True), "frame_skip is True; accepted is a whole number"),
+    "margin rule": (
+        dict(contact_margin="max"),
+        "unknown contact_margin of task Slider 'max': choose one of maximum, sum",
+    ),
+    "other margins": (
+        dict(mjcf=MARGINS.format(".02", ".03"), contact_margin="maximum"),
+        "task Slider: geoms 'wall' and 'box' have margins 0.02 and 0.03, which no sum makes the larger of; give geoms",
+    ),
+    "gaps": (
+        dict(mjcf=MARGINS.format(".02", ".02' gap='.01"), contact_margin="maximum"),
+        "geoms 'wall' and 'box' have gaps 0 and 0.01, which contact_margin = 'maximum' does not cover; give geoms",
+    ),
+    "margins of its own and 0": (
+        dict(mjcf=MARGINS.replace("</worldbody>", PEG).format(".02", ".02"), contact_margin="maximum"),
+        "geom 'box' can touch geoms of its own margin 0.02 and geoms of margin 0, which contact_margin = 'maximum'",
+    ),
     "frame skip": (dict(frame_skip=0), "frame_skip is 0; accepted is a whole number of 1 or more"),
 }
 
