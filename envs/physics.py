@@ -12,6 +12,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.op import indexed
 from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.files import import_beside
 from mage_diffsim.envs.task import Task
 
 BACKENDS: dict[str, str] = {
@@ -25,12 +26,40 @@ BACKENDS: dict[str, str] = {
 """Backend name to the class that implements it, imported on first use."""
 
 
-def load(reference: Any) -> Any:
-    """The object that ``"module:attribute"`` names; anything else is returned as it is."""
-    if not isinstance(reference, str):
-        return reference
+def load(reference: str) -> Any:
+    """The object that ``"module:attribute"`` names."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def implementation(task: Task, backend: str) -> Any:
+    """What a task lists in ``physics`` for a backend; a module named there may lie beside the task's own file.
+
+    Raises:
+        InputError: what is listed is text and not of the form module:attribute, or there is no such module or
+            attribute.
+    """
+    reference = task.physics[backend]
+    if not isinstance(reference, str):
+        return reference
+    where = f"task {task.name}: physics[{backend!r}] is {reference!r}"
+    name, _, attribute = reference.partition(":")
+    if not name or not attribute:
+        raise InputError(f"{where}; accepted is module:attribute, or the callable itself")
+    classes = type(task).__mro__
+    if "physics" not in vars(task):  # the class that lists it knows where its modules are
+        classes = classes[next(i for i, cls in enumerate(classes) if "physics" in vars(cls)) :]
+    try:
+        module = import_beside(classes, name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something it imports is not
+        raise InputError(
+            f"{where}, and there is no module {name!r}; accepted is a module beside the task's file or on the path"
+        ) from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{where}, and module {name!r} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 class Physics(abc.ABC):

@@ -6,14 +6,13 @@ import importlib
 import importlib.util
 import inspect
 import math
-import sys
-import zlib
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.envs.files import load_file, source_file
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.task import Task
 
@@ -45,7 +44,8 @@ def _known() -> dict[str, str | type[Task]]:
 def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
     """Make a task available by its ``name``; usable as a class decorator.
 
-    Defining the same class again (a file executed anew, a notebook cell run twice) replaces it.
+    Defining the same class again replaces it: a file executed anew or imported under another name, a notebook cell run
+    twice. It is the same if its source file is, or its module where there is no file, and its name within that.
 
     Raises:
         InputError: the definition is incomplete or contradicts itself, or the name is taken by another class and
@@ -53,11 +53,26 @@ def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
     """
     check_definition(task)
     taken = _known().get(task.name)
-    again = inspect.isclass(taken) and (taken.__module__, taken.__qualname__) == (task.__module__, task.__qualname__)
-    if taken is not None and not again and not overwrite:
+    if taken is not None and not overwrite and not _is_definition_of(taken, task):
         raise InputError(f"a task named {task.name!r} is registered already: rename it or pass overwrite=True")
     _TASKS[task.name] = task
     return task
+
+
+def _is_definition_of(known: str | type[Task], task: type[Task]) -> bool:
+    """Whether what is known under a name, perhaps not imported yet, is an earlier state of this class."""
+    if isinstance(known, str):
+        module, _, name = known.rpartition(":")
+        try:
+            spec = None if module.endswith(".py") else importlib.util.find_spec(module)
+        except ImportError:  # an installed package that is broken
+            return False
+        file = module if spec is None else spec.origin
+        place = None if file is None else Path(file).expanduser().resolve()
+    else:
+        module, name, place = known.__module__, known.__qualname__, source_file(known)
+    same_place = module == task.__module__ or (place is not None and place == source_file(task))
+    return same_place and name == task.__qualname__
 
 
 def task_names() -> tuple[str, ...]:
@@ -68,7 +83,7 @@ def task_names() -> tuple[str, ...]:
 def task_class(name: str) -> type[Task]:
     """The class of a registered task, of ``"path/to/file.py:ClassName"`` or of ``"package.module:ClassName"``.
 
-    A file is executed anew at every call.
+    A file is executed anew at every call; its code may import the modules beside it (see :func:`.files.load_file`).
 
     Raises:
         InputError: no such task, file, module or attribute; or it is not a complete Task.
@@ -106,12 +121,15 @@ def _import(reference: str) -> Any:
         path = Path(where).expanduser().resolve()
         if not path.is_file():
             raise InputError(f"task {reference!r}: there is no file {path}; give path/to/file.py:ClassName")
-        name = f"mage_diffsim_task_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # one module per file
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None  # a .py file always has both
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickle look the module up by name
-        spec.loader.exec_module(module)
+        try:
+            module = load_file(path)
+        except ImportError as error:
+            if "no known parent package" not in str(error):
+                raise
+            raise InputError(
+                f"task {reference!r}: the file is part of a package, whose modules it imports relatively; give "
+                "package.module:ClassName, with the package's folder on the path (PYTHONPATH)"
+            ) from error
     else:
         try:
             module = importlib.import_module(where)
@@ -134,7 +152,7 @@ def check_definition(task: object) -> None:
     """Check what can be told about a task class without running it.
 
     Attributes that are properties (a task may read them from a model file) are left to the contract of
-    :mod:`mage_diffsim.envs.contract`.
+    :mod:`mage_diffsim.envs.contract`; ``name`` may not be one.
 
     Raises:
         InputError: the first thing that is missing or contradictory.
@@ -151,6 +169,11 @@ def check_definition(task: object) -> None:
             raise InputError(f"{where} lacks the attribute {attribute}: set it in the class body")
         if not isinstance(inspect.getattr_static(task, attribute), (property, cached_property)):
             values[attribute] = getattr(task, attribute)
+        elif attribute == "name":
+            raise InputError(
+                f"{where}: name is a property, and a task is found by its name before it is made; accepted is text in "
+                "the class body"
+            )
 
     def require(attribute: str, accepted: bool, what: str) -> None:
         if attribute in values and not accepted:

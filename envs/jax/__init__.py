@@ -10,7 +10,7 @@ from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 
 
@@ -45,7 +45,7 @@ class JaxPhysics(Physics):
         super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         jax = load_jax()
         check_device(self.device, str(self))
-        step: Any = load(task.physics["jax"])(task)
+        step: Any = implementation(task, "jax")(task)
         self._op = _differentiated(jax.vmap(step), self.derivative, residuals, str(self))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:

@@ -19,7 +19,7 @@ from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
-from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 
 _logger = logging.getLogger("mage_diffsim")
@@ -66,13 +66,13 @@ class MjxPhysics(Physics):
         _load_step()
         check_device(self.device, str(self))
         keep_compilations()
-        self.simulation: Simulation = load(task.physics["mjx"])(task)
+        self.simulation: Simulation = implementation(task, "mjx")(task)
         self._op = _shared_op(self.simulation, self.derivative, residuals)
 
     @classmethod
     def check_covers(cls, task: Task) -> None:
         load_jax()
-        _load_step().check_supported(load(task.physics["mjx"])(task))
+        _load_step().check_supported(implementation(task, "mjx")(task))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]

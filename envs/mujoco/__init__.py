@@ -14,7 +14,7 @@ from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
-from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 
 ROWS = 1024
@@ -58,7 +58,7 @@ class MujocoPhysics(Physics):
         load_mujoco()
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
-        self.simulation: Simulation = load(task.physics["mujoco"])(task)
+        self.simulation: Simulation = implementation(task, "mujoco")(task)
         steps = getattr(task, "difference_steps", MujocoTask.difference_steps)
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.files import source_file
 from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation
 from mage_diffsim.envs.task import Task
 
@@ -34,7 +34,7 @@ class MujocoTask(Task):
 
     mjcf: ClassVar[str]
     """The model: ``gymnasium:half_cheetah.xml`` (an asset of gymnasium's), the path of a file (relative paths start at
-    the task's own file), or the XML itself."""
+    the task's own file; for a class of a notebook or of ``python -c``, at the current directory), or the XML itself."""
     frame_skip: ClassVar[int]
     """Simulator steps per action; ``dt`` is this many timesteps of the model."""
     readouts: ClassVar[Mapping[str, Readout]] = {}
@@ -64,13 +64,12 @@ class MujocoTask(Task):
     @cached_property
     def simulation(self) -> Simulation:
         """The compiled model with what was read from it; compiled on first use."""
+        # relative paths start at the class that gives the model, which a subclass may inherit
+        classes = type(self).__mro__
+        file = source_file(next((c for c in classes if "mjcf" in vars(c) and "mjcf" not in vars(self)), type(self)))
+        folder = Path.cwd() if file is None else file.parent
         return load_simulation(
-            type(self).__name__,
-            self.mjcf,
-            Path(inspect.getfile(type(self))).parent,
-            self.frame_skip,
-            self.readouts,
-            self.contact_margin,
+            type(self).__name__, self.mjcf, folder, self.frame_skip, self.readouts, self.contact_margin
         )
 
     @property

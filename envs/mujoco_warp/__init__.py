@@ -15,7 +15,7 @@ from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import check_device, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
-from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 
 KEPT = 4
@@ -59,7 +59,7 @@ class MujocoWarpPhysics(Physics):
         if dtype != torch.float32:
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
         check_device(self.device, str(self))
-        self.simulation: Simulation = load(task.physics["mujoco-warp"])(task)
+        self.simulation: Simulation = implementation(task, "mujoco-warp")(task)
         self._op = FiniteDifference(
             _Stepper(self.simulation, self.device, str(self)),
             step=STEP,

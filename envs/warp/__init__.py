@@ -13,7 +13,7 @@ from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import WarpOp, check_device, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
-from mage_diffsim.envs.physics import Physics, load
+from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp.compiler.intake import read
 
@@ -56,7 +56,7 @@ class WarpPhysics(Physics):
         check_device(self.device, str(self))
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
-        made: Any = load(task.physics["warp"])(task)
+        made: Any = implementation(task, "warp")(task)
         self.simulation: Simulation | None = None
         kernels: Op
         if isinstance(made, Simulation):
@@ -77,7 +77,7 @@ class WarpPhysics(Physics):
     @classmethod
     def check_covers(cls, task: Task) -> None:
         if _of_model(task):
-            read(load(task.physics["warp"])(task))
+            read(implementation(task, "warp")(task))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         if self.simulation is None:

@@ -213,6 +213,11 @@ def test_names_read_from_a_model_may_be_properties(clean_registry):
     assert make_task("Still").state_dim == 1
 
 
+def test_the_name_may_not_be_a_property(clean_registry):
+    with pytest.raises(InputError, match="name is a property, and a task is found by its name"):
+        register_task(define(name=property(lambda self: "Still")))
+
+
 @pytest.mark.parametrize("given", [int, "Pendulum", 3])
 def test_only_task_classes_can_be_registered(given):
     with pytest.raises((InputError, TypeError), match=r"is not a task|type"):

@@ -1,0 +1,185 @@
+"""Tasks in single files: how a file is executed, and how its code finds the modules that lie beside it."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PREFIX = "mage_diffsim_task_"
+"""How the modules made of such files are called in ``sys.modules``; what follows tells file and folder apart."""
+
+
+def source_file(definition: Any) -> Path | None:
+    """The file that a class or function was defined in; None for a notebook, ``python -c`` or ``exec``."""
+    name = getattr(sys.modules.get(definition.__module__), "__file__", None)
+    if name is None or not name.endswith(".py") or not Path(name).is_file():
+        return None
+    return Path(name).resolve()
+
+
+def load_file(path: Path) -> ModuleType:
+    """Execute a file anew, as a module of its own.
+
+    Its code, and that of the modules beside it, imports these modules by their plain names, whenever it runs, as a
+    script would: neither ``sys.path`` nor another file's modules of the same names are touched. They are executed once,
+    and again when one of them has changed. The standard library is never taken from a folder.
+    """
+    path = path.resolve()
+    _forget_changed(path.parent)
+    name = _private_name(path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pickle look the module up by name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+def import_beside(definitions: Iterable[Any], name: str) -> ModuleType:
+    """The module of this name as the code of one of these classes or functions would import it, the first's first."""
+    top, dot, rest = name.partition(".")
+    for definition in definitions:
+        folder = _folder_of(sys.modules.get(definition.__module__))
+        private = None if folder is None else _beside(folder, top)
+        if private is not None:
+            return importlib.import_module(f"{private}{dot}{rest}")
+    return importlib.import_module(name)
+
+
+def _private_name(path: Path) -> str:
+    return f"{PREFIX}{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # one module per file
+
+
+def _folder_of(module: ModuleType | None) -> Path | None:
+    """Where the absolute imports of a task file's module, or of one beside it, look first."""
+    top = sys.modules.get(module.__name__.partition(".")[0]) if module is not None else None
+    if top is None or not top.__name__.startswith(PREFIX):
+        return None
+    if hasattr(top, "__path__"):
+        return Path(next(iter(top.__path__))).parent
+    return Path(str(top.__file__)).parent
+
+
+def _beside(folder: Path, top: str) -> str | None:
+    """The private name of a module in a folder; None if it is not there, or if an ordinary import finds this one."""
+    if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+        return None
+    found = importlib.machinery.PathFinder.find_spec(top, [str(folder)])
+    if found is None or not (found.origin is None or isinstance(found.loader, importlib.machinery.SourceFileLoader)):
+        return None
+    try:
+        ordinary = importlib.util.find_spec(top)
+    except ValueError:  # a module that was made by hand
+        ordinary = None
+    if ordinary is not None and (found.origin is None or _same_file(found.origin, ordinary.origin)):
+        return None  # a folder without __init__.py gives way to any other module, as it does in Python
+    place = folder / top if found.origin is None else Path(found.origin)
+    name = _private_name(place.parent if place.name == "__init__.py" else place)
+    _PLACES[name] = (top, folder)
+    return name
+
+
+def _same_file(a: str, b: str | None) -> bool:
+    return b is not None and Path(a).resolve() == Path(b).resolve()
+
+
+def _importer(folder: Path) -> Any:
+    """What an import statement calls in code of this folder."""
+
+    def import_(
+        name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
+    ) -> ModuleType:
+        top, dot, rest = name.partition(".")
+        private = _beside(folder, top) if level == 0 else None
+        if private is not None:
+            name = f"{private}{dot}{rest}"
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+
+    return import_
+
+
+_PLACES: dict[str, tuple[str, Path]] = {}
+"""Private name of a module that code beside it has imported to its plain name and its folder."""
+_SOURCES: dict[str, bytes] = {}
+"""Name of a module to what its file held when it was executed."""
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def get_code(self, fullname: str) -> Any:
+        """Compiled anew: a cached file of bytecode is told from an edit within the same second by nothing."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+    def exec_module(self, module: ModuleType) -> None:
+        folder = _folder_of(module)
+        assert folder is not None
+        _SOURCES[module.__name__] = self.get_data(self.path)
+        # Its own import function: statements that run later, in a function, find the same modules.
+        vars(module)["__builtins__"] = vars(builtins) | {"__import__": _importer(folder)}
+        super().exec_module(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the private names."""
+
+    def find_spec(
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(PREFIX):
+            return None
+        if fullname in _PLACES:
+            plain, folder = _PLACES[fullname]
+            found = importlib.machinery.PathFinder.find_spec(plain, [str(folder)])
+        else:  # within a package
+            found = importlib.machinery.PathFinder.find_spec(fullname, None if path is None else list(path))
+        if found is None or (found.origin is None and found.submodule_search_locations is None):
+            return None
+        if found.origin is None:
+            namespace = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            namespace.submodule_search_locations = list(found.submodule_search_locations or ())
+            return namespace
+        if not isinstance(found.loader, importlib.machinery.SourceFileLoader):
+            return found
+        return importlib.util.spec_from_file_location(
+            fullname,
+            found.origin,
+            loader=_Loader(fullname, found.origin),
+            submodule_search_locations=found.submodule_search_locations,
+        )
+
+
+sys.meta_path.insert(0, _Finder())
+
+
+def _forget_changed(folder: Path) -> None:
+    """Let the modules of a folder be executed again if the file of one of them has changed."""
+    importlib.invalidate_caches()  # a file may have been added within the same second
+    tops = {name for name, (_, place) in _PLACES.items() if place == folder}
+    loaded = [name for name in sys.modules if name.partition(".")[0] in tops]
+    if any(name in _SOURCES and _read(sys.modules[name]) != _SOURCES[name] for name in loaded):
+        for name in loaded:
+            del sys.modules[name]
+
+
+def _read(module: ModuleType) -> bytes | None:
+    try:
+        return Path(str(module.__file__)).read_bytes()
+    except OSError:
+        return None
