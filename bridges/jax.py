@@ -184,6 +184,7 @@ class _JaxOp(Op):
         pull_back = _columns_pull_back if derivative == "jvp" else _reverse_pull_back
         self.name = name
         self.keeps = residuals == "keep"
+        self._made_of = (function, derivative, residuals, name)
         self._rows_only = derivative == "jvp"
         self._call = jax.jit(function)
         self._pull_back = jax.jit(functools.partial(pull_back, function), static_argnums=0)
@@ -214,6 +215,10 @@ class _JaxOp(Op):
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         gradients = iter(self._apply(kept, to_jax(cotangent)))
         return tuple(_to_torch_copy(next(gradients), cotangent.device) if n else None for n in needs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the function, which pickle must be able to find by its name."""
+        return _JaxOp, self._made_of
 
     def _one_array(self, output: Any) -> Any:
         if not isinstance(output, load_jax().Array):

@@ -98,6 +98,13 @@ class Op(abc.ABC):
             return _outside_compiler()(self, inputs)
         return _run(self, inputs)
 
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Op:
+        """The same object: nothing of a call is kept on it, and compiled functions cannot be copied."""
+        return self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
 

@@ -157,5 +157,8 @@ class WarpOp(Op):
         self._launch(self._adjoint, inputs, (cotangent, *gradients))
         return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"{self.name}: Warp kernels cannot be pickled; pickle what they are made from")
+
     def _launch(self, kernel: Any, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
         launch(kernel, inputs[0].shape[0], (*inputs, *self._constants, *rest))

@@ -65,6 +65,9 @@ def implementation(task: Task, backend: str) -> Any:
 class Physics(abc.ABC):
     """One task's dynamics in one backend.
 
+    Physics keep nothing from one step to the next. ``copy.deepcopy`` and ``pickle`` make them anew, of a copy of the
+    task; unpickled elsewhere they are compiled there.
+
     ``step`` checks its input, clips the action to [-1, 1] *in torch* (simulators disagree about the derivative at the
     bound: torch passes the gradient there) and hands it to :meth:`_advance`, the one method a backend writes.
     """
@@ -153,8 +156,25 @@ class Physics(abc.ABC):
                 f"{self}: {what} is {x.dtype} on {x.device}; this physics takes {self.dtype} on {self.device}"
             )
 
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments besides the task; a backend that takes others adds them."""
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "derivative": self.derivative,
+            "residuals": self.residuals,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew from task and options: kernels, buffers and locks cannot be copied."""
+        return _made_anew, (type(self), self.task, self._options())
+
     def __repr__(self) -> str:
         return f"{self.task.name} physics (backend {self.backend}, derivative {self.derivative})"
+
+
+def _made_anew(physics: type[Physics], task: Task, options: dict[str, Any]) -> Physics:
+    return physics(task, **options)
 
 
 class TorchPhysics(Physics):

@@ -55,6 +55,7 @@ class MujocoPhysics(Physics):
         converged: bool = False,
     ) -> None:
         super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        self._converged = converged
         load_mujoco()
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
@@ -77,6 +78,9 @@ class MujocoPhysics(Physics):
         return MujocoPhysics(
             self.task, dtype=torch.float64, device=self.device, derivative=self.derivative, converged=True
         )
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"converged": self._converged}
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
