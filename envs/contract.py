@@ -339,7 +339,7 @@ def _check_reset(task: Task, n: int, seed: int) -> Iterator[Check]:
 
     def other_seed() -> Outcome:
         if torch.equal(draw(seed), draw(seed + 1)):
-            return True, None, "note: another seed gives the very same states, so every episode starts alike"
+            return True, None, "note: another seed gives the same states, so every episode starts alike"
         return True, None, "another seed, other states"
 
     for name, check in (("shape", shape), ("finite", finite), ("same seed", same_seed), ("other seed", other_seed)):
