@@ -13,31 +13,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
 
 import torch
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.batched import BatchedEnv
+from mage_diffsim.envs.checks import (
+    Check,
+    Differences,
+    Outcome,
+    Subject,
+    all_finite,
+    check_reset,
+    check_values,
+    closeness,
+    finite_differences,
+    jacobian_of,
+    row_text,
+    run_check,
+)
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
 from mage_diffsim.envs.task import Task
-
-STEP_SIZES = (1e-4, 1e-5, 1e-6, 1e-7)
-"""Finite-difference steps tried at every state; the one on the plateau is used."""
-ROUNDING = 16 * torch.finfo(torch.float64).eps
-"""Rounding error of a finite difference, relative to |f| / h: a few ulp in each of two values, at half the step."""
-KINK = 1e-3
-"""A state is clean when, at some step size, one-sided and halved-step differences agree to this relative bound."""
-
-Outcome = tuple[bool, float | None, str]
-"""Of one check: whether it passed, the worst value, one sentence."""
-
-Differences = tuple[Float[Tensor, "N Y X"], Float[Tensor, "N Y 1"], Bool[Tensor, " N"]]
-"""Central differences, their rounding error, and which rows are clean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +59,6 @@ class Tolerances:
             return Tolerances(gradient=1e-6, agreement=1e-10, independence=1e-12)
         contacts = isinstance(task, MujocoTask) and task.simulation.has_contacts
         return Tolerances(gradient=1e-3, agreement=1e-4 if contacts else 1e-5, independence=1e-5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    subject: str
-    """What was checked: ``reward``, ``step torch/autograd``, ..."""
-    name: str
-    """Which property: ``shape``, ``finite``, ``gradient``, ..."""
-    status: Literal["passed", "failed", "skipped"]
-    worst: float | None
-    """Worst value found, to be compared with ``tolerance``."""
-    tolerance: float | None
-    detail: str
-    """One sentence; for a failure it names the offending input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,32 +102,6 @@ class Report:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """A batched function under test, with the sampled and the degenerate inputs it is tested on."""
-
-    name: str
-    call: Callable[..., Tensor]
-    call64: Callable[..., Tensor] | None
-    """The same function in float64, for the finite differences; None where there is nothing to differentiate."""
-    inputs: dict[str, Tensor]
-    degenerate: dict[str, Tensor]
-    shape: tuple[int, ...]
-    """Shape of one row of the output."""
-    dtype: torch.dtype
-    any_batch_axes: bool
-    """Takes any number of leading axes, and either float type (the task's functions do, physics do not)."""
-    differences: dict[str, Differences] = dataclasses.field(default_factory=dict)
-    """Of ``call64`` by input, once they are computed; subjects with the same ``call64`` share them."""
-    accuracy: float = 0.0
-    """Relative error that its derivative is allowed by design."""
-
-    def __call__(self, inputs: dict[str, Tensor] | None = None) -> Tensor:
-        # Clones, so that a function that writes into its input or reuses its output does not spoil other checks.
-        with torch.no_grad():
-            return self.call(*(x.clone() for x in (inputs or self.inputs).values())).clone()
-
-
 def check_task(
     task: Task | str,
     backend: str | None = None,
@@ -182,7 +140,7 @@ def check_task(
     if backend is not None and backend not in known:
         make_physics(task, backend)  # raises the error that lists the valid names
     device = torch.device(device)
-    checks: list[Check] = list(_check_reset(task, samples, seed))
+    checks: list[Check] = list(check_reset(task, samples, seed))
 
     physics: dict[str, Physics] = {}
     sources: set[str] = set()
@@ -219,11 +177,12 @@ def check_task(
         pool[: samples // 2] = _random_rollout(task, reference, samples, steps, seed)[: samples // 2]
         return True, None, f"{samples} environments, {steps} random steps"
 
-    checks.append(_run("rollout", "runs", None, reach))
+    checks.append(run_check("rollout", "runs", None, reach))
     if states is not None:
         pool = torch.cat([pool, states.to(device, dtype)])
     for subject in _subjects(task, physics, pool, seed):
-        checks += _check_subject(subject, tolerances)
+        checks += check_values(subject, tolerances.independence)
+        checks += _check_gradients(subject, tolerances)
     checks += _check_agreement(task, physics, pool, tolerances, seed)
     return Report(task.name, str(dtype), str(device), tuple(checks))
 
@@ -243,7 +202,7 @@ def _random_rollout(task: Task, physics: Physics, n: int, steps: int, seed: int)
     return torch.stack([visited[i * steps // n][i] for i in range(n)])
 
 
-def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int) -> Iterator[_Subject]:
+def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int) -> Iterator[Subject]:
     """The task's functions and every physics, each with inputs; next observations come from the first physics."""
     first = next(iter(physics.values()))
     n = state.shape[0]
@@ -258,10 +217,10 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
     actions = (third - 1).to(state.dtype).expand_as(action)
     states, observations = state.masked_fill(zero, 0.0), obs.masked_fill(zero, 0.0)
 
-    yield _Subject(
+    yield Subject(
         "observe", task.observe, task.observe, {"state": state}, {"state": states}, (task.obs_dim,), state.dtype, True
     )
-    yield _Subject(
+    yield Subject(
         "reward",
         task.reward,
         task.reward,
@@ -271,7 +230,7 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
         state.dtype,
         True,
     )
-    yield _Subject(
+    yield Subject(
         "terminated", task.terminated, None, {"next_obs": next_obs}, {"next_obs": observations}, (), torch.bool, True
     )
     references: dict[str, tuple[Physics, dict[str, Differences]]] = {}
@@ -281,7 +240,7 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
             # Where it is another backend's, it is the same for all.
             references[p.backend] = next((r for r in references.values() if r[0].backend == exact.backend), (exact, {}))
         exact, differences = references[p.backend]
-        yield _Subject(
+        yield Subject(
             f"step {name}",
             p.step,
             exact.step,
@@ -316,108 +275,26 @@ def _reference(physics: Physics, first: str) -> Physics:
 # The checks -------------------------------------------------------------------------------------------------------
 
 
-def _check_reset(task: Task, n: int, seed: int) -> Iterator[Check]:
-    def draw(s: int) -> Tensor:
-        return task.reset(n, torch.Generator().manual_seed(s))
-
-    def shape() -> Outcome:
-        x = draw(seed)
-        good = tuple(x.shape) == (n, task.state_dim) and x.dtype == torch.float64
-        return good, None, f"{tuple(x.shape)} {x.dtype}; accepted is {(n, task.state_dim)} torch.float64"
-
-    def finite() -> Outcome:
-        return _all_finite(draw(seed), {})
-
-    def same_seed() -> Outcome:
-        global_stream = torch.get_rng_state()
-        good = torch.equal(draw(seed), draw(seed))
-        untouched = torch.equal(global_stream, torch.get_rng_state())
-        torch.set_rng_state(global_stream)
-        if not untouched:
-            return False, None, "reset draws from torch's global random stream instead of its generator"
-        return good, None, "same seed, same states" if good else "the same seed gives different states"
-
-    def other_seed() -> Outcome:
-        if torch.equal(draw(seed), draw(seed + 1)):
-            return True, None, "note: another seed gives the same states, so every episode starts alike"
-        return True, None, "another seed, other states"
-
-    for name, check in (("shape", shape), ("finite", finite), ("same seed", same_seed), ("other seed", other_seed)):
-        yield _run("reset", name, None, check)
-
-
-def _check_subject(subject: _Subject, tolerances: Tolerances) -> Iterator[Check]:
-    n = next(iter(subject.inputs.values())).shape[0]
-
-    def shape() -> Outcome:
-        y = subject()
-        expected = (n, *subject.shape)
-        device = next(iter(subject.inputs.values())).device
-        if tuple(y.shape) != expected or y.dtype != subject.dtype or y.device != device:
-            return False, None, f"{tuple(y.shape)} {y.dtype} on {y.device}; accepted is {expected} {subject.dtype}"
-        if subject.any_batch_axes:
-            lifted = subject({k: x[None, :, None] for k, x in subject.inputs.items()})
-            if tuple(lifted.shape) != (1, n, 1, *subject.shape) or not torch.equal(lifted.reshape(y.shape), y):
-                return False, None, f"with leading axes (1, {n}, 1) the output is {tuple(lifted.shape)} or differs"
-            for other in (torch.float32, torch.float64):
-                got = subject({k: x.to(other) for k, x in subject.inputs.items()}).dtype
-                if got != (other if subject.dtype.is_floating_point else subject.dtype):
-                    return False, None, f"{other} in gives {got} out; keep the dtype"
-        return True, None, f"{expected} {y.dtype}"
-
-    def finite() -> Outcome:
-        y = torch.cat([subject(), subject(subject.degenerate)])
-        return _all_finite(y, {k: torch.cat([x, subject.degenerate[k]]) for k, x in subject.inputs.items()})
-
-    def deterministic() -> Outcome:
-        return _close(subject(), subject(), 0.0, subject.inputs, "two calls with the same input")
-
-    def independent() -> Outcome:
-        rows = sorted({0, n // 3, n // 2, n - 1})
-        alone = torch.cat([subject({k: x[i : i + 1] for k, x in subject.inputs.items()}) for i in rows])
-        tested = {k: x[rows] for k, x in subject.inputs.items()}
-        return _close(subject()[rows], alone, tolerances.independence, tested, "a row alone and in the batch")
-
-    def pure() -> Outcome:
-        given = {k: x.clone() for k, x in subject.inputs.items()}
-        with torch.no_grad():
-            y = subject.call(*given.values())
-        for k, x in given.items():
-            if not torch.equal(x, subject.inputs[k]):
-                return False, None, f"its input {k} is changed in place"
-            # Nothing edits a state or an obs in place, so an obs may be (a view of) its state; a next state may not.
-            if subject.name != "observe" and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr():
-                return False, None, f"its output shares memory with its input {k}"
-        before = y.clone()
-        subject({k: x.flip(0) for k, x in subject.inputs.items()})
-        if not torch.allclose(y, before, rtol=0.0, atol=0.0, equal_nan=True):
-            return False, None, "a second call overwrites the output of the first"
-        return True, None, "inputs unchanged, outputs not overwritten"
-
-    yield _run(subject.name, "shape", None, shape)
-    yield _run(subject.name, "finite", None, finite)
-    yield _run(subject.name, "deterministic", 0.0, deterministic)
-    yield _run(subject.name, "independent rows", tolerances.independence, independent)
-    yield _run(subject.name, "pure", None, pure)
+def _check_gradients(subject: Subject, tolerances: Tolerances) -> Iterator[Check]:
     if subject.call64 is not None:
         for k in subject.inputs:
             yield from _check_gradient(subject, k, tolerances)
 
             def degenerate(k: str = k) -> Outcome:
-                return _all_finite(_jacobian(subject, k, subject.degenerate), subject.degenerate)
+                return all_finite(jacobian_of(subject, k, subject.degenerate), subject.degenerate)
 
-            yield _run(subject.name, f"degenerate gradient {k}", None, degenerate)
+            yield run_check(subject.name, f"degenerate gradient {k}", None, degenerate)
 
 
-def _check_gradient(subject: _Subject, wrt: str, tolerances: Tolerances) -> list[Check]:
+def _check_gradient(subject: Subject, wrt: str, tolerances: Tolerances) -> list[Check]:
     """Gradient with respect to one input against central differences; kinks are a line of their own."""
     kinks: list[Check] = []
     tolerance = max(tolerances.gradient, subject.accuracy)
 
     def gradient() -> Outcome:
-        jacobian = _jacobian(subject, wrt, subject.inputs).double()
+        jacobian = jacobian_of(subject, wrt, subject.inputs).double()
         if wrt not in subject.differences:
-            subject.differences[wrt] = _finite_differences(subject, wrt)
+            subject.differences[wrt] = finite_differences(subject, wrt)
         expected, rounding, clean = subject.differences[wrt]
         scale = expected.abs().amax((1, 2))
         scale = torch.where(scale > 1e-8, scale, 1.0)
@@ -438,13 +315,11 @@ def _check_gradient(subject: _Subject, wrt: str, tolerances: Tolerances) -> list
         worst = float(error[clean].median()) if in_float32 else float(error[worst_row])
         decisive = float(beyond[clean].median()) if in_float32 else float(beyond[clean].max())
         which = "median" if in_float32 else "worst"
-        return (
-            decisive <= tolerance,
-            worst,
-            f"{which} relative error of {n - number} clean states; the largest at {_row(subject.inputs, worst_row)}",
-        )
+        where = row_text(subject.inputs, worst_row)
+        detail = f"{which} relative error of {n - number} clean states; the largest at {where}"
+        return decisive <= tolerance, worst, detail
 
-    return [_run(subject.name, f"gradient {wrt}", tolerance, gradient), *kinks]
+    return [run_check(subject.name, f"gradient {wrt}", tolerance, gradient), *kinks]
 
 
 def _check_agreement(
@@ -462,114 +337,9 @@ def _check_agreement(
             with torch.no_grad():
                 a, b = (p.step(state.to(p.dtype, copy=True), action.to(p.dtype, copy=True)) for p in (reference, other))
             inputs = {"state": state, "action": action}
-            return _close(a, b, tolerances.agreement, inputs, f"next states of {first} and {other.backend}")
+            return closeness(a, b, tolerances.agreement, inputs, f"next states of {first} and {other.backend}")
 
         try:
-            yield _run(f"step {name}", "agreement", tolerances.agreement, agree)
+            yield run_check(f"step {name}", "agreement", tolerances.agreement, agree)
         except MissingExtra as error:
             yield Check(f"step {name}", "agreement", "skipped", None, tolerances.agreement, str(error))
-
-
-# Pieces -----------------------------------------------------------------------------------------------------------
-
-
-def _run(subject: str, name: str, tolerance: float | None, check: Callable[[], Outcome]) -> Check:
-    """A check's outcome as a line; whatever a task under test raises is that check's failure."""
-    try:
-        good, worst, detail = check()
-    except MissingExtra:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())
-        return Check(subject, name, "failed", None, tolerance, f"raised {type(error).__name__}: {message}")
-    return Check(subject, name, "passed" if good else "failed", worst, tolerance, detail)
-
-
-def _row(inputs: dict[str, Tensor], i: int) -> str:
-    return ", ".join(f"{k} [{', '.join(f'{v:.6g}' for v in x[i].tolist())}]" for k, x in inputs.items())
-
-
-def _all_finite(y: Tensor, inputs: dict[str, Tensor]) -> Outcome:
-    bad = ~y.reshape(y.shape[0], -1).isfinite().all(1)
-    if not bad.any():
-        return True, None, f"all {y.shape[0]} finite"
-    i = int(bad.nonzero()[0])
-    return False, None, f"{int(bad.sum())} of {y.shape[0]} are not finite, e.g. at {_row(inputs, i) or f'row {i}'}"
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float, inputs: dict[str, Tensor], what: str) -> Outcome:
-    a, b = a.reshape(a.shape[0], -1).double(), b.reshape(b.shape[0], -1).double()
-    # Two that are both not a number are a matter of the check for finite values.
-    error = ((a - b).abs() / a.abs().clamp(min=1.0)).masked_fill((a.isnan() & b.isnan()) | (a == b), 0.0)
-    error = error.amax(1).nan_to_num(nan=math.inf)
-    i = int(error.argmax())
-    worst = float(error[i])
-    if worst <= tolerance:
-        return True, worst, f"{what} agree"
-    return False, worst, f"{what} differ, most at {_row(inputs, i)}"
-
-
-def _jacobian(subject: _Subject, wrt: str, inputs: dict[str, Tensor]) -> Float[Tensor, "N Y X"]:
-    """d output / d inputs[wrt] of every row, one backward per output; zero where it does not depend on the input."""
-    rows = []
-    for j in range(math.prod(subject.shape)):
-        leaves = {k: x.clone().requires_grad_(k == wrt) for k, x in inputs.items()}
-        with torch.enable_grad():
-            # An in-place write into a leaf would raise: what is tested here is the gradient, so hand over copies.
-            y = subject.call(*(x.clone() for x in leaves.values())).clone().reshape(leaves[wrt].shape[0], -1)
-        x = leaves[wrt]
-        gradient = torch.autograd.grad(y[:, j].sum(), x, allow_unused=True)[0] if y.requires_grad else None
-        rows.append(torch.zeros_like(x) if gradient is None else gradient)
-    return torch.stack(rows, 1)
-
-
-def _finite_differences(subject: _Subject, wrt: str) -> Differences:
-    """Central differences in float64 at the step size on the plateau, their rounding error, and which rows are clean.
-
-    A row is clean when at some step h the forward, the backward and the central difference of h / 2 all lie within
-    ``KINK`` of the central difference of h, relative to its largest entry and up to rounding. Of these h, each row
-    takes the one whose halved step changes it least.
-    """
-    assert subject.call64 is not None
-    inputs = {k: x.double() for k, x in subject.inputs.items()}
-    x = inputs[wrt]
-
-    def shifted(column: int, h: float) -> tuple[Tensor, Tensor]:
-        """f(x + h e) and the exact difference of its argument: x + h - x is not h in floating point."""
-        moved = x.clone()
-        moved[:, column] += h
-        with torch.no_grad():
-            y = subject.call64(*(inputs | {wrt: moved}).values()).clone()  # type: ignore[misc]
-        return y.reshape(x.shape[0], -1), (moved[:, column] - x[:, column])[:, None]
-
-    with torch.no_grad():
-        here = subject.call64(*(v.clone() for v in inputs.values())).clone().reshape(x.shape[0], -1)
-
-    def differences(h: float) -> tuple[Tensor, Tensor]:
-        """Central difference [N, Y, X] and the distance of the one-sided ones from it, [N, Y, X]."""
-        central, apart = [], []
-        for column in range(x.shape[1]):
-            (up, dx_up), (down, dx_down) = shifted(column, h), shifted(column, -h)
-            central.append((up - down) / (dx_up - dx_down))
-            forward, backward = (up - here) / dx_up, (down - here) / dx_down
-            apart.append(torch.maximum((forward - central[-1]).abs(), (backward - central[-1]).abs()))
-        return torch.stack(central, -1), torch.stack(apart, -1)
-
-    best = torch.zeros(x.shape[0], math.prod(subject.shape), x.shape[1], dtype=x.dtype, device=x.device)
-    rounding = torch.zeros_like(best[..., :1])
-    least = torch.full_like(x[:, 0], math.inf)
-    clean = torch.zeros_like(least, dtype=torch.bool)
-    for h in STEP_SIZES:
-        central, apart = differences(h)
-        halved = (differences(h / 2)[0] - central).abs()
-        floor = ROUNDING / h * here.abs()[..., None]
-        scale = central.abs().amax((1, 2))
-        scale = torch.where(scale > 1e-8, scale, 1.0)
-        agrees = (torch.maximum(apart, halved) - floor).amax((1, 2)) <= KINK * scale
-        halved = halved.amax((1, 2))
-        better = torch.where(agrees == clean, halved / scale < least, agrees)
-        best = torch.where(better[:, None, None], central, best)
-        rounding = torch.where(better[:, None, None], floor, rounding)
-        least = torch.where(better, halved / scale, least)
-        clean = clean | agrees
-    return best, rounding, clean

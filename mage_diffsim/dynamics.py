@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.models import GaussianEnsemble
@@ -71,27 +70,6 @@ class OracleDynamics(Dynamics):
         runs, rows = action.shape[:2]
         next_state = self.physics.step(at.state.flatten(0, 1), action.flatten(0, 1)).unflatten(0, (runs, rows))
         return Imagined(self.task.observe(next_state), next_state)
-
-
-def require_action_gradient(physics: Physics) -> None:
-    """Refuse a task whose own torch code cuts the gradient on its way from the action to the next observation.
-
-    Raises:
-        InputError: names the method that does.
-    """
-    task, device = physics.task, physics.device
-    state = task.reset(2, torch.Generator(device).manual_seed(0)).to(device, physics.dtype).requires_grad_()
-    action = torch.zeros(2, task.action_dim, device=device, dtype=physics.dtype, requires_grad=True)
-    with torch.enable_grad():
-        moved = {"observe": task.observe(state)}
-        if physics.backend == "torch":
-            moved["step"] = physics.step(state.detach(), action)
-    for name, value in moved.items():
-        if not value.requires_grad:
-            raise InputError(
-                f"{name}() of task {task.name} cuts the gradient (a detach, numpy, no_grad?), and the critic's loss "
-                "needs it: write it in torch functions, and see `mage-diffsim check-task`"
-            )
 
 
 class HybridDynamics(Dynamics):

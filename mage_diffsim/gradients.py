@@ -9,6 +9,7 @@ import torch
 
 from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.spot_check import Transitions, find_cuts
 
 
 class TrueGradients(NamedTuple):
@@ -19,7 +20,8 @@ class TrueGradients(NamedTuple):
     actions: Float[Tensor, "T N A"]
     """Actions pi(s_t)."""
     discounted: Float[Tensor, "T N A"]
-    """gamma^t grad_a G(s_t, a_t), with G the discounted return from step t to the end of the episode."""
+    """gamma^t grad_a G(s_t, a_t), with G the discounted return from step t to the end of the episode; NaN throughout if
+    a function of the task cuts the gradient, 0 if the reward is constant."""
     alive: Bool[Tensor, "T N"]
     """Whether the episode was still running at step t."""
 
@@ -43,7 +45,7 @@ def true_action_gradients(
         gamma: discount factor.
         horizon: number of steps; None is the task's.
     """
-    task, state = physics.task, initial_state
+    task, state, cut = physics.task, initial_state, False
     alive = torch.ones(state.shape[0], dtype=torch.bool, device=state.device)
     total = state.new_zeros(state.shape[0])
     record: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -53,9 +55,11 @@ def true_action_gradients(
             addition = state.new_zeros(state.shape[0], task.action_dim).requires_grad_()
             action = policy(obs.clone()) + addition  # the policy gets a copy, to edit as it likes
             moved = physics.step(state, action)
+            cut |= not moved.requires_grad
             finite = moved.isfinite().all(dim=-1)
             state = torch.where(finite.unsqueeze(-1), moved, initial_state)
             next_obs = task.observe(state)
+            cut |= state.requires_grad and not next_obs.requires_grad
             total = total + gamma**t * torch.where(alive & finite, task.reward(obs, action, next_obs), 0.0)
             record.append((obs.detach(), action.detach(), addition, alive))
             alive = alive & finite & ~task.terminated(next_obs)
@@ -64,10 +68,13 @@ def true_action_gradients(
             if t % 32 == 31 and not alive.any():
                 break
         observations, actions, additions, running = zip(*record, strict=True)
-        if total.requires_grad:
+        if not total.requires_grad:  # the reward is constant, or says nothing of what it depends on
+            at = Transitions(*(x.detach().double() for x in (initial_state, action, obs, next_obs)))
+            cut |= any(found.function == "reward" for found in find_cuts(task, at, step=False))
+        if total.requires_grad and not cut:
             gradients = torch.autograd.grad(total.sum(), additions, materialize_grads=True)
-        else:  # a constant reward has no gradient
-            gradients = tuple(torch.zeros_like(a) for a in additions)
+        else:
+            gradients = tuple(torch.full_like(a, torch.nan if cut else 0.0) for a in additions)
     return TrueGradients(torch.stack(observations), torch.stack(actions), torch.stack(gradients), torch.stack(running))
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -99,8 +100,8 @@ class Progress:
     """Seconds this run has trained and evaluated, over all its sessions."""
     updates_per_s: float
     """Critic updates per second of training (evaluation apart), one update serving all runs."""
-    latest: dict[str, list[float]]
-    """Newest evaluation, one value per run."""
+    latest: dict[str, list[int | float | None]]
+    """Newest evaluation, one value per run; None for a measure of gradients that does not exist."""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -127,7 +128,7 @@ def train(
         InputError: the configuration cannot be trained, or the folder is not empty or cannot be written.
         MissingExtra: the oracle's backend is not installed.
     """
-    trainer = Trainer(config, task)  # before anything is written: most bad input shows here
+    trainer = Trainer(config, task, check=True)  # before anything is written: most bad input shows here
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(file for file in run_dir.iterdir() if file.suffix != ".tmp"):
@@ -163,14 +164,14 @@ def resume(
     with _held(run_dir):
         path = newest_checkpoint(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
-            trainer, saved = Trainer(config, task), {"train_s": 0.0, "wall_s": 0.0}
+            trainer, saved = Trainer(config, task, check=True), {"train_s": 0.0, "wall_s": 0.0}
             _keep_rows(run_dir, -1)
         else:
             saved = load_checkpoint(path)
             done = saved["trainer"]["env_step"]
             if config.steps < done:
                 raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
-            trainer = Trainer(config, task)
+            trainer = Trainer(config, task, check=True)
             _restore(trainer, saved, path)
             _keep_rows(run_dir, done)
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
@@ -261,7 +262,7 @@ class _Session:
     ) -> None:
         self.trainer, self.run_dir, self.progress, self.sinks = trainer, run_dir, progress, sinks
         self.train_s, self.wall_s = train_s, wall_s
-        self.latest: dict[str, list[float]] = {}
+        self.latest: dict[str, list[int | float | None]] = {}
         self.reported = trainer.agent.nonfinite.tolist()
 
     def run(self) -> None:
@@ -522,9 +523,17 @@ def write_atomically(path: Path, text: str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """CSV columns of metrics with shape [R]: the one place where they travel to the host."""
-    return {name.replace("/", "_"): value.tolist() for name, value in metrics.items()}
+def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | None]]:
+    """CSV columns of metrics with shape [R]: the one place where they travel to the host.
+
+    A measure of gradients that does not exist is None, an empty cell; a loss that is NaN is a broken loss, and stays.
+    """
+
+    def numbers(name: str, value: torch.Tensor) -> list[int | float | None]:
+        given = value.tolist()
+        return [None if math.isnan(x) else x for x in given] if name.startswith("gradient/") else given
+
+    return {name.replace("/", "_"): numbers(name, value) for name, value in metrics.items()}
 
 
 def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -40,7 +40,7 @@ class TensorBoardSink:
                 self.writers[name] = self._make(str(self.folder / name), purge_step=env_step)
             for group, fields in (("evaluation", EVAL_FIELDS[3:]), ("training", METRIC_FIELDS[3:])):
                 for field in fields:
-                    if field in row:
+                    if row.get(field) is not None:
                         self.writers[name].add_scalar(f"{group}/{field}", row[field], env_step)
             self.writers[name].flush()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +16,12 @@ from mage_diffsim.bridges.op import indexed
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import METHODS, TrainConfig, validate
-from mage_diffsim.critic import RewardFunction
-from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics, require_action_gradient
+from mage_diffsim.critic import GRADIENT_FREE, RewardFunction
+from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
 from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
@@ -63,13 +66,15 @@ class Trainer:
     Args:
         config: what to train.
         task: the task object; made from ``config.task`` if None.
+        check: look at the task's functions first (see :mod:`~mage_diffsim.envs.spot_check`).
 
     Raises:
-        InputError: the configuration cannot be trained, or names a backend or device that is not there.
+        InputError: the configuration cannot be trained, or names a backend or device that is not there; or, with
+            ``check``, a function of the task gives what cannot be trained on.
         MissingExtra: the oracle's backend is not installed.
     """
 
-    def __init__(self, config: TrainConfig, task: Task | None = None) -> None:
+    def __init__(self, config: TrainConfig, task: Task | None = None, *, check: bool = False) -> None:
         validate(config)
         self.config, self.hyper = config, config.hyper
         self.device = torch_device(config.device)
@@ -111,6 +116,9 @@ class Trainer:
         self.losses: dict[str, Float[Tensor, "R"]] = {}
         self.env_divergences = torch.zeros(runs, dtype=torch.int64, device=self.device)
         self.env_step = 0
+        self._said_unmeasurable = False
+        if check:
+            self._check_task()
         self.env.reset()
 
     def _physics(self, backend: str | None, *, dtype: torch.dtype | None = None, **source: Any) -> Physics:
@@ -128,8 +136,6 @@ class Trainer:
         if name != "learned":
             derivative, residuals = self.config.derivative, self.config.residuals
             physics = self._physics(self.config.backend, derivative=derivative, residuals=residuals)
-            if self.config.critic_loss != "dyna" and name != "hybrid-learned-gradients":
-                require_action_gradient(physics)
             oracle = OracleDynamics(physics)
         if learned and oracle:
             pair = (learned, oracle) if name == "hybrid-oracle-gradients" else (oracle, learned)
@@ -146,6 +152,52 @@ class Trainer:
     def graphs_used(self) -> bool:
         """Whether the updates are replayed as CUDA graphs, which ``config.graphs`` = auto leaves to the dynamics."""
         return self.agent.graphs is not None
+
+    # --- the task's functions --------------------------------------------------------------------------------------
+
+    def _check_task(self) -> None:
+        require_values(self.task, self._transitions, self.physics)
+        needed = self._needed_derivatives()
+        for cut in self._cuts if needed else ():
+            if (cut.function, cut.wrt) in needed:
+                raise refuse(self.task, cut)
+
+    @functools.cached_property
+    def _transitions(self) -> Transitions:
+        return draw_transitions(self.task, self.physics, len(self.config.runs))
+
+    @functools.cached_property
+    def _cuts(self) -> tuple[Cut, ...]:
+        """Derivatives of the task's functions that autograd does not give."""
+        torch_step = "torch" in (self.truth_physics.backend, self._gradient_backend())
+        return find_cuts(self.task, self._transitions, step=torch_step)
+
+    def _gradient_backend(self) -> str | None:
+        """The backend that imagined gradients come from; None if they come from the ensemble, or none are used."""
+        config = self.config
+        gradients = METHODS[config.method].imagines and config.critic_loss not in GRADIENT_FREE
+        if not gradients or config.dynamics not in ("oracle", "hybrid-oracle-gradients"):
+            return None
+        return config.backend or backends_of(self.task)[0]
+
+    def _needed_derivatives(self) -> set[tuple[str, str]]:
+        """(function, input) of the derivatives that the critic's loss is made of."""
+        config, needed = self.config, set()
+        if not METHODS[config.method].imagines or config.critic_loss in GRADIENT_FREE:
+            return needed
+        start = config.critic_loss == "sobolev"
+        if config.reward == "task":
+            needed |= {("reward", "action"), ("reward", "next_obs")} | ({("reward", "obs")} if start else set())
+        if self._gradient_backend() is not None:
+            needed |= {("observe", "state"), ("step", "action")} | ({("step", "state")} if start else set())
+        if self._gradient_backend() != "torch":
+            needed -= {("step", "action"), ("step", "state")}
+        return needed
+
+    def _unmeasurable(self) -> str | None:
+        """Why the true action-gradients cannot be taken, if they cannot."""
+        torch_step = self.truth_physics.backend == "torch"
+        return next((f"{c.function}() {c.detail}" for c in self._cuts if c.function != "step" or torch_step), None)
 
     # --- Algorithm 2 -------------------------------------------------------------------------------------------
 
@@ -205,7 +257,8 @@ class Trainer:
         Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; over ``gradient_episodes``, if
         that is not 0, ``gradient/error`` (Eq. 14: the mean over trajectories), ``gradient/error_median`` (the median,
         which one trajectory with an exploding true gradient does not move), ``gradient/cosine``, and
-        ``gradient/nonfinite``, the number of trajectories left out because their truth is not finite.
+        ``gradient/nonfinite``, the number of trajectories left out because their truth is not finite. All four are
+        NaN for a task whose functions cut the gradient, which is logged once.
         """
         runs, episodes = len(self.config.runs), self.config.eval_episodes
         generators = self.streams.evaluation(self.env_step)
@@ -238,6 +291,14 @@ class Trainer:
     def _gradient_quality(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
+        if reason := self._unmeasurable():
+            if not self._said_unmeasurable:
+                logging.getLogger(__name__).warning(
+                    f"{self.task.name}: the gradient error of Eq. 14 and the cosine are left empty, as {reason}"
+                )
+            self._said_unmeasurable = True
+            nothing = torch.full((runs,), torch.nan, dtype=self.dtype, device=self.device)
+            return dict.fromkeys((f"gradient/{x}" for x in ("error", "error_median", "cosine", "nonfinite")), nothing)
         horizon = self.gradient_steps
         true = true_action_gradients(self.truth_physics, self.policy, initial_state, self.hyper.gamma, horizon)
 

@@ -19,7 +19,7 @@ from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.config import make_config
 from mage_diffsim.dynamics import Imagined, LearnedDynamics
 from mage_diffsim.envs.batched import BatchedEnv
-from mage_diffsim.envs.contract import KINK, ROUNDING, STEP_SIZES
+from mage_diffsim.envs.checks import KINK, ROUNDING, STEP_SIZES
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.critic import td_target
 from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
@@ -249,26 +248,3 @@ def test_masked_derivatives_are_reported_with_task_seed_and_state(tmp_path, capl
     train(config, tmp_path / "run")
     assert "Pendulum (oracle, torch), seed 0, lambda 0.2" in caplog.text
     assert "not finite were masked so far, the last at state [" in caplog.text
-
-
-class NumpyStep(Pendulum):
-    name = "NumpyStep"
-
-    def step(self, state, action):
-        return torch.from_numpy(super().step(state, action).detach().numpy())
-
-
-class DetachedObserve(Pendulum):
-    name = "DetachedObserve"
-
-    def observe(self, state):
-        return super().observe(state).detach()
-
-
-@pytest.mark.parametrize(("task", "method"), [(NumpyStep, "step"), (DetachedObserve, "observe")])
-def test_a_task_that_cuts_the_gradient_is_refused_where_the_loss_needs_it(task, method):
-    settings = dict(preset="cpu", dynamics="oracle", backend="torch", steps=600)
-    with pytest.raises(InputError, match=rf"{method}\(\) of task {task.name} cuts the gradient"):
-        Trainer(make_config(task(), method="mage-td3", **settings), task())
-    Trainer(make_config(task(), method="dyna-td3", **settings), task())
-    Trainer(make_config(task(), method="mage-td3", **settings | {"dynamics": "learned"}), task())

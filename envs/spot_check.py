@@ -1,0 +1,204 @@
+"""A quick look at a task's functions on a few states, before a training trusts them.
+
+:func:`.contract.check_task` is the whole contract, on every backend. This is what is worth a fraction of a second at
+the start of every training: a mistake here trains without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.checks import Check, Subject, check_reset, check_values, finite_differences, jacobian_of
+from mage_diffsim.envs.contract import Tolerances
+from mage_diffsim.envs.physics import Physics, TorchPhysics
+from mage_diffsim.envs.task import Task
+
+ROWS = 16
+"""Transitions looked at, or one per environment if there are more of those."""
+STEPS = (1e-5, 1e-6)
+"""Finite-difference steps tried at every state."""
+MISSING = 0.1
+"""A derivative is cut where autograd is off by more than this share of the central difference."""
+NEGLIGIBLE = 5e-3
+"""Derivatives below this share of the largest one of their row are not judged: a difference may be off by as much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transitions:
+    """A few transitions of random actions from initial states, float64."""
+
+    state: Float[Tensor, "N S"]
+    action: Float[Tensor, "N A"]
+    obs: Float[Tensor, "N O"]
+    next_obs: Float[Tensor, "N O"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One derivative that autograd does not give, although the function has it."""
+
+    function: str
+    """``observe``, ``reward`` or ``step``."""
+    wrt: str
+    """The input: ``state``, ``obs``, ``action`` or ``next_obs``."""
+    detail: str
+    """What was found, to be said of the function."""
+
+
+def draw_transitions(task: Task, physics: Physics, environments: int, seed: int = 0) -> Transitions:
+    """Random transitions, by as many rows at once as the training's environments, for which a backend compiles anyway.
+
+    Episodes that ended, or whose state is not finite, start again; states that are not finite are left out.
+
+    Args:
+        task: the task; its ``reset`` is checked here.
+        physics: the environments' physics.
+        environments: their number.
+        seed: seed of states and actions, independent of all others.
+
+    Raises:
+        InputError: a function raised, or gave something of a wrong shape or dtype.
+    """
+    for check in check_reset(task, environments, seed):
+        _require(task, check)
+
+    def observe(state: Tensor) -> Tensor:
+        return _call(task, "observe", task.observe, (len(state), task.obs_dim), state.dtype, state)
+
+    generator = torch.Generator().manual_seed(seed)
+    start = task.reset(environments, generator).to(physics.device, physics.dtype)
+    states, actions, following = [], [], []
+    state = start
+    with torch.no_grad():
+        for _ in range(-(-ROWS // environments)):
+            draw = torch.rand(environments, task.action_dim, dtype=torch.float64, generator=generator)
+            action = (1.98 * draw - 0.99).to(state)  # inside the bounds, for the finite differences
+            moved = _call(task, "step", physics.step, tuple(state.shape), state.dtype, state, action)
+            ended = _call(task, "terminated", task.terminated, (environments,), torch.bool, observe(moved))
+            finite = moved.isfinite().all(1)
+            states.append(state[finite])
+            actions.append(action[finite])
+            following.append(moved[finite])
+            state = torch.where((ended | ~finite)[:, None], start, moved)
+        state, action, next_state = (torch.cat(x).double() for x in (states, actions, following))
+        if not len(state):
+            raise _refusal(task, "step", f"gave no finite state in {len(states)} steps from the initial states")
+        return Transitions(state, action, observe(state), observe(next_state))
+
+
+def require_values(task: Task, at: Transitions, physics: Physics) -> None:
+    """Refuse functions whose values cannot be trained on.
+
+    Raises:
+        InputError: names the function, what it gave and what is accepted.
+    """
+    for subject in _subjects(task, at, physics):
+        for check in check_values(subject, Tolerances.of(task, subject.dtype).independence):
+            _require(task, check)
+
+
+def find_cuts(task: Task, at: Transitions, *, step: bool) -> tuple[Cut, ...]:
+    """The derivatives that the task's functions have, by central differences, and autograd does not give.
+
+    A function that does not depend on an input (CartPole's reward) has derivative 0 and is no finding, nor is a kink.
+
+    Args:
+        task: the task.
+        at: where to look.
+        step: whether to look at the task's own ``step`` too.
+    """
+    physics = TorchPhysics(task, dtype=torch.float64, device=at.state.device) if step else None
+    return tuple(
+        cut
+        for subject in _subjects(task, at, physics)
+        for wrt in subject.inputs
+        if subject.call64 is not None and (cut := _find_cut(subject, wrt)) is not None
+    )
+
+
+def refuse(task: Task, cut: Cut) -> InputError:
+    """The error for a gradient that a loss needs and does not get."""
+    return _refusal(
+        task,
+        cut.function,
+        f"{cut.detail}, and the critic's loss needs it; accepted are torch functions without detach, no_grad, item or "
+        "numpy",
+    )
+
+
+def _subjects(task: Task, at: Transitions, physics: Physics | None) -> Iterator[Subject]:
+    """The task's functions, and its own step if the physics are of torch."""
+    f64, width = torch.float64, task.obs_dim
+    yield Subject("observe", task.observe, task.observe, {"state": at.state}, {}, (width,), f64, True)
+    inputs = {"obs": at.obs, "action": at.action, "next_obs": at.next_obs}
+    yield Subject("reward", task.reward, task.reward, inputs, {}, (), f64, True)
+    yield Subject("terminated", task.terminated, None, {"next_obs": at.next_obs}, {}, (), torch.bool, True)
+    if isinstance(physics, TorchPhysics):
+        exact = TorchPhysics(task, dtype=f64, device=at.state.device)
+        inputs = {"state": at.state.to(physics.dtype), "action": at.action.to(physics.dtype)}
+        yield Subject("step", physics.step, exact.step, inputs, {}, (task.state_dim,), physics.dtype, False)
+
+
+def _find_cut(subject: Subject, wrt: str) -> Cut | None:
+    try:
+        jacobian = jacobian_of(subject, wrt, subject.inputs)
+    except Exception as error:  # numpy() of a tensor that requires grad, and whatever else a task may do
+        message = " ".join(str(error).split())
+        return Cut(subject.name, wrt, f"raised {type(error).__name__} when differentiated ({message})")
+    expected, rounding, clean = finite_differences(subject, wrt, STEPS)
+    scale = expected.abs().amax((1, 2), keepdim=True)
+    apart = (jacobian - expected).abs()
+    judged = clean[:, None, None] & (expected.abs() > NEGLIGIBLE * scale) & (expected.abs() > 2.0 * rounding)
+    lost = judged & (apart > MISSING * expected.abs() + rounding)
+    if not lost.any():
+        return None
+    worst = torch.where(lost, apart / scale, 0.0).argmax()
+    row, output, column = (int(i) for i in torch.unravel_index(worst, lost.shape))
+    found, true = float(jacobian[row, output, column]), float(expected[row, output, column])
+    what = subject.name if not subject.shape else f"{subject.name}[{output}]"
+    values = f"{found:.3g} by autograd and {true:.3g} by central differences"
+    return Cut(subject.name, wrt, f"cuts the gradient: d {what} / d {wrt}[{column}] is {values}")
+
+
+def _call(
+    task: Task,
+    name: str,
+    function: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *inputs: Tensor,
+) -> Tensor:
+    """The function's value, in memory of its own.
+
+    Raises:
+        InputError: it raised, or gave another shape or dtype than these.
+    """
+    try:
+        value = function(*(x.clone() for x in inputs))
+        gave = f"{tuple(value.shape)} {value.dtype}"
+    except Exception as error:
+        raise _refusal(task, name, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if tuple(value.shape) != shape or value.dtype != dtype:
+        raise _refusal(task, name, f"gave {gave}; accepted is {shape} {dtype}")
+    return value.clone()
+
+
+def _require(task: Task, check: Check) -> None:
+    if check.status == "failed":
+        raised = check.detail.startswith("raised ")
+        raise _refusal(task, check.subject, check.detail if raised else f"fails {check.name!r}: {check.detail}")
+
+
+def _refusal(task: Task, function: str, what: str) -> InputError:
+    name = task.name
+    if not type(task).__module__.startswith("mage_diffsim."):  # a registration may be known to this process alone
+        with contextlib.suppress(OSError, TypeError):
+            name = f"{inspect.getfile(type(task))}:{type(task).__name__}"
+    return InputError(f"{function}() of task {task.name} {what}; `mage-diffsim check-task {name}` shows all of it")

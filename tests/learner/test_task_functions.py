@@ -1,0 +1,377 @@
+"""What `train` finds out about a task's functions before it trusts them, and what it then leaves empty."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+
+import pytest
+import torch
+
+from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.config import make_config
+from mage_diffsim.envs import make_physics, make_task, task_names
+from mage_diffsim.envs.spot_check import draw_transitions, find_cuts, require_values
+from mage_diffsim.envs.tasks.cartpole import CartPole
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.gradients import gradient_quality, true_action_gradients
+from mage_diffsim.runs import read_evaluations, resume, train
+from mage_diffsim.training import Trainer
+
+HYPER = {"batch_size": 8, "warmup_steps": 3, "updates_per_step": 1, "actor_hidden": (4,), "critic_hidden": (4,)}
+MODEL = {"ensemble_hidden": (4,), "model_batches": 1, "model_batch_size": 4}
+
+
+def settings(task, **more):
+    defaults = dict(dynamics="oracle", steps=4, eval_episodes=1, gradient_episodes=1, gradient_horizon=5)
+    return make_config(task, hyper=HYPER | MODEL, **defaults | more)
+
+
+class Short(Pendulum):
+    horizon = 6
+
+
+class Detached(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs).detach()
+
+
+class Numpy(Short):
+    def reward(self, obs, action, next_obs):
+        return torch.from_numpy(super().reward(obs, action, next_obs).numpy())
+
+
+class DetachedNumpy(Short):
+    def reward(self, obs, action, next_obs):
+        return torch.from_numpy(super().reward(obs, action, next_obs).detach().numpy())
+
+
+class NoGrad(Short):
+    def reward(self, obs, action, next_obs):
+        with torch.no_grad():
+            return super().reward(obs, action, next_obs)
+
+
+class Items(Short):
+    def reward(self, obs, action, next_obs):
+        values = super().reward(obs, action, next_obs).flatten().tolist()
+        return torch.tensor(values, dtype=obs.dtype).view(obs.shape[:-1])
+
+
+class OneTermDetached(Short):
+    """The cost of the action goes through numpy, the rest does not."""
+
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action.detach(), next_obs)
+
+
+class NextObsDetached(Short):
+    def reward(self, obs, action, next_obs):
+        return -next_obs.detach()[..., 2].square() - action[..., 0].square()
+
+
+class WrongSign(Short):
+    def reward(self, obs, action, next_obs):
+        reward = -next_obs[..., 2].square()
+        return 2.0 * reward.detach() - reward
+
+
+class ObserveDetached(Short):
+    def observe(self, state):
+        return super().observe(state).detach()
+
+
+class VelocityDetached(Short):
+    def observe(self, state):
+        theta, velocity = state.unbind(-1)
+        return super().observe(torch.stack([theta, velocity.detach()], -1))
+
+
+class StepDetached(Short):
+    def step(self, state, action):
+        return super().step(state, action.detach())
+
+
+class StepNumpy(Short):
+    def step(self, state, action):
+        return torch.from_numpy(super().step(state.detach(), action.detach()).numpy())
+
+
+CUTS = {
+    Detached: "reward",
+    Numpy: "reward",
+    DetachedNumpy: "reward",
+    NoGrad: "reward",
+    Items: "reward",
+    OneTermDetached: "reward",
+    NextObsDetached: "reward",
+    WrongSign: "reward",
+    ObserveDetached: "observe",
+    VelocityDetached: "observe",
+    StepDetached: "step",
+    StepNumpy: "step",
+}
+
+
+@pytest.mark.parametrize("task", CUTS, ids=lambda t: t.__name__)
+def test_a_function_that_cuts_the_gradient_is_refused_where_the_loss_needs_it(task, tmp_path):
+    sentence = rf"^{CUTS[task]}\(\) of task Pendulum .*the critic's loss needs it; .*; `mage-diffsim check-task \S+`"
+    for loss in ("mage", "sobolev"):
+        with pytest.raises(InputError, match=sentence):
+            train(settings(task(), loss=loss), tmp_path / "run", task=task())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "task", [Numpy, DetachedNumpy, OneTermDetached, ObserveDetached, StepDetached, StepNumpy], ids=lambda t: t.__name__
+)
+def test_where_no_gradient_is_needed_a_cut_is_no_fault_and_equation_14_is_left_empty(task, tmp_path, caplog):
+    for i, method in enumerate(("dyna-td3", "td3")):
+        caplog.clear()
+        more = {"dynamics": "oracle"} if method == "dyna-td3" else {"dynamics": "learned"}
+        config = settings(task(), method=method, eval_every=2, **more)
+        train(config, tmp_path / str(i), task=task())
+        rows = read_evaluations(tmp_path / str(i))
+        assert [row["env_step"] for row in rows] == [0, 2, 4]
+        for row in rows:
+            assert math.isfinite(row["return_mean"])
+            assert [v for k, v in row.items() if k.startswith("gradient_")] == [None] * 4
+        with open(tmp_path / str(i) / "eval.csv") as file:
+            assert [row["gradient_cosine"] for row in csv.DictReader(file)] == [""] * 3
+        said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(said) == 1 and f"are left empty, as {CUTS[task]}() " in said[0]
+
+
+@pytest.mark.parametrize("task", [ObserveDetached, StepDetached, StepNumpy], ids=lambda t: t.__name__)
+def test_dynamics_whose_gradients_are_learned_do_not_need_those_of_the_simulator(task, tmp_path):
+    for dynamics in ("learned", "hybrid-learned-gradients"):
+        train(settings(task(), dynamics=dynamics), tmp_path / dynamics, task=task())
+        assert read_evaluations(tmp_path / dynamics)[-1]["gradient_error"] is None
+    with pytest.raises(InputError, match=r"\(\) of task Pendulum cuts the gradient"):
+        train(settings(task(), dynamics="hybrid-oracle-gradients"), tmp_path / "run", task=task())
+
+
+def test_a_learned_reward_does_not_need_the_gradient_of_the_tasks_reward(tmp_path):
+    train(settings(Detached(), reward="learned"), tmp_path / "run", task=Detached())
+    assert read_evaluations(tmp_path / "run")[-1]["gradient_error"] is None
+
+
+class OfObs(Short):
+    """Depends on neither action nor next_obs."""
+
+    def reward(self, obs, action, next_obs):
+        return -obs[..., 2].square()
+
+
+class Rounded(Short):
+    """A sensor with a resolution: its derivative is 0 almost everywhere."""
+
+    def observe(self, state):
+        return (super().observe(state) * 50.0).round() / 50.0
+
+
+class StraightThrough(Short):
+    """The same with a derivative of choice where the function has none."""
+
+    def observe(self, state):
+        obs = super().observe(state)
+        return obs + ((obs * 50.0).round() / 50.0 - obs).detach()
+
+
+class Kinked(Short):
+    def reward(self, obs, action, next_obs):
+        return -next_obs[..., 2].abs() - action[..., 0].abs().clamp(min=0.5)
+
+
+@pytest.mark.parametrize("task", [CartPole, OfObs, Rounded, StraightThrough, Kinked], ids=lambda t: t.__name__)
+def test_what_is_constant_or_has_kinks_cuts_nothing(task, tmp_path, caplog):
+    train(settings(task()), tmp_path / "run", task=task())
+    row = read_evaluations(tmp_path / "run")[-1]
+    assert row["gradient_error"] is not None and math.isfinite(row["gradient_error"])
+    assert not [r for r in caplog.records if "left empty" in r.getMessage()]
+
+
+def test_a_constant_reward_has_an_error_and_no_cosine(tmp_path):
+    train(settings(CartPole()), tmp_path / "run", task=CartPole())
+    row = read_evaluations(tmp_path / "run")[-1]
+    assert row["gradient_error"] > 0.0 and row["gradient_cosine"] is None and row["gradient_nonfinite"] == 0
+
+
+class Mean(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs).mean()
+
+
+class MeanOfRows(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs) * 0.0 + super().reward(obs, action, next_obs).mean()
+
+
+class FirstIndex(Short):
+    """Written for [B, O]: of [R, B, O] it takes a run."""
+
+    def reward(self, obs, action, next_obs):
+        return -obs[:, 2].square()
+
+
+class ObserveNormalised(Short):
+    def observe(self, state):
+        obs = super().observe(state)
+        return obs / (1.0 + obs.flatten(0, -2).abs().amax(0))
+
+
+class KeepsAxis(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs)[..., None]
+
+
+class InDouble(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs).double()
+
+
+class TerminatedFloat(Short):
+    def terminated(self, next_obs):
+        return super().terminated(next_obs).float()
+
+
+class TerminatedScalar(Short):
+    def terminated(self, next_obs):
+        return torch.zeros((), dtype=torch.bool)
+
+
+class TerminatedByMean(CartPole):
+    def terminated(self, next_obs):
+        return next_obs[..., 0] > next_obs[..., 0].mean()
+
+
+class NaNReward(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs) * torch.nan
+
+
+class NaNStep(Short):
+    def step(self, state, action):
+        return super().step(state, action) * torch.nan
+
+
+class ResetFloat(Short):
+    def reset(self, n, generator):
+        return super().reset(n, generator).float()
+
+
+class ResetFlat(Short):
+    def reset(self, n, generator):
+        return super().reset(n, generator)[:, 0]
+
+
+class ResetGlobal(Short):
+    def reset(self, n, generator):
+        return torch.rand(n, 2, dtype=torch.float64)
+
+
+class ObserveWide(Short):
+    def observe(self, state):
+        return torch.cat([super().observe(state), state], -1)
+
+
+class StepInDouble(Short):
+    def step(self, state, action):
+        return super().step(state, action).double()
+
+
+class StepInPlace(Short):
+    def step(self, state, action):
+        following = super().step(state, action)
+        state.zero_()
+        return following
+
+
+class StepMean(Short):
+    def step(self, state, action):
+        return super().step(state, action) + 1e-3 * state.mean(0)
+
+
+class Raises(Short):
+    def reward(self, obs, action, next_obs):
+        raise RuntimeError("something\nof the user's own")
+
+
+class NotATensor(Short):
+    def terminated(self, next_obs):
+        return False
+
+
+VALUES = {
+    Mean: ("reward", r"\(\) torch.float64 on cpu; accepted is \(16,\) torch.float64"),
+    MeanOfRows: ("reward", "differ|a row alone"),
+    FirstIndex: ("reward", "leading axes"),
+    ObserveNormalised: ("observe", "a row alone and in the batch differ"),
+    KeepsAxis: ("reward", r"\(16, 1\) .*; accepted is \(16,\)"),
+    InDouble: ("reward", "torch.float32 in gives torch.float64 out; keep the dtype"),
+    TerminatedFloat: ("terminated", r"gave \(1,\) torch.float32; accepted is \(1,\) torch.bool"),
+    TerminatedScalar: ("terminated", r"gave \(\) torch.bool; accepted is \(1,\)"),
+    TerminatedByMean: ("terminated", "a row alone and in the batch differ"),
+    NaNReward: ("reward", "16 of 16 are not finite"),
+    NaNStep: ("step", "gave no finite state"),
+    ResetFloat: ("reset", r"\(1, 2\) torch.float32; accepted is \(1, 2\) torch.float64"),
+    ResetFlat: ("reset", r"\(1,\) torch.float64; accepted is \(1, 2\)"),
+    ResetGlobal: ("reset", "global random stream"),
+    ObserveWide: ("observe", r"gave \(1, 5\) torch.float32; accepted is \(1, 3\)"),
+    StepInDouble: ("step", r"gave \(1, 2\) torch.float64; accepted is \(1, 2\) torch.float32"),
+    StepInPlace: ("step", "input state is changed in place"),
+    StepMean: ("step", "a row alone and in the batch differ"),
+    Raises: ("reward", "raised RuntimeError: something of the user's own"),
+    NotATensor: ("terminated", "raised "),
+}
+
+
+@pytest.mark.parametrize("task", VALUES, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("method", ["mage-td3", "dyna-td3", "td3"])
+def test_a_function_whose_values_cannot_be_trained_on_is_refused_by_every_method(task, method, tmp_path):
+    function, sentence = VALUES[task]
+    config = settings(task(), method=method, dynamics="learned" if method == "td3" else "oracle")
+    with pytest.raises(InputError, match=rf"^{function}\(\) of task \w+ .*({sentence})") as refused:
+        train(config, tmp_path / "run", task=task())
+    assert f"mage-diffsim check-task {__file__}:{task.__name__}" in str(refused.value)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_is_checked_again(tmp_path):
+    train(settings(Short()), tmp_path / "run", task=Short())
+    with pytest.raises(InputError, match=r"reward\(\) of task Pendulum cuts the gradient"):
+        resume(tmp_path / "run", steps=6, task=Detached())
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_passes_on_a_few_states(name):
+    task = make_task(name)
+    for dtype in (torch.float32, torch.float64):
+        physics = make_physics(task, dtype=dtype)
+        at = draw_transitions(task, physics, 3)
+        assert len(at.state) == 18 and at.state.dtype == torch.float64
+        require_values(task, at, physics)
+        assert find_cuts(task, at, step=physics.backend == "torch") == ()
+
+
+def test_looking_draws_from_no_stream_of_the_training():
+    config = settings(Short(), seeds=(0, 1))
+    stream = torch.get_rng_state()
+    with_check, without = Trainer(config, check=True), Trainer(config)
+    assert torch.equal(stream, torch.get_rng_state())
+    assert torch.equal(with_check.env.state, without.env.state)
+    for a, b in zip(with_check.streams.state_dict().values(), without.streams.state_dict().values(), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    "task", [Detached, DetachedNumpy, NoGrad, ObserveDetached, StepNumpy], ids=lambda t: t.__name__
+)
+def test_true_gradients_through_a_cut_are_nan_and_not_zero(task):
+    physics = make_physics(task(), dtype=torch.float64)
+    initial = task().reset(2, torch.Generator().manual_seed(0))
+    true = true_action_gradients(physics, lambda obs: obs[:, :1], initial, 0.99, 4)
+    assert true.discounted.isnan().all()
+    quality = gradient_quality(true, torch.ones_like(true.actions), 0.99)
+    assert quality.error.isnan().all() and quality.cosine.isnan().all()
