@@ -473,7 +473,7 @@ class GradientError(Comparison):
         backends = backends_of(make_task(task))
         # Derivatives of whole trajectories through MuJoCo C are differences, which take minutes.
         real = {"environment": "warp"} if backends[0] == "mujoco" and "warp" in backends else {}
-        return super().budget(task, own) | real
+        return real | super().budget(task, own)
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)

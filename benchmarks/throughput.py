@@ -167,7 +167,9 @@ class Options:
         return self.device == "cpu" and make_task(task).network_size == "full"
 
     def trainer(self, task: str, **settings: Any) -> Trainer:
-        """A trainer with transitions in its buffer, nothing learned yet, and nothing compiled."""
+        """A trainer with transitions in its buffer, nothing learned yet, and nothing compiled; eager unless settings
+        say otherwise."""
+        settings = {"graphs": "off"} | settings
         hyper = {"warmup_steps": STEPS + 1, "model_every": 10 * STEPS}
         config = make_config(task, preset=self.preset, steps=STEPS, device=self.device, hyper=hyper, **settings)
         trainer = Trainer(config)
@@ -235,10 +237,10 @@ class Failed(RuntimeError):
 
 def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]:
     """Name to settings of the learner's forms that a section measures."""
-    found = {"eager": {"compile": "off"}}
+    found = {"eager": {"graphs": "off"}}
     compiles = options.compile and (section == "model" or not options.quick)
     if compiles:
-        found["compiled"] = {"compile": "on"}
+        found["compiled"] = {"compile": "on", "graphs": "off"}
     if options.device != "cpu":
         found["captured"] = {"graphs": "on"}
         if compiles:

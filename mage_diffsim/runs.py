@@ -2,7 +2,7 @@
 
 run_dir/
   config.json        the whole TrainConfig
-  versions.json      packages, commit, devices
+  versions.json      packages, commit, devices, and what compile, graphs and other such settings came to
   eval.csv           one row per evaluation and run
   metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
   checkpoints/       step_<env_step>.pt, the newest two; plain dicts of tensors
@@ -137,7 +137,7 @@ def train(
         raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
     with _held(run_dir):
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
-        write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2))
+        _record_versions(trainer, run_dir)
         _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
 
 
@@ -175,7 +175,32 @@ def resume(
             _restore(trainer, saved, path)
             _keep_rows(run_dir, done)
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
+        _record_versions(trainer, run_dir)
         _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+
+
+def _record_versions(trainer: Trainer, run_dir: Path) -> None:
+    """Write versions.json; of what is another at a later sitting it holds both: ``off, then on``."""
+    path, found = run_dir / "versions.json", versions() | trainer.used
+    for name, before in read_versions(run_dir).items():
+        now = found.get(name, before)
+        found[name] = before if before.rpartition(", then ")[2] == now else f"{before}, then {now}"
+    write_atomically(path, json.dumps(found, indent=2))
+
+
+def read_versions(run_dir: Path) -> dict[str, str]:
+    """What versions.json says a run was trained with; nothing where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = run_dir / "versions.json"
+    try:
+        return {str(name): str(text) for name, text in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; without the file, the run can go on") from error
 
 
 @contextlib.contextmanager

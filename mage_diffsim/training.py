@@ -153,6 +153,19 @@ class Trainer:
         """Whether the updates are replayed as CUDA graphs, which ``config.graphs`` = auto leaves to the dynamics."""
         return self.agent.graphs is not None
 
+    @property
+    def used(self) -> dict[str, str]:
+        """What the settings came to that say how, and not what, is trained: name to text, for ``versions.json``."""
+        config, cuda = self.config, self.device.type == "cuda"
+        captured = self.graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
+        return {
+            "device": f"{config.device}, {torch.cuda.get_device_name(self.device)}" if cuda else config.device,
+            "environment": config.environment or backends_of(self.task)[0],
+            "compile": config.compile,
+            "graphs": "on" if self.graphs_used else "model batches only" if captured else "off",
+            "matmul": config.matmul,
+        }
+
     # --- the task's functions --------------------------------------------------------------------------------------
 
     def _check_task(self) -> None:

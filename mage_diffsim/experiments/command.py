@@ -19,8 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra
+from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.config import Graphs, Matmul
 from mage_diffsim.doctor import versions
+from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
@@ -29,7 +31,7 @@ from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
 from mage_diffsim.experiments.report import markdown_table, rich_table
 from mage_diffsim.experiments.sweep import held, run_cells
-from mage_diffsim.runs import write_atomically
+from mage_diffsim.runs import read_versions, write_atomically
 
 Size = Literal["smoke", "cpu", "paper"]
 
@@ -81,8 +83,16 @@ class Experiment(abc.ABC):
     default the size's."""
     device: str = "cpu"
     """Torch device of every cell: cpu, cuda, cuda:1, ..."""
+    environment: str | None = None
+    """Physics backend of the real environment, its evaluations and true gradients; by default the first of a task:
+    torch, or MuJoCo C in threads. On a GPU, warp or mjx step MuJoCo tasks there."""
     compile: Literal["off", "on"] = "off"
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
+    graphs: Graphs = "auto"
+    """auto: replay updates and model batches as CUDA graphs where device and dynamics allow it. on: a cell where they
+    do not fails. off: nowhere. The results are the same."""
+    matmul: Matmul = "highest"
+    """Float32 matrix products of training on a GPU: highest, or high: TF32, faster and less exact."""
     out: Path | None = None
     """Folder for the run folders and results; by default runs/<experiment> for size cpu and
     runs/<experiment>-<size> for the others. The results there are of the last command's cells; run folders stay."""
@@ -116,6 +126,9 @@ class Experiment(abc.ABC):
         Args:
             task: as it was given.
             own: what of the size's budget is different for one cell.
+
+        Raises:
+            InputError: the task has no backend ``environment``.
         """
         settings = self.BUDGETS[self.size] | self.OF_TASK.get(self.size, {}).get(make_task(task).name, {})
         settings |= own or {}
@@ -123,7 +136,13 @@ class Experiment(abc.ABC):
         # Rounded up, so that the evaluation after the last step never follows another within a few steps.
         every = settings.pop("eval_every", None) or math.ceil(settings["steps"] / settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
-        flags = {"preset": preset, "device": self.device, "compile": self.compile}
+        flags: dict[str, Any] = {"preset": preset, "device": self.device, "compile": self.compile}
+        flags |= {"graphs": self.graphs, "matmul": self.matmul}
+        if self.environment is not None:
+            known = make_task(task)
+            if self.environment not in backends_of(known):
+                raise unknown_name(f"backend of task {known.name}", self.environment, backends_of(known))
+            flags["environment"] = self.environment
         return {"checkpoint_every": every} | settings | {"eval_every": every} | flags
 
     def make_launcher(self) -> Launcher:
@@ -179,7 +198,7 @@ def run(experiment: Experiment) -> int:
         if experiment.size == "smoke":
             notes.append("This was a smoke test: the budget is far too small for any of the numbers to mean something.")
         sentences = [*found.sentences, *notes]
-        write_atomically(out / "summary.md", _markdown(found, sentences))
+        write_atomically(out / "summary.md", _markdown(found, sentences, used_by(outcomes)))
         console = Console()
         console.print(rich_table(console, found.title, found.header, found.table))
         for sentence in sentences:
@@ -193,11 +212,32 @@ def run(experiment: Experiment) -> int:
     return 1 if failed or undrawn else 0
 
 
-def _markdown(found: Findings, sentences: Sequence[str]) -> str:
+def _markdown(found: Findings, sentences: Sequence[str], used: dict[str, str]) -> str:
     lines = [f"# {found.title}", "", markdown_table(found.header, found.table)]
     lines += [f"- {sentence}" for sentence in sentences]
-    lines += provenance()
+    lines += provenance(used)
     return "\n".join(lines) + "\n"
+
+
+USED = ("device", "environment", "compile", "graphs", "matmul", "commit")
+"""What of a cell's versions.json is in summary.md."""
+
+
+def used_by(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What the finished cells were trained with: a name of USED to its value, or to each value and the cells that had
+    it; the commit only if it is not this one."""
+    recorded = {o.cell.name: read_versions(o.run_dir) for o in outcomes if o.status == "done"}
+    found: dict[str, str] = {}
+    for name in USED:
+        cells: dict[str, list[str]] = {}
+        for cell, values in recorded.items():
+            cells.setdefault(values.get(name, "not recorded"), []).append(cell)
+        if name == "commit" and set(cells) <= {versions().get("commit", "not recorded")}:
+            continue
+        one = len(cells) == 1
+        text = "; ".join(value if one else f"{value} ({', '.join(of)})" for value, of in cells.items())
+        found["commit of the cells" if name == "commit" else name] = text
+    return found
 
 
 def provenance(more: dict[str, Any] | None = None) -> list[str]:
