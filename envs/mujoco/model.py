@@ -102,9 +102,10 @@ class Simulation:
         """The sites whose positions are read out."""
         return tuple(i for kind, i in self.readouts if kind is SitePosition)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Equal for simulations with the same name, model and readouts: what compilations are shared by."""
+        """Equal for simulations with the same name, model and readouts: what compilations are shared by. Taken of the
+        model as it is now, as a copy may have been changed."""
         mujoco = load_mujoco()
         buffer = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
         mujoco.mj_saveModel(self.model, None, buffer)

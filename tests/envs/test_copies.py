@@ -106,10 +106,12 @@ def test_a_copied_task_keeps_its_options_and_its_model_to_itself(how):
     assert HOWS[how](make_task("Pendulum", clip_order="v0")).clip_order == "v0"
     task = make_task("InvertedPendulum")
     task.simulation.model.body_mass[1] = 7.0
+    before = task.simulation.fingerprint
     again = HOWS[how](task)
-    assert again.simulation.model.body_mass[1] == 7.0
+    assert again.simulation.model.body_mass[1] == 7.0 and again.simulation.fingerprint == before
     again.simulation.model.body_mass[1] = 8.0
     assert task.simulation.model.body_mass[1] == 7.0
+    assert again.simulation.fingerprint != before == task.simulation.fingerprint  # compiled kernels are not shared
 
 
 ENVIRONMENTS = {
