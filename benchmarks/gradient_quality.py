@@ -40,7 +40,7 @@ from mage_diffsim.experiments.display import Display, make_display
 from mage_diffsim.experiments.figures import PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.runs import load_trainer, make_folder, write_atomically
-from mage_diffsim.training import torch_device
+from mage_diffsim.training import device_text, torch_device
 
 TASKS = (
     "Pendulum",
@@ -584,7 +584,7 @@ def draw_errors(path: Path, results: Sequence[dict[str, Any]]) -> None:
     write_figure(path, width + 3.0, 2.6 * len(blocks) + 0.6, paint)
 
 
-def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequence[str]) -> None:
+def _write_summary(options: Options, name: str, title: str, parts: Sequence[Any], sentences: Sequence[str]) -> None:
     """Tables and sentences to the screen and, with the command and the versions, into a Markdown file."""
     console = Console()
     lines = [f"# {title}", ""]
@@ -594,9 +594,9 @@ def _write_summary(path: Path, title: str, parts: Sequence[Any], sentences: Sequ
     for sentence in sentences:
         print(f"- {sentence}")
         lines.append(f"- {sentence}")
-    lines += provenance({"torch threads": torch.get_num_threads()})
-    write_atomically(path, "\n".join(lines) + "\n")
-    print(f"Written to {path.parent}")
+    lines += provenance({"device": device_text(options.device), "torch threads": torch.get_num_threads()})
+    write_atomically(options.folder / name, "\n".join(lines) + "\n")
+    print(f"Written to {options.folder}")
 
 
 # --- the three modes -------------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ def run(options: Options) -> int:
         if results:
             draw_errors(options.folder / "figure.png", results)
     sentences = findings(rows, options.settings) + not_drawn(undrawn)
-    _write_summary(options.folder / "summary.md", "Quality of one-step gradients", tables(rows), sentences)
+    _write_summary(options, "summary.md", "Quality of one-step gradients", tables(rows), sentences)
     return int(bool(undrawn) or any(row["status"].startswith("failed") for row in broken))
 
 
@@ -661,7 +661,7 @@ def run_sweep(options: Options) -> int:
         f"holds the steps within a factor of ten of the best, or below {quality.NEGLIGIBLE:.0e}."
     )
     parts = [("Central differences of MuJoCo C over the step", header, table)]
-    _write_summary(options.folder / "sweep.md", "Step of finite differences", parts, [explanation, *sentences])
+    _write_summary(options, "sweep.md", "Step of finite differences", parts, [explanation, *sentences])
     return 0
 
 
@@ -711,7 +711,7 @@ def run_soak(options: Options, states: int) -> int:
         *(f"{r['task']}, {r['backend']} {r['status']}" for r in rows if r["status"] != "ok"),
     ]
     parts = [("Values and gradients that are not finite", header, table)]
-    _write_summary(options.folder / "soak.md", "Soak", parts, list(dict.fromkeys(sentences)))
+    _write_summary(options, "soak.md", "Soak", parts, list(dict.fromkeys(sentences)))
     return int(bad > 0 or not ok or any(r["status"].startswith("failed") for r in rows))
 
 

@@ -42,6 +42,12 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def device_text(name: str) -> str:
+    """A device's name, of a GPU with that of its card."""
+    device = torch_device(name)
+    return f"{name}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else name
+
+
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Float32 matrix products at ``precision`` (see :class:`TrainConfig`) inside; outside, as the process had it."""
@@ -159,7 +165,7 @@ class Trainer:
         config, cuda = self.config, self.device.type == "cuda"
         captured = self.graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
         return {
-            "device": f"{config.device}, {torch.cuda.get_device_name(self.device)}" if cuda else config.device,
+            "device": device_text(config.device),
             "environment": config.environment or backends_of(self.task)[0],
             "compile": config.compile,
             "graphs": "on" if self.graphs_used else "model batches only" if captured else "off",
