@@ -479,7 +479,7 @@ class GradientError(Comparison):
         runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
         # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
-        firsts = {make_task(o.cell.config.task).name: o for o in reversed(outcomes) if o.status == "done"}
+        firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.status == "done"}
         write_horizons([("frozen actor", firsts[t]) for t in tasks], out, "frozen actors", self.longest_horizon)
         table, found = [], []
         for task in tasks:

@@ -121,6 +121,14 @@ _SOURCES: dict[str, bytes] = {}
 """Name of a module to what its file held when it was executed."""
 
 
+def executed_source(path: Path) -> bytes | None:
+    """What a task file, or one beside it, held when it was executed; None if it is not loaded."""
+    for name, source in _SOURCES.items():
+        if name in sys.modules and Path(str(sys.modules[name].__file__)).resolve() == path:
+            return source
+    return None
+
+
 class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
         """Compiled anew: a cached file of bytecode is told from an edit within the same second by nothing."""

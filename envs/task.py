@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,43 @@ import torch
 from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.drawing import draw_bars
 
+GIVEN = "_options_given"
+"""Where a task keeps the arguments that it was made with: an attribute of its own, so that copies have it too."""
 
-class Task(abc.ABC):
+
+class TaskType(abc.ABCMeta):
+    """The type of task classes: every task remembers the arguments it was made with (see :mod:`.identity`)."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        task = super().__call__(*args, **kwargs)
+        if isinstance(task, cls):
+            vars(task)[GIVEN] = _arguments(cls, args, kwargs)
+        return task
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, which :meth:`__call__` would hide."""
+        if cls.__init__ is object.__init__:
+            return inspect.Signature()
+        parameters = list(inspect.signature(cls.__init__).parameters.values())
+        return inspect.Signature(parameters[1:])
+
+
+def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name; those of ``*names`` stand under ``"*names"``."""
+    signature = inspect.signature(cls)
+    bound = signature.bind(*args, **kwargs).arguments
+    found: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        else:
+            found[f"*{name}" if kind is inspect.Parameter.VAR_POSITIONAL else name] = value
+    return found
+
+
+class Task(metaclass=TaskType):
     """One control problem. Subclass it, fill in the class attributes and five functions, and register it.
 
     A *state* is the simulator's whole state as one flat float vector per environment; an *obs* is what actor and

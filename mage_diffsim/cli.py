@@ -77,7 +77,6 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     from mage_diffsim.bridges.errors import unknown_name
     from mage_diffsim.config import TrainConfig, validate
     from mage_diffsim.envs.physics import BACKENDS, backends_of, load
-    from mage_diffsim.envs.registry import make_task
 
     @dataclass(frozen=True)
     class Train:
@@ -99,7 +98,7 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
 
     options = _parse(Train, "train", arguments, default=Train(_defaults(arguments)))
     config = options.config
-    task = make_task(config.task)
+    task = config.make_task()
     validate(config)
     # Only an oracle uses backend and derivative, but a name that means nothing is a mistake in any case.
     of_oracle = config.backend if flags & {"backend", "derivative"} else None
@@ -109,7 +108,6 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     sources = load(BACKENDS[config.backend]).derivatives_of(task) if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
-    config = dataclasses.replace(config, task=_absolute(config.task))
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
     return _train_or_resume(out, options, config)
@@ -123,13 +121,17 @@ def _defaults(arguments: list[str]) -> Any:
     """
     from mage_diffsim.bridges.errors import unknown_name
     from mage_diffsim.config import CriticLoss, make_config
+    from mage_diffsim.envs.identity import parse_options
 
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in NAMED:
         scan.add_argument(f"--{name}", nargs="?")  # a missing value is for tyro to report
+    scan.add_argument("--task-options", "--task_options", nargs="*")
     found = {name: value for name, value in vars(scan.parse_known_args(arguments)[0]).items() if value is not None}
     if found.get("loss") == "None":
         del found["loss"]
+    if "task_options" in found:
+        found["task_options"] = parse_options(found["task_options"])
     # These two are Literals in TrainConfig, which must not be made with another value.
     for name, accepted in (("loss", get_args(CriticLoss)), ("reward", ("task", "learned"))):
         if name in found and found[name] not in accepted:
@@ -181,12 +183,6 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
         return 130
     console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
     return 0
-
-
-def _absolute(task: str) -> str:
-    """A task in a file by its absolute path, so that the run can be resumed from another folder."""
-    file, colon, name = task.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}{colon}{name}" if file.endswith(".py") else task
 
 
 # --- eval ------------------------------------------------------------------------------------------------------------
@@ -370,6 +366,8 @@ class CheckTask:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Registered task, path/to/file.py:Class or module:Class."""
+    task_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=VALUE ...]")] = ()
+    """Options of the task's constructor, such as mass=20."""
     backend: str | None = None
     """One physics backend only; None is all of the task's."""
     json: Path | None = None
@@ -379,9 +377,11 @@ class CheckTask:
 def _check_task(options: CheckTask) -> int:
     from mage_diffsim.bridges.errors import MissingExtra
     from mage_diffsim.envs.contract import check_task
+    from mage_diffsim.envs.identity import parse_options
+    from mage_diffsim.envs.registry import make_task
 
     _check_writable(options.json)
-    report = check_task(options.name, options.backend)
+    report = check_task(make_task(options.name, **parse_options(options.task_options)), options.backend)
     for check in report.checks:
         if options.backend and check.status == "skipped" and check.name == "built":
             raise MissingExtra(check.detail)  # asked for by name, so leaving it out is no success

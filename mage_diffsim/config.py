@@ -10,9 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
+from mage_diffsim.envs.identity import (
+    absolute,
+    format_options,
+    is_elsewhere,
+    options_of,
+    parse_options,
+    plain,
+    reference_of,
+    require_reproducible,
+)
 from mage_diffsim.envs.task import Task
 
 Preset = Literal["paper", "authors", "cpu"]
@@ -192,12 +204,24 @@ def _narrow(hidden: tuple[int, ...], layers: int) -> tuple[int, ...]:
     return (hidden[0] // 2,) * min(layers, len(hidden))
 
 
+TASK_OPTIONS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[NAME=VALUE ...]",
+    instance_from_str=parse_options,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=format_options,
+)
+"""How a command line takes a task's options; annotate a ``dict[str, Any]`` with it."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training process: a task, a method, a dynamics, and the runs (seeds x lambdas) that share it."""
 
     task: str = "Pendulum"
     """Registered task, ``path/to/file.py:Class`` or ``module:Class``."""
+    task_options: Annotated[dict[str, Any], TASK_OPTIONS] = field(default_factory=dict, hash=False)
+    """Options of the task's constructor, such as mass=20: numbers, text, true, false, null, JSON lists and objects."""
     method: str = "mage-td3"
     """mage-td3, mage-ddpg, dyna-td3, dyna-ddpg, td3, ddpg or data-efficient-td3."""
     dynamics: str = "learned"
@@ -273,6 +297,24 @@ class TrainConfig:
         """Critic updates per environment step of this method."""
         return 1 if METHODS[self.method].update_every_step_once else self.hyper.updates_per_step
 
+    def make_task(self) -> Task:
+        """The task of this configuration, made with its options.
+
+        Raises:
+            InputError: see :func:`~mage_diffsim.envs.registry.make_task`.
+        """
+        from mage_diffsim.envs.registry import make_task
+
+        if is_elsewhere(self.task):
+            try:
+                return make_task(self.task, **self.task_options)
+            except InputError as error:
+                raise InputError(
+                    f"task {self.task} was defined in a notebook, a script or a function, where this process does not "
+                    "find it: give the object as task="
+                ) from error
+        return make_task(self.task, **self.task_options)
+
     def to_dict(self) -> dict:
         """Plain nested dict, as config.json holds it."""
         return dataclasses.asdict(self)
@@ -289,6 +331,8 @@ class TrainConfig:
                 raise TypeError(f"hyper is {data['hyper']!r}, and an object of hyper-parameters is what it takes")
             hyper = _with_tuples(data.get("hyper", {}))
             settings = _with_tuples(data)
+            if isinstance(settings.get("task_options"), dict):
+                settings["task_options"] = plain(settings["task_options"])
             _check_types(hyper, Hyper())
             _check_types(settings | {"hyper": Hyper()}, TrainConfig())
             settings["hyper"] = Hyper(**hyper)
@@ -327,17 +371,29 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
     """A :class:`TrainConfig` whose hyper-parameters come from its preset, task and ensemble.
 
     Args:
-        task: a task's name, or the object itself.
+        task: a task's name, or the object itself, whose options are recorded.
         **settings: other fields of :class:`TrainConfig`; ``hyper`` may be a dict of single overrides.
 
     Raises:
-        InputError: an unknown task, preset, method, dynamics, loss or ensemble, or a value out of range.
+        InputError: an unknown task, preset, method, dynamics, loss or ensemble, a value out of range, or a task object
+            that its options do not make again.
     """
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task
 
     overrides = settings.pop("hyper", {})
-    name, task = (task, make_task(task)) if isinstance(task, str) else (task.name, task)
+    try:
+        options = settings["task_options"] = plain(settings.get("task_options", {}))
+    except TypeError as error:
+        raise InputError(f"task_options cannot be recorded with a run: {error}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"task_options is {options!r}; accepted is a dict from names to values")
+    if isinstance(task, str):
+        name, made = absolute(task), make_task(task, **options)
+        settings["task_options"] = options_of(made)  # without those that are the default anyway
+    else:
+        name, made = reference_of(type(task)), task
+        settings["task_options"] = recorded_options(task, options)
     try:
         _check_types(_with_tuples(settings), TrainConfig())
         config = TrainConfig(task=name, **_with_tuples(settings))
@@ -346,14 +402,50 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
             replace(Hyper(), **_with_tuples(overrides))  # refuses unknown names
     except TypeError as error:
         raise InputError(f"the settings are not a training's: {error}") from error
-    hyper = Hyper.preset(config.preset, task.network_size, config.ensemble)
+    hyper = Hyper.preset(config.preset, made.network_size, config.ensemble)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
         hyper = replace(hyper, **_with_tuples(overrides))
-    config = replace(config, hyper=hyper, backend=config.backend or backends_of(task)[0])
+    config = replace(config, hyper=hyper, backend=config.backend or backends_of(made)[0])
     validate(config)
     return config
+
+
+def recorded_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a task object was made with, which a configuration's own ``options`` must not contradict.
+
+    Raises:
+        InputError: they do; or its options do not make the task again (see :func:`.require_reproducible`).
+    """
+    require_reproducible(task)
+    own = options_of(task)
+    if options and options != own:
+        try:
+            same = options_of(type(task)(**options)) == own  # a default may have been spelt out
+        except TypeError:
+            same = False
+        if not same:
+            raise InputError(
+                f"task_options are {options}, and the task object given beside them was made with {own or 'none'}: "
+                "leave task_options out"
+            )
+    return own
+
+
+HARMLESS = frozenset({"steps", "checkpoint_every", "compile", "graphs", "device"})
+"""Fields that may change while a run goes on: they decide how long and where it trains, not what."""
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The fields in which two configurations (:meth:`TrainConfig.to_dict`) differ, as ``name X and not Y``."""
+
+    def flat(data: dict[str, Any]) -> dict[str, Any]:
+        rest = {k: v for k, v in data.items() if k != "hyper"}
+        return plain(rest | {f"hyper.{k}": v for k, v in data.get("hyper", {}).items()})
+
+    old, new = flat(was), flat(now)
+    return [f"{k} {old.get(k)} and not {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)]
 
 
 def validate(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 run_dir/
   config.json        the whole TrainConfig
+  identity.json      what it is trained with: the configuration, and digests of the task's source
   versions.json      packages, commit, devices, and what compile, graphs and other such settings came to
   eval.csv           one row per evaluation and run
   metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
@@ -38,9 +39,12 @@ try:
 except ImportError:  # not a POSIX system: two trainings in one folder are then the user's own business
     fcntl = None
 
+import mage_diffsim
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.config import TrainConfig
+from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options
 from mage_diffsim.doctor import versions
+from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
+from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
 from mage_diffsim.training import Trainer
 
@@ -120,15 +124,18 @@ def train(
     Args:
         config: what to train.
         run_dir: folder to create; may exist if it is empty.
-        task: the task object; made from ``config.task`` if None.
+        task: the task object, whose options are recorded; made from the configuration if None.
         progress: called after every environment step.
         sinks: further consumers of every evaluation's rows (TensorBoard, say): ``sink(env_step, rows)``.
 
     Raises:
-        InputError: the configuration cannot be trained, or the folder is not empty or cannot be written.
+        InputError: the configuration cannot be trained, the task object could not be made again from its options, or
+            the folder is not empty or cannot be written.
         MissingExtra: the oracle's backend is not installed.
     """
+    config, task = _settled(config, task)
     trainer = Trainer(config, task, check=True)  # before anything is written: most bad input shows here
+    identity = identity_of(config, task)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(file for file in run_dir.iterdir() if file.suffix != ".tmp"):
@@ -138,7 +145,108 @@ def train(
     with _held(run_dir):
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         _record_versions(trainer, run_dir)
-        _Session(trainer, run_dir, 0.0, 0.0, progress, sinks).run()
+        _Session(trainer, identity, run_dir, 0.0, 0.0, progress, sinks).run()
+
+
+def _settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
+    """The task of a new training, and the configuration with all that makes it again.
+
+    Raises:
+        InputError: the configuration names another task, or the object cannot be made again.
+    """
+    if task is None:
+        task = config.make_task()
+        return dataclasses.replace(config, task=absolute(config.task), task_options=options_of(task)), task
+    reference, options = reference_of(type(task)), recorded_options(task, config.task_options)
+    if absolute(config.task) not in (task.name, reference) and task_class(config.task) is not type(task):
+        raise InputError(
+            f"task= is {task!r} of class {reference}, and the configuration is of task {config.task}: make it with "
+            "make_config(task, ...)"
+        )
+    return dataclasses.replace(config, task=reference, task_options=options), task
+
+
+def _task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
+    """The task of a run folder, made anew, or the object that stands for it."""
+    if task is None:
+        try:
+            return config.make_task()
+        except InputError as error:
+            raise InputError(f"the task of {run_dir} is not found: {error}") from error
+    own = recorded_options(task, {})
+    if own != config.task_options:
+        raise InputError(
+            f"{run_dir} was trained with task options {config.task_options or 'none'}, and task= was made with "
+            f"{own or 'none'}: make it with the same"
+        )
+    return task
+
+
+def identity_of(config: TrainConfig, task: Task) -> dict[str, Any]:
+    """What a run is trained with, as plain values: what must be the same when it goes on."""
+    return {"mage_diffsim": mage_diffsim.__version__, "config": config.to_dict(), "sources": sources_of(task)}
+
+
+def require_unchanged(run_dir: Path, config: TrainConfig, task: Task, identity: dict[str, Any] | None) -> None:
+    """Refuse to go on with what a run was not trained with.
+
+    Args:
+        run_dir: the run folder, for the message.
+        config: the configuration now.
+        task: the task now.
+        identity: what :func:`identity_of` was for it; None for a run of an older version, which is let pass with a
+            warning.
+
+    Raises:
+        InputError: names what has changed.
+    """
+    if identity is None:
+        logging.getLogger(__name__).warning(
+            f"{run_dir} was trained by an older version of mage_diffsim, which did not record with what: whether its "
+            "configuration and its task are still the same is not known"
+        )
+        return
+    changed = changes(identity, config, task)
+    if changed:
+        version = identity["mage_diffsim"]
+        other = f" by mage_diffsim {version}" if version != mage_diffsim.__version__ else ""
+        raise InputError(
+            f"{run_dir} was trained{other} with {', '.join(changed)}: restore that to go on, or train anew into "
+            "another folder"
+        )
+
+
+def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[str]:
+    """In what a configuration and a task differ from those that a run was trained with: it was trained with ..."""
+    was, now = ({k: v for k, v in c.items() if k not in HARMLESS} for c in (identity["config"], config.to_dict()))
+    was = {k: v for k, v in now.items() if k not in was} | was  # a field that is newer than the run
+    parts = changed_parts(identity["sources"], sources_of(task))
+    return differences(was, now) + [f"another {part} of task {task.name}" for part in parts]
+
+
+def read_identity(run_dir: Path) -> dict[str, Any] | None:
+    """What a run is trained with, see :func:`identity_of`; None for a run of an older version.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run_dir / "identity.json"
+    if not path.is_file():
+        return None
+    identity = _read_json(path)
+    if not {"mage_diffsim", "config", "sources"} <= identity.keys():
+        raise InputError(f"{path} is damaged (it lacks an entry): delete it to take the run as it is")
+    return identity
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): it must be the JSON that `mage-diffsim train` wrote") from error
+    return data
 
 
 def resume(
@@ -152,9 +260,11 @@ def resume(
 ) -> None:
     """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` (None: as configured).
 
+    ``task`` is the task object, for a class that this process does not find by itself.
+
     Raises:
-        InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, or another process
-            trains in it.
+        InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, a configuration or
+            task that is not what the run was trained with, or another process trains in it.
     """
     config = read_config(run_dir)
     if steps is not None:
@@ -164,6 +274,7 @@ def resume(
     with _held(run_dir):
         path = newest_checkpoint(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
+            config, task = _settled(config, task)
             trainer, saved = Trainer(config, task, check=True), {"train_s": 0.0, "wall_s": 0.0}
             _keep_rows(run_dir, -1)
         else:
@@ -171,12 +282,15 @@ def resume(
             done = saved["trainer"]["env_step"]
             if config.steps < done:
                 raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
+            task = _task_of_run(run_dir, config, task)
+            require_unchanged(run_dir, config, task, saved.get("identity"))
             trainer = Trainer(config, task, check=True)
             _restore(trainer, saved, path)
             _keep_rows(run_dir, done)
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         _record_versions(trainer, run_dir)
-        _Session(trainer, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+        identity = identity_of(config, task)
+        _Session(trainer, identity, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
 
 
 def _record_versions(trainer: Trainer, run_dir: Path) -> None:
@@ -279,6 +393,7 @@ class _Session:
     def __init__(
         self,
         trainer: Trainer,
+        identity: dict[str, Any],
         run_dir: Path,
         train_s: float,
         wall_s: float,
@@ -286,11 +401,13 @@ class _Session:
         sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...],
     ) -> None:
         self.trainer, self.run_dir, self.progress, self.sinks = trainer, run_dir, progress, sinks
+        self.identity = identity
         self.train_s, self.wall_s = train_s, wall_s
         self.latest: dict[str, list[int | float | None]] = {}
         self.reported = trainer.agent.nonfinite.tolist()
 
     def run(self) -> None:
+        write_atomically(self.run_dir / "identity.json", json.dumps(self.identity, indent=2))
         with _stop_signal() as stopped:
             self._train(stopped)
         self._export()
@@ -366,7 +483,12 @@ class _Session:
     def _checkpoint(self) -> None:
         save_checkpoint(
             self.run_dir / "checkpoints" / f"step_{self.trainer.env_step:010d}.pt",
-            {"trainer": self.trainer.state_dict(), "train_s": self.train_s, "wall_s": self.wall_s},
+            {
+                "trainer": self.trainer.state_dict(),
+                "identity": self.identity,
+                "train_s": self.train_s,
+                "wall_s": self.wall_s,
+            },
         )
         for old in _checkpoints(self.run_dir)[:-KEPT_CHECKPOINTS]:
             old.unlink()
@@ -410,13 +532,7 @@ def read_config(run_dir: Path) -> TrainConfig:
     path = run_dir / "config.json"
     if not path.is_file():
         raise InputError(f"{run_dir} is not a run folder: it has no config.json, as `mage-diffsim train` writes it")
-    try:
-        data = json.loads(path.read_text())
-        if not isinstance(data, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): it must be the JSON that `mage-diffsim train` wrote") from error
-    return TrainConfig.from_dict(data)
+    return TrainConfig.from_dict(_read_json(path))
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -479,8 +595,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None = None) -> Trainer:
     """The trainer of a run as its newest checkpoint left it, for evaluation or inspection.
 
+    ``task`` is the task object, for a class that this process does not find by itself.
+
     Raises:
-        InputError: not a run folder, or no usable checkpoint.
+        InputError: not a run folder, no usable checkpoint, or a configuration or task that is not what the run was
+            trained with.
     """
     config = read_config(run_dir)
     trained_on = config.device
@@ -490,6 +609,8 @@ def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None 
     # Nothing is trained with it, and what makes training fast may not be possible here.
     config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off", matmul="highest")
     saved = load_checkpoint(path)
+    task = _task_of_run(run_dir, config, task)
+    require_unchanged(run_dir, config, task, saved.get("identity"))
     trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
     if trainer.device.type != torch.device(trained_on).type:
         # The state of a CUDA generator means nothing to a CPU one, nor the other way round: keep fresh streams.

@@ -20,7 +20,6 @@ from mage_diffsim.critic import GRADIENT_FREE, RewardFunction
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
-from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
@@ -71,7 +70,7 @@ class Trainer:
 
     Args:
         config: what to train.
-        task: the task object; made from ``config.task`` if None.
+        task: the task object; made from the configuration if None.
         check: look at the task's functions first (see :mod:`~mage_diffsim.envs.spot_check`).
 
     Raises:
@@ -85,7 +84,7 @@ class Trainer:
         self.config, self.hyper = config, config.hyper
         self.device = torch_device(config.device)
         self.dtype = torch.float64 if config.float64 else torch.float32
-        self.task = task or make_task(config.task)
+        self.task = task or config.make_task()
         self.streams = Streams([seed for seed, _ in config.runs], self.device, self.dtype)
         runs = len(config.runs)
 

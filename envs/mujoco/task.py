@@ -64,13 +64,16 @@ class MujocoTask(Task):
     @cached_property
     def simulation(self) -> Simulation:
         """The compiled model with what was read from it; compiled on first use."""
-        # relative paths start at the class that gives the model, which a subclass may inherit
+        return load_simulation(
+            type(self).__name__, self.mjcf, self.model_folder, self.frame_skip, self.readouts, self.contact_margin
+        )
+
+    @property
+    def model_folder(self) -> Path:
+        """Where relative paths of models start: at the class that gives the model, which a subclass may inherit."""
         classes = type(self).__mro__
         file = source_file(next((c for c in classes if "mjcf" in vars(c) and "mjcf" not in vars(self)), type(self)))
-        folder = Path.cwd() if file is None else file.parent
-        return load_simulation(
-            type(self).__name__, self.mjcf, folder, self.frame_skip, self.readouts, self.contact_margin
-        )
+        return Path.cwd() if file is None else file.parent
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]

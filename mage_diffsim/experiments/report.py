@@ -105,7 +105,7 @@ def identity(cell: Cell) -> dict[str, str]:
     """The CELL_FIELDS of a cell."""
     config = cell.config
     dynamics = config.dynamics if METHODS[config.method].imagines else ""
-    task = make_task(config.task).name
+    task = config.make_task().name
     variant = []
     if config.loss not in (None, METHODS[config.method].loss):
         variant.append(f"loss {config.loss}")
@@ -124,7 +124,7 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         if outcome.status != "done":
             continue
         config = outcome.cell.config
-        solved, warmup = make_task(config.task).solved_return, config.hyper.warmup_steps
+        solved, warmup = config.make_task().solved_return, config.hyper.warmup_steps
         evaluations, metrics = read_evaluations(outcome.run_dir), read_metrics(outcome.run_dir)
         for seed, lam in config.runs:
             mine = [r for r in evaluations if (r["seed"], r["lambda"]) == (seed, lam)]

@@ -7,23 +7,23 @@ fresh single-threaded processes, one per cell, so a cell's numbers do not depend
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.config import TrainConfig, validate
+from mage_diffsim.config import TrainConfig, differences, validate
 from mage_diffsim.doctor import check_installed
+from mage_diffsim.envs.identity import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
-from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
 from mage_diffsim.experiments.display import Display
 from mage_diffsim.experiments.launchers import Launcher, run_processes
-from mage_diffsim.runs import is_finished, is_run, locked, newest_checkpoint, read_config
+from mage_diffsim.runs import changes, is_finished, is_run, locked, newest_checkpoint, read_config, read_identity
 from mage_diffsim.training import torch_device
 
 
@@ -106,7 +106,7 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
         if launcher.here:
             torch_device(cell.config.device)
         if cell.simulator is not None:
-            task = make_task(cell.config.task)
+            task = cell.config.make_task()
             if cell.simulator not in backends_of(task):
                 raise unknown_name(f"backend of task {task.name}", cell.simulator, backends_of(task))
     launcher.check(cells)
@@ -116,7 +116,7 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
     skipped: dict[str, str] = {}
     probed: dict[tuple[str, str | None, str], str] = {}
     for cell in cells:
-        key = (cell.config.task, cell.simulator, cell.config.device)
+        key = (f"{cell.config.task} {cell.config.task_options}", cell.simulator, cell.config.device)
         if key not in probed:
             probed[key] = _missing(cell) if launcher.here else ""
         if probed[key]:
@@ -157,19 +157,16 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
         return
     if fresh:
         return
-    was, now = _flat(read_config(run_dir).to_dict()), _flat(cell.config.to_dict())
-    different = [f"{k} {was.get(k)} and not {now.get(k)}" for k in {**now, **was} if was.get(k) != now.get(k)]
-    if different:
+    now = dataclasses.replace(cell.config, task=absolute(cell.config.task))
+    changed = differences(read_config(run_dir).to_dict(), now.to_dict())
+    identity = read_identity(run_dir)
+    if not changed and identity is not None and newest_checkpoint(run_dir) is not None:
+        changed = changes(identity, now, now.make_task())
+    if changed:
         raise InputError(
-            f"{run_dir} was trained with {', '.join(different)}: give the same flags, another --out, or --fresh to "
-            "delete it"
+            f"{run_dir} was trained with {', '.join(changed)}: give the same flags and task, another --out, or --fresh "
+            "to delete it"
         )
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's fields by dotted name."""
-    rest = {k: v for k, v in config.items() if k != "hyper"}
-    return rest | {f"hyper.{k}": v for k, v in config["hyper"].items()}
 
 
 def _missing(cell: Cell) -> str:
@@ -187,7 +184,7 @@ def _missing(cell: Cell) -> str:
     if cell.simulator == "torch":
         return ""
     if torch.device(cell.config.device).type == "cpu":
-        load(BACKENDS[cell.simulator]).check_covers(make_task(cell.config.task))
+        load(BACKENDS[cell.simulator]).check_covers(cell.config.make_task())
         return ""
     # Whether a backend can use the GPU shows only when it is made; here would leave this process holding GPU memory.
     ((_, status, reason),) = run_processes([cell], _probe, lambda cell: (cell.config,))
@@ -203,4 +200,4 @@ def _steps_done(run_dir: Path) -> int:
 
 def _probe(config: TrainConfig, send: Send) -> None:
     source = {"derivative": config.derivative, "residuals": config.residuals}
-    make_physics(make_task(config.task), config.backend, device=config.device, **source)
+    make_physics(config.make_task(), config.backend, device=config.device, **source)

@@ -143,6 +143,36 @@ def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_swe
     assert check(changed, folder, launcher=LocalLauncher(1), fresh=True) == {}
 
 
+def test_a_finished_cell_whose_task_has_changed_is_refused_unless_fresh(tmp_path):
+    file = tmp_path / "gentle.py"
+    source = (
+        "from mage_diffsim.envs.tasks.pendulum import Pendulum\n"
+        "class Gentle(Pendulum):\n"
+        "    name, horizon, weight = 'Gentle', 5, 2.0\n"
+        "    def __init__(self, mass=1.0):\n"
+        "        super().__init__()\n"
+        "        self.m = mass\n"
+    )
+    file.write_text(source)
+    settings = TINY | {"dynamics": "oracle", "steps": 2, "gradient_episodes": 0}
+
+    def checked(mass: float = 2.0, **more: bool) -> dict[str, str]:
+        config = make_config(f"{file}:Gentle", task_options={"mass": mass}, **settings)
+        return check([Cell("gentle", config)], tmp_path / "sweep", launcher=LocalLauncher(1), **more)
+
+    config = make_config(f"{file}:Gentle", task_options={"mass": 2.0}, **settings)
+    train(config, tmp_path / "sweep" / "gentle")
+    assert is_finished(tmp_path / "sweep" / "gentle") and checked() == {}
+    with pytest.raises(InputError, match=r"trained with task_options {'mass': 2.0} and not {'mass': 3.0}: .* --fresh"):
+        checked(3.0)
+    file.write_text(source.replace("self.m = mass", "self.m = 2 * mass"))
+    with pytest.raises(InputError, match=r"gentle was trained with another gentle.py of task Gentle: .* --fresh"):
+        checked()
+    assert checked(fresh=True) == {}
+    file.write_text("# a comment\n" + source)
+    assert checked() == {}
+
+
 def test_a_cell_that_breaks_is_reported_and_the_others_go_on(two_sweeps):
     _, _, (_, outcomes), lines = two_sweeps
     assert [o.status for o in outcomes] == ["failed", "done", "done"]

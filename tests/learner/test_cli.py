@@ -20,9 +20,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from mage_diffsim.cli import COMMANDS, _absolute, main
+from mage_diffsim.cli import COMMANDS, main
 from mage_diffsim.config import Hyper, TrainConfig, make_config
 from mage_diffsim.display import Display, is_interactive, summary
+from mage_diffsim.envs.identity import absolute
 from mage_diffsim.runs import (
     Progress,
     load_checkpoint,
@@ -253,8 +254,16 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(copied, cap
     (copied / "config.json").write_text(json.dumps(config))
     before = files(copied)
     assert run("train", "--resume", copied) == 2
-    assert_one_sentence(capsys, r"checkpoint \S+ does not fit the config.json beside it \(.*\): restore the one .*")
+    assert_one_sentence(capsys, r"\S+ was trained with hyper.actor_hidden \(8,\) and not \(12,\): restore that .*")
     assert files(copied) == before
+    path = newest_checkpoint(copied)
+    assert path is not None
+    saved = load_checkpoint(path)
+    saved["trainer"]["agent"]["actor"] = torch.zeros(1, 1, 3)
+    save_checkpoint(path, {k: v for k, v in saved.items() if k != "version"})
+    (copied / "config.json").write_bytes(before[copied / "config.json"].replace(b"12", b"8"))
+    assert run("train", "--resume", copied) == 2
+    assert_one_sentence(capsys, r"checkpoint \S+ does not fit the config.json beside it \(.*\): restore the one .*")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +366,11 @@ def test_flags_override_single_values_of_the_preset(trained):
 def test_a_training_leaves_every_file(trained):
     names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
     checkpoints = {"checkpoints/step_0000000040.pt", "checkpoints/step_0000000060.pt"}
-    assert names == {"config.json", "versions.json", "eval.csv", "metrics.csv", "policy.safetensors"} | checkpoints
+    assert (
+        names
+        == {"config.json", "identity.json", "versions.json", "eval.csv", "metrics.csv", "policy.safetensors"}
+        | checkpoints
+    )
 
 
 def test_the_default_folder_is_named_after_the_training(task, tmp_path, monkeypatch):
@@ -378,7 +391,7 @@ def test_a_task_in_a_file_is_found_again_from_another_folder(task, tmp_path, mon
 
 @pytest.mark.parametrize("name", ["Pendulum", "package.module:Class"])
 def test_other_task_names_are_kept(name):
-    assert _absolute(name) == name
+    assert absolute(name) == name
 
 
 def test_output_is_plain_lines_when_not_a_terminal(copied, capsys):
