@@ -313,7 +313,7 @@ def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypat
         ("float32", "64", "0"),
     ]
     assert "Not finite in all: 0." in (tmp_path / "soak.md").read_text()
-    monkeypatch.setitem(physics_module.BACKENDS, "torch", Breaking)
+    monkeypatch.setitem(physics_module.BACKENDS, "torch", f"{__name__}:Breaking")
     assert script.main(options) == 0  # it was measured
     assert script.main(replace(options, fresh=True)) == 1
     assert script.main(script.Options(soak=0, out=tmp_path)) == 2
