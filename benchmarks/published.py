@@ -94,10 +94,6 @@ class PublishedUpdate:
             self.td_weight, self.gradient_weight = 1.0, 0.0
         if self.loss == "squared":  # x^2 / 2 is half of torch's squared error, whoever halves
             self.factor = 0.5
-        self.actor = mlp(agent.actor_network.sizes, agent.actor[run, 0])
-        self.actor_target = mlp(agent.actor_network.sizes, agent.actor_target[run, 0])
-        self.critics = [mlp(agent.critic_network.sizes, p) for p in agent.critic[run]]
-        self.critic_targets = [mlp(agent.critic_network.sizes, p) for p in agent.critic_target[run]]
         self.obs_mean, self.obs_std = agent.obs.mean[run].clone(), agent.obs.std[run].clone()
         self.model: nn.Sequential | None = None
         if trainer.ensemble is not None:
@@ -105,10 +101,27 @@ class PublishedUpdate:
             for weight, bias in trainer.ensemble.network.layers(trainer.ensemble.parameters[run : run + 1]):
                 layers += [EnsembleLayer(weight, bias), nn.SiLU()]
             self.model = nn.Sequential(*layers[:-1])
-        radam = {"lr": hyper.learning_rate, "decoupled_weight_decay": True}
+        self.renew(agent.actor[run], agent.critic[run], agent.actor_target[run], agent.critic_target[run])
+
+    def renew(
+        self, actor: Tensor, critic: Tensor, actor_target: Tensor | None = None, critic_target: Tensor | None = None
+    ) -> None:
+        """A new agent with these parameters, [1, P] and [C, P]: optimisers and policy delay start from nothing."""
+        agent = self.trainer.agent
+        self.actor = mlp(agent.actor_network.sizes, actor[0])
+        self.actor_target = mlp(agent.actor_network.sizes, (actor if actor_target is None else actor_target)[0])
+        self.critics = [mlp(agent.critic_network.sizes, p) for p in critic]
+        targets = critic if critic_target is None else critic_target
+        self.critic_targets = [mlp(agent.critic_network.sizes, p) for p in targets]
+        radam = {"lr": self.hyper.learning_rate, "decoupled_weight_decay": True}
         self.actor_optimizer = torch.optim.RAdam(self.actor.parameters(), **radam)
         self.critic_optimizer = torch.optim.RAdam([p for c in self.critics for p in c.parameters()], **radam)
         self.updates = 0
+
+    def has_diverged(self, logged: dict[str, float]) -> bool:
+        """Whether an update's losses exceed the bounds, as the published code tests after each; or are not finite."""
+        bounds = {"td_error": self.hyper.diverged_critic_loss, "actor_loss": self.hyper.diverged_actor_loss}
+        return not all(abs(logged[name]) <= bound for name, bound in bounds.items() if name in logged)
 
     def normalize(self, obs: Tensor) -> Tensor:
         return (obs - self.obs_mean) / self.obs_std

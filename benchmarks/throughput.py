@@ -809,7 +809,7 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
         for name, trainer in trainers.items():
             agent = trainer.agent
             masked = int(agent.nonfinite.sum())
-            if agent.diverged.any() or not agent.critic.isfinite().all() or masked:
+            if agent.restarts.any() or not agent.critic.isfinite().all() or masked:
                 raise Failed(f"{task} {name}: {masked} targets are not finite, or the critic diverged")
         for key, times in found.items():
             name, what = key.split(": ")

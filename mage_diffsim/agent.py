@@ -21,6 +21,7 @@ from mage_diffsim.critic import (
     clip_norm,
     control_gradient,
     critic_loss,
+    huber,
     masked_mean,
     td_target,
     term_weights,
@@ -64,10 +65,27 @@ def uses_graphs(config: TrainConfig, dynamics: Dynamics) -> bool:
     return possible
 
 
+class Losses(NamedTuple):
+    """What the critics minimise, and the part of it that the divergence guard looks at."""
+
+    total: Float[Tensor, "R C"]
+    """Loss of each critic."""
+    td: Float[Tensor, "R C"]
+    """Mean Huber TD error of each critic over the rows whose target is finite, without any weight."""
+
+    def guarded(self) -> Float[Tensor, "R"]:
+        """Half the sum of the critics' TD errors, as the published code compares it with its bound."""
+        return 0.5 * self.td.sum(dim=1)
+
+
 class Agent:
     """Actor, critics, their targets and optimisers. Every tensor has the run axis first.
 
     The networks see observations normalised by ``self.obs``, which the training loop keeps up to date.
+
+    After every update the divergence guard looks at each run: at half the sum over the critics of the mean Huber TD
+    error, whatever the loss and its weights are, at the absolute loss of the actor if that was updated, and at whether
+    the parameters are finite. A run that exceeds a bound goes on with a fresh agent from the next update on.
     """
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
@@ -89,16 +107,19 @@ class Agent:
         self.actor_optimizer = RAdam(self.actor, self.hyper.learning_rate, self.hyper.clip_value)
         self.critic_optimizer = RAdam(self.critic, self.hyper.learning_rate, self.hyper.clip_value)
         self.diverged = torch.zeros(runs, dtype=torch.bool, device=device)
+        self.begun = torch.zeros(runs, dtype=torch.int64, device=device)
+        """Updates of this environment step that each run began before it diverged."""
         self.restarts = torch.zeros(runs, dtype=torch.int64, device=device)
         self.nonfinite = torch.zeros(runs, dtype=torch.int64, device=device)
         self.nonfinite_state = torch.full((runs, task.state_dim), torch.nan, device=device, dtype=dtype)
-        self.critic_updates = 0
+        self.critic_updates = [0] * runs
+        """Critic updates of each run since its agent was new."""
         self.freeze_actor = config.freeze_actor
         self._initialise(range(runs))
         if config.compile == "on":
             self._compile(dynamics.traceable or not self.method.imagines)
-        self.graphs: dict[tuple[ReplayBuffer, tuple[bool, ...]], Captured] | None = None
-        """Captured forms of :meth:`improve` by buffer and which updates include the actor; None runs it eagerly."""
+        self.graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
+        """Captured forms of the updates by buffer and which of them include the actor; None runs them eagerly."""
         if uses_graphs(config, dynamics):
             self.graphs = {}
 
@@ -203,10 +224,8 @@ class Agent:
         leaf = batch.obs.detach().clone().requires_grad_()
         return Imagined(leaf, batch.state), leaf
 
-    def critic_gradient(
-        self, batch: Batch, target: Target, draws: Draws
-    ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R C P"]]:
-        """Loss of each critic and its gradient with respect to the critic parameters.
+    def critic_gradient(self, batch: Batch, target: Target, draws: Draws) -> tuple[Losses, Float[Tensor, "R C P"]]:
+        """Losses of each critic and their gradient with respect to the critic parameters.
 
         The loss is a function of Q_i and grad_a Q_i. Autograd differentiates it with respect to those two, which is
         cheap; the networks' pullback takes it from there to the parameters.
@@ -236,7 +255,8 @@ class Agent:
                 start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
         per_sample = critic_loss(self.loss, delta, action_error, start_error, self.weights, self.hyper.taylor_variance)
         loss = masked_mean(per_sample, finite)
-        return loss.detach(), pullback(*torch.autograd.grad(loss.sum(), leaves))
+        losses = Losses(loss.detach(), masked_mean(huber(delta.detach()), target.finite))
+        return losses, pullback(*torch.autograd.grad(loss.sum(), leaves))
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""
@@ -244,12 +264,14 @@ class Agent:
 
     def _fit_critic(self, batch: Batch, target: Target, draws: Draws) -> None:
         """What of it follows the target."""
-        loss, gradient = self.critic_gradient(batch, target, draws)
+        losses, gradient = self.critic_gradient(batch, target, draws)
         self.critic_optimizer.step(self.critic, gradient)
         polyak_average(self.critic_target, self.critic, self.hyper.polyak)
-        total = loss.sum(dim=1)
-        self.diverged |= ~(total <= self.hyper.diverged_critic_loss)
-        self._count_nonfinite(~target.finite, batch.state)
+        sound = ~self.diverged  # what a run does after it diverged is done again by a fresh agent, and counted then
+        self.begun += sound
+        self._count_nonfinite(~target.finite & sound.unsqueeze(1), batch.state)
+        within = losses.guarded() <= self.hyper.diverged_critic_loss
+        self.diverged |= ~(within & _all_finite(self.critic))
 
     def _count_nonfinite(self, bad: Bool[Tensor, "R B"], state: Float[Tensor, "R B S"]) -> None:
         """Count masked rows and remember the last offending state of each run."""
@@ -269,61 +291,112 @@ class Agent:
         (gradient,) = torch.autograd.grad(losses.sum(), parameters)
         self.actor_optimizer.step(self.actor, gradient)
         polyak_average(self.actor_target, self.actor, self.hyper.polyak)
-        self.diverged |= ~(losses.detach().abs() <= self.hyper.diverged_actor_loss)
+        within = losses.detach().abs() <= self.hyper.diverged_actor_loss
+        self.diverged |= ~(within & _all_finite(self.actor))
 
     # --- the policy optimisation steps -------------------------------------------------------------------------
 
     def improve(self, buffer: ReplayBuffer, draws: Sequence[Draws]) -> None:
-        """A critic update per element of ``draws``; every ``policy_delay``-th ever done is followed by an actor update.
+        """A critic update per element of ``draws``; an agent's every ``policy_delay``-th has an actor update after it.
+
+        A run that diverges in an update gets a fresh agent, which does the updates that follow: the result is that of
+        looking after each update, although the host looks once.
 
         Compiled (``compile``) and replayed as one CUDA graph (``graphs``) if the configuration says so.
         """
-        numbers = range(self.critic_updates + 1, self.critic_updates + len(draws) + 1)
-        actor_too = tuple(not self.freeze_actor and n % self.method.policy_delay == 0 for n in numbers)
+        self.begun.zero_()
+        due = [self._actor_due(ahead) for ahead in range(1, len(draws) + 1)]
+        # of all runs, of none, or (None) of those that a mask marks: runs that began anew may be out of phase
+        actor_too = tuple(all(runs) if all(runs) == any(runs) else None for runs in due)
+        masks = [self._mask(runs) for runs, also in zip(due, actor_too, strict=True) if also is None]
         if self.graphs is None:
-            self._improve(buffer, draws, actor_too)
+            self._improve(buffer, draws, actor_too, masks)
         else:
             key = (buffer, actor_too)
             if key not in self.graphs:
                 function = functools.partial(self._improve_flat, buffer, draws, actor_too)
                 self.graphs[key] = Captured(function, self.state_dict)
-            self.graphs[key](*tensors_of(draws))
-        self.critic_updates += len(draws)
+            self.graphs[key](*tensors_of(draws), *masks)
+        self.critic_updates = [count + len(draws) for count in self.critic_updates]
+        self._renew_diverged(buffer, draws)
 
-    def _improve(self, buffer: ReplayBuffer, draws: Sequence[Draws], actor_too: tuple[bool, ...]) -> None:
+    def _actor_due(self, ahead: int) -> tuple[bool, ...]:
+        """Whether each run's critic update ``ahead`` updates from now is followed by one of the actor."""
+        return tuple(
+            not self.freeze_actor and (count + ahead) % self.method.policy_delay == 0 for count in self.critic_updates
+        )
+
+    def _mask(self, runs: Sequence[bool]) -> Bool[Tensor, "R"]:
+        return torch.tensor(runs, dtype=torch.bool, device=self.diverged.device)
+
+    def _improve(
+        self, buffer: ReplayBuffer, draws: Sequence[Draws], actor_too: tuple[bool | None, ...], masks: Sequence[Tensor]
+    ) -> None:
+        rest = iter(masks)
         for drawn, also in zip(draws, actor_too, strict=True):
-            batch = buffer.gather(drawn.index)
-            self.update_critic(batch, drawn)
-            if also:
-                self.update_actor(batch)
+            self._update(buffer.gather(drawn.index), drawn, next(rest) if also is None else also)
 
     def _improve_flat(
-        self, buffer: ReplayBuffer, like: Sequence[Draws], actor_too: tuple[bool, ...], *tensors: Tensor
+        self, buffer: ReplayBuffer, like: Sequence[Draws], actor_too: tuple[bool | None, ...], *tensors: Tensor
     ) -> None:
-        """:meth:`_improve` of the tensors of draws that are present in ``like``."""
+        """:meth:`_improve` of the tensors of draws that are present in ``like``, followed by the masks."""
         rest = iter(tensors)
         draws = [
             drawn._replace(**{k: next(rest) for k, x in drawn._asdict().items() if x is not None}) for drawn in like
         ]
-        self._improve(buffer, draws, actor_too)
+        self._improve(buffer, draws, actor_too, list(rest))
+
+    def _update(self, batch: Batch, draws: Draws, actor_too: bool | Bool[Tensor, "R"]) -> None:
+        """One critic update and one actor update: of all runs, of none, or of the marked ones."""
+        self.update_critic(batch, draws)
+        if actor_too is True:
+            self.update_actor(batch)
+        elif actor_too is not False:
+            changed = [self.actor, self.actor_target, *tensors_of(self.actor_optimizer.state_dict()), self.diverged]
+            before = [x.clone() for x in changed]
+            self.update_actor(batch)
+            _put_back(changed, before, ~actor_too)
 
     # --- upkeep ------------------------------------------------------------------------------------------------
 
-    def restart_diverged(self) -> Bool[Tensor, "R"]:
-        """Give every run that diverged since the last call a fresh agent; returns which ones.
+    def restart(self, runs: Sequence[int]) -> None:
+        """Give these runs a fresh agent: networks, targets, optimisers and policy delay. A frozen actor stays."""
+        marked = self._mask([run in runs for run in range(len(self.critic_updates))])
+        self._initialise(list(runs), again=True)
+        self.actor_optimizer.restart(marked)
+        self.critic_optimizer.restart(marked)
+        self.restarts += marked
+        self.diverged &= ~marked
+        for run in runs:
+            self.critic_updates[run] = 0
 
-        A run has diverged when a loss exceeded its bound or was not finite, or when a parameter is not finite.
+    def _renew_diverged(self, buffer: ReplayBuffer, draws: Sequence[Draws]) -> None:
+        """Restart the runs that diverged in these updates, and let them alone do those that follow.
+
+        The functions work on all runs at once, so the others' results are thrown away.
         """
-        for parameters in (self.actor, self.critic):
-            self.diverged |= ~parameters.isfinite().flatten(1).all(dim=1)
-        runs = self.diverged.clone()
-        if runs.any():
-            self._initialise([int(r) for r in runs.nonzero()], again=True)
-            self.actor_optimizer.restart(runs)
-            self.critic_optimizer.restart(runs)
-            self.restarts += runs
-            self.diverged.zero_()
-        return runs
+        diverged = self.diverged.tolist()
+        if not any(diverged):
+            return
+        done_when = {run: done for run, done in enumerate(self.begun.tolist()) if diverged[run]}
+        renewed = [False] * len(diverged)
+        tensors = list(tensors_of(self.state_dict()))
+        before = [x.clone() for x in tensors]
+        for done in range(min(done_when.values()), len(draws) + 1):
+            fresh = [run for run, n in done_when.items() if n == done]
+            self.restart(fresh)
+            for run in fresh:
+                renewed[run] = True
+            if done == len(draws):
+                break
+            due = self._actor_due(1)
+            self._update(buffer.gather(draws[done].index), draws[done], self._mask(due) if any(due) else False)
+            _put_back(tensors, before, ~self._mask(renewed))
+            for run, bad in enumerate(self.diverged.tolist()):
+                if renewed[run]:
+                    self.critic_updates[run] += 1
+                    if bad:
+                        done_when[run] = done + 1
 
     def diagnose(self, batch: Batch, draws: Draws, probe: Float[Tensor, "R B O"]) -> dict[str, Float[Tensor, "R"]]:
         """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R].
@@ -337,12 +410,13 @@ class Agent:
             probe: standard normal numbers.
         """
         target = self.target(batch, draws)
-        loss, _ = self.critic_gradient(batch, target, draws)
+        losses, _ = self.critic_gradient(batch, target, draws)
         action = target.action.detach().clone().requires_grad_()
         q = self.min_q(batch.obs, action)
         (q_gradient,) = torch.autograd.grad(q.sum(), action)
         metrics = {
-            "loss/critic": loss.sum(dim=1),
+            "loss/critic": losses.total.sum(dim=1),
+            "loss/td": losses.guarded(),
             "td/abs_error": (target.y - q.detach()).abs().mean(dim=-1),
             "q/mean": q.detach().mean(dim=-1),
             "grad/q": q_gradient.norm(dim=-1).mean(dim=-1),
@@ -377,7 +451,7 @@ class Agent:
         """Everything that training changes."""
         tensors = {name: getattr(self, name) for name in self._TENSORS}
         return tensors | {
-            "critic_updates": self.critic_updates,
+            "critic_updates": list(self.critic_updates),
             "obs": self.obs.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
@@ -389,6 +463,7 @@ class Agent:
         "actor_target",
         "critic_target",
         "diverged",
+        "begun",
         "restarts",
         "nonfinite",
         "nonfinite_state",
@@ -398,7 +473,7 @@ class Agent:
         """The inverse of :meth:`state_dict`, in place."""
         for name in self._TENSORS:
             getattr(self, name).copy_(state[name])
-        self.critic_updates = state["critic_updates"]
+        self.critic_updates = list(state["critic_updates"])
         for name in ("obs", "actor_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -407,3 +482,14 @@ def _finite_mean(rows: Float[Tensor, "R B"]) -> Float[Tensor, "R"]:
     """Mean over the finite entries of each run; 0 where there are none."""
     finite = rows.isfinite()
     return torch.where(finite, rows, 0.0).sum(dim=-1) / finite.sum(dim=-1).clamp(min=1)
+
+
+def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, "R"]:
+    """Whether all parameters of each run are finite: a sum is so only if every term is."""
+    return parameters.sum(dim=(1, 2)).isfinite()
+
+
+def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], runs: Bool[Tensor, "R"]) -> None:
+    """Give the marked runs of each tensor, which has the run axis first, their values of ``before`` again."""
+    for x, old in zip(tensors, before, strict=True):
+        x.copy_(torch.where(runs.view(-1, *(1,) * (x.ndim - 1)), old, x))

@@ -103,9 +103,10 @@ class Hyper:
     max_dynamics_gradient: float = 0.0
     """Bound on the 2-norm of each gradient of the target, per sample; 0 is no bound [ours]."""
     diverged_critic_loss: float = 100.0
-    """A run whose critic loss exceeds this, or is not finite, gets a fresh agent [published code]."""
+    """A run gets a fresh agent when half the sum over its critics of the mean Huber TD error exceeds this in an update,
+    whatever loss and weights are [published code], or is not finite, or a parameter is not finite [ours]."""
     diverged_actor_loss: float = 1e5
-    """The same for the absolute actor loss [published code]."""
+    """The same for the absolute value of the actor loss [published code]."""
 
     ensemble_members: int = 8
     """Members of the dynamics ensemble [D.2]; 2 for -small, 1 for -smaller [B.3]."""

@@ -74,6 +74,7 @@ METRIC_FIELDS = (
     "wall_s",
     "updates_per_s",
     "loss_critic",
+    "loss_td",
     "loss_model",
     "loss_reward_model",
     "td_abs_error",

@@ -264,7 +264,6 @@ class Trainer:
     def _improve(self) -> None:
         """The policy optimisation steps."""
         self.agent.improve(self.buffer, self.agent.draw(self.config.updates_per_step, self.buffer.size))
-        self.agent.restart_diverged()
 
     # --- evaluation --------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def test_compiled_trainings_equal_eager_ones():
     results = json.loads(found.stdout.splitlines()[-1])
     for (case, functions), result in zip(CASES, results, strict=True):
         eager, compiled = result["updates"]
-        assert eager == compiled >= (200 if case.get("method") != "td3" else 50), case
+        assert eager == compiled and max(eager) >= (200 if case.get("method") != "td3" else 50), case
         assert result["functions"] == functions, case
         assert max(result["apart"]) <= 1e-5 < 1e-4 < result["moved"], (case, result)
         assert result["counters"][0] == result["counters"][1], case
@@ -169,10 +169,11 @@ def on_the_cpu(monkeypatch, agent):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
 
 
-@pytest.mark.parametrize("settings", [{}, {"dynamics": "oracle", "backend": "warp"}], ids=["learned", "warp"])
-def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch, settings):
+def eager_and_replayed(monkeypatch, settings, **hyper):
+    """Two agents after the same training with 3 updates a step, eager and captured; they must be equal."""
+
     def trained(captured):
-        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3}, **settings)
+        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3} | hyper, **settings)
         trainer = Trainer(config)
         if captured:
             trainer.agent.graphs = {}
@@ -182,11 +183,25 @@ def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(m
         return trainer.agent
 
     eager, replayed = trained(False), trained(True)
-    # 3 updates a step and an actor update after every second: two patterns, each captured once
-    assert sorted(pattern for _, pattern in replayed.graphs) == [(False, True, False), (True, False, True)]
-    assert eager.critic_updates == replayed.critic_updates > 50
+    assert eager.critic_updates == replayed.critic_updates
     for a, b in zip(graphs.tensors_of(eager.state_dict()), graphs.tensors_of(replayed.state_dict()), strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
+    return eager, replayed
+
+
+@pytest.mark.parametrize("settings", [{}, {"dynamics": "oracle", "backend": "warp"}], ids=["learned", "warp"])
+def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch, settings):
+    eager, replayed = eager_and_replayed(monkeypatch, settings)
+    # 3 updates a step and an actor update after every second: two patterns, each captured once
+    assert sorted(pattern for _, pattern in replayed.graphs) == [(False, True, False), (True, False, True)]
+    assert min(eager.critic_updates) > 50
+
+
+def test_captured_updates_of_runs_out_of_phase_share_one_graph(monkeypatch):
+    eager, replayed = eager_and_replayed(monkeypatch, {}, diverged_critic_loss=8.0)  # one update in a few exceeds it
+    patterns = {pattern for _, pattern in replayed.graphs}
+    assert (None, None, None) in patterns and patterns <= {(None,) * 3, (False, True, False), (True, False, True)}
+    assert min(eager.restarts) > 0
 
 
 @pytest.mark.gpu

@@ -203,7 +203,7 @@ def test_every_loss_on_every_dynamics_has_the_gradient_that_differences_give(los
 
     def loss_at(parameters):
         agent.critic.copy_(parameters)
-        return agent.critic_gradient(batch, target, draws)[0].sum()
+        return agent.critic_gradient(batch, target, draws)[0].total.sum()
 
     difference = (loss_at(start + step * direction) - loss_at(start - step * direction)) / (2 * step)
     assert (gradient * direction).sum().item() == pytest.approx(difference.item(), rel=1e-6)

@@ -163,7 +163,7 @@ def test_the_warp_oracle_trains_as_mujoco_c_does(task, monkeypatch):
         return trainer.agent
 
     warp, mujoco = trained("warp"), trained("mujoco")
-    assert warp.critic_updates == mujoco.critic_updates >= 20
+    assert warp.critic_updates == mujoco.critic_updates and min(warp.critic_updates) >= 20
     assert warp.nonfinite.item() == mujoco.nonfinite.item() == 0
     for name in ("critic", "actor"):
         torch.testing.assert_close(getattr(warp, name), getattr(mujoco, name), rtol=0.0, atol=1e-4)

@@ -95,7 +95,7 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones():
     # the published optimiser starts fresh, so the learner's must too
     for optimizer in (trainer.agent.actor_optimizer, trainer.agent.critic_optimizer):
         optimizer.restart(torch.ones(1, dtype=torch.bool))
-    trainer.agent.critic_updates = 0
+    trainer.agent.critic_updates = [0]
     for _ in range(100):
         (draws,) = trainer.agent.draw(1, trainer.buffer.size)
         published.update(*published_rows(trainer, draws))

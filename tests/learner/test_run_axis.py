@@ -53,7 +53,7 @@ def parameters(trainer: Trainer, run: int) -> torch.Tensor:
 def test_three_runs_equal_three_processes_although_one_diverges(settings):
     seeds = (5, 1, 9)
     together = train(seeds, diverging_seed=1, **settings)
-    assert together.agent.critic_updates >= 50
+    assert max(together.agent.critic_updates) >= 50
     assert together.agent.restarts.tolist() == [0, 1, 0]
     for run, seed in enumerate(seeds):
         alone = train((seed,), diverging_seed=1, **settings)
@@ -78,7 +78,8 @@ def test_a_diverged_run_gets_a_fresh_agent_with_finite_parameters():
     trainer.step()
     agent = trainer.agent
     assert agent.restarts.tolist() == [1]
-    assert agent.critic.isfinite().all() and agent.critic_optimizer.first.abs().max() == 0.0
+    assert agent.critic.isfinite().all() and agent.critic_optimizer.count.item() == 1  # the second update of the step
+    assert agent.critic_updates == [1] and agent.actor_optimizer.count.item() == 0
     assert (agent.actor - before).abs().max() > 1e-3
     assert torch.equal(agent.actor, agent.actor_target)
 

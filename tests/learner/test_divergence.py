@@ -1,0 +1,210 @@
+"""The divergence guard: one definition for every loss, and a restart that equals acting right after the update."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from published import PublishedUpdate, flatten
+from test_guards import Poisoned
+from test_published_formulation import published_rows
+
+from mage_diffsim.agent import Draws
+from mage_diffsim.config import METHODS, make_config
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.training import Trainer
+
+TINY = {
+    "batch_size": 16,
+    "warmup_steps": 50,
+    "updates_per_step": 5,
+    "actor_hidden": (8, 8),
+    "critic_hidden": (8, 8),
+    "ensemble_hidden": (8,),
+    "ensemble_members": 2,
+    "model_batches": 2,
+    "model_batch_size": 8,
+    "learning_rate": 3e-3,
+    "polyak": 0.05,
+}
+
+
+def warm(seeds=(0, 1, 2), **settings) -> Trainer:
+    """A trainer with a filled buffer, a trained model, fresh agents and nothing learned yet."""
+    hyper = TINY | settings.pop("hyper", {})
+    trainer = Trainer(make_config("Pendulum", seeds=seeds, steps=200, float64=True, hyper=hyper, **settings))
+    while trainer.env_step < 49:
+        trainer.step()
+    return trainer
+
+
+class ActsAtOnce:
+    """One run in the published form, which looks at the losses after every update and acts before the next one."""
+
+    def __init__(self, trainer: Trainer, run: int) -> None:
+        self.trainer, self.run = trainer, run
+        self.published = PublishedUpdate(trainer, run)
+        self.generator = torch.Generator()
+        self.generator.set_state(trainer.streams.generators["initialise"][run].get_state())
+        self.restarts = 0
+
+    def update(self, draws: Draws) -> dict[str, float]:
+        agent, dtype = self.trainer.agent, torch.float64
+        logged = self.published.update(*published_rows(self.trainer, draws, self.run))
+        if self.published.has_diverged(logged):
+            actor = agent.actor_network.initial(1, self.generator, dtype)
+            self.published.renew(actor, agent.critic_network.initial(agent.method.critics, self.generator, dtype))
+            self.restarts += 1
+        return logged
+
+
+def assert_equal(trainer: Trainer, references: list[ActsAtOnce]) -> None:
+    agent = trainer.agent
+    for reference in references:
+        run, published = reference.run, reference.published
+        pairs = [(agent.actor[run], [published.actor]), (agent.actor_target[run], [published.actor_target])]
+        pairs += [(agent.critic[run], published.critics), (agent.critic_target[run], published.critic_targets)]
+        for ours, theirs in pairs:
+            for parameters, network in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(parameters, flatten(network), rtol=0, atol=1e-9)
+        assert agent.critic_updates[run] == published.updates
+    assert agent.restarts.tolist() == [reference.restarts for reference in references]
+
+
+def set_bounds(trainer: Trainer, **bounds: float) -> None:
+    trainer.hyper = trainer.agent.hyper = replace(trainer.hyper, **bounds)
+
+
+def bound_that_some_updates_exceed(trainer: Trainer, what: str, share: float) -> float:
+    """The size that a share of a dry run's updates exceeds."""
+    trial = copy.copy(trainer)
+    sizes = []
+    for run in range(len(trainer.config.runs)):
+        reference = PublishedUpdate(trial, run)
+        for draws in trainer.agent.draw(20, trainer.buffer.size):
+            sizes.append(abs(reference.update(*published_rows(trainer, draws, run)).get(what, 0.0)))
+    return sorted(sizes)[int((1.0 - share) * len(sizes))]
+
+
+CASES = [
+    *((method, {}, "td_error") for method in METHODS),
+    *((method, {}, "actor_loss") for method in ("mage-td3", "dyna-ddpg", "td3")),
+    *((method, {"preset": "authors", "lambdas": (0.05,)}, "td_error") for method in ("mage-td3", "dyna-td3")),
+    ("mage-td3", {"dynamics": "oracle", "loss": "squared"}, "td_error"),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "what"), CASES, ids=str)
+def test_restarts_equal_acting_after_each_update(method, settings, what):
+    trainer = warm(method=method, **settings)
+    field = {"td_error": "diverged_critic_loss", "actor_loss": "diverged_actor_loss"}[what]
+    bound = bound_that_some_updates_exceed(trainer, what, 0.1)
+    set_bounds(trainer, **{field: bound})
+    references = [ActsAtOnce(trainer, run) for run in range(3)]
+    phases = set()
+    for _ in range(8):
+        draws = trainer.agent.draw(5, trainer.buffer.size)
+        for reference, drawn in itertools.product(references, draws):
+            reference.update(drawn)
+        trainer.agent.improve(trainer.buffer, draws)
+        assert_equal(trainer, references)
+        phases.add(len({count % 2 for count in trainer.agent.critic_updates}))
+    assert 3 <= trainer.agent.restarts.sum() < 8 * 5 * 3
+    if (method, settings, what) == CASES[0]:
+        assert max(phases) == 2  # a policy delay of 2, and runs that are out of phase
+
+
+def test_an_agent_that_diverges_in_every_update_is_renewed_after_every_update():
+    trainer = warm(seeds=(0,))
+    set_bounds(trainer, diverged_critic_loss=1e-12)
+    reference = ActsAtOnce(trainer, 0)
+    draws = trainer.agent.draw(5, trainer.buffer.size)
+    for drawn in draws:
+        reference.update(drawn)
+    trainer.agent.improve(trainer.buffer, draws)
+    assert trainer.agent.restarts.tolist() == [5] and trainer.agent.critic_updates == [0]
+    assert_equal(trainer, [reference])
+
+
+def test_the_guard_sees_the_same_number_whatever_the_loss_and_its_weights_are():
+    settings = [
+        {},
+        {"lambdas": (0.0,)},
+        {"lambdas": (1.0,)},
+        {"preset": "authors", "lambdas": (0.05,), "hyper": {"model_epochs": False}},
+        *({"loss": loss} for loss in ("dyna", "squared", "taylor", "sobolev", "random", "shuffled")),
+        {"method": "dyna-td3"},
+    ]
+    numbers = []
+    for chosen in settings:
+        trainer = warm(seeds=(0,), **chosen)
+        (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+        batch = trainer.buffer.gather(draws.index)
+        target = trainer.agent.target(batch, draws)
+        losses, _ = trainer.agent.critic_gradient(batch, target, draws)
+        numbers.append(losses.guarded().item())
+    q = trainer.agent.q(batch.obs.unsqueeze(1), target.action.unsqueeze(1))
+    error = (target.y.unsqueeze(1) - q).abs()
+    huber = torch.where(error < 1.0, 0.5 * error.square(), error - 0.5)
+    assert numbers == pytest.approx([0.5 * huber.mean(dim=-1).sum().item()] * len(settings), rel=1e-12)
+
+
+def test_the_bound_is_of_the_td_error_alone():
+    """A gradient term of a thousand times the bound does not restart a run."""
+
+    class Steep(Pendulum):
+        name = "Steep"
+
+        def reward(self, obs, action, next_obs):
+            return 1e-2 * torch.sin(1e7 * action[..., 0])
+
+    config = make_config(Steep(), dynamics="oracle", backend="torch", steps=200, float64=True, hyper=TINY)
+    trainer = Trainer(config, Steep())
+    while trainer.env_step < 55:
+        trainer.step()
+    metrics = trainer.diagnose()
+    assert metrics["loss/critic"].item() > 1e3 and metrics["loss/td"].item() < 10.0
+    assert trainer.agent.restarts.item() == 0
+
+
+def test_rows_that_are_not_finite_are_counted_once_although_updates_are_repeated():
+    config = make_config("Pendulum", dynamics="oracle", seeds=(0, 1), steps=200, float64=True, hyper=TINY)
+
+    def counted(renewing: bool) -> tuple[list[int], list[int]]:
+        trainer = Trainer(config)
+        trainer.agent.dynamics = Poisoned(trainer.agent.dynamics, "value")
+        while trainer.env_step < 49:
+            trainer.step()
+        if renewing:
+            set_bounds(trainer, diverged_critic_loss=1e-12)
+        trainer.agent.improve(trainer.buffer, trainer.agent.draw(5, trainer.buffer.size))
+        return trainer.agent.nonfinite.tolist(), trainer.agent.restarts.tolist()
+
+    (plain, none), (renewed, restarts) = counted(False), counted(True)
+    assert none == [0, 0] and restarts == [5, 5]
+    assert plain == renewed and min(plain) > 0  # which rows are bad depends on the observation alone
+
+
+def test_a_training_goes_on_from_a_checkpoint_with_its_runs_out_of_phase():
+    bound = bound_that_some_updates_exceed(warm(method="td3"), "td_error", 0.1)
+    hyper = TINY | {"diverged_critic_loss": bound}
+    config = make_config("Pendulum", method="td3", seeds=(0, 1), steps=300, float64=True, hyper=hyper)
+
+    def until(trainer: Trainer, step: int) -> Trainer:
+        while trainer.env_step < step:
+            trainer.step()
+        return trainer
+
+    through = until(Trainer(config), 50)
+    while len({count % 2 for count in through.agent.critic_updates}) == 1 and through.env_step < 150:
+        through.step()
+    assert through.agent.restarts.sum() > 0 and through.env_step < 150
+    again = Trainer(config)
+    again.load_state_dict(copy.deepcopy(through.state_dict()))
+    last = through.env_step + 20
+    until(through, last), until(again, last)
+    assert through.agent.critic_updates == again.agent.critic_updates
+    assert torch.equal(through.agent.critic, again.agent.critic) and torch.equal(through.agent.actor, again.agent.actor)
