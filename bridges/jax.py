@@ -17,6 +17,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
 from mage_diffsim.bridges.fd import check_rows
+from mage_diffsim.bridges.forking import check_not_forked
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 
@@ -34,8 +35,10 @@ def load_jax() -> Any:
     passes run in a thread of their own), JAX does not seize the GPU's memory, and CPU calls are synchronous.
 
     Raises:
+        ForkedJax: this process was forked from one in which JAX was running.
         MissingExtra: jax is not installed.
     """
+    check_not_forked()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
@@ -54,8 +57,8 @@ def check_device(device: torch.device, name: str) -> None:
     Raises:
         InputError: a CUDA device, and JAX sees none.
     """
-    seen = load_jax().default_backend()
-    if device.type == "cuda" and seen != "gpu":
+    # Asking starts JAX's threads, and a process may fork after it has made physics and before it steps any.
+    if device.type == "cuda" and (seen := load_jax().default_backend()) != "gpu":
         raise InputError(
             f"{name}: device {device} was asked for, but JAX sees only {seen} devices; "
             "use device cpu or install JAX with CUDA"
@@ -286,3 +289,8 @@ def _release_when_read(view: Tensor) -> None:
         _held.append((event, view))
         while _held and _held[0][0].query():
             _held.popleft()
+
+
+if hasattr(os, "register_at_fork"):
+    # In a forked child both are to be asked for anew, and to be refused if need be.
+    os.register_at_fork(after_in_child=lambda: (load_jax.cache_clear(), _cpu_calls.cache_clear()))

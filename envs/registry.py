@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mage_diffsim.bridges.errors import InputError, unknown_name
-from mage_diffsim.envs.files import load_file, source_file
+from mage_diffsim.envs.files import PREFIX, load_file, source_file
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.task import Task
 
@@ -73,6 +73,33 @@ def _is_definition_of(known: str | type[Task], task: type[Task]) -> bool:
         module, name, place = known.__module__, known.__qualname__, source_file(known)
     same_place = module == task.__module__ or (place is not None and place == source_file(task))
     return same_place and name == task.__qualname__
+
+
+def is_of_this_process(name: str) -> bool:
+    """Whether a task was registered by this process: another one does not know it."""
+    known = _TASKS.get(name)
+    return not (known is None or (isinstance(known, str) and known.startswith("mage_diffsim.")))
+
+
+def definition_of(name: str) -> str | type[Task]:
+    """What another process registers to know the task too: the reference of a file, else the class itself.
+
+    Raises:
+        InputError: no task of this name is registered.
+    """
+    known = _known()
+    if name not in known:
+        raise unknown_name("task", name, known)
+    definition = known[name]
+    if inspect.isclass(definition) and definition.__module__.startswith(PREFIX) and "." not in definition.__qualname__:
+        return f"{source_file(definition)}:{definition.__qualname__}"
+    return definition
+
+
+def adopt(name: str, definition: str | type[Task]) -> None:
+    """Register another process' :func:`definition_of` a task, unless this process has registered one of this name."""
+    if not is_of_this_process(name):
+        _TASKS[name] = definition
 
 
 def task_names() -> tuple[str, ...]:
