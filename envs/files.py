@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -50,6 +51,19 @@ def load_file(path: Path) -> ModuleType:
             sys.modules[name] = before
         raise
     return module
+
+
+def reduce_class(definition: type) -> str | tuple[Any, ...]:
+    """What pickle keeps of a class: where to import it from; of a class of a task file the file and its name there, so
+    that another process executes the file."""
+    file = source_file(definition) if definition.__module__.startswith(PREFIX) else None
+    if file is None:
+        return definition.__qualname__
+    return _class_of_file, (str(file), definition.__module__, definition.__qualname__)
+
+
+def _class_of_file(path: str, module: str, qualname: str) -> Any:
+    return functools.reduce(getattr, qualname.split("."), sys.modules.get(module) or load_file(Path(path)))
 
 
 def import_beside(definitions: Iterable[Any], name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copyreg
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ import torch
 
 from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.drawing import draw_bars
+from mage_diffsim.envs.files import reduce_class
 
 GIVEN = "_options_given"
 """Where a task keeps the arguments that it was made with: an attribute of its own, so that copies have it too."""
@@ -33,6 +35,9 @@ class TaskType(abc.ABCMeta):
             return inspect.Signature()
         parameters = list(inspect.signature(cls.__init__).parameters.values())
         return inspect.Signature(parameters[1:])
+
+
+copyreg.pickle(TaskType, reduce_class)  # pyright: ignore[reportArgumentType]
 
 
 def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 import mage_diffsim.envs.gymnasium_env as gymnasium_env
 from mage_diffsim.bridges import InputError, from_jax
 from mage_diffsim.envs import BatchedEnv, Physics, backends_of, make_physics, make_task, task_names
+from mage_diffsim.envs.identity import options_of as options_of_task
 
 pytest.importorskip("mujoco")
 
@@ -206,6 +207,52 @@ def test_environments_reach_a_spawned_process_and_come_back():
 
 def run_and_return(env, vector):
     return run(env, vector), env
+
+
+PUCK = """
+import torch
+from mage_diffsim.envs import Task, uniform
+from friction import LOSS
+
+
+class Puck(Task):
+    name, source = "Puck", "test"
+    state_names = obs_names = ("x",)
+    action_names, action_low, action_high = ("push",), (-1.0,), (1.0,)
+    dt, horizon = 0.1, 10
+
+    def __init__(self, mass=1.0):
+        self.mass = mass
+
+    def step(self, state, action):
+        return LOSS * state + self.scale_action(action) / self.mass
+
+    def observe(self, state):
+        return state.clone()
+
+    def reward(self, obs, action, next_obs):
+        return -next_obs[..., 0].square()
+
+    def terminated(self, next_obs):
+        return next_obs[..., 0].abs() > 5.0
+
+    def reset(self, n, generator):
+        return uniform(n, (-1.0,), (1.0,), generator)
+"""
+
+
+def test_a_task_of_a_file_reaches_a_spawned_process_with_its_options(tmp_path):
+    (tmp_path / "puck.py").write_text(PUCK)
+    (tmp_path / "friction.py").write_text("LOSS = 0.9")
+    env = gymnasium_env.GymVectorEnv(f"{tmp_path}/puck.py:Puck", 3, max_episode_steps=6, mass=5.0)
+    make_task(f"{tmp_path}/puck.py:Puck")  # executes the file anew: its class is another object now
+    env.reset(seed=0)
+    assert type(copy.deepcopy(env).task) is type(env.task)
+    assert pickle.loads(pickle.dumps(env)).task.mass == 5.0
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        taken, back = pool.apply(run_and_return, (env, True))
+    np.testing.assert_array_equal(run(env, True), taken)
+    assert back.task.mass == 5.0 and options_of_task(back.task) == {"mass": 5.0}
 
 
 def sine(x):
