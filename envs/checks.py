@@ -62,6 +62,8 @@ class Subject:
     """Of ``call64`` by input, once they are computed; subjects with the same ``call64`` share them."""
     accuracy: float = 0.0
     """Relative error that its derivative is allowed by design."""
+    may_alias: bool = False
+    """Whether its output may be (a view of) an input."""
 
     def __call__(self, inputs: dict[str, Tensor] | None = None) -> Tensor:
         # Clones, so that a function that writes into its input or reuses its output does not spoil other checks.
@@ -151,8 +153,7 @@ def check_values(subject: Subject, independence: float) -> Iterator[Check]:
         for k, x in given.items():
             if not torch.equal(x, subject.inputs[k]):
                 return False, None, f"its input {k} is changed in place"
-            # Nothing edits a state or an obs in place, so an obs may be (a view of) its state; a next state may not.
-            if subject.name != "observe" and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr():
+            if not subject.may_alias and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr():
                 return False, None, f"its output shares memory with its input {k}"
         before = y.clone()
         subject({k: x.flip(0) for k, x in subject.inputs.items()})

@@ -10,6 +10,7 @@ change of inputs, gradients against central differences, finite gradients at deg
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,7 +20,6 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.checks import (
     Check,
     Differences,
@@ -34,10 +34,26 @@ from mage_diffsim.envs.checks import (
     row_text,
     run_check,
 )
+from mage_diffsim.envs.coverage import (
+    WAYS,
+    Coverage,
+    Visited,
+    check_states,
+    coverage,
+    explore,
+    pick,
+    spread_out,
+    steps_within_budget,
+)
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
 from mage_diffsim.envs.task import Task
+
+LEAST_ENVIRONMENTS = 10
+"""Environments that explore, if not more: each way of driving them twice."""
+MOST_STATES = 256
+"""Of a caller's states."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Report:
     dtype: str
     device: str
     checks: tuple[Check, ...]
+    coverage: Coverage | None = None
+    """Where the checks have looked; None if there was no state to look at."""
 
     @property
     def passed(self) -> bool:
@@ -97,9 +115,9 @@ class Report:
             return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
         checks = [{k: plain(v) for k, v in dataclasses.asdict(c).items()} for c in self.checks]
-        return json.dumps(
-            {"task": self.task, "dtype": self.dtype, "device": self.device, "passed": self.passed, "checks": checks}
-        )
+        coverage = None if self.coverage is None else dataclasses.asdict(self.coverage)
+        head = {"task": self.task, "dtype": self.dtype, "device": self.device, "passed": self.passed}
+        return json.dumps(head | {"checks": checks, "coverage": coverage})
 
 
 def check_task(
@@ -110,7 +128,7 @@ def check_task(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     samples: int = 32,
-    steps: int = 64,
+    steps: int | None = None,
     seed: int = 0,
     states: Float[Tensor, "K S"] | None = None,
     tolerances: Tolerances | None = None,
@@ -124,18 +142,23 @@ def check_task(
         derivative: one derivative source only; by default all that the backend offers.
         dtype: float64, or float32 with wider tolerances.
         device: where the physics runs.
-        samples: number of states the checks run on, half from resets and half from random rollouts.
-        steps: length of the random rollouts.
+        samples: number of states the checks run on: a quarter initial ones, the others from rollouts (see
+            :mod:`.coverage`), some as far apart as possible and some evenly spread over the time.
+        steps: length of the rollouts; None is an episode, or what the budget of :mod:`.coverage` allows.
         seed: seed of the sampled states and actions.
-        states: further states to include, e.g. from a trained policy's rollouts.
+        states: further states to look at, e.g. from a trained policy's rollouts; of more than ``MOST_STATES`` those
+            that lie farthest apart.
         tolerances: other bounds than :meth:`Tolerances.of` this task and ``dtype``.
 
     Raises:
-        InputError: unknown task, backend or derivative source; or the one backend asked for cannot run on this device.
+        InputError: unknown task, backend or derivative source; or the one backend asked for cannot run on this device;
+            or ``states`` of another shape, or not finite.
     """
     if isinstance(task, str):
         task = make_task(task)
     check_definition(type(task))
+    if states is not None:
+        check_states(task, states)
     known = backends_of(task)
     if backend is not None and backend not in known:
         make_physics(task, backend)  # raises the error that lists the valid names
@@ -169,37 +192,49 @@ def check_task(
         return Report(task.name, str(dtype), str(device), tuple(checks))
 
     tolerances = tolerances or Tolerances.of(task, dtype)
-    reference = next(iter(physics.values()))
-    pool = task.reset(samples, torch.Generator().manual_seed(seed)).to(device, dtype)
+    explorer = _explorer(task, next(iter(physics.values())))
+    steps = steps_within_budget(task, samples) if steps is None else steps
+    explored: list[Visited] = []
 
     def reach() -> Outcome:
-        # Half of the pool stays at its start.
-        pool[: samples // 2] = _random_rollout(task, reference, samples, steps, seed)[: samples // 2]
-        return True, None, f"{samples} environments, {steps} random steps"
+        explored.append(explore(task, explorer, max(samples, LEAST_ENVIRONMENTS), steps, seed))
+        return True, None, f"{len(explored[0].states)} states in {steps} steps of {WAYS}"
 
     checks.append(run_check("rollout", "runs", None, reach))
+    pool = task.reset(samples, torch.Generator().manual_seed(seed)).to(device, torch.float64)
+    if explored:
+        initial = pool[: max(samples // 4, 1)]
+        pool = torch.cat([initial, pick(explored[0].states.double(), initial, samples - len(initial))])
     if states is not None:
-        pool = torch.cat([pool, states.to(device, dtype)])
+        states = states.to(device, torch.float64)
+        more = states if len(states) <= MOST_STATES else states[spread_out(states, pool, MOST_STATES)]
+        pool = torch.cat([pool, more])
+    pool = pool.to(dtype)
     for subject in _subjects(task, physics, pool, seed):
         checks += check_values(subject, tolerances.independence)
         checks += _check_gradients(subject, tolerances)
     checks += _check_agreement(task, physics, pool, tolerances, seed)
-    return Report(task.name, str(dtype), str(device), tuple(checks))
+    looked = None
+    if explored:
+        # What a broken function raises here has failed its own check above.
+        broken = any(c.status == "failed" for c in checks)
+        with contextlib.suppress(Exception) if broken else contextlib.nullcontext():
+            at = pool.to(explorer.dtype)
+            with torch.no_grad():
+                following = explorer.step(at.clone(), _random_actions(len(at), task, at, seed))
+            looked = coverage(task, at, following, explored[0], states)
+    return Report(task.name, str(dtype), str(device), tuple(checks), looked)
 
 
 # What is checked, and on what -------------------------------------------------------------------------------------
 
 
-def _random_rollout(task: Task, physics: Physics, n: int, steps: int, seed: int) -> Float[Tensor, "N S"]:
-    """States that ``n`` environments reach under random actions, each after another number of steps."""
-    generator = torch.Generator().manual_seed(seed)
-    env = BatchedEnv(task, physics, n, [generator])
-    env.reset()
-    visited = []
-    for _ in range(steps):
-        action = torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) * 2 - 1
-        visited.append(env.step(action.to(physics.device, physics.dtype)).next_state)
-    return torch.stack([visited[i * steps // n][i] for i in range(n)])
+def _explorer(task: Task, asked: Physics) -> Physics:
+    """The task's first backend, if it runs here: it steps any number of environments, where others compile anew."""
+    try:
+        return make_physics(task, dtype=torch.float64, device=asked.device)
+    except Exception:  # it has a line of its own in the report, if it was asked for
+        return asked
 
 
 def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int) -> Iterator[Subject]:
@@ -218,7 +253,15 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
     states, observations = state.masked_fill(zero, 0.0), obs.masked_fill(zero, 0.0)
 
     yield Subject(
-        "observe", task.observe, task.observe, {"state": state}, {"state": states}, (task.obs_dim,), state.dtype, True
+        "observe",
+        task.observe,
+        task.observe,
+        {"state": state},
+        {"state": states},
+        (task.obs_dim,),
+        state.dtype,
+        True,
+        may_alias=True,  # who keeps an obs, or gives it away, copies it
     )
     yield Subject(
         "reward",

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -136,14 +137,18 @@ def refuse(task: Task, cut: Cut) -> InputError:
 def _subjects(task: Task, at: Transitions, physics: Physics | None) -> Iterator[Subject]:
     """The task's functions, and its own step if the physics are of torch."""
     f64, width = torch.float64, task.obs_dim
-    yield Subject("observe", task.observe, task.observe, {"state": at.state}, {}, (width,), f64, True)
+    # Whoever keeps what a function gives copies it, so it may be a view of what the function was given.
+    view: dict[str, Any] = {"degenerate": {}, "may_alias": True}
+    inputs = {"state": at.state}
+    yield Subject("observe", task.observe, task.observe, inputs, shape=(width,), dtype=f64, any_batch_axes=True, **view)
     inputs = {"obs": at.obs, "action": at.action, "next_obs": at.next_obs}
-    yield Subject("reward", task.reward, task.reward, inputs, {}, (), f64, True)
-    yield Subject("terminated", task.terminated, None, {"next_obs": at.next_obs}, {}, (), torch.bool, True)
+    yield Subject("reward", task.reward, task.reward, inputs, shape=(), dtype=f64, any_batch_axes=True, **view)
+    inputs = {"next_obs": at.next_obs}
+    yield Subject("terminated", task.terminated, None, inputs, shape=(), dtype=torch.bool, any_batch_axes=True, **view)
     if isinstance(physics, TorchPhysics):
-        exact = TorchPhysics(task, dtype=f64, device=at.state.device)
-        inputs = {"state": at.state.to(physics.dtype), "action": at.action.to(physics.dtype)}
-        yield Subject("step", physics.step, exact.step, inputs, {}, (task.state_dim,), physics.dtype, False)
+        exact, shape, dtype = TorchPhysics(task, dtype=f64, device=at.state.device), (task.state_dim,), physics.dtype
+        inputs = {"state": at.state.to(dtype), "action": at.action.to(dtype)}
+        yield Subject("step", physics.step, exact.step, inputs, shape=shape, dtype=dtype, any_batch_axes=False, **view)
 
 
 def _find_cut(subject: Subject, wrt: str) -> Cut | None:

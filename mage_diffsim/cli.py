@@ -370,18 +370,28 @@ class CheckTask:
     """Options of the task's constructor, such as mass=20."""
     backend: str | None = None
     """One physics backend only; None is all of the task's."""
+    states: Path | None = None
+    """Also look at the states in this file: .npy or .pt of an array, .npz, or .csv, one state a row."""
+    run: Path | None = None
+    """Also look at states that the trained policies of this run folder visit, of the same task."""
     json: Path | None = None
     """Also write the report to this file."""
 
 
 def _check_task(options: CheckTask) -> int:
+    import torch
+
     from mage_diffsim.bridges.errors import MissingExtra
     from mage_diffsim.envs.contract import check_task
+    from mage_diffsim.envs.coverage import read_states
     from mage_diffsim.envs.identity import parse_options
     from mage_diffsim.envs.registry import make_task
 
     _check_writable(options.json)
-    report = check_task(make_task(options.name, **parse_options(options.task_options)), options.backend)
+    task = make_task(options.name, **parse_options(options.task_options))
+    more = [read_states(options.states, task)] if options.states else []
+    more += [_states_of_run(options.run, task)] if options.run else []
+    report = check_task(task, options.backend, states=torch.cat(more) if more else None)
     for check in report.checks:
         if options.backend and check.status == "skipped" and check.name == "built":
             raise MissingExtra(check.detail)  # asked for by name, so leaving it out is no success
@@ -391,10 +401,55 @@ def _check_task(options: CheckTask) -> int:
         table.add_row(escape(check), f"[{colours[status]}]{status}[/]", worst, tolerance, escape(detail))
     console = _console()
     console.print(table)
+    if report.coverage is not None:
+        _print_coverage(console, report.coverage)
     counts = ", ".join(f"{sum(c.status == s for c in report.checks)} {s}" for s in colours)
     console.print(f"{report.task}: {counts}", highlight=False, markup=False)
     _write_json(options.json, json.loads(report.to_json()))
     return 0 if report.passed else 1
+
+
+def _print_coverage(console: Console, coverage: Any) -> None:
+    """The ranges of the states looked at, and what none of them shows."""
+    title = f"{coverage.tested} states tested, picked from {coverage.visited} of rollouts"
+    table = Table("state", "tested from", "to", "visited from", "to", title=title, title_justify="left")
+    for span in coverage.states:
+        table.add_row(escape(span.name), *(f"{x:.4g}" for x in (*span.tested, *span.visited)))
+    console.print(table)
+    console.print("not exercised:")
+    for sentence in coverage.not_exercised:
+        console.print(Padding(escape(f"- {sentence}"), (0, 0, 0, 2)), highlight=False)
+
+
+def _states_of_run(run_dir: Path, task: Any) -> Any:
+    """Some of the states [K, S] that the policies of a run visit, float64.
+
+    Raises:
+        InputError: it is no run folder, or one of another task or of other options.
+    """
+    import torch
+
+    from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.envs.batched import rollout
+    from mage_diffsim.envs.coverage import pick
+    from mage_diffsim.envs.identity import options_of
+    from mage_diffsim.runs import load_trainer
+
+    trainer = load_trainer(run_dir, device="cpu")
+    if trainer.task.name != task.name:
+        raise InputError(f"{run_dir} is a run of task {trainer.task.name}; accepted is one of task {task.name}")
+    ours, theirs = options_of(task), options_of(trainer.task)
+    if ours != theirs:
+        raise InputError(
+            f"{run_dir} is a run of task {task.name} with the options {theirs}, and the task to check has {ours}: give "
+            "the same by --task-options"
+        )
+    generators = trainer.streams.evaluation(0)
+    result = rollout(trainer.physics, trainer.policy, trainer.initial_states(8, generators), record=True)
+    assert result.states is not None
+    episodes = [result.states[: int(n) + 1, i] for i, n in enumerate(result.lengths)]
+    visited = torch.cat(episodes).double()
+    return pick(visited, visited[:1], min(64, len(visited)))
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,13 @@ class OfObs(Short):
         return -obs[..., 2].square()
 
 
+class View(Short):
+    """Gives a view of what it is given."""
+
+    def reward(self, obs, action, next_obs):
+        return next_obs[..., 0]
+
+
 class Rounded(Short):
     """A sensor with a resolution: its derivative is 0 almost everywhere."""
 
@@ -184,7 +191,7 @@ class Kinked(Short):
         return -next_obs[..., 2].abs() - action[..., 0].abs().clamp(min=0.5)
 
 
-@pytest.mark.parametrize("task", [CartPole, OfObs, Rounded, StraightThrough, Kinked], ids=lambda t: t.__name__)
+@pytest.mark.parametrize("task", [CartPole, OfObs, View, Rounded, StraightThrough, Kinked], ids=lambda t: t.__name__)
 def test_what_is_constant_or_has_kinks_cuts_nothing(task, tmp_path, caplog):
     train(settings(task()), tmp_path / "run", task=task())
     row = read_evaluations(tmp_path / "run")[-1]
