@@ -255,11 +255,13 @@ def resume(
     *,
     steps: int | None = None,
     compile: str | None = None,
+    graphs: str | None = None,
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
 ) -> None:
-    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` (None: as configured).
+    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` and ``graphs`` (None: as
+    configured).
 
     ``task`` is the task object, for a class that this process does not find by itself.
 
@@ -272,6 +274,8 @@ def resume(
         config = dataclasses.replace(config, steps=steps)
     if compile is not None:
         config = dataclasses.replace(config, compile=compile)
+    if graphs is not None:
+        config = dataclasses.replace(config, graphs=graphs)
     with _held(run_dir):
         path = newest_checkpoint(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
@@ -310,12 +314,7 @@ def read_versions(run_dir: Path) -> dict[str, str]:
         InputError: it is damaged.
     """
     path = run_dir / "versions.json"
-    try:
-        return {str(name): str(text) for name, text in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; without the file, the run can go on") from error
+    return {name: str(text) for name, text in _read_json(path).items()} if path.is_file() else {}
 
 
 @contextlib.contextmanager

@@ -43,6 +43,11 @@ class Cell:
         uses = METHODS[self.config.method].imagines and self.config.dynamics != "learned"
         return self.config.backend if uses else None
 
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The physics backends that were asked for: the simulator's, and that of another real environment."""
+        return tuple(dict.fromkeys(b for b in (self.simulator, self.config.environment) if b is not None))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,7 +72,7 @@ def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
             send("progress", progress.env_step)
 
     if is_run(run_dir):
-        resume(run_dir, progress=report)
+        resume(run_dir, graphs=config.graphs, progress=report)
     else:  # a run killed before its configuration was written is none
         shutil.rmtree(run_dir, ignore_errors=True)
         train(config, run_dir, progress=report)

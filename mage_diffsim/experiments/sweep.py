@@ -105,22 +105,23 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
         validate(cell.config)
         if launcher.here:
             torch_device(cell.config.device)
-        if cell.simulator is not None:
+        for backend in cell.backends:
             task = cell.config.make_task()
-            if cell.simulator not in backends_of(task):
-                raise unknown_name(f"backend of task {task.name}", cell.simulator, backends_of(task))
+            if backend not in backends_of(task):
+                raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
     launcher.check(cells)
     _check_folder(out)
     for cell in cells:
         _check_cell_folder(cell, out / cell.name, fresh)
     skipped: dict[str, str] = {}
-    probed: dict[tuple[str, str | None, str], str] = {}
+    probed: dict[tuple[str, str, str], str] = {}
     for cell in cells:
-        key = (f"{cell.config.task} {cell.config.task_options}", cell.simulator, cell.config.device)
-        if key not in probed:
-            probed[key] = _missing(cell) if launcher.here else ""
-        if probed[key]:
-            skipped[cell.name] = probed[key]
+        for backend in cell.backends:
+            key = (f"{cell.config.task} {cell.config.task_options}", backend, cell.config.device)
+            if key not in probed:
+                probed[key] = _missing(cell, backend) if launcher.here else ""
+            if probed[key]:
+                skipped[cell.name] = probed[key]
     if len(skipped) == len(cells):
         raise MissingExtra("; ".join(dict.fromkeys(skipped.values())))
     return skipped
@@ -157,8 +158,10 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
         return
     if fresh:
         return
-    now = dataclasses.replace(cell.config, task=absolute(cell.config.task))
-    changed = differences(read_config(run_dir).to_dict(), now.to_dict())
+    was = read_config(run_dir)
+    # Replayed updates give the same numbers; an unfinished cell goes on with the setting that is given.
+    now = dataclasses.replace(cell.config, task=absolute(cell.config.task), graphs=was.graphs)
+    changed = differences(was.to_dict(), now.to_dict())
     identity = read_identity(run_dir)
     if not changed and identity is not None and newest_checkpoint(run_dir) is not None:
         changed = changes(identity, now, now.make_task())
@@ -169,25 +172,23 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
         )
 
 
-def _missing(cell: Cell) -> str:
-    """Why the cell's backend cannot be had, or an empty text.
+def _missing(cell: Cell, backend: str) -> str:
+    """Why one of the cell's backends cannot be had, or an empty text.
 
     Raises:
         InputError: the backend does not run on the cell's device, or does not cover the task.
     """
-    if cell.simulator is None:
-        return ""
     try:
-        check_installed(cell.simulator)
+        check_installed(backend)
     except MissingExtra as error:
         return str(error)
-    if cell.simulator == "torch":
+    if backend == "torch":
         return ""
     if torch.device(cell.config.device).type == "cpu":
-        load(BACKENDS[cell.simulator]).check_covers(cell.config.make_task())
+        load(BACKENDS[backend]).check_covers(cell.config.make_task())
         return ""
     # Whether a backend can use the GPU shows only when it is made; here would leave this process holding GPU memory.
-    ((_, status, reason),) = run_processes([cell], _probe, lambda cell: (cell.config,))
+    ((_, status, reason),) = run_processes([cell], _probe, lambda cell: (cell.config, backend))
     if status == "failed":
         raise InputError(reason)
     return reason
@@ -198,6 +199,6 @@ def _steps_done(run_dir: Path) -> int:
     return int(checkpoint.stem.removeprefix("step_")) if checkpoint else 0
 
 
-def _probe(config: TrainConfig, send: Send) -> None:
-    source = {"derivative": config.derivative, "residuals": config.residuals}
-    make_physics(config.make_task(), config.backend, device=config.device, **source)
+def _probe(config: TrainConfig, backend: str, send: Send) -> None:
+    source = {"derivative": config.derivative, "residuals": config.residuals} if backend == config.backend else {}
+    make_physics(config.make_task(), backend, device=config.device, **source)

@@ -57,7 +57,7 @@ def test_what_is_another_at_a_later_sitting_is_recorded_beside_the_first(tiny, t
 
 def test_damaged_versions_are_named(tmp_path):
     (tmp_path / "versions.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match=r"versions\.json cannot be read"):
+    with pytest.raises(InputError, match=r"versions\.json is damaged"):
         read_versions(tmp_path)
 
 

@@ -181,7 +181,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_
 def test_gpus_that_nobody_has_are_named(cluster, tmp_path, monkeypatch):
     """The check that device cuda exists here is passed over, as on a machine with one."""
     monkeypatch.setattr("mage_diffsim.experiments.sweep.torch_device", lambda name: None)
-    monkeypatch.setattr("mage_diffsim.experiments.sweep._missing", lambda cell: "")
+    monkeypatch.setattr("mage_diffsim.experiments.sweep._missing", lambda cell, backend: "")
     on_gpu = Cell("a", dataclasses.replace(cell(TINY).config, device="cuda"))
     with pytest.raises(
         InputError, match=r"a cell asks for 0.25 GPUs, and no machine of the Ray cluster has more than 0"

@@ -31,12 +31,12 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
-from mage_diffsim.experiments.cells import Cell, Outcome
+from mage_diffsim.experiments.cells import Cell, Outcome, train_cell
 from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.display import LiveDisplay, PlainDisplay, duration
 from mage_diffsim.experiments.launchers import LocalLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
-from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, train
+from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, read_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,6 +141,38 @@ def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_swe
     with pytest.raises(InputError, match=r"oracle was trained with steps 60 and not 80, hyper.batch_size 8 and not 16"):
         check(changed, folder, launcher=LocalLauncher(1))
     assert check(changed, folder, launcher=LocalLauncher(1), fresh=True) == {}
+
+
+def test_settings_that_change_no_number_are_no_other_configuration(two_sweeps):
+    cells, (folder, _), _, _ = two_sweeps
+    eager, elsewhere = (
+        Cell(cells[1].name, dataclasses.replace(cells[1].config, **changed))
+        for changed in ({"graphs": "off"}, {"environment": "jax"})
+    )
+    assert check([eager], folder, launcher=LocalLauncher(1)) == {}
+    with pytest.raises(InputError, match="was trained with environment None and not jax"):
+        check([elsewhere], folder, launcher=LocalLauncher(1))
+
+
+def test_an_unfinished_cell_goes_on_with_the_graphs_that_are_given(tiny, tmp_path):
+    config = cell(tiny, steps=40).config
+    train(dataclasses.replace(config, graphs="auto"), tmp_path / "a")
+    train_cell(dataclasses.replace(config, graphs="off"), tmp_path / "a", lambda kind, value: None)
+    assert read_config(tmp_path / "a").graphs == "off"
+
+
+def test_a_real_environment_that_is_not_installed_skips_its_cells_and_an_unknown_one_is_refused(
+    tiny, tmp_path, monkeypatch
+):
+    def check_installed(backend):
+        if backend == "jax":
+            raise MissingExtra("jax is not installed")
+
+    monkeypatch.setattr("mage_diffsim.experiments.sweep.check_installed", check_installed)
+    cells = [cell(tiny), cell(tiny, "b", dynamics="learned", environment="jax")]
+    assert check(cells, tmp_path / "out", launcher=LocalLauncher(1)) == {"b": "jax is not installed"}
+    with pytest.raises(InputError, match="unknown backend of task Pendulum 'mujoco'"):
+        check([cell(tiny, environment="mujoco")], tmp_path / "out", launcher=LocalLauncher(1))
 
 
 def test_a_finished_cell_whose_task_has_changed_is_refused_unless_fresh(tmp_path):
