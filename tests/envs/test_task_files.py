@@ -277,6 +277,20 @@ def test_a_spawned_worker_loads_a_task_file_in_the_same_way(tmp_path):
         worker.join()
 
 
+def test_another_process_unpickles_a_task_of_a_file_and_its_physics(tmp_path):
+    folder = write(tmp_path, **with_helper(2.0))
+    physics = make_physics(make_task(f"{folder}/slide.py:Slide"), dtype=torch.float64)
+    code = """
+import pickle, sys, torch
+physics = pickle.load(sys.stdin.buffer)
+print(type(physics.task).__name__, physics.step(torch.zeros(1, 2).double(), torch.ones(1, 1).double())[0, 1].item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(physics), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    name, velocity = done.stdout.decode().split()
+    assert name == "Slide" and float(velocity) == pytest.approx(0.075)
+
+
 # --- one task by several routes --------------------------------------------------------------------------------------
 
 
