@@ -29,26 +29,38 @@ RESIDUALS = ("recompute", "keep")
 
 @functools.cache
 def load_jax() -> Any:
-    """The ``jax`` module, imported and configured on the first call.
+    """The ``jax`` module, imported on the first call.
 
-    64-bit types are switched on for the whole process (``jax.enable_x64`` would be thread-local, and CUDA backward
-    passes run in a thread of their own), JAX does not seize the GPU's memory, and CPU calls are synchronous.
+    Of JAX's settings for the whole process two are made here, because JAX reads them once, when it first computes. Both
+    leave results as they are, and give way to the environment variables of the same purpose:
+    ``JAX_CPU_ENABLE_ASYNC_DISPATCH`` (here off: a call on the CPU returns when it has computed) and, where torch sees a
+    GPU, ``XLA_PYTHON_CLIENT_PREALLOCATE`` (here false: JAX leaves torch its share of the GPU's memory).
 
     Raises:
         ForkedJax: this process was forked from one in which JAX was running.
         MissingExtra: jax is not installed.
     """
     check_not_forked()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if torch.cuda.is_available():
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
     except ModuleNotFoundError as error:
         if error.name not in ("jax", "jaxlib"):
             raise
         raise missing_extra("jax", "mjx") from error
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return jax
+
+
+def x64() -> contextlib.AbstractContextManager[Any]:
+    """Within it JAX has 64-bit types, whatever the caller's ``jax_enable_x64``, which is left as it is.
+
+    It holds for the thread that enters it, so every call into JAX enters it anew: torch runs backward passes in threads
+    of its own.
+    """
+    return load_jax().enable_x64(True)
 
 
 def check_device(device: torch.device, name: str) -> None:
@@ -71,7 +83,7 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
     It is a view, except that JAX copies CPU memory that is not 64-byte aligned (an offset view).
 
     Raises:
-        InputError: JAX has no such device, or would change the dtype.
+        InputError: JAX has no such device, or would change the dtype: float64 needs :func:`x64` around it.
     """
     quick = None if x.is_cuda else _cpu_calls()
     if quick is not None:
@@ -86,7 +98,7 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
             array = jax.dlpack.from_dlpack(x.detach())
     if x.itemsize == 8 and (array.dtype.itemsize != 8 or not load_jax().config.jax_enable_x64):
         single = str(x.dtype).removeprefix("torch.").replace("64", "32")
-        raise InputError(f"a {x.dtype} tensor would reach JAX as {single}: leave jax_enable_x64 on")
+        raise InputError(f"a {x.dtype} tensor would reach JAX as {single}: call it with jax_enable_x64 on")
     return array
 
 
@@ -113,14 +125,19 @@ def _cpu_calls() -> _CpuCalls | None:
         def to_torch(array: Any) -> Tensor:
             return _from_dlpack(_jax.buffer_to_dlpack_managed_tensor(array, stream=None))
 
-        for dtype in (torch.float32, torch.float64):
-            sample = torch.arange(64, dtype=dtype).view(8, 8)
-            array, expected = to_jax(sample), load_jax().dlpack.from_dlpack(sample)
-            same = (array.shape, array.dtype, array.devices()) == (expected.shape, expected.dtype, expected.devices())
-            back = to_torch(array)
-            same = same and (back.shape, back.dtype, back.device) == (sample.shape, sample.dtype, sample.device)
-            if not same or back.data_ptr() != sample.data_ptr() or array[7, 7] != 63:
-                return None
+        with x64():
+            for dtype in (torch.float32, torch.float64):
+                sample = torch.arange(64, dtype=dtype).view(8, 8)
+                array, expected = to_jax(sample), load_jax().dlpack.from_dlpack(sample)
+                same = (array.shape, array.dtype, array.devices()) == (
+                    expected.shape,
+                    expected.dtype,
+                    expected.devices(),
+                )
+                back = to_torch(array)
+                same = same and (back.shape, back.dtype, back.device) == (sample.shape, sample.dtype, sample.device)
+                if not same or back.data_ptr() != sample.data_ptr() or array[7, 7] != 63:
+                    return None
     except Exception:  # whatever a later version does to its internals
         return None
     return _CpuCalls(to_jax, to_torch)
@@ -146,6 +163,10 @@ def from_jax(
     function: Callable[..., Any], *, derivative: str = "vjp", residuals: str = "recompute", name: str | None = None
 ) -> Op:
     """A JAX function of arrays as a torch function with gradients for all inputs.
+
+    The function is traced and called with JAX's 64-bit types on, in this thread and for this call alone: arrays that it
+    makes itself (``jnp.ones(3)``) are float64, also where the inputs are float32, unless it says otherwise. The
+    caller's own ``jax_enable_x64`` stays as it is; see :func:`load_jax` for what does change.
 
     Args:
         function: pure and jittable, arrays in, one array out, all of one float dtype. Compiled once per input shape.
@@ -197,27 +218,31 @@ class _JaxOp(Op):
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         if self._rows_only:
             check_rows(self, inputs)
-        output = self._call(*(to_jax(x) for x in inputs))
-        # Exporting the output waits for the computation, so the caller may edit the inputs afterwards.
-        return to_torch(self._one_array(output), inputs[0].device)
+        with x64():
+            output = self._call(*(to_jax(x) for x in inputs))
+            # Exporting the output waits for the computation, so the caller may edit the inputs afterwards.
+            return to_torch(self._one_array(output), inputs[0].device)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        gradients = iter(self._pull_back(needs, to_jax(cotangent), *(to_jax(x) for x in inputs)))
-        return tuple(to_torch(next(gradients), x.device) if n else None for x, n in zip(inputs, needs, strict=True))
+        with x64():
+            gradients = iter(self._pull_back(needs, to_jax(cotangent), *(to_jax(x) for x in inputs)))
+            return tuple(to_torch(next(gradients), x.device) if n else None for x, n in zip(inputs, needs, strict=True))
 
     def forward_keeping(
         self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."], Any]:
-        output, pull_back = self._call_keeping(needs, *(to_jax(x) for x in inputs))
-        return _to_torch_copy(self._one_array(output), inputs[0].device), pull_back
+        with x64():
+            output, pull_back = self._call_keeping(needs, *(to_jax(x) for x in inputs))
+            return _to_torch_copy(self._one_array(output), inputs[0].device), pull_back
 
     def vjp_kept(
         self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        gradients = iter(self._apply(kept, to_jax(cotangent)))
-        return tuple(_to_torch_copy(next(gradients), cotangent.device) if n else None for n in needs)
+        with x64():
+            gradients = iter(self._apply(kept, to_jax(cotangent)))
+            return tuple(_to_torch_copy(next(gradients), cotangent.device) if n else None for n in needs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle holds the function, which pickle must be able to find by its name."""

@@ -205,6 +205,9 @@ def make_physics(
 ) -> Physics:
     """The physics of ``task`` in the named backend, by default the task's first.
 
+    Settings of the backend's package stay the caller's: JAX has 64-bit types during a call and not after it. The
+    exceptions, which leave results as they are, are in :func:`.bridges.jax.load_jax`.
+
     Raises:
         InputError: the task has no such backend, or the backend no such derivative source or residual policy.
         MissingExtra: the backend's package is not installed.

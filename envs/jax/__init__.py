@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals
+from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals, x64
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, implementation
@@ -19,7 +19,8 @@ class JaxPhysics(Physics):
     """A task whose ``physics["jax"]`` is ``implementation(task) -> step(state[S], action[A]) -> next_state[S]``.
 
     ``step`` is a pure, jittable JAX function of one environment; it gets the action within [-1, 1] and scales it. It
-    is batched with ``vmap`` and compiled once per number of environments (and once more for the gradient).
+    is batched with ``vmap`` and compiled once per number of environments (and once more for the gradient). Both
+    functions run with JAX's 64-bit types on, as :func:`.from_jax` says, and nothing else does.
 
     Derivative sources: ``vjp`` reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences. Residuals can
     be kept of ``vjp``.
@@ -45,7 +46,8 @@ class JaxPhysics(Physics):
         super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
         jax = load_jax()
         check_device(self.device, str(self))
-        step: Any = implementation(task, "jax")(task)
+        with x64():
+            step: Any = implementation(task, "jax")(task)
         self._op = _differentiated(jax.vmap(step), self.derivative, residuals, str(self))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:

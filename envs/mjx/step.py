@@ -15,6 +15,7 @@ from jax import lax
 from mujoco import mjx
 
 from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.bridges.jax import x64
 from mage_diffsim.envs.mjx.solver import Cones, Problem, inverse_factor, solve, solve_with
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 
@@ -170,7 +171,8 @@ def checked_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Arr
     try:
         step = make_step(simulation, implicit)
         shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
-        jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
+        with x64():
+            jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
         return step
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise refusal(simulation, f"MJX does not support it ({' '.join(str(error).split())})") from error
@@ -196,7 +198,8 @@ def make_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array]
         NotImplementedError, ValueError: MJX does not support the model; it may also do so when the step is traced.
     """
     model = oracle_model(simulation.model)
-    on_host = jax.tree.map(np.asarray, mjx.put_model(model, impl="jax"))
+    with x64():
+        on_host = jax.tree.map(np.asarray, mjx.put_model(model, impl="jax"))
 
     def step(moving: Array, control: Array) -> Array:
         # MJX makes arrays of the default precision everywhere; TF32 products give wrong derivatives.

@@ -15,7 +15,7 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 
 from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
-from mage_diffsim.bridges.jax import from_jax, load_jax  # noqa: E402
+from mage_diffsim.bridges.jax import from_jax, load_jax, x64  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step, keep_compilations  # noqa: E402
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
@@ -202,7 +202,8 @@ def stock_step(simulation, iterations):
 
     model = _load_step().oracle_model(simulation.model)
     model.opt.iterations = iterations
-    device = mjx.put_model(model, impl="jax")
+    with x64():
+        device = mjx.put_model(model, impl="jax")
     nq = simulation.nq
 
     def one(inputs):
@@ -231,8 +232,8 @@ def test_stock_reverse_mode_through_a_converging_solver_raises():
     load_jax()
     simulation = Leg().simulation
     step = stock_step(simulation, 10)
-    moving, control = jax.numpy.zeros((1, simulation.nq + simulation.nv)), jax.numpy.zeros((1, 1))
-    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax.while_loop"):
+    moving, control = (jax.ShapeDtypeStruct((1, n), "float64") for n in (simulation.nq + simulation.nv, 1))
+    with x64(), pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax.while_loop"):
         jax.eval_shape(lambda m, c: jax.vjp(step, m, c)[1](m), moving, control)
 
 
@@ -334,8 +335,9 @@ def test_nothing_calls_lapack(task_class):
     step = _load_step().make_step(simulation, implicit=True)
     moving = jax.ShapeDtypeStruct((N, simulation.nq + simulation.nv), "float64")
     control = jax.ShapeDtypeStruct((N, simulation.model.nu), "float64")
-    cotangent = jax.eval_shape(step, moving, control)
-    lowered = jax.jit(lambda m, c, w: jax.vjp(step, m, c)[1](w)).lower(moving, control, cotangent).as_text()
+    with x64():
+        cotangent = jax.eval_shape(step, moving, control)
+        lowered = jax.jit(lambda m, c, w: jax.vjp(step, m, c)[1](w)).lower(moving, control, cotangent).as_text()
     assert "lapack" not in lowered
     assert "custom_call" not in lowered
 
