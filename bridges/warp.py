@@ -7,11 +7,14 @@ import functools
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
 
+from mage_diffsim.bridges.cache import usable_folder, user_cache
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
@@ -22,6 +25,8 @@ from mage_diffsim.bridges.types import Float, Tensor
 def load_warp() -> Any:
     """The ``warp`` module, imported and started on the first call, without its banner.
 
+    Where the folder for its compiled kernels cannot be written, Warp gets a temporary one, and a warning is logged.
+
     Raises:
         MissingExtra: warp is not installed.
     """
@@ -31,11 +36,47 @@ def load_warp() -> Any:
         if error.name != "warp":
             raise
         raise missing_extra("warp-lang", "warp") from error
-    warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
     # Without CUDA in torch, Warp's native complaint about a missing CUDA driver is no news.
-    with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
-        warp.init()
+    with quiet(), contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
+        _start(warp)
     return warp
+
+
+def _start(warp: Any) -> None:
+    def usable(folder: Path | None) -> str:
+        return str(usable_folder(folder, "what Warp compiles", "WARP_CACHE_PATH"))
+
+    config = warp.config
+    if not config.kernel_cache_dir and "WARP_CACHE_PATH" not in os.environ and user_cache() is None:
+        config.kernel_cache_dir = usable(None)
+    try:
+        warp.init()
+    except OSError:  # it has noted the folder that it could not make
+        config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
+        warp.init()
+    config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
+
+
+_level = threading.Lock()
+_before: list[int] = []
+"""Warp's log level as it was, once for every caller of :func:`quiet` that is inside it."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what Warp says of loading modules off the console, in all threads; its warnings are shown."""
+    import warp
+
+    with _level:
+        _before.append(_before[0] if _before else warp.config.log_level)
+        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
+    try:
+        yield
+    finally:
+        with _level:
+            before = _before.pop()
+            if not _before:
+                warp.config.log_level = before
 
 
 @contextlib.contextmanager
@@ -70,6 +111,13 @@ def kernel(function: Callable[..., None]) -> Any:
     """
     # Warp reads source and closure of what it is given, so it must not be given a type-checking wrapper.
     return load_warp().kernel(inspect.unwrap(function), enable_backward=False, module="unique")
+
+
+def load_module(kernel: Any, device: torch.device | str) -> None:
+    """Compile the kernel and load it for a device now."""
+    warp = load_warp()
+    with quiet():
+        warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
 
 
 def launch(kernel: Any, threads: int, arguments: Sequence[Tensor | float | int]) -> None:
@@ -135,12 +183,13 @@ class WarpOp(Op):
         self._dtype = dtype
         self._output_dim = output_dim
         self._constants = constants
+        self._loaded: set[torch.device] = set()
 
     def load(self, device: torch.device | str) -> None:
         """Compile and load both kernels for a device now: a CUDA graph cannot be captured while one is loading."""
-        warp = load_warp()
         for kernel in (self._forward, self._adjoint):
-            warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
+            load_module(kernel, device)
+        self._loaded.add(indexed(device))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         check_rows(self, inputs)
@@ -161,4 +210,6 @@ class WarpOp(Op):
         raise TypeError(f"{self.name}: Warp kernels cannot be pickled; pickle what they are made from")
 
     def _launch(self, kernel: Any, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
+        if inputs[0].device not in self._loaded:
+            self.load(inputs[0].device)
         launch(kernel, inputs[0].shape[0], (*inputs, *self._constants, *rest))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
+from mage_diffsim.bridges.cache import usable_folder, user_cache
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
@@ -32,7 +35,7 @@ class MjxPhysics(Physics):
     The equations are MuJoCo C's; the constraint solver is this package's own and converges in every state, so that in
     float64 a step differs from converged MuJoCo C by rounding only. It is compiled for each number of environments,
     once for values and once for derivatives; each takes tens of seconds, is logged at level INFO when it happens, and
-    is kept on disk (see :func:`keep_compilations`). Physics of equal models share what was compiled in a process.
+    is kept on disk (see :func:`kept_on_disk`). Physics of equal models share what was compiled in a process.
 
     Derivative sources: ``implicit`` reverse mode, with the implicit function theorem at the solver's solution; ``jvp``
     forward mode by columns through the solver's iterations. Residuals can be kept of ``implicit``.
@@ -65,7 +68,6 @@ class MjxPhysics(Physics):
         load_jax()
         _load_step()
         check_device(self.device, str(self))
-        keep_compilations()
         self.simulation: Simulation = implementation(task, "mjx")(task)
         self._op = _shared_op(self.simulation, self.derivative, residuals)
 
@@ -79,20 +81,46 @@ class MjxPhysics(Physics):
         return self._op(moving, self.task.scale_action(action))
 
 
-def keep_compilations() -> None:
-    """Keep compiled functions on disk, in ``mage_diffsim/jax`` of the user's cache folder, unless JAX has a folder.
+_keeping = threading.Lock()
+_inside = 0
+"""How many callers are within :func:`kept_on_disk`, of those that found no folder of JAX's own."""
 
-    ``JAX_COMPILATION_CACHE_DIR`` and JAX's own configuration come first. Compilations of more than a second are kept.
+
+@contextlib.contextmanager
+def kept_on_disk() -> Iterator[None]:
+    """What is compiled within is kept in ``mage_diffsim/jax`` of the user's cache folder, unless JAX has a folder.
+
+    ``JAX_COMPILATION_CACHE_DIR`` and JAX's own configuration come first. JAX decides what is worth keeping: by default
+    what took more than a second. Outside, JAX keeps what it kept before.
     """
-    jax = load_jax()
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
-        return
+    global _inside
+    with _keeping:
+        named = os.environ.get("JAX_COMPILATION_CACHE_DIR") or load_jax().config.jax_compilation_cache_dir
+        ours = _inside > 0 or not named
+        if ours:
+            if not _inside:
+                _keep_in(str(_folder()))
+            _inside += 1
+    try:
+        yield
+    finally:
+        if ours:
+            with _keeping:
+                _inside -= 1
+                if not _inside:
+                    _keep_in(None)
+
+
+def _folder() -> Path:
+    base = user_cache()
+    wanted = None if base is None else base / "mage_diffsim" / "jax"
+    return usable_folder(wanted, "what JAX compiles", "JAX_COMPILATION_CACHE_DIR")
+
+
+def _keep_in(folder: str | None) -> None:
     from jax.experimental.compilation_cache import compilation_cache
 
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "mage_diffsim" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    load_jax().config.update("jax_compilation_cache_dir", folder)
     # JAX decides on first use, which may have been before.
     compilation_cache.reset_cache()
 
@@ -161,37 +189,42 @@ class _CompilingOp(Op):
         self._compiled: set[tuple[Any, ...]] = set()
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        self._announce("forward", inputs)
-        return self._op.forward(*inputs)
+        with self._compiling("forward", inputs):
+            return self._op.forward(*inputs)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        self._announce(f"{self._derivative} derivative", inputs, needs)
-        return self._op.vjp(inputs, cotangent, needs)
+        with self._compiling(f"{self._derivative} derivative", inputs, needs):
+            return self._op.vjp(inputs, cotangent, needs)
 
     def forward_keeping(
         self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."], Any]:
-        self._announce("forward with residuals", inputs, needs)
-        return self._op.forward_keeping(inputs, needs)
+        with self._compiling("forward with residuals", inputs, needs):
+            return self._op.forward_keeping(inputs, needs)
 
     def vjp_kept(
         self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        self._announce(f"{self._derivative} derivative from residuals", (cotangent,), needs)
-        return self._op.vjp_kept(kept, cotangent, needs)
+        with self._compiling(f"{self._derivative} derivative from residuals", (cotangent,), needs):
+            return self._op.vjp_kept(kept, cotangent, needs)
 
-    def _announce(self, what: str, inputs: tuple[Tensor, ...], needs: tuple[bool, ...] = ()) -> None:
+    def _compiling(
+        self, what: str, inputs: tuple[Tensor, ...], needs: tuple[bool, ...] = ()
+    ) -> contextlib.AbstractContextManager[None]:
+        """The context of a call: the first of its kind compiles, says so, and leaves on disk what it compiled."""
         rows, device = len(inputs[0]), inputs[0].device
         key = (what, rows, inputs[0].dtype, device, needs)
-        if key not in self._compiled:
-            self._compiled.add(key)
-            _logger.info(
-                "compiling %s (%s, batch of %d, %s on %s): about a minute the first time",
-                self.name,
-                what,
-                rows,
-                str(inputs[0].dtype).removeprefix("torch."),
-                device.type,
-            )
+        if key in self._compiled:
+            return contextlib.nullcontext()
+        self._compiled.add(key)
+        _logger.info(
+            "compiling %s (%s, batch of %d, %s on %s): about a minute the first time",
+            self.name,
+            what,
+            rows,
+            str(inputs[0].dtype).removeprefix("torch."),
+            device.type,
+        )
+        return kept_on_disk()

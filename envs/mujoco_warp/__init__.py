@@ -12,7 +12,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.bridges.warp import check_device, load_warp
+from mage_diffsim.bridges.warp import check_device, load_warp, quiet
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
@@ -99,7 +99,7 @@ class _Stepper:
         self._host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self._device = warp.device_from_torch(device)
         try:
-            with warp.ScopedDevice(self._device):
+            with quiet(), warp.ScopedDevice(self._device):
                 self._model = mujoco_warp.put_model(self._host)
         except NotImplementedError as error:
             raise InputError(f"{name}: MuJoCo Warp does not support the model: {error}; use backend mujoco") from error
@@ -112,7 +112,7 @@ class _Stepper:
         if rows == 0:
             return qpos.new_empty(0, len(self.simulation.state_names))
         stream = warp.stream_from_torch(qpos.device) if qpos.device.type == "cuda" else None
-        with self._lock, warp.ScopedDevice(self._device), warp.ScopedStream(stream):
+        with quiet(), self._lock, warp.ScopedDevice(self._device), warp.ScopedStream(stream):
             if rows not in self._data:
                 self._data[rows] = mujoco_warp.make_data(self._host, nworld=rows)
             self._data.move_to_end(rows)

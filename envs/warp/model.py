@@ -18,7 +18,7 @@ from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.bridges.warp import kernel, launch, load_warp
+from mage_diffsim.bridges.warp import kernel, launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.program import Program
@@ -119,7 +119,7 @@ class ModelKernels:
                     kind = str(self._dtype).removeprefix("torch.")
                     _logger.info("compiling %s (%s, %s on %s): some seconds", self.name, which, kind, device.type)
                 self._built[which] = built
-            warp.load_module(self._built[which].module, device=warp.device_from_torch(device))
+            load_module(self._built[which], device)
             self._loaded[which, device] = self._built[which]
             return self._built[which]
 

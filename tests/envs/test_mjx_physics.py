@@ -16,7 +16,7 @@ pytest.importorskip("mujoco.mjx")
 
 from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.jax import from_jax, load_jax, x64  # noqa: E402
-from mage_diffsim.envs.mjx import MjxPhysics, _load_step, keep_compilations  # noqa: E402
+from mage_diffsim.envs.mjx import MjxPhysics, _load_step, kept_on_disk  # noqa: E402
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah  # noqa: E402
@@ -403,21 +403,61 @@ def test_physics_of_equal_models_share_what_is_compiled(caplog):
     assert record.getMessage().startswith("compiling MJX Fluid (forward, batch of 3, float64 on cpu)")
 
 
-def test_compilations_are_kept_where_the_user_says(monkeypatch, tmp_path):
-    load_jax()
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    keep_compilations()
-    assert jax.config.jax_compilation_cache_dir == before, "JAX_COMPILATION_CACHE_DIR comes first"
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    jax.config.update("jax_compilation_cache_dir", None)
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    try:
-        keep_compilations()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mage_diffsim" / "jax")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+class TestCompilationsOnDisk:
+    @pytest.fixture(autouse=True)
+    def _without_a_folder_of_jax(self, monkeypatch, tmp_path):
+        """As a user has it who has set nothing; small functions are kept too."""
+        from jax.experimental.compilation_cache import compilation_cache
+
+        before = {
+            name: getattr(load_jax().config, name)
+            for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+        }
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compilation_cache.reset_cache()
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    def compile_something(self, number):
+        jax.jit(lambda x: x * number)(np.ones(3))
+
+    def kept(self, folder):
+        return {path for path in folder.rglob("*") if path.is_file()}
+
+    def test_they_go_to_the_users_cache_folder_and_the_users_own_do_not(self, tmp_path):
+        self.compile_something(2)
+        assert not self.kept(tmp_path)
+        with kept_on_disk(), kept_on_disk():
+            self.compile_something(3)
+        kept = self.kept(tmp_path / "mage_diffsim" / "jax")
+        assert kept
+        assert jax.config.jax_compilation_cache_dir is None
+        self.compile_something(4)
+        assert self.kept(tmp_path) == kept
+
+    def test_a_folder_named_in_the_environment_or_to_jax_comes_first(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "users"))
+        with kept_on_disk():
+            assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "users"))
+        with kept_on_disk():
+            self.compile_something(5)
+        assert self.kept(tmp_path / "users") and not (tmp_path / "mage_diffsim").exists()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "users")
+
+    def test_a_file_in_its_place_costs_a_warning(self, monkeypatch, tmp_path, caplog):
+        (tmp_path / "mage_diffsim").touch()
+        with kept_on_disk():
+            self.compile_something(6)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.getMessage().startswith(f"what JAX compiles cannot be kept in {tmp_path}/mage_diffsim/jax (")
 
 
 def test_unknown_derivative_lists_the_valid_ones():
