@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -198,17 +200,32 @@ def make_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array]
         NotImplementedError, ValueError: MJX does not support the model; it may also do so when the step is traced.
     """
     model = oracle_model(simulation.model)
-    with x64():
+    with x64(), _root_logger_left_alone():
         on_host = jax.tree.map(np.asarray, mjx.put_model(model, impl="jax"))
 
     def step(moving: Array, control: Array) -> Array:
         # MJX makes arrays of the default precision everywhere; TF32 products give wrong derivatives.
-        with jax.enable_x64(moving.dtype == jnp.float64), jax.default_matmul_precision("highest"):
+        with (
+            jax.enable_x64(moving.dtype == jnp.float64),
+            jax.default_matmul_precision("highest"),
+            _root_logger_left_alone(),
+        ):
             device = jax.tree.map(lambda x: jnp.asarray(x, moving.dtype if x.dtype.kind == "f" else None), on_host)
             one = _Environment(simulation, device, mjx.make_data(model, impl="jax"), implicit)
             return jax.vmap(one.step)(moving, control)
 
     return step
+
+
+@contextlib.contextmanager
+def _root_logger_left_alone() -> Iterator[None]:
+    """MJX calls ``logging.debug``, which gives a root logger without a handler one that prints: here it has one."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 class _Environment:

@@ -23,7 +23,7 @@ backend = sys.argv[1]
 
 
 def settings():
-    import jax, warp
+    import jax, scipy.sparse, scipy.special, warp  # importing scipy adds filters for its own warnings
 
     found = {f"jax.config.{name}": value for name, value in jax.config.values.items()}
     found |= {f"warp.config.{name}": v for name, v in vars(warp.config).items() if type(v) in (bool, int, float, str)}
