@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mage_diffsim.models import RewardModel
 from mage_diffsim.training import Trainer
 
 
@@ -74,6 +75,26 @@ class EnsembleLayer(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+class PublishedReward(nn.Module):
+    """The reward model of one run: of normalised observations and raw actions, its output denormalised.
+
+    Args:
+        model: gives parameters and statistics; not changed.
+        run: which of its runs.
+    """
+
+    def __init__(self, model: RewardModel, run: int = 0) -> None:
+        super().__init__()
+        self.network = mlp(model.network.sizes, model.parameters[run, 0])
+        self.obs_mean, self.obs_std = model.obs.mean[run].clone(), model.obs.std[run].clone()
+        self.mean, self.std = model.reward.mean[run].clone(), model.reward.std[run].clone()
+
+    def forward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        obs, next_obs = ((x - self.obs_mean) / self.obs_std for x in (obs, next_obs))
+        normalized = self.network(torch.cat([obs, action, next_obs], dim=-1))
+        return (normalized * self.std + self.mean).squeeze(-1)
+
+
 class PublishedUpdate:
     """The critic and actor updates of the published formulation, starting from one run of a trainer.
 
@@ -101,6 +122,7 @@ class PublishedUpdate:
             for weight, bias in trainer.ensemble.network.layers(trainer.ensemble.parameters[run : run + 1]):
                 layers += [EnsembleLayer(weight, bias), nn.SiLU()]
             self.model = nn.Sequential(*layers[:-1])
+        self.reward_model = None if trainer.reward_model is None else PublishedReward(trainer.reward_model, run)
         self.renew(agent.actor[run], agent.critic[run], agent.actor_target[run], agent.critic_target[run])
 
     def renew(
@@ -154,10 +176,9 @@ class PublishedUpdate:
 
     def reward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """The task's reward, or the reward model's."""
-        model = self.trainer.reward_model
-        if model is None:
+        if self.reward_model is None:
             return self.trainer.task.reward(obs, action, next_obs)
-        return model(obs[None], action[None], next_obs[None])[0]
+        return self.reward_model(obs, action, next_obs)
 
     def critic_loss(
         self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
@@ -269,3 +290,30 @@ class PublishedModelTraining:
         nn.utils.clip_grad_value_(self.model.parameters(), hyper.clip_value)
         self.optimizer.step()
         return loss.item() / ensemble.members
+
+
+class PublishedRewardTraining:
+    """Steps of the reward model on the mean squared error of raw rewards, starting from run 0 of a trainer.
+
+    Args:
+        trainer: gives parameters, normalisation and the configuration; not changed.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        assert trainer.reward_model is not None
+        self.model, self.hyper = PublishedReward(trainer.reward_model), trainer.hyper
+        self.optimizer = torch.optim.RAdam(
+            self.model.parameters(),
+            lr=self.hyper.model_learning_rate,
+            weight_decay=self.hyper.model_weight_decay,
+            decoupled_weight_decay=True,
+        )
+
+    def update(self, obs: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor) -> float:
+        """One step on a batch [B, ...]; its loss."""
+        loss = F.mse_loss(self.model(obs, action, next_obs), reward)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_value_(self.model.parameters(), self.hyper.clip_value)
+        self.optimizer.step()
+        return loss.item()

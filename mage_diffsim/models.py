@@ -128,7 +128,11 @@ class GaussianEnsemble:
 
 
 class RewardModel:
-    """r_hat(s, a, s'): one network per run, trained on the mean squared error (appendix B.2)."""
+    """r_hat(s, a, s'): one network per run, trained on the mean squared error (appendix B.2).
+
+    The network sees normalised observations and predicts the normalised reward, as the published code's does; the mean
+    squared error is that of the denormalised estimate, in units of the reward.
+    """
 
     stream = "reward_model"
     """Random stream of its training batches."""
@@ -141,6 +145,7 @@ class RewardModel:
         self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in self.generators])
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
+        self.reward = Normalizer(runs, 1, device, dtype)
 
     def __call__(
         self,
@@ -151,11 +156,13 @@ class RewardModel:
     ) -> Float[Tensor, "R B"]:
         """The estimated reward, shape [R, B]."""
         x = torch.cat([self.obs.normalize(obs), action, self.obs.normalize(next_obs)], dim=-1)
-        return self.network(self.parameters if parameters is None else parameters, x.unsqueeze(1))[:, 0, :, 0]
+        normalized = self.network(self.parameters if parameters is None else parameters, x.unsqueeze(1))[:, 0, :, 0]
+        return normalized * self.reward.std[..., 0] + self.reward.mean[..., 0]
 
-    def adopt_statistics(self, obs: Normalizer) -> None:
-        """Take the current normalisation of observations."""
+    def adopt_statistics(self, obs: Normalizer, reward: Normalizer) -> None:
+        """Take the current normalisation; between trainings the model keeps the one it was trained with."""
         self.obs.load_state_dict(obs.state_dict())
+        self.reward.load_state_dict(reward.state_dict())
 
     def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
         """One step on the mean squared error; returns it per run, shape [R]."""
@@ -172,12 +179,13 @@ class RewardModel:
             "parameters": self.parameters,
             "optimizer": self.optimizer.state_dict(),
             "obs": self.obs.state_dict(),
+            "reward": self.reward.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of :meth:`state_dict`, in place."""
         self.parameters.copy_(state["parameters"])
-        for name in ("optimizer", "obs"):
+        for name in ("optimizer", "obs", "reward"):
             getattr(self, name).load_state_dict(state[name])
 
 

@@ -48,7 +48,7 @@ from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
 from mage_diffsim.training import Trainer
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Raised whenever the layout of a checkpoint changes."""
 
 KEPT_CHECKPOINTS = 2
@@ -564,12 +564,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint (tensors and plain containers only, never code) onto the CPU.
 
     Raises:
-        InputError: it is damaged, or written by a newer version.
+        InputError: it is damaged, or written by an older or newer version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = int(content["version"])
-        if version <= CHECKPOINT_VERSION:
+        if version == CHECKPOINT_VERSION:
             _ = content["train_s"] + content["wall_s"] + content["trainer"]["env_step"]  # what every reader uses
     except (
         OSError,
@@ -585,9 +585,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} is damaged ({reason[:100]}): delete it to resume from the one before"
         ) from error
-    if version > CHECKPOINT_VERSION:
+    if version != CHECKPOINT_VERSION:
+        older = "train the run anew, in a new folder, as the learner has changed since"
         raise InputError(
-            f"checkpoint {path} has version {version}; this mage_diffsim reads up to {CHECKPOINT_VERSION}: update it"
+            f"checkpoint {path} has version {version}, and this mage_diffsim reads version {CHECKPOINT_VERSION}: "
+            + (older if version < CHECKPOINT_VERSION else "update it")
         )
     return content
 

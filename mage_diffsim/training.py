@@ -118,6 +118,7 @@ class Trainer:
         self.batch_steps = {k: batch_step(m, self.buffer, config) for k, m in models.items() if m is not None}
         self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
         self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
+        self.reward_statistics = Normalizer(runs, 1, self.device, self.dtype)
         self.losses: dict[str, Float[Tensor, "R"]] = {}
         self.env_divergences = torch.zeros(runs, dtype=torch.int64, device=self.device)
         self.env_step = 0
@@ -247,6 +248,7 @@ class Trainer:
         self.agent.obs.update(obs)
         self.action_statistics.update(action, valid)
         self.delta_statistics.update(next_obs - obs, valid)
+        self.reward_statistics.update(reward.unsqueeze(-1), valid)
 
     def _train_models(self) -> None:
         """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
@@ -254,7 +256,7 @@ class Trainer:
             self.ensemble.adopt_statistics(self.agent.obs, self.action_statistics, self.delta_statistics)
             self._train("loss/model", self.ensemble)
         if self.reward_model is not None:
-            self.reward_model.adopt_statistics(self.agent.obs)
+            self.reward_model.adopt_statistics(self.agent.obs, self.reward_statistics)
             self._train("loss/reward_model", self.reward_model)
 
     def _train(self, loss: str, model: GaussianEnsemble | RewardModel) -> None:
@@ -372,6 +374,7 @@ class Trainer:
             "reward_model": None if self.reward_model is None else self.reward_model.state_dict(),
             "action_statistics": self.action_statistics.state_dict(),
             "delta_statistics": self.delta_statistics.state_dict(),
+            "reward_statistics": self.reward_statistics.state_dict(),
             "losses": self.losses,
             "env_divergences": self.env_divergences,
         }
@@ -390,4 +393,5 @@ class Trainer:
             self.reward_model.load_state_dict(state["reward_model"])
         self.action_statistics.load_state_dict(state["action_statistics"])
         self.delta_statistics.load_state_dict(state["delta_statistics"])
+        self.reward_statistics.load_state_dict(state["reward_statistics"])
         self.streams.load_state_dict(state["streams"])  # last: the environment's generators are streams too

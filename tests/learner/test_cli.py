@@ -25,6 +25,7 @@ from mage_diffsim.config import Hyper, TrainConfig, make_config
 from mage_diffsim.display import Display, is_interactive, summary
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.runs import (
+    CHECKPOINT_VERSION,
     Progress,
     load_checkpoint,
     newest_checkpoint,
@@ -238,13 +239,17 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_changed(command, content
 
 
 @pytest.mark.parametrize("command", ["train --resume", "eval"])
-def test_a_checkpoint_of_a_newer_version_is_refused(command, copied, capsys):
+@pytest.mark.parametrize(
+    ("version", "cure"), [(99, "update it"), (1, "train the run anew, in a new folder, as .*")], ids=["newer", "older"]
+)
+def test_a_checkpoint_of_another_version_is_refused(command, version, cure, copied, capsys):
     path = newest_checkpoint(copied)
     assert path is not None
-    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    torch.save(torch.load(path, weights_only=True) | {"version": version}, path)
     before = files(copied)
     assert run(*command.split(), copied) == 2
-    assert_one_sentence(capsys, rf"checkpoint {path} has version 99; this mage_diffsim reads up to 1: update it")
+    reads = f"checkpoint {path} has version {version}, and this mage_diffsim reads version {CHECKPOINT_VERSION}"
+    assert_one_sentence(capsys, rf"{reads}: {cure}")
     assert files(copied) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from mage_diffsim.buffer import ReplayBuffer
-from mage_diffsim.config import Hyper
+from mage_diffsim.config import Hyper, make_config
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, Imagined, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
+from mage_diffsim.training import Trainer
 
 CPU = torch.device("cpu")
 SMALL = Hyper(
@@ -44,13 +46,17 @@ def linear_buffer(n: int = 400) -> ReplayBuffer:
 
 
 def adopt(model, buffer: ReplayBuffer) -> None:
-    obs, action, delta = (Normalizer(2, d, CPU, torch.float64) for d in (2, 1, 2))
+    obs, action, delta, reward = (Normalizer(2, d, CPU, torch.float64) for d in (2, 1, 2, 1))
     batch = buffer.gather(torch.arange(buffer.size).expand(2, -1))
     for row in range(buffer.size):
         obs.update(batch.obs[:, row])
         action.update(batch.action[:, row])
         delta.update(batch.next_obs[:, row] - batch.obs[:, row])
-    model.adopt_statistics(obs, action, delta) if isinstance(model, GaussianEnsemble) else model.adopt_statistics(obs)
+        reward.update(batch.reward[:, row : row + 1])
+    if isinstance(model, GaussianEnsemble):
+        model.adopt_statistics(obs, action, delta)
+    else:
+        model.adopt_statistics(obs, reward)
 
 
 def test_ensemble_learns_linear_dynamics_and_their_jacobian():
@@ -117,6 +123,56 @@ def test_reward_model_learns_and_sees_the_next_state():
     next_obs = batch.next_obs.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(batch.obs, batch.action, next_obs).sum(), next_obs)
     assert gradient.abs().mean() > 0.05
+
+
+def test_reward_model_predicts_in_units_of_the_population_statistics_of_the_rewards_seen():
+    buffer, source = linear_buffer(), streams()
+    buffer.rows[..., 5] = 40.0 * buffer.rows[..., 5] - 500.0
+    model = RewardModel(2, 1, SMALL, source)
+    batch = buffer.gather(torch.arange(50).expand(2, -1))
+    raw = model(batch.obs, batch.action, batch.next_obs)
+    obs_alone = Normalizer(2, 2, CPU, torch.float64)
+    adopt(model, buffer)
+    rewards = buffer.rows[..., 5].numpy()
+    model.obs.load_state_dict(obs_alone.state_dict())  # the network's input is what it was
+    expected = raw * torch.from_numpy(rewards.std(axis=1, keepdims=True)) + torch.from_numpy(rewards.mean(1)[:, None])
+    torch.testing.assert_close(model(batch.obs, batch.action, batch.next_obs), expected, rtol=1e-10, atol=0)
+
+
+def test_reward_model_of_a_constant_reward_is_not_scaled():
+    buffer, source = linear_buffer(), streams()
+    buffer.rows[..., 5] = 7.0
+    model = RewardModel(2, 1, SMALL, source)
+    adopt(model, buffer)
+    assert model.reward.std.tolist() == [[[1.0]], [[1.0]]] and model.reward.mean.tolist() == [[[7.0]], [[7.0]]]
+    model.parameters.zero_()
+    batch = buffer.gather(torch.arange(3).expand(2, -1))
+    assert (model(batch.obs, batch.action, batch.next_obs) == 7.0).all()
+
+
+def test_statistics_of_the_reward_are_adopted_when_the_model_is_trained_and_saved_with_it():
+    hyper = {"warmup_steps": 45, "batch_size": 8, "updates_per_step": 1, "model_batches": 1, "model_batch_size": 8}
+    hyper |= {name: (8,) for name in ("actor_hidden", "critic_hidden", "reward_hidden", "ensemble_hidden")}
+
+    def trainer():
+        return Trainer(make_config("Pendulum", reward="learned", seeds=(0, 1), steps=60, float64=True, hyper=hyper))
+
+    first = trainer()
+    for step in range(1, 31):
+        first.step()
+        last_training = 25 if step >= 25 else 0
+        rewards = first.buffer.rows[:, :last_training, 7].numpy()  # 3 of obs, 1 of action, 3 of the next obs before it
+        mean = rewards.mean(axis=1) if last_training else np.zeros(2)
+        std = rewards.std(axis=1) if last_training else np.ones(2)
+        np.testing.assert_allclose(first.reward_model.reward.mean.flatten(), mean, rtol=1e-12)
+        np.testing.assert_allclose(first.reward_model.reward.std.flatten(), std, rtol=1e-12)
+    again = trainer()
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    for _ in range(25):  # past the next training of the model
+        first.step(), again.step()
+    assert torch.equal(first.reward_model.parameters, again.reward_model.parameters)
+    assert torch.equal(first.reward_model.reward.mean, again.reward_model.reward.mean)
+    assert torch.equal(first.agent.critic, again.agent.critic)
 
 
 def test_hybrid_takes_values_of_one_and_jacobians_of_the_other():

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from published import PublishedDraws, PublishedModelTraining, PublishedUpdate, Stored, flatten
+from published import PublishedDraws, PublishedModelTraining, PublishedRewardTraining, PublishedUpdate, Stored, flatten
 
 from mage_diffsim.agent import Draws
 from mage_diffsim.config import make_config
@@ -124,3 +124,18 @@ def test_model_batches_stay_equal_to_the_published_ones():
         torch.testing.assert_close(weight, layer.weight.detach(), rtol=0, atol=1e-9)
         torch.testing.assert_close(bias, layer.bias.detach(), rtol=0, atol=1e-9)
     assert (ensemble.parameters - before).abs().max() > 1e-3
+
+
+def test_reward_model_batches_stay_equal_to_the_published_ones():
+    trainer = trained("mage-td3", reward="learned", hyper={"model_learning_rate": 1e-2})
+    model = trainer.reward_model
+    assert model is not None and model.reward.std.item() > 1.0
+    published = PublishedRewardTraining(trainer)
+    model.optimizer.restart(torch.ones(1, dtype=torch.bool))
+    before = model.parameters.clone()
+    for _ in range(50):
+        batch = trainer.buffer.gather(trainer.streams.integers("reward_model", trainer.buffer.size, 1, 16))
+        loss = published.update(*(x[0] for x in (batch.obs, batch.action, batch.next_obs, batch.reward)))
+        torch.testing.assert_close(model.train_batch(batch).item(), loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(model.parameters[0, 0], flatten(published.model.network), rtol=0, atol=1e-9)
+    assert (model.parameters - before).abs().max() > 1e-3
