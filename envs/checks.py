@@ -23,8 +23,8 @@ KINK = 1e-3
 Outcome = tuple[bool, float | None, str]
 """Of one check: whether it passed, the worst value, one sentence."""
 
-Differences = tuple[Float[Tensor, "N Y X"], Float[Tensor, "N Y 1"], Bool[Tensor, " N"]]
-"""Central differences, their rounding error, and which rows are clean."""
+Differences = tuple[Float[Tensor, "N Y X"], Float[Tensor, "N Y X"], Bool[Tensor, " N"]]
+"""Central differences, their own error (rounding and truncation), and which rows are clean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,11 +219,12 @@ def jacobian_of(subject: Subject, wrt: str, inputs: dict[str, Tensor]) -> Float[
 
 
 def finite_differences(subject: Subject, wrt: str, steps: tuple[float, ...] = STEP_SIZES) -> Differences:
-    """Central differences in float64 at the step size on the plateau, their rounding error, and which rows are clean.
+    """Central differences in float64 at the step size on the plateau, their own error, and which rows are clean.
 
     A row is clean when at some step h the forward, the backward and the central difference of h / 2 all lie within
     ``KINK`` of the central difference of h, relative to its largest entry and up to rounding. Of these h, each row
-    takes the one whose halved step changes it least.
+    takes the one whose halved step changes it least. As the truncation error falls with the square of h, it is 4/3 of
+    that change.
     """
     assert subject.call64 is not None
     inputs = {k: x.double() for k, x in subject.inputs.items()}
@@ -251,7 +252,7 @@ def finite_differences(subject: Subject, wrt: str, steps: tuple[float, ...] = ST
         return torch.stack(central, -1), torch.stack(apart, -1)
 
     best = torch.zeros(x.shape[0], math.prod(subject.shape), x.shape[1], dtype=x.dtype, device=x.device)
-    rounding = torch.zeros_like(best[..., :1])
+    uncertain = torch.zeros_like(best)
     least = torch.full_like(x[:, 0], math.inf)
     clean = torch.zeros_like(least, dtype=torch.bool)
     for h in steps:
@@ -261,10 +262,10 @@ def finite_differences(subject: Subject, wrt: str, steps: tuple[float, ...] = ST
         scale = central.abs().amax((1, 2))
         scale = torch.where(scale > 1e-8, scale, 1.0)
         agrees = (torch.maximum(apart, halved) - floor).amax((1, 2)) <= KINK * scale
-        halved = halved.amax((1, 2))
-        better = torch.where(agrees == clean, halved / scale < least, agrees)
+        change = halved.amax((1, 2))
+        better = torch.where(agrees == clean, change / scale < least, agrees)
         best = torch.where(better[:, None, None], central, best)
-        rounding = torch.where(better[:, None, None], floor, rounding)
-        least = torch.where(better, halved / scale, least)
+        uncertain = torch.where(better[:, None, None], floor + 4.0 / 3.0 * halved, uncertain)
+        least = torch.where(better, change / scale, least)
         clean = clean | agrees
-    return best, rounding, clean
+    return best, uncertain, clean

@@ -62,7 +62,7 @@ class Tolerances:
 
     gradient: float
     """max|J - J_fd| / max|J_fd| of the worst clean state (float64), of the median clean state (float32), beyond the
-    rounding error of the finite difference itself."""
+    error of the finite difference itself."""
     agreement: float
     """Next states of two backends, relative to max(1, |next state|)."""
     independence: float
@@ -338,13 +338,13 @@ def _check_gradient(subject: Subject, wrt: str, tolerances: Tolerances) -> list[
         jacobian = jacobian_of(subject, wrt, subject.inputs).double()
         if wrt not in subject.differences:
             subject.differences[wrt] = finite_differences(subject, wrt)
-        expected, rounding, clean = subject.differences[wrt]
+        expected, uncertain, clean = subject.differences[wrt]
         scale = expected.abs().amax((1, 2))
         scale = torch.where(scale > 1e-8, scale, 1.0)
         difference = (jacobian - expected).abs()
         error = (difference.amax((1, 2)) / scale).nan_to_num(nan=math.inf)
-        # What decides is the error beyond what rounding can do to the finite difference; what is shown is all of it.
-        beyond = ((difference - rounding).clamp(min=0.0).amax((1, 2)) / scale).nan_to_num(nan=math.inf)
+        # What decides is the error beyond that of the finite difference itself; what is shown is all of it.
+        beyond = ((difference - uncertain).clamp(min=0.0).amax((1, 2)) / scale).nan_to_num(nan=math.inf)
         n, number = len(error), int((~clean).sum())
         if number:
             worst = float(error[~clean].max())

@@ -157,11 +157,11 @@ def _find_cut(subject: Subject, wrt: str) -> Cut | None:
     except Exception as error:  # numpy() of a tensor that requires grad, and whatever else a task may do
         message = " ".join(str(error).split())
         return Cut(subject.name, wrt, f"raised {type(error).__name__} when differentiated ({message})")
-    expected, rounding, clean = finite_differences(subject, wrt, STEPS)
+    expected, uncertain, clean = finite_differences(subject, wrt, STEPS)
     scale = expected.abs().amax((1, 2), keepdim=True)
     apart = (jacobian - expected).abs()
-    judged = clean[:, None, None] & (expected.abs() > NEGLIGIBLE * scale) & (expected.abs() > 2.0 * rounding)
-    lost = judged & (apart > MISSING * expected.abs() + rounding)
+    judged = clean[:, None, None] & (expected.abs() > NEGLIGIBLE * scale) & (expected.abs() > 2.0 * uncertain)
+    lost = judged & (apart > MISSING * expected.abs() + uncertain)
     if not lost.any():
         return None
     worst = torch.where(lost, apart / scale, 0.0).argmax()
