@@ -293,6 +293,11 @@ class CannotBeBuilt(_Backend):
         raise RuntimeError("no such device")
 
 
+class OtherDevice(_Backend):
+    def __init__(self, *args, **options):
+        raise InputError("JAX sees only cpu devices")
+
+
 @pytest.mark.parametrize(
     "backend, expected",
     [
@@ -304,7 +309,7 @@ class CannotBeBuilt(_Backend):
     ],
 )
 def test_a_broken_backend_fails_the_check_meant_for_it(monkeypatch, backend, expected):
-    monkeypatch.setitem(physics.BACKENDS, "jax", backend)
+    monkeypatch.setitem(physics.BACKENDS, "jax", f"{__name__}:{backend.__name__}")
     task = Pendulum()
     monkeypatch.setattr(Pendulum, "physics", {"jax": "unused"})
     assert failures(check_task(task, samples=16)) == expected
@@ -318,7 +323,7 @@ def test_a_missing_extra_is_a_skipped_check(monkeypatch):
             raise missing_extra("jax", "mjx")
         return real(task, backend, **options)
 
-    monkeypatch.setitem(physics.BACKENDS, "jax", _Backend)
+    monkeypatch.setitem(physics.BACKENDS, "jax", f"{__name__}:_Backend")
     monkeypatch.setattr(Pendulum, "physics", {"jax": "unused"})
     monkeypatch.setattr(contract, "make_physics", without_jax)
     report = check_task(Pendulum(), samples=8)
@@ -353,11 +358,7 @@ def test_unknown_backends_and_derivatives_are_refused():
 
 
 def test_a_backend_that_cannot_run_here_is_skipped_unless_it_was_asked_for(monkeypatch):
-    class OtherDevice(_Backend):
-        def __init__(self, *args, **options):
-            raise InputError("JAX sees only cpu devices")
-
-    monkeypatch.setitem(physics.BACKENDS, "jax", OtherDevice)
+    monkeypatch.setitem(physics.BACKENDS, "jax", f"{__name__}:OtherDevice")
     monkeypatch.setattr(Pendulum, "physics", {"jax": "unused"})
     report = check_task(Pendulum(), samples=8)
     assert report.passed
