@@ -89,8 +89,9 @@ def test_runs_of_several_lambdas_have_each_its_own_weights_under_preset_authors(
         assert (gradient[run] - published).norm() <= 1e-10 * published.norm()
 
 
-def test_a_hundred_updates_stay_equal_to_the_published_ones():
-    trainer = trained("mage-td3", dynamics="learned")
+@pytest.mark.parametrize("settings", [{}, {"preset": "authors", "lambdas": (0.05,), "hyper": {"clip_value": 0.05}}])
+def test_a_hundred_updates_stay_equal_to_the_published_ones(settings):
+    trainer = trained("mage-td3", **settings)
     published = PublishedUpdate(trainer)
     # the published optimiser starts fresh, so the learner's must too
     for optimizer in (trainer.agent.actor_optimizer, trainer.agent.critic_optimizer):
