@@ -36,8 +36,7 @@ def load_warp() -> Any:
         if error.name != "warp":
             raise
         raise missing_extra("warp-lang", "warp") from error
-    # Without CUDA in torch, Warp's native complaint about a missing CUDA driver is no news.
-    with quiet(), contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
+    with quiet():
         _start(warp)
     return warp
 
@@ -46,14 +45,19 @@ def _start(warp: Any) -> None:
     def usable(folder: Path | None) -> str:
         return str(usable_folder(folder, "what Warp compiles", "WARP_CACHE_PATH"))
 
+    def start() -> None:
+        # Without CUDA in torch, Warp's native complaint about a missing CUDA driver is no news.
+        with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
+            warp.init()
+
     config = warp.config
     if not config.kernel_cache_dir and "WARP_CACHE_PATH" not in os.environ and user_cache() is None:
         config.kernel_cache_dir = usable(None)
     try:
-        warp.init()
+        start()
     except OSError:  # it has noted the folder that it could not make
         config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
-        warp.init()
+        start()
     config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
 
 
