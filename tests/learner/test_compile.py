@@ -47,7 +47,9 @@ def test_compiled_trainings_equal_eager_ones():
     results = json.loads(found.stdout.splitlines()[-1])
     for (case, functions), result in zip(CASES, results, strict=True):
         eager, compiled = result["updates"]
-        assert eager == compiled and max(eager) >= (200 if case.get("method") != "td3" else 50), case
+        # one update a step of td3; of an agent that restarted, those since then
+        least = 1 if case.get("task") == "Breaking" else 50 if case.get("method") == "td3" else 200
+        assert eager == compiled and max(eager) >= least, case
         assert result["functions"] == functions, case
         assert max(result["apart"]) <= 1e-5 < 1e-4 < result["moved"], (case, result)
         assert result["counters"][0] == result["counters"][1], case
