@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import torch
 
+from mage_diffsim.autodiff import pull_back, value_and_gradients
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
@@ -17,6 +18,7 @@ from mage_diffsim.config import METHODS, CriticLoss, LossWeights, TrainConfig
 from mage_diffsim.critic import (
     GRADIENT_FREE,
     RewardFunction,
+    Start,
     Target,
     clip_norm,
     control_gradient,
@@ -200,12 +202,9 @@ class Agent:
         differentiate = self.loss not in GRADIENT_FREE
         with torch.no_grad():
             action = self.policy(batch.obs)
-        at, start = Imagined(batch.obs, batch.state), None
-        if self.loss == "sobolev":
-            at, start = self.start_leaf(batch)
         return td_target(
-            at,
-            action.requires_grad_(differentiate),
+            Imagined(batch.obs, batch.state),
+            action,
             dynamics=self.dynamics,
             noise=draws.imagine,
             reward=self.reward,
@@ -213,16 +212,14 @@ class Agent:
             target_value=lambda next_obs: self.target_value(next_obs, draws.target),
             gamma=self.hyper.gamma,
             differentiate=differentiate,
-            start=start,
+            start=self.start(batch) if self.loss == "sobolev" else None,
         )
 
-    def start_leaf(self, batch: Batch) -> tuple[Imagined, Tensor]:
-        """Where imagination starts, as a function of a leaf: the simulator state, or the observation if learned."""
+    def start(self, batch: Batch) -> Start:
+        """Where imagination starts, as a function of the simulator state, or of the observation if learned."""
         if self.dynamics.reads_state:
-            leaf = batch.state.detach().clone().requires_grad_()
-            return Imagined(self.task.observe(leaf), leaf), leaf
-        leaf = batch.obs.detach().clone().requires_grad_()
-        return Imagined(leaf, batch.state), leaf
+            return Start(lambda state: Imagined(self.task.observe(state), state), batch.state)
+        return Start(lambda obs: Imagined(obs, batch.state), batch.obs)
 
     def critic_gradient(self, batch: Batch, target: Target, draws: Draws) -> tuple[Losses, Float[Tensor, "R C P"]]:
         """Losses of each critic and their gradient with respect to the critic parameters.
@@ -230,33 +227,47 @@ class Agent:
         The loss is a function of Q_i and grad_a Q_i. Autograd differentiates it with respect to those two, which is
         cheap; the networks' pullback takes it from there to the parameters.
         """
-        at, start = Imagined(batch.obs, batch.state), None
-        if target.start_gradient is not None:
-            at, start = self.start_leaf(batch)
-        x = torch.cat([self.obs.normalize(at.obs), target.action], dim=-1)
-        pullback = ScalarPullback(self.critic_network, self.critic, x.detach().unsqueeze(1))
-        q = pullback.value.requires_grad_()
-        leaves = [q]
+        start = None if target.start_gradient is None else self.start(batch)
+        obs = batch.obs if start is None else start.at(start.x).obs
+        x = torch.cat([self.obs.normalize(obs), target.action], dim=-1)
+        pullback = ScalarPullback(self.critic_network, self.critic, x.unsqueeze(1))
         finite = target.finite
-        delta = target.y.unsqueeze(1) - q
-        action_error = start_error = None
-        if target.action_gradient is not None:
-            x_gradient = pullback.input_gradient().requires_grad_()
-            leaves.append(x_gradient)
+        if target.action_gradient is None:
+            loss_of, at = functools.partial(self._critic_loss, target, start, None, finite), (pullback.value,)
+        else:
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal, finite = control_gradient(self.loss, goal, finite, draws.control)
+            loss_of = functools.partial(self._critic_loss, target, start, goal, finite)
+            at = (pullback.value, pullback.input_gradient())
+        loss, cotangents = value_and_gradients(loss_of, *at)
+        td = masked_mean(huber(target.y.unsqueeze(1) - pullback.value), target.finite)
+        return Losses(loss, td), pullback(*cotangents)
+
+    def _critic_loss(
+        self,
+        target: Target,
+        start: Start | None,
+        goal: Float[Tensor, "R B A"] | None,
+        finite: Bool[Tensor, "R B"],
+        q: Float[Tensor, "R C B"],
+        x_gradient: Float[Tensor, "R C B i"] | None = None,
+    ) -> Float[Tensor, "R C"]:
+        """Loss of each critic as a function of Q_i(s, a) and its gradient with respect to the networks' input.
+
+        ``goal`` is what grad_a Q_i is held against, and ``finite`` says which rows count.
+        """
+        delta = target.y.unsqueeze(1) - q
+        action_error = start_error = None
+        if goal is not None and x_gradient is not None:
             action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
             if start is not None and target.start_gradient is not None:
                 # from the critic's input to where imagination starts, per critic
-                per_critic = [
-                    torch.autograd.grad(x, start, cotangent, create_graph=True)[0] for cotangent in x_gradient.unbind(1)
-                ]
-                goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
-                start_error = goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
+                obs_gradient = x_gradient[..., : self.task.obs_dim]
+                per_critic = pull_back(lambda x: self.obs.normalize(start.at(x).obs), start.x, obs_gradient.unbind(1))
+                start_goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
+                start_error = start_goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
         per_sample = critic_loss(self.loss, delta, action_error, start_error, self.weights, self.hyper.taylor_variance)
-        loss = masked_mean(per_sample, finite)
-        losses = Losses(loss.detach(), masked_mean(huber(delta.detach()), target.finite))
-        return losses, pullback(*torch.autograd.grad(loss.sum(), leaves))
+        return masked_mean(per_sample, finite)
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""
@@ -286,13 +297,14 @@ class Agent:
 
     def update_actor(self, batch: Batch) -> None:
         """One step of the actor up min_i Q_i(s, pi(s)), and of its target network."""
-        parameters = self.actor.detach().requires_grad_()
-        losses = -self.min_q(batch.obs, self.policy(batch.obs, parameters)).mean(dim=-1)
-        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        losses, (gradient,) = value_and_gradients(functools.partial(self._actor_loss, batch.obs), self.actor)
         self.actor_optimizer.step(self.actor, gradient)
         polyak_average(self.actor_target, self.actor, self.hyper.polyak)
-        within = losses.detach().abs() <= self.hyper.diverged_actor_loss
+        within = losses.abs() <= self.hyper.diverged_actor_loss
         self.diverged |= ~(within & _all_finite(self.actor))
+
+    def _actor_loss(self, obs: Float[Tensor, "R B O"], parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, "R"]:
+        return -self.min_q(obs, self.policy(obs, parameters)).mean(dim=-1)
 
     # --- the policy optimisation steps -------------------------------------------------------------------------
 

@@ -1,22 +1,22 @@
 """The same functions, compiled: ``--compile on`` wraps whole update steps, derivatives and optimiser included.
 
-The compiled functions call :func:`torch.autograd.grad` themselves, so that a target, its action-gradient, the critic
-gradient and the optimiser step become one graph; torch traces this since 2.11.
+The compiled functions take derivatives themselves (see :mod:`.autodiff`), so that a target, its action-gradient, the
+critic gradient and the optimiser step become one graph.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from mage_diffsim.bridges.errors import InputError
-
-CAPABILITY = "trace_autograd_ops"
-"""torch's setting without which derivatives inside a compiled function cannot be traced; new in 2.11."""
 
 
 def compiled(method: Any) -> Callable[..., Any]:
@@ -27,16 +27,10 @@ def compiled(method: Any) -> Callable[..., Any]:
             numbers, calls into other frameworks.
 
     Raises:
-        InputError: this torch cannot trace derivatives inside a compiled function; when called, that something in it
-            (say, a task's own reward) cannot be compiled.
+        InputError: when called, that something in it (say, a task's own reward) cannot be compiled.
     """
-    import torch._dynamo.config as dynamo  # takes seconds to import
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
-    if not hasattr(dynamo, CAPABILITY):
-        raise InputError(
-            f"compile is 'on', which needs torch 2.11 or newer, and this is {torch.__version__}: use compile 'off'"
-        )
     # A copy of the code per call: torch counts and looks up compilations by code object, and the many trainers of a
     # sweep must neither exhaust its limit nor search through each other's.
     of = method.__func__
@@ -44,10 +38,12 @@ def compiled(method: Any) -> Callable[..., Any]:
     own.__kwdefaults__ = of.__kwdefaults__
     fused = torch.compile(types.MethodType(own, method.__self__), fullgraph=True, dynamic=False)
 
+    calls = itertools.count()
+
     @functools.wraps(of)
     def call(*arguments: Any) -> Any:
         try:
-            with dynamo.patch({CAPABILITY: True}):  # for each call, as the setting belongs to a thread
+            with contextlib.nullcontext() if next(calls) else _no_advice():
                 return fused(*arguments)
         except TorchDynamoException as error:
             cause = next(line.strip() for line in str(error).splitlines() if line.strip())
@@ -56,3 +52,11 @@ def compiled(method: Any) -> Callable[..., Any]:
             ) from error
 
     return call
+
+
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without the compiler's advice to take TF32 products: the configuration says which are taken."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        yield

@@ -14,11 +14,13 @@ first-order action derivative. The result equals the published, undetached formu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.config import WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.dynamics import Dynamics, Imagined
@@ -42,6 +44,14 @@ class Target(NamedTuple):
     """False where y or a derivative is not finite; such rows are masked from the update."""
 
 
+class Start(NamedTuple):
+    """Where imagination starts, as a function of what ``sobolev`` differentiates with respect to."""
+
+    at: Callable[[Tensor], Imagined]
+    x: Float[Tensor, "R B D"]
+    """The simulator state (oracle) or the observation (learned)."""
+
+
 def td_target(
     at: Imagined,
     action: Float[Tensor, "R B A"],
@@ -53,13 +63,13 @@ def td_target(
     target_value: Callable[[Tensor], Tensor],
     gamma: float,
     differentiate: bool = True,
-    start: Tensor | None = None,
+    start: Start | None = None,
 ) -> Target:
     """The TD target of imagined transitions and its gradient, by one first-order backward pass.
 
     Args:
         at: where imagination starts.
-        action: pi(s), shape [R, B, A]; a leaf that requires grad where ``differentiate`` is true.
+        action: pi(s), shape [R, B, A].
         dynamics: imagines s'.
         noise: standard normal numbers for it, shape [R, B, O]; None takes the mean.
         reward: r(s, a, s').
@@ -67,24 +77,41 @@ def td_target(
         target_value: s' [R, B, O] -> min_i Q_target_i(s', a') [R, B], differentiable through a'.
         gamma: discount factor.
         differentiate: whether to compute gradients.
-        start: leaf that ``at`` was computed from, if the gradient with respect to it is wanted.
+        start: given if the gradient with respect to it is wanted; imagination then starts there, not at ``at``.
     """
-    with torch.set_grad_enabled(differentiate):
-        imagined = dynamics.step(at, action, noise)
-        ended = terminated(imagined.obs)
-        # The target networks see an ended row's s instead of its s', whose value may overflow and is not used.
-        bootstrap = torch.where(ended, 0.0, target_value(torch.where(ended.unsqueeze(-1), at.obs, imagined.obs)))
-        y = reward(at.obs, action, imagined.obs) + gamma * bootstrap
-    finite = torch.isfinite(y)
+    y_of = functools.partial(_imagined_target, at, start, dynamics, noise, reward, terminated, target_value, gamma)
     if not differentiate:
-        return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, action, finite)
-    leaves = (action,) if start is None else (action, start)
-    gradients = torch.autograd.grad(y.sum(), leaves, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            y = y_of(action)
+        return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, action, torch.isfinite(y))
+    y, gradients = value_and_gradients(y_of, action, *(() if start is None else (start.x,)))
+    finite = torch.isfinite(y)
     for gradient in gradients:
         finite = finite & torch.isfinite(gradient).all(dim=-1)
     action_gradient, *rest = (torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients)
-    y = torch.nan_to_num(y.detach(), 0.0, 0.0, 0.0)
-    return Target(y, action_gradient, rest[0] if rest else None, action.detach(), finite)
+    return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), action_gradient, rest[0] if rest else None, action, finite)
+
+
+def _imagined_target(
+    at: Imagined,
+    start: Start | None,
+    dynamics: Dynamics,
+    noise: Float[Tensor, "R B O"] | None,
+    reward: RewardFunction,
+    terminated: Callable[[Tensor], Tensor],
+    target_value: Callable[[Tensor], Tensor],
+    gamma: float,
+    action: Float[Tensor, "R B A"],
+    x: Float[Tensor, "R B D"] | None = None,
+) -> Float[Tensor, "R B"]:
+    """y as a function of the action and, for ``sobolev``, of where imagination starts."""
+    if start is not None and x is not None:
+        at = start.at(x)
+    imagined = dynamics.step(at, action, noise)
+    ended = terminated(imagined.obs)
+    # The target networks see an ended row's s instead of its s', whose value may overflow and is not used.
+    bootstrap = torch.where(ended, 0.0, target_value(torch.where(ended.unsqueeze(-1), at.obs, imagined.obs)))
+    return reward(at.obs, action, imagined.obs) + gamma * bootstrap
 
 
 def clip_norm(gradient: Float[Tensor, "R B A"], bound: float) -> Float[Tensor, "R B A"]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 
+from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.bridges.types import Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
@@ -72,18 +74,14 @@ class GaussianEnsemble:
         Raises:
             ValueError: B is not a multiple of the number of members.
         """
-        runs, rows, width = obs.shape
-        if rows % self.members:
-            raise ValueError(f"{rows} rows cannot be shared equally among {self.members} ensemble members")
-
-        def by_member(x: Tensor) -> Tensor:
-            return x.view(runs, self.members, rows // self.members, x.shape[-1])
-
-        mean, log_var = self.predict(self.parameters, by_member(obs), by_member(action))
+        rows, members = obs.shape[1], self.members
+        if rows % members:
+            raise ValueError(f"{rows} rows cannot be shared equally among {members} ensemble members")
+        mean, log_var = self.predict(self.parameters, _by_member(obs, members), _by_member(action, members))
         if noise is not None:
-            mean = mean + (0.5 * log_var).exp() * by_member(noise)
+            mean = mean + (0.5 * log_var).exp() * _by_member(noise, members)
         delta = mean * self.delta.std.unsqueeze(1) + self.delta.mean.unsqueeze(1)
-        return obs + delta.view(runs, rows, width)
+        return obs + delta.view(obs.shape)
 
     def adopt_statistics(self, obs: Normalizer, action: Normalizer, delta: Normalizer) -> None:
         """Take the current normalisation; between trainings the model keeps the one it was trained with."""
@@ -97,18 +95,15 @@ class GaussianEnsemble:
         Returns:
             mean loss per run, mean((mu - t)^2 / var + log var) over rows and components, shape [R].
         """
-        runs = batch.obs.shape[0]
-
-        def by_member(x: Tensor) -> Tensor:
-            return x.view(runs, self.members, -1, x.shape[-1])
-
-        target = (batch.next_obs - batch.obs - self.delta.mean) / self.delta.std
-        parameters = self.parameters.detach().requires_grad_()
-        mean, log_var = self.predict(parameters, by_member(batch.obs), by_member(batch.action))
-        losses = ((mean - by_member(target)).square() * (-log_var).exp() + log_var).mean(dim=(-1, -2))
-        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        losses, (gradient,) = value_and_gradients(functools.partial(self._loss, batch), self.parameters)
         self.optimizer.step(self.parameters, gradient)
-        return losses.detach().mean(dim=1)
+        return losses.mean(dim=1)
+
+    def _loss(self, batch: Batch, parameters: Float[Tensor, "R M P"]) -> Float[Tensor, "R M"]:
+        members = self.members
+        target = _by_member((batch.next_obs - batch.obs - self.delta.mean) / self.delta.std, members)
+        mean, log_var = self.predict(parameters, _by_member(batch.obs, members), _by_member(batch.action, members))
+        return ((mean - target).square() * (-log_var).exp() + log_var).mean(dim=(-1, -2))
 
     def state_dict(self) -> dict[str, object]:
         """Parameters, optimiser and normalisation."""
@@ -125,6 +120,11 @@ class GaussianEnsemble:
         self.parameters.copy_(state["parameters"])
         for name in ("optimizer", "obs", "action", "delta"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def _by_member(x: Float[Tensor, "R B W"], members: int) -> Float[Tensor, "R M b W"]:
+    """Member-major rows as each member's own."""
+    return x.view(x.shape[0], members, x.shape[1] // members, x.shape[2])
 
 
 class RewardModel:
@@ -166,12 +166,13 @@ class RewardModel:
 
     def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
         """One step on the mean squared error; returns it per run, shape [R]."""
-        parameters = self.parameters.detach().requires_grad_()
-        estimate = self(batch.obs, batch.action, batch.next_obs, parameters)
-        losses = (estimate - batch.reward).square().mean(dim=-1)
-        (gradient,) = torch.autograd.grad(losses.sum(), parameters)
+        losses, (gradient,) = value_and_gradients(functools.partial(self._loss, batch), self.parameters)
         self.optimizer.step(self.parameters, gradient)
-        return losses.detach()
+        return losses
+
+    def _loss(self, batch: Batch, parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, "R"]:
+        estimate = self(batch.obs, batch.action, batch.next_obs, parameters)
+        return (estimate - batch.reward).square().mean(dim=-1)
 
     def state_dict(self) -> dict[str, object]:
         """Parameters, optimiser and normalisation."""

@@ -66,8 +66,9 @@ def update_tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor
 
         return call
 
-    at, start = agent.start_leaf(batch)
-    found["s"] = start
+    start = agent.start(batch)
+    leaf = found["s"] = start.x.detach().clone().requires_grad_()
+    at = start.at(leaf)
     action = found["a"] = agent.policy(at.obs)
 
     imagined: Imagined = agent.dynamics.step(at, action, draws.imagine)

@@ -1,6 +1,7 @@
 """Train short runs eagerly and compiled and print, as JSON, how far their parameters are apart.
 
 A process of its own (see test_compile.py): the test suite's shape checks wrap functions in code that cannot be traced.
+Argument: a JSON list of settings, or ``untraceable``.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import Any
 
 import torch
 
@@ -57,10 +59,12 @@ class Untraceable(Pendulum):
 TASKS = {"Breaking": Breaking, "Untraceable": Untraceable}
 
 
-def train(compile: str, settings: dict) -> Trainer:
+def train(compile: str, settings: dict[str, Any]) -> Trainer:
     """80 environment steps; the compiled form goes on from a checkpoint after 60 of them."""
     name = settings.pop("task", "Pendulum")
     task = TASKS[name]() if name in TASKS else make_task(name)
+    if compile == "off":
+        settings["graphs"] = "off"
     config = make_config(task, compile=compile, steps=80, seeds=(0, 1), hyper=HYPER, **settings)
     trainer = Trainer(config, task)
     while trainer.env_step < 80:
@@ -93,6 +97,7 @@ def main() -> None:
                 "updates": [eager.agent.critic_updates, compiled.agent.critic_updates],
                 "apart": [float((a - b).abs().max()) for a, b in pairs],
                 "moved": float((eager.agent.critic - eager.agent.critic_target).abs().max()),
+                "graphs": compiled.graphs_used,
                 "functions": sorted(
                     name for name in vars(compiled.agent) if name in ("update_critic", "_fit_critic", "update_actor")
                 ),

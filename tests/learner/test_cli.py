@@ -20,6 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import COMMANDS, main
 from mage_diffsim.config import Hyper, TrainConfig, make_config
 from mage_diffsim.display import Display, is_interactive, summary
@@ -739,7 +740,11 @@ def test_a_training_shorter_than_its_warm_up_says_so(tmp_path, capsys):
 def test_a_resumed_run_may_stop_compiling(copied, monkeypatch, capsys):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"compile": "on"}))
-    monkeypatch.setattr("mage_diffsim.compiling.CAPABILITY", "no_such_setting")
+
+    def refuse(method):
+        raise InputError(f"compile is 'on', and {method.__name__} cannot be compiled: use compile 'off'")
+
+    monkeypatch.setattr("mage_diffsim.agent.compiled", refuse)
     assert run("train", "--resume", copied, "--steps", 61, "--quiet") == 2
     assert "use compile 'off'" in capsys.readouterr().err
     assert run("train", "--resume", copied, "--steps", 61, "--quiet", "--compile", "off") == 0

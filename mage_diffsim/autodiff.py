@@ -1,0 +1,45 @@
+"""Derivatives that torch.compile can trace, and that are autograd's own where nothing is compiled.
+
+``torch.func`` can be traced inside a compiled function by every version of torch that this package supports, where
+``requires_grad_`` cannot. Eagerly it refuses what ``torch.autograd`` takes: operations bridged to other frameworks, and
+any ``autograd.Function`` written like them. So a function to differentiate is written once, and these two take either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mage_diffsim.bridges.types import Tensor
+
+
+def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A function's value, of any shape, and the gradients of the value's sum with respect to each argument.
+
+    Both come detached. An argument that the value does not depend on has gradient zero.
+    """
+    if torch.compiler.is_compiling():
+        positions = tuple(range(len(at)))
+        gradients, value = torch.func.grad(lambda *x: _sum_too(function(*x)), positions, has_aux=True)(*at)
+        return value, gradients
+    leaves = tuple(x.detach().requires_grad_() for x in at)
+    with torch.enable_grad():
+        value = function(*leaves)
+        gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return value.detach(), gradients
+
+
+def pull_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The vector-Jacobian product v^T df/dx at ``at`` for each cotangent v, differentiable with respect to v."""
+    if torch.compiler.is_compiling():
+        _, pullback = torch.func.vjp(function, at)
+        return tuple(pullback(cotangent)[0] for cotangent in cotangents)
+    leaf = at.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(leaf)
+        return tuple(torch.autograd.grad(value, leaf, cotangent, create_graph=True)[0] for cotangent in cotangents)
+
+
+def _sum_too(value: Tensor) -> tuple[Tensor, Tensor]:
+    return value.sum(), value
