@@ -429,7 +429,7 @@ def open_folder(options: Options) -> None:
     if options.fresh:
         shutil.rmtree(cells, ignore_errors=True)
     elif path.exists() and cells.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         different = [f"{k} {before.get(k)} and not {v}" for k, v in options.settings.items() if before.get(k) != v]
         if different:
             raise InputError(
@@ -608,7 +608,9 @@ def run(options: Options) -> int:
     open_folder(options)
     broken = measure_all(subjects, options, make_display())
     order = {name: i for i, name in enumerate(TASKS)}
-    results = [json.loads(path.read_text()) for path in sorted((options.folder / "cells").glob("*.json"))]
+    results = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.folder / "cells").glob("*.json"))
+    ]
     results.sort(key=lambda result: order.get(result["rows"][0]["task"], len(order)))
     rows = [row for result in results for row in result["rows"]] + broken
     write_csv(options.folder / "gradient_quality.csv", FIELDS, rows)
@@ -682,7 +684,7 @@ def run_soak(options: Options, states: int) -> int:
             display.start(source.name)
             before = cell.exists()
             if before:
-                row = json.loads(cell.read_text())
+                row = json.loads(cell.read_text(encoding="utf-8"))
             else:
                 try:
                     row = _soak_one(subject, source, states, options.seed, display)

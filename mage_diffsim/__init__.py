@@ -31,6 +31,7 @@ _LAZY: dict[str, str] = {
     "train": "mage_diffsim.runs",
     "resume": "mage_diffsim.runs",
     "load_trainer": "mage_diffsim.runs",
+    "load_policy": "mage_diffsim.policy",
 }
 """Public name to the module that defines it."""
 

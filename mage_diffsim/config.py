@@ -334,33 +334,47 @@ class TrainConfig:
             settings = _with_tuples(data)
             if isinstance(settings.get("task_options"), dict):
                 settings["task_options"] = plain(settings["task_options"])
-            _check_types(hyper, Hyper())
-            _check_types(settings | {"hyper": Hyper()}, TrainConfig())
-            settings["hyper"] = Hyper(**hyper)
-            return TrainConfig(**settings)
+            settings["hyper"] = Hyper(**_typed(hyper, Hyper()))
+            return TrainConfig(**_typed(settings, TrainConfig()))
         except (TypeError, AttributeError) as error:
             raise InputError(f"the configuration does not fit this version of mage_diffsim: {error}") from error
 
 
-def _check_types(settings: dict[str, Any], defaults: TrainConfig | Hyper) -> None:
-    """Refuse a value of another kind than the field's default; unknown names are left to the constructor.
+def _typed(settings: dict[str, Any], defaults: TrainConfig | Hyper) -> dict[str, Any]:
+    """The settings, each of its field's kind: whole numbers may be given as floats, as a spreadsheet writes them.
+
+    Unknown names are left to the constructor.
 
     Raises:
-        TypeError: names the field.
+        TypeError: a value of another kind; names the field.
     """
+
+    def number(value: Any, like: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        if isinstance(like, int) and isinstance(value, float):
+            if not value.is_integer():
+                raise TypeError
+            return int(value)
+        return value
+
+    found = {}
     for name, value in settings.items():
         default = getattr(defaults, name, value)
-        if default is None:
-            accepted: tuple[type, ...] = (str, type(None))
-        else:
-            accepted = (int, float) if isinstance(default, float) else (type(default),)
-        entries = value if isinstance(value, tuple) and isinstance(default, tuple) else ()
-        if (
-            not isinstance(value, accepted)
-            or (isinstance(value, bool) and not isinstance(default, bool))
-            or not all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in entries)
-        ):
-            raise TypeError(f"{name} is {value!r}, and {default!r} is the kind of value it takes")
+        try:
+            if isinstance(default, bool) or not isinstance(default, int | float | tuple):
+                if not isinstance(value, (str, type(None)) if default is None else type(default)):
+                    raise TypeError
+                found[name] = value
+            elif isinstance(default, tuple):
+                if not isinstance(value, tuple):
+                    raise TypeError
+                found[name] = tuple(number(entry, default[0] if default else entry) for entry in value)
+            else:
+                found[name] = number(value, default)
+        except TypeError:
+            raise TypeError(f"{name} is {value!r}, and {default!r} is the kind of value it takes") from None
+    return found
 
 
 def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
@@ -396,18 +410,17 @@ def make_config(task: str | Task = "Pendulum", **settings: Any) -> TrainConfig:
         name, made = reference_of(type(task)), task
         settings["task_options"] = recorded_options(task, options)
     try:
-        _check_types(_with_tuples(settings), TrainConfig())
-        config = TrainConfig(task=name, **_with_tuples(settings))
+        config = TrainConfig(task=name, **_typed(_with_tuples(settings), TrainConfig()))
         if isinstance(overrides, dict):
-            _check_types(_with_tuples(overrides), Hyper())
-            replace(Hyper(), **_with_tuples(overrides))  # refuses unknown names
+            overrides = _typed(_with_tuples(overrides), Hyper())
+            replace(Hyper(), **overrides)  # refuses unknown names
     except TypeError as error:
         raise InputError(f"the settings are not a training's: {error}") from error
     hyper = Hyper.preset(config.preset, made.network_size, config.ensemble)
     if isinstance(overrides, Hyper):
         hyper = overrides
     elif overrides:
-        hyper = replace(hyper, **_with_tuples(overrides))
+        hyper = replace(hyper, **overrides)
     config = replace(config, hyper=hyper, backend=config.backend or backends_of(made)[0])
     validate(config)
     return config

@@ -16,11 +16,13 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import io
 import json
 import logging
 import math
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -32,7 +34,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 try:
     import fcntl
@@ -41,11 +42,14 @@ except ImportError:  # not a POSIX system: two trainings in one folder are then 
 
 import mage_diffsim
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options
+from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options, validate
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
 from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
+from mage_diffsim.files import AnyPath, as_path, replacing, writing
+from mage_diffsim.modes import in_ordinary_modes
+from mage_diffsim.policy import POLICY_FILE, describe_task, policy_content, write_policy
 from mage_diffsim.training import Trainer
 
 CHECKPOINT_VERSION = 2
@@ -109,31 +113,72 @@ class Progress:
     """Newest evaluation, one value per run; None for a measure of gradients that does not exist."""
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """The last evaluation of one run; see :data:`EVAL_FIELDS`, and ``mage-diffsim eval`` for more episodes."""
+
+    seed: int
+    lam: float
+    """Lambda of the run."""
+    env_step: int
+    return_mean: float
+    return_std: float
+    length_mean: float
+    gradient_error: float | None
+    """None where it was not measured, as the two below."""
+    gradient_error_median: float | None
+    gradient_cosine: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to."""
+
+    run_dir: Path
+    """The run folder."""
+    runs: tuple[RunResult, ...]
+    """The last evaluation of every run, in the order of :attr:`.config.TrainConfig.runs`."""
+
+
+def result_of(run_dir: AnyPath, config: TrainConfig) -> TrainResult:
+    """The last evaluations that a run folder holds."""
+    run_dir = as_path(run_dir)
+    last = {(row["seed"], row["lambda"]): row for row in read_evaluations(run_dir)}
+    names = [f.name for f in dataclasses.fields(RunResult) if f.name not in ("seed", "lam")]
+    rows = [(seed, lam, last[seed, lam]) for seed, lam in config.runs if (seed, lam) in last]
+    return TrainResult(run_dir, tuple(RunResult(s, lam, **{k: row[k] for k in names}) for s, lam, row in rows))
+
+
 ProgressCallback = Callable[[Progress], None]
 
 
+@in_ordinary_modes
 def train(
     config: TrainConfig,
-    run_dir: Path,
+    run_dir: AnyPath,
     *,
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
-) -> None:
+) -> TrainResult:
     """Train from the start into a new folder.
 
     Args:
         config: what to train.
-        run_dir: folder to create; may exist if it is empty.
+        run_dir: folder to create, text or a path object; may exist if it is empty.
         task: the task object, whose options are recorded; made from the configuration if None.
         progress: called after every environment step.
         sinks: further consumers of every evaluation's rows (TensorBoard, say): ``sink(env_step, rows)``.
+
+    Returns:
+        the folder and every run's last evaluation.
 
     Raises:
         InputError: the configuration cannot be trained, the task object could not be made again from its options, or
             the folder is not empty or cannot be written.
         MissingExtra: the oracle's backend is not installed.
     """
+    run_dir = as_path(run_dir)
     config, task = _settled(config, task)
     trainer = Trainer(config, task, check=True)  # before anything is written: most bad input shows here
     identity = identity_of(config, task)
@@ -147,6 +192,7 @@ def train(
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         _record_versions(trainer, run_dir)
         _Session(trainer, identity, run_dir, 0.0, 0.0, progress, sinks).run()
+    return result_of(run_dir, config)
 
 
 def _settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
@@ -185,7 +231,12 @@ def _task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
 
 def identity_of(config: TrainConfig, task: Task) -> dict[str, Any]:
     """What a run is trained with, as plain values: what must be the same when it goes on."""
-    return {"mage_diffsim": mage_diffsim.__version__, "config": config.to_dict(), "sources": sources_of(task)}
+    return {
+        "mage_diffsim": mage_diffsim.__version__,
+        "config": config.to_dict(),
+        "task": describe_task(task, config.task_options),
+        "sources": sources_of(task),
+    }
 
 
 def require_unchanged(run_dir: Path, config: TrainConfig, task: Task, identity: dict[str, Any] | None) -> None:
@@ -225,13 +276,13 @@ def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[s
     return differences(was, now) + [f"another {part} of task {task.name}" for part in parts]
 
 
-def read_identity(run_dir: Path) -> dict[str, Any] | None:
+def read_identity(run_dir: AnyPath) -> dict[str, Any] | None:
     """What a run is trained with, see :func:`identity_of`; None for a run of an older version.
 
     Raises:
         InputError: the file is damaged.
     """
-    path = run_dir / "identity.json"
+    path = as_path(run_dir) / "identity.json"
     if not path.is_file():
         return None
     identity = _read_json(path)
@@ -241,17 +292,27 @@ def read_identity(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} stands twice in it")
+        return dict(pairs)
+
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
         if not isinstance(data, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): it must be the JSON that `mage-diffsim train` wrote") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return data
 
 
+@in_ordinary_modes
 def resume(
-    run_dir: Path,
+    run_dir: AnyPath,
     *,
     steps: int | None = None,
     compile: str | None = None,
@@ -259,16 +320,20 @@ def resume(
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: tuple[Callable[[int, list[dict[str, Any]]], None], ...] = (),
-) -> None:
+) -> TrainResult:
     """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` and ``graphs`` (None: as
     configured).
 
     ``task`` is the task object, for a class that this process does not find by itself.
 
+    Returns:
+        the folder and every run's last evaluation.
+
     Raises:
         InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, a configuration or
             task that is not what the run was trained with, or another process trains in it.
     """
+    run_dir = as_path(run_dir)
     config = read_config(run_dir)
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
@@ -296,6 +361,7 @@ def resume(
         _record_versions(trainer, run_dir)
         identity = identity_of(config, task)
         _Session(trainer, identity, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+    return result_of(run_dir, config)
 
 
 def _record_versions(trainer: Trainer, run_dir: Path) -> None:
@@ -494,51 +560,51 @@ class _Session:
             old.unlink()
 
     def _export(self) -> None:
-        """The actors with their observation statistics, readable without this package."""
-        agent = self.trainer.agent
-        tensors: dict[str, torch.Tensor] = {}
-        for run in range(len(self.trainer.config.runs)):
-            for layer, (weight, bias) in enumerate(agent.actor_network.layers(agent.actor[run : run + 1])):
-                tensors[f"run{run}.layer{layer}.weight"] = weight[0].clone()
-                tensors[f"run{run}.layer{layer}.bias"] = bias[0, 0].clone()
-            tensors[f"run{run}.obs_mean"] = agent.obs.mean[run, 0].clone()
-            tensors[f"run{run}.obs_std"] = agent.obs.std[run, 0].clone()
-        path = self.run_dir / "policy.safetensors"
-        temporary = path.with_suffix(".tmp")
-        # One entry: of several the format does not keep the order, and equal runs would write different files.
-        save_file(tensors, temporary, {"policy": "tanh of a silu network of (obs - obs_mean) / obs_std"})
-        os.replace(temporary, path)
+        trainer = self.trainer
+        content = policy_content(trainer.config, self.identity["task"], trainer.agent.state_dict(), trainer.env_step)
+        write_policy(self.run_dir / POLICY_FILE, *content)
 
 
-def is_run(run_dir: Path) -> bool:
+def is_run(run_dir: AnyPath) -> bool:
     """Whether the folder is a run folder."""
-    return (run_dir / "config.json").is_file()
+    return (as_path(run_dir) / "config.json").is_file()
 
 
-def is_finished(run_dir: Path) -> bool:
+def is_finished(run_dir: AnyPath) -> bool:
     """Whether the run in this folder has trained to the end and written every file."""
-    if not is_run(run_dir) or not (run_dir / "policy.safetensors").is_file():
+    run_dir = as_path(run_dir)
+    if not is_run(run_dir) or not (run_dir / POLICY_FILE).is_file():
         return False
     newest = _checkpoints(run_dir)
-    return bool(newest) and int(newest[-1].stem.removeprefix("step_")) >= read_config(run_dir).steps
+    return bool(newest) and step_of(newest[-1]) >= read_config(run_dir).steps
 
 
-def read_config(run_dir: Path) -> TrainConfig:
+def read_config(run_dir: AnyPath) -> TrainConfig:
     """The configuration of a run folder.
 
     Raises:
         InputError: it is not a run folder, or its config.json is damaged or of another version.
     """
-    path = run_dir / "config.json"
+    path = as_path(run_dir) / "config.json"
     if not path.is_file():
         raise InputError(f"{run_dir} is not a run folder: it has no config.json, as `mage-diffsim train` writes it")
-    return TrainConfig.from_dict(_read_json(path))
+    try:
+        config = TrainConfig.from_dict(_read_json(path))
+        validate(config)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+    return config
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
+def newest_checkpoint(run_dir: AnyPath) -> Path | None:
     """The checkpoint with the highest step, if there is one."""
-    found = _checkpoints(run_dir)
+    found = _checkpoints(as_path(run_dir))
     return found[-1] if found else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The environment steps done at a checkpoint, which its name says."""
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
@@ -546,18 +612,20 @@ def _checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk; the old one is left.
+    """
+    with replacing(path, path.with_suffix(".tmp")) as temporary:
+        path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save({"version": CHECKPOINT_VERSION} | content, file)
+            try:
+                torch.save({"version": CHECKPOINT_VERSION} | content, file)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(errno.EIO, str(error).splitlines()[0]) from error
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # a full disk, or Ctrl-C: do not leave the half behind
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -594,7 +662,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None = None) -> Trainer:
+@in_ordinary_modes
+def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | None = None) -> Trainer:
     """The trainer of a run as its newest checkpoint left it, for evaluation or inspection.
 
     ``task`` is the task object, for a class that this process does not find by itself.
@@ -603,6 +672,7 @@ def load_trainer(run_dir: Path, *, task: Task | None = None, device: str | None 
         InputError: not a run folder, no usable checkpoint, or a configuration or task that is not what the run was
             trained with.
     """
+    run_dir = as_path(run_dir)
     config = read_config(run_dir)
     trained_on = config.device
     path = newest_checkpoint(run_dir)
@@ -633,14 +703,14 @@ def _restore(trainer: Trainer, saved: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+def read_evaluations(run_dir: AnyPath) -> list[dict[str, Any]]:
     """Rows of eval.csv; numbers as float, seed and env_step as int, empty cells as None."""
-    return _read(run_dir / "eval.csv")
+    return _read(as_path(run_dir) / "eval.csv", EVAL_FIELDS)
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
     """Rows of metrics.csv; numbers as float, seed and env_step as int, empty cells as None."""
-    return _read(run_dir / "metrics.csv")
+    return _read(as_path(run_dir) / "metrics.csv", METRIC_FIELDS)
 
 
 def make_folder(path: Path) -> None:
@@ -649,10 +719,8 @@ def make_folder(path: Path) -> None:
     Raises:
         InputError: it cannot be created.
     """
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -661,14 +729,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | None]]:
@@ -685,33 +747,101 @@ def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | N
 
 
 def _append(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    new = not path.exists() or not path.stat().st_size
-    if not new:  # an earlier version may have begun the file with other columns
-        with open(path, newline="", encoding="utf-8") as file:
-            fields = tuple(next(csv.reader(file)))
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, restval="", extrasaction="ignore", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    with writing(path):
+        new = not path.exists() or not path.stat().st_size
+        if not new:  # an earlier version may have begun the file with other columns
+            with open(path, newline="", encoding="utf-8") as file:
+                fields = tuple(next(csv.reader(file)))
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fields, restval="", extrasaction="ignore", lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = csv.DictReader(_whole_lines(path))
-    return [{name: _parse(name, text) for name, text in row.items()} for row in rows]
+WHOLE = ("env_step", "seed")
+"""Columns of whole numbers."""
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Without a last line that is still being written, or never was because the process was killed."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _read(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    header, rows = _table(path)
+    numbers = [dict(zip(header, map(_parse, header, row), strict=True)) for row in rows]
+    return [{name: row.get(name) for name in fields} for row in numbers]
 
 
 def _parse(name: str, text: str) -> int | float | None:
     if text == "":
         return None
-    return int(text) if name in ("env_step", "seed") else float(text)
+    return int(text) if name in WHOLE else float(text)
+
+
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table, as this module writes them, whatever a spreadsheet made of them: another separator,
+    decimal commas, whole numbers with a decimal point, a byte-order mark, quotes, other ends of lines.
+
+    A last line that is still being written, or never was because the process was killed, is left out.
+
+    Raises:
+        InputError: something cannot be read for certain; names file, line and cause.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}): save it as CSV in UTF-8") from error
+    first = text.split("\n", 1)[0]
+    separator = max(",;\t", key=first.count)
+    complete = text.endswith(("\n", "\r"))
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path} is no table ({error}): restore the one that the training wrote") from error
+    lines = [(number, row) for number, row in lines if any(row)]
+    if not lines or (len(lines) == 1 and not complete):
+        return [], []
+    (_, header), *lines = lines
+    for name in ("env_step", "seed", "lambda"):
+        if header.count(name) != 1:
+            raise InputError(
+                f"{path}, line 1: the column {name} is there {header.count(name)} times, and once is accepted; the "
+                f"columns are: {', '.join(header)[:200]}"
+            )
+    rows = []
+    for number, row in lines:
+        row += [""] * (len(header) - len(row)) if complete or number != lines[-1][0] else []
+        while len(row) > len(header) and not row[-1]:
+            row.pop()
+        if len(row) < len(header):
+            continue  # the half of a line
+        if len(row) > len(header):
+            raise InputError(f"{path}, line {number}: {len(row)} cells, and the header has {len(header)}")
+        rows.append([_number(path, number, *cell, separator) for cell in zip(header, row, strict=True)])
+    return header, rows
+
+
+def _number(path: Path, line: int, column: str, text: str, separator: str) -> str:
+    """The text of a number as Python writes it, the same if it is that already."""
+    given = text
+    if column not in EVAL_FIELDS + METRIC_FIELDS:
+        return text
+    if separator != "," and text.count(",") == 1 and "." not in text:
+        text = text.replace(",", ".")
+    try:
+        if column not in WHOLE:
+            _ = text and float(text)
+        elif not re.fullmatch(r"-?\d+", text):
+            if not text or not float(text).is_integer():
+                raise ValueError
+            text = str(int(float(text)))
+    except (ValueError, OverflowError):
+        what = "a whole number" if column in WHOLE else "a number"
+        raise InputError(f"{path}, line {line}: {column} is {given!r}; accepted is {what}") from None
+    return text
 
 
 def _keep_rows(run_dir: Path, last_step: int) -> None:
@@ -720,6 +850,10 @@ def _keep_rows(run_dir: Path, last_step: int) -> None:
         path = run_dir / name
         if not path.is_file():
             continue
-        lines = _whole_lines(path)
-        kept = [line for line in lines[1:] if int(line.split(",")[0]) <= last_step]
-        write_atomically(path, "".join(lines[:1] + kept))
+        header, rows = _table(path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if header:
+            step = header.index("env_step")
+            writer.writerows([header, *(row for row in rows if int(row[step]) <= last_step)])
+        write_atomically(path, text.getvalue())

@@ -24,6 +24,7 @@ from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, fin
 from mage_diffsim.envs.task import Task
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
 from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
+from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
 
@@ -79,6 +80,7 @@ class Trainer:
         MissingExtra: the oracle's backend is not installed.
     """
 
+    @in_ordinary_modes
     def __init__(self, config: TrainConfig, task: Task | None = None, *, check: bool = False) -> None:
         validate(config)
         self.config, self.hyper = config, config.hyper
@@ -220,6 +222,7 @@ class Trainer:
 
     # --- Algorithm 2 -------------------------------------------------------------------------------------------
 
+    @in_ordinary_modes
     def step(self) -> None:
         """One environment step: collect a transition, train the models when due, improve critic and actor."""
         self.env_step += 1
@@ -270,6 +273,7 @@ class Trainer:
     # --- evaluation --------------------------------------------------------------------------------------------
 
     @matmul_precision("highest")
+    @in_ordinary_modes
     def evaluate(self) -> dict[str, Float[Tensor, "R"]]:
         """Deterministic episodes of every run in the real environment, and Eq. 14 along some; values of shape [R].
 
@@ -338,6 +342,7 @@ class Trainer:
         }
 
     @matmul_precision("highest")
+    @in_ordinary_modes
     def diagnose(self) -> dict[str, Float[Tensor, "R"]]:
         """Losses and sizes of values and gradients at this moment, each of shape [R].
 

@@ -98,7 +98,7 @@ def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path,
 
     try:
         # By descriptor, because simulators print from C++ too; on the terminal it would tear the progress bars.
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         with show_log(note):

@@ -97,7 +97,7 @@ def _kept_rows(run_dir: Path, curve: str, longest: int, told: str) -> list[dict[
     if not path.is_file():
         print(told, flush=True)
         write_csv(path, FIELDS, horizon_rows(load_trainer(run_dir, device="cpu"), curve, longest))
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         kept = list(csv.DictReader(file))
     several = len({row["lambda"] for row in kept}) > 1
     return [

@@ -245,7 +245,7 @@ class RayLauncher(Launcher):
 
         self._check_gpus(ray, todo, display)
         token = uuid.uuid4().hex
-        (out / TOKEN).write_text(token)
+        (out / TOKEN).write_text(token, encoding="utf-8")
         # On this machine: with a lost one it would take the whole sweep along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -314,7 +314,7 @@ def _ray_task(cell: Cell, out: Path, token: str, directory: Path, messages: Any)
     """Body of a Ray task. Runs where the sweep was started, if that folder is there: a task's file may be relative."""
     from ray.exceptions import RayError
 
-    if not (out / TOKEN).is_file() or (out / TOKEN).read_text() != token:
+    if not (out / TOKEN).is_file() or (out / TOKEN).read_text(encoding="utf-8") != token:
         return "failed", (
             f"the machine {socket.gethostname()} does not see {out} as the sweep does: the out folder must lie on a "
             "file system that all machines of the cluster share"

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from mage_diffsim import runs
 from mage_diffsim.bridges.errors import InputError
@@ -244,9 +243,9 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(copied, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", crash)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match=r"cannot write \S+step_0000000080.pt: No space left on device"):
             resume(copied, steps=80)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match=rf"cannot write {before}: No space left on device"):
             runs.save_checkpoint(before, {"trainer": {}})  # even over a file of the same name
     assert newest_checkpoint(copied) == before
     assert before.read_bytes() == content
@@ -300,31 +299,6 @@ def test_a_refused_training_writes_nothing(task, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ results
-
-
-def test_policy_file_needs_plain_torch_only(trained, task):
-    trainer = load_trainer(trained)
-    obs = torch.randn(5, 3)
-    with safe_open(trained / "policy.safetensors", "pt") as file:
-        assert file.metadata() == {"policy": "tanh of a silu network of (obs - obs_mean) / obs_std"}
-        for run in range(2):
-            h = (obs - file.get_tensor(f"run{run}.obs_mean")) / file.get_tensor(f"run{run}.obs_std")
-            for layer in range(3):
-                h = h @ file.get_tensor(f"run{run}.layer{layer}.weight") + file.get_tensor(
-                    f"run{run}.layer{layer}.bias"
-                )
-                h = torch.nn.functional.silu(h) if layer < 2 else h.tanh()
-            torch.testing.assert_close(h, trainer.agent.policy(obs.expand(2, 5, 3))[run])
-        assert len(file.keys()) == 2 * (3 * 2 + 2)
-    assert trainer.agent.obs.std.ne(1.0).all()  # so that the statistics matter
-
-
-def test_a_run_made_fast_by_a_gpu_is_looked_at_without_one(trained, monkeypatch):
-    made = dataclasses.replace(read_config(trained), device="cuda:3", compile="on", graphs="on", matmul="high")
-    monkeypatch.setattr(runs, "read_config", lambda _: made)
-    trainer = load_trainer(trained, device="cpu")
-    assert not trainer.graphs_used and trainer.env_step == 60
-    assert (trainer.config.compile, trainer.config.graphs, trainer.config.matmul) == ("off", "off", "highest")
 
 
 def test_the_same_seed_gives_the_same_training_and_another_seed_another(task, tmp_path):
