@@ -93,9 +93,11 @@ class OracleVsLearned(Experiment):
                         reference,
                         method=method,
                         dynamics=dynamics,
-                        backend=backend,
-                        lambdas=self.lambdas if METHODS[method].loss == "mage" else self.lambdas[:1],
-                        **settings,
+                        shared=settings
+                        | dict(
+                            backend=backend,
+                            lambdas=self.lambdas if METHODS[method].loss == "mage" else self.lambdas[:1],
+                        ),
                     )
                     parts = [task.name, method]
                     if METHODS[method].imagines:

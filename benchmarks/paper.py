@@ -76,7 +76,7 @@ class Unconstrained(Experiment):
             backend="torch",
             lambdas=self.lambdas,
             gradient_episodes=0,  # Fig. 5 shows sizes of gradients, which every evaluation writes anyway
-            **self.budget("Pendulum"),
+            shared=self.budget("Pendulum"),
         )
         return [Cell("Pendulum_mage-ddpg_oracle_torch", config)]
 
@@ -194,7 +194,7 @@ class Comparison(Experiment):
     def cells(self) -> list[Cell]:
         own = self.OF_VARIANT.get(self.size, {})
         return [
-            Cell(f"{name}_{variant}", make_config(task, **(self.budget(task, own.get(variant)) | settings)))
+            Cell(f"{name}_{variant}", make_config(task, shared=self.budget(task, own.get(variant)) | settings))
             for task, name in self.chosen()
             for variant, settings in self.VARIANTS.items()
         ]
@@ -769,7 +769,7 @@ class Lambda(Comparison):
 
     def cells(self) -> list[Cell]:
         return [
-            Cell(f"{name}_{label}", make_config(task, method=method, **(self.budget(task) | dict(lambdas=lambdas))))
+            Cell(f"{name}_{label}", make_config(task, method=method, shared=self.budget(task) | dict(lambdas=lambdas)))
             for task, name in self.chosen()
             for label, method, lambdas in (("MAGE-TD3", "mage-td3", self.LAMBDAS), ("Dyna-TD3", "dyna-td3", (1.0,)))
         ]
@@ -836,7 +836,7 @@ class Graph(Experiment):
 
     def cells(self) -> list[Cell]:
         return [
-            Cell(dynamics, make_config(self.task, dynamics=dynamics, **self._settings()))
+            Cell(dynamics, make_config(self.task, dynamics=dynamics, shared=self._settings()))
             for dynamics in ("learned", "oracle")
         ]
 

@@ -171,7 +171,9 @@ class Options:
         say otherwise."""
         settings = {"graphs": "off"} | settings
         hyper = {"warmup_steps": STEPS + 1, "model_every": 10 * STEPS}
-        config = make_config(task, preset=self.preset, steps=STEPS, device=self.device, hyper=hyper, **settings)
+        config = make_config(
+            task, preset=self.preset, steps=STEPS, device=self.device, shared={"hyper": hyper} | settings
+        )
         trainer = Trainer(config)
         for _ in range(STEPS):
             trainer.step()

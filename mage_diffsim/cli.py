@@ -75,7 +75,8 @@ def _train(arguments: list[str]) -> int:
 
 def _train_new(arguments: list[str], flags: set[str]) -> int:
     from mage_diffsim.bridges.errors import unknown_name
-    from mage_diffsim.config import TrainConfig, validate
+    from mage_diffsim.config import TrainConfig, require_effect, validate
+    from mage_diffsim.display import describe
     from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 
     @dataclass(frozen=True)
@@ -108,9 +109,11 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     sources = load(BACKENDS[config.backend]).derivatives_of(task) if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
+    unused = require_effect(config, [flag.removeprefix("no-").replace("-", "_") for flag in sorted(flags)])
+    notes = [f"note: --{name.replace('_', '-')} has no effect, as {reason}" for name, reason in unused.items()]
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
-    return _train_or_resume(out, options, config)
+    return _train_or_resume(out, options, config, banner=[*describe(config, task), *notes])
 
 
 def _defaults(arguments: list[str]) -> Any:
@@ -139,16 +142,23 @@ def _defaults(arguments: list[str]) -> Any:
     return make_config(**found)
 
 
-def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: bool = False) -> int:
+def _train_or_resume(
+    run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
+) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
-    from mage_diffsim.display import Display
+    from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.display import Display, describe
+    from mage_diffsim.files import as_path
     from mage_diffsim.runs import newest_checkpoint, read_config, resume, train
 
+    run_dir = as_path(run_dir)
     if resumes:
         config = read_config(run_dir)
         config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
         if newest_checkpoint(run_dir) is None:
             print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
+        with contextlib.suppress(InputError):  # which resume reports
+            banner = describe(config, config.make_task())
     console = Console(quiet=options.quiet)
     if options.quiet:
         logging.getLogger("mage_diffsim").setLevel(logging.WARNING)
@@ -165,7 +175,7 @@ def _train_or_resume(run_dir: Path, options: Any, config: Any = None, resumes: b
                 from mage_diffsim.tensorboard import TensorBoardSink
 
                 sinks.append(stack.enter_context(contextlib.closing(TensorBoardSink(run_dir / "tensorboard"))))
-            display = stack.enter_context(Display(console, run_dir, config.steps))
+            display = stack.enter_context(Display(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
                 resume(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -16,6 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.envs.identity import format_options
+from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+from mage_diffsim.envs.task import Task
 from mage_diffsim.runs import Progress
 
 LINE_EVERY_S = 60.0
@@ -58,10 +62,11 @@ class Display:
         console: where to write.
         run_dir: the run folder, to be named with the first evaluation.
         steps: environment steps of the whole training.
+        banner: lines to print above the first evaluation, such as :func:`describe` gives.
     """
 
-    def __init__(self, console: Console, run_dir: Path, steps: int) -> None:
-        self.console, self.run_dir, self.steps = console, run_dir, steps
+    def __init__(self, console: Console, run_dir: Path, steps: int, banner: Sequence[str] = ()) -> None:
+        self.console, self.run_dir, self.steps, self.banner = console, run_dir, steps, banner
         self.bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -100,6 +105,8 @@ class Display:
     def evaluation(self, env_step: int, rows: list[dict[str, Any]]) -> None:
         """After every evaluation: one line over all runs."""
         if not self._named:  # not earlier: a training that is refused writes no folder
+            for line in self.banner:
+                self._print(line)
             self._print(f"run folder {self.run_dir}")
             self._named = True
         self._print(f"{self._at(env_step)}   {summary(rows)}")
@@ -111,6 +118,41 @@ class Display:
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._last_line = time.monotonic()
+
+
+def describe(config: TrainConfig, task: Task) -> list[str]:
+    """What is trained, in a few lines: task and options, method, dynamics, environment, hyper-parameters, runs."""
+    options = f", {' '.join(format_options(config.task_options))}" if config.task_options else ""
+    name = task.name if config.task == task.name else f"{task.name} ({config.task})"
+    method, ensemble = METHODS[config.method], f"ensemble {config.ensemble}"
+    if config.hyper.ensemble_members > 1:
+        ensemble += f" of {config.hyper.ensemble_members} members"
+    backend = config.backend or backends_of(task)[0]
+    derivative = config.derivative or load(BACKENDS[backend]).derivatives_of(task)[0]
+    simulator = f"backend {backend}, derivative {derivative}"
+    if not method.imagines:
+        dynamics = "none: transitions of the replay buffer"
+    elif config.dynamics == "learned":
+        dynamics = f"learned: {ensemble}"
+    elif config.dynamics == "oracle":
+        dynamics = f"oracle: {simulator}"
+    else:
+        dynamics = f"{config.dynamics}: {simulator}, {ensemble}"
+    reward = ", learned reward" if config.reward == "learned" else ""
+    lambdas = ""
+    if config.critic_loss not in ("dyna", "taylor"):
+        lambdas = f", lambda{'s' if len(config.lambdas) > 1 else ''} {' '.join(f'{lam:g}' for lam in config.lambdas)}"
+    seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {' '.join(map(str, config.seeds))}"
+    dtype = "float64" if config.float64 else "float32"
+    return [
+        f"task {name}{options}",
+        f"method {config.method}, loss {config.critic_loss}{reward}",
+        f"dynamics {dynamics}",
+        f"environment {config.environment or backends_of(task)[0]}",
+        f"preset {config.preset}, device {config.device}, {dtype}",
+        f"runs {len(config.runs)}: {seeds}{lambdas}",
+        f"steps {config.steps}",
+    ]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -265,7 +265,9 @@ def test_variants_of_a_seed_share_their_actor_and_their_trajectories(paper):
     first, *others = trainers
     start = first.initial_states(10, first.streams.evaluation(30))
     obs = first.task.observe(start)
-    first.agent.restart(range(len(first.config.runs)))  # a critic that begins anew must not bring another actor to be measured
+    first.agent.restart(
+        range(len(first.config.runs))
+    )  # a critic that begins anew must not bring another actor to be measured
     for other in others:
         torch.testing.assert_close(other.initial_states(10, other.streams.evaluation(30)), start, rtol=0, atol=0)
         torch.testing.assert_close(other.policy(obs), first.policy(obs), rtol=0, atol=0)

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import COMMANDS, main
-from mage_diffsim.config import Hyper, TrainConfig, make_config
+from mage_diffsim.config import MISLEADING, USES, Hyper, TrainConfig, make_config
 from mage_diffsim.display import Display, is_interactive, summary
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.runs import (
@@ -129,6 +129,38 @@ REFUSED = {
     "gamma": ("train --gamma 1.5", "gamma is 1.5; accepted is 0.0 to 1.0"),
     "log-variances": ("train --log-var-low 3", r"log_var_low is 3.0; accepted is below log_var_high \(-1.0\)"),
     "backend": ("train --dynamics oracle --backend foo", "unknown backend of task Pendulum 'foo': choose .*torch.*"),
+    "backend without an oracle": (
+        "train --backend warp",
+        "backend 'warp' was given and has no effect, as nothing is simulated with .*: add --dynamics oracle",
+    ),
+    "backend of a model-free method": (
+        "train --backend torch --method td3",
+        "backend 'torch' was given and has no effect, as method td3 learns from the replay buffer alone .*",
+    ),
+    "derivative without an oracle": (
+        "train --derivative autograd",
+        "derivative 'autograd' was given and has no effect, as no simulator .*: add --dynamics oracle",
+    ),
+    "derivative of learned gradients": (
+        "train --dynamics hybrid-learned-gradients --derivative autograd",
+        "derivative 'autograd' was given and has no effect, as no simulator is differentiated with .*",
+    ),
+    "ensemble of an oracle": (
+        "train --dynamics oracle --ensemble small",
+        "ensemble 'small' was given and has no effect, as no ensemble is trained with dynamics 'oracle': .*",
+    ),
+    "dynamics of a model-free method": (
+        "train --dynamics learned --method ddpg",
+        "dynamics 'learned' was given and has no effect, as method ddpg learns from the replay buffer alone .*",
+    ),
+    "one lambda of dyna": (
+        "train --lambdas 0.2 --method dyna-td3",
+        r"lambdas \(0.2,\) was given and has no effect, as the loss dyna has no lambda",
+    ),
+    "gradient horizon": (
+        "train --gradient-horizon 5 --gradient-episodes 0",
+        "gradient_horizon 5 was given and has no effect, as gradient_episodes is 0",
+    ),
     "unused backend": ("train --backend foo", "unknown backend of task Pendulum 'foo': choose one of .*torch.*"),
     "derivative": ("train --derivative foo", "unknown derivative source of backend torch 'foo': choose .* autograd"),
     "residuals": ("train --residuals foo", "unknown residuals 'foo': choose one of keep, recompute"),
@@ -405,8 +437,42 @@ def test_output_is_plain_lines_when_not_a_terminal(copied, capsys):
     out, err = capsys.readouterr()
     number = r"-?\d+\.\d"
     line = rf"step 80/80   return {number} \(2 runs: {number} to {number}\)   gradient error \S+"
-    assert re.fullmatch(rf"run folder {copied}\n{line}\ntrained to step 80: {copied}\n", out), out
+    banner = (
+        r"task Short \(\S+short.py:Short\)\nmethod mage-td3, loss mage\ndynamics learned: ensemble full of 4 members\n"
+        r"environment torch\npreset cpu, device cpu, float32\nruns 2: seeds 0 1, lambda 0.2\nsteps 80\n"
+    )
+    assert re.fullmatch(rf"{banner}run folder {copied}\n{line}\ntrained to step 80: {copied}\n", out), out
     assert err == ""
+
+
+def test_the_banner_names_what_is_trained_and_notes_what_has_no_effect(task, tmp_path, capsys):
+    flags = ["--dynamics", "oracle", "--lambdas", "0.05", "0.2", "--taylor-variance", "0.5", "--target-noise", "0"]
+    more = ["--target-noise-clip", "0.1", "--max-dynamics-gradient", "0", "--steps", "1"]
+    assert run("train", "--task", task, *TINY, *flags, *more, "--out", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    for line in (
+        f"task Short ({task})",
+        "method mage-td3, loss mage",
+        "dynamics oracle: backend torch, derivative autograd",
+        "runs 2: seed 0, lambdas 0.05 0.2",
+        "steps 1",
+        f"run folder {tmp_path / 'run'}",
+    ):
+        assert f"\n{line}\n" in f"\n{out}"
+    noted = set(re.findall(r"note: --(\S+) has no effect, as ", out))
+    assert noted == {"taylor-variance", "target-noise-clip", "ensemble-hidden", "model-batches", "model-batch-size"}
+
+
+def test_every_setting_that_may_have_no_effect_is_a_setting():
+    names = {f.name for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(Hyper))}
+    assert set(USES) <= names and set(USES) >= MISLEADING
+
+
+def test_make_config_refuses_what_has_no_effect_but_not_what_a_sweep_shares():
+    with pytest.raises(InputError, match="backend 'jax' was given and has no effect"):
+        make_config("Pendulum", backend="jax")
+    assert make_config("Pendulum", shared={"backend": "jax", "steps": 7}, steps=8).steps == 8
+    assert make_config("Pendulum", backend=None, gradient_horizon=0, gradient_episodes=0).backend == "torch"
 
 
 def test_quiet_prints_nothing(copied, capsys):
