@@ -433,7 +433,7 @@ def make_config(
         hyper = replace(hyper, **overrides)
     config = replace(config, hyper=hyper, backend=config.backend or backends_of(made)[0])
     validate(config)
-    for unused, reason in require_effect(config, given).items():
+    for unused, reason in require_effect(config, given, MISLEADING - LABELS).items():
         _warn_once(f"{unused} was given and has no effect, as {reason}")
     return config
 
@@ -529,6 +529,10 @@ MISLEADING = frozenset({"dynamics", "backend", "derivative", "residuals", "ensem
 """Of these, the ones by which an experiment is named: given where they have no effect, they are refused."""
 
 
+LABELS = frozenset({"lambdas", "gradient_horizon"})
+"""Of these, the ones that Python callers give to every run of a comparison: :func:`make_config` only warns."""
+
+
 def without_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:
     """Which of the fields that were given (of :class:`TrainConfig` or :class:`Hyper`) change nothing, and why."""
     values = vars(config.hyper) | vars(config) | {"critic_loss": config.critic_loss}
@@ -545,18 +549,20 @@ def without_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def require_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:
+def require_effect(
+    config: TrainConfig, given: Iterable[str], misleading: frozenset[str] = MISLEADING
+) -> dict[str, str]:
     """Refuse what was given for another experiment than this.
 
     Returns:
         name to reason of what was given, has no effect, and misleads nobody: for a note.
 
     Raises:
-        InputError: one of :data:`MISLEADING` was given and has no effect.
+        InputError: one of ``misleading`` was given and has no effect.
     """
     unused = without_effect(config, given)
     for name, reason in unused.items():
-        if name in MISLEADING:
+        if name in misleading:
             value = getattr(config, name)
             raise InputError(f"{name} {value!r} was given and has no effect, as {reason}")
     return unused
