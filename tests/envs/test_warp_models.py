@@ -389,11 +389,12 @@ def test_equal_on_a_gpu(model):
 def test_a_step_and_its_derivative_are_captured_in_a_cuda_graph():
     task, state, action = samples("HalfCheetah")
     physics = make_physics(task, "warp", dtype=torch.float32, device="cuda")
-    state, action = state.float().cuda(), action.float().cuda().requires_grad_()
+    state, action = state.float().cuda(), action.float().cuda()
 
     def once():
-        output = physics.step(state, action)
-        return output, torch.autograd.grad(output.sum(), action)[0]
+        leaf = action.detach().requires_grad_()  # autograd ties a leaf to the stream that first used it
+        output = physics.step(state, leaf)
+        return output.detach(), torch.autograd.grad(output.sum(), leaf)[0]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

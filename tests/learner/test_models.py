@@ -164,8 +164,8 @@ def test_statistics_of_the_reward_are_adopted_when_the_model_is_trained_and_save
         rewards = first.buffer.rows[:, :last_training, 7].numpy()  # 3 of obs, 1 of action, 3 of the next obs before it
         mean = rewards.mean(axis=1) if last_training else np.zeros(2)
         std = rewards.std(axis=1) if last_training else np.ones(2)
-        np.testing.assert_allclose(first.reward_model.reward.mean.flatten(), mean, rtol=1e-12)
-        np.testing.assert_allclose(first.reward_model.reward.std.flatten(), std, rtol=1e-12)
+        np.testing.assert_allclose(first.reward_model.reward.mean.flatten().numpy(), mean, rtol=1e-12)
+        np.testing.assert_allclose(first.reward_model.reward.std.flatten().numpy(), std, rtol=1e-12)
     again = trainer()
     again.load_state_dict(copy.deepcopy(first.state_dict()))
     for _ in range(25):  # past the next training of the model
@@ -212,8 +212,8 @@ def test_normaliser_has_population_statistics_and_leaves_constants_unscaled():
     normalizer = Normalizer(2, 3, CPU, torch.float64)
     for row in data:
         normalizer.update(torch.from_numpy(row))
-    np.testing.assert_allclose(normalizer.mean[:, 0], data.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(normalizer.std[:, 0, :2], data.std(axis=0)[:, :2], rtol=1e-12)
+    np.testing.assert_allclose(normalizer.mean[:, 0].numpy(), data.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.std[:, 0, :2].numpy(), data.std(axis=0)[:, :2], rtol=1e-12)
     assert normalizer.std[:, 0, 2].tolist() == [1.0, 1.0]
 
 
