@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib
 import importlib.abc
@@ -10,7 +11,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,9 @@ def load_file(path: Path) -> ModuleType:
     """Execute a file anew, as a module of its own.
 
     Its code, and that of the modules beside it, imports these modules by their plain names, whenever it runs, as a
-    script would: neither ``sys.path`` nor another file's modules of the same names are touched. They are executed once,
-    and again when one of them has changed. The standard library is never taken from a folder.
+    script would, and never those of another file's folder. They are executed once, and again when one of them has
+    changed. The standard library is never taken from a folder. While the file is executed, the import system finds
+    these modules as well, for what is not an import statement of this code (``importlib.import_module``, say).
     """
     path = path.resolve()
     _forget_changed(path.parent)
@@ -43,7 +45,8 @@ def load_file(path: Path) -> ModuleType:
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pickle look the module up by name
     try:
-        spec.loader.exec_module(module)
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
     except BaseException:
         if before is None:
             del sys.modules[name]
@@ -51,6 +54,37 @@ def load_file(path: Path) -> ModuleType:
             sys.modules[name] = before
         raise
     return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the import system find modules of a folder that it finds nowhere else; their names are free again after."""
+    known, last = set(sys.modules), _Last(folder)
+    sys.meta_path.append(last)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(last)
+        for name in last.found - known:  # the next file's folder may hold another module of this name
+            sys.modules.pop(name, None)
+
+
+class _Last(importlib.abc.MetaPathFinder):
+    """Asked after all others: finds the top-level modules of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if path is not None:
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, [str(self.folder)])
+        if found is not None:
+            self.found.add(fullname)
+        return found
 
 
 def reduce_class(definition: type) -> str | tuple[Any, ...]:
@@ -102,6 +136,8 @@ def _beside(folder: Path, top: str) -> str | None:
         ordinary = importlib.util.find_spec(top)
     except ValueError:  # a module that was made by hand
         ordinary = None
+    if any(top in finder.found for finder in sys.meta_path if isinstance(finder, _Last)) and top not in sys.modules:
+        ordinary = None  # found here again
     if ordinary is not None and (found.origin is None or _same_file(found.origin, ordinary.origin)):
         return None  # a folder without __init__.py gives way to any other module, as it does in Python
     place = folder / top if found.origin is None else Path(found.origin)

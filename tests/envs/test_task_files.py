@@ -164,6 +164,23 @@ def test_two_folders_with_modules_of_one_name_get_their_own(tmp_path):
     assert [pushed(task) for task in tasks] == pytest.approx([0.15, 0.05, 0.15])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_folder_can_be_imported_from_by_name_while_the_file_loads(tmp_path, fails):
+    path, modules = list(sys.path), set(sys.modules)
+    by_name = 'import importlib\n\nSCALE = importlib.import_module("by_name").SCALE\n' + ("1 / 0\n" if fails else "")
+    for folder, scale in (("a", 2.0), ("b", 3.0)):  # two folders with a module of one name
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "by_name.py").write_text(f"SCALE = {scale}\n")
+        (tmp_path / folder / "slide.py").write_text(SLIDE.replace("SlideOfFiles", f"Slide_{folder}") + by_name)
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                make_task(f"{tmp_path}/{folder}/slide.py:Slide")
+        else:
+            task = make_task(f"{tmp_path}/{folder}/slide.py:Slide")
+            assert scale == sys.modules[type(task).__module__].SCALE
+        assert sys.path == path and "by_name" not in sys.modules.keys() - modules
+
+
 def test_imports_that_run_later_find_the_same_modules(tmp_path):
     lazy = SLIDE + "\n    def mass(self):\n        import helper\n\n        return helper.MASS\n"
     folders = [write(tmp_path / str(m), slide=lazy.replace("OfFiles", f"Of{m}"), helper=f"MASS = {m}") for m in (1, 2)]
