@@ -529,7 +529,7 @@ MISLEADING = frozenset({"dynamics", "backend", "derivative", "residuals", "ensem
 """Of these, the ones by which an experiment is named: given where they have no effect, they are refused."""
 
 
-LABELS = frozenset({"lambdas", "gradient_horizon"})
+LABELS = frozenset({"dynamics", "lambdas", "gradient_horizon"})
 """Of these, the ones that Python callers give to every run of a comparison: :func:`make_config` only warns."""
 
 

@@ -765,8 +765,8 @@ WHOLE = ("env_step", "seed")
 
 def _read(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     header, rows = _table(path)
-    numbers = [dict(zip(header, map(_parse, header, row), strict=True)) for row in rows]
-    return [{name: row.get(name) for name in fields} for row in numbers]
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    return [{name: _parse(name, row.get(name, "")) for name in fields} for row in cells]
 
 
 def _parse(name: str, text: str) -> int | float | None:
