@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim import graphs
 from mage_diffsim.agent import uses_graphs
@@ -147,6 +148,37 @@ def test_lower_precision_is_refused_where_it_means_nothing():
     with pytest.raises(InputError, match=f"{about} float64 on 'cuda': use matmul 'highest'"):
         make_config(matmul="high", device="cuda", float64=True)
     assert make_config(matmul="high", device="cuda").matmul == "high"
+
+
+class NothingForTheHost(TorchDispatchMode):
+    """Fails at an operation whose result or size the host would have to wait for, and at draws."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = {torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded} & set(func.tags)
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            waits |= {x for x in args[1] if x is not None and x.dtype == torch.bool}
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            waits.add(func)
+        assert not waits, f"{func} cannot be captured"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [*CAPTURABLE, {"loss": "sobolev", "reward": "learned"}], ids=str)
+def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
+    trainer = Trainer(make_config(steps=60, seeds=(0, 1), hyper=TINY, **settings))
+    for _ in range(40):
+        trainer.step()
+    agent = trainer.agent
+    draws, some = agent.draw(2, trainer.buffer.size), torch.tensor([True, False])
+    models = [model for model in (trainer.ensemble, trainer.reward_model) if model is not None]
+    index = [trainer.streams.integers(m.stream, trainer.buffer.size, m.members, 8) for m in models]
+    with NothingForTheHost():
+        agent._improve(trainer.buffer, draws, (True, None), [some])
+        for model, rows in zip(models, index, strict=True):
+            model.train_batch(trainer.buffer.gather(rows))
+    for reads in (torch.Tensor.item, torch.nonzero, torch.Tensor.normal_, lambda x: x[x > 0]):
+        with pytest.raises(AssertionError, match="cannot be captured"), NothingForTheHost():
+            reads(torch.ones(1))
 
 
 def on_the_cpu(monkeypatch, agent):
