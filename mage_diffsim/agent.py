@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -30,7 +30,7 @@ from mage_diffsim.critic import (
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
-from mage_diffsim.graphs import Captured, tensors_of
+from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, tensors_of
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
@@ -122,8 +122,41 @@ class Agent:
             self._compile(dynamics.traceable or not self.method.imagines)
         self.graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
         """Captured forms of the updates by buffer and which of them include the actor; None runs them eagerly."""
-        if uses_graphs(config, dynamics):
+        if uses_graphs(config, dynamics) and self._is_for_graphs(config):
             self.graphs = {}
+
+    def _is_for_graphs(self, config: TrainConfig) -> bool:
+        """Whether CUDA graphs can hold the task's own functions that an update calls; says which one they cannot.
+
+        Raises:
+            InputError: ``graphs`` is on, and they cannot.
+        """
+        if not self.method.imagines:
+            return True
+        task = self.task
+        state = task.reset(2, torch.Generator().manual_seed(0)).to(self.streams.device, self.streams.dtype)
+        obs = task.observe(state)
+        action = obs.new_zeros(2, task.action_dim)
+        used: dict[str, Callable[[], object]] = {"terminated": lambda: task.terminated(obs)}
+        if config.reward == "task":
+            used["reward"] = lambda: task.reward(obs, action, obs)
+        if config.dynamics != "learned":
+            used["observe"] = lambda: task.observe(state)
+        if config.dynamics != "learned" and config.backend == "torch":
+            used["step"] = lambda: task.step(state, action)
+        for name, call in used.items():
+            try:
+                with NothingForTheHost():
+                    call()
+            except CannotBeCaptured as error:
+                what = f"{name}() of task {task.name} cannot be held by a CUDA graph ({error})"
+                if config.graphs == "on":
+                    raise InputError(
+                        f"graphs is 'on', and {what}: use graphs 'off', or other torch functions"
+                    ) from error
+                logging.getLogger("mage_diffsim").warning(f"updates are not captured: {what}")
+                return False
+        return True
 
     def _compile(self, in_torch: bool) -> None:
         """Compile the update steps; of a critic update that leaves torch, what follows the target."""

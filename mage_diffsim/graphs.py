@@ -10,11 +10,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim.bridges.types import Tensor
 
 WARM_UPS = 3
 """Runs before a capture, in which libraries allocate and compile what they need."""
+
+
+class CannotBeCaptured(RuntimeError):
+    """What is said of an operation that no CUDA graph can hold."""
+
+
+class NothingForTheHost(TorchDispatchMode):
+    """Raises CannotBeCaptured at an operation whose result or size the host would wait for, at a copy from or to
+    another device, and at a draw of random numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        unfit = bool({torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded} & set(func.tags))
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            unfit |= any(x is not None and x.dtype == torch.bool for x in args[1])
+        elif func is torch.ops.aten._to_copy.default:
+            unfit |= kwargs.get("device") not in (None, args[0].device)
+        elif func is torch.ops.aten.copy_.default:
+            unfit |= args[0].device != args[1].device
+        else:
+            unfit |= torch.Tag.dynamic_output_shape in func.tags
+        if unfit:
+            raise CannotBeCaptured(f"{func} waits for the host, moves data between devices or draws random numbers")
+        return func(*args, **kwargs)
 
 
 class Captured:

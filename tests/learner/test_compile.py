@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from mage_diffsim import agent as agent_module
 from mage_diffsim import graphs
 from mage_diffsim.agent import uses_graphs
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.graphs import NothingForTheHost
 from mage_diffsim.training import Trainer
 
 SCRIPT = Path(__file__).with_name("compiled_against_eager.py")
@@ -150,19 +152,6 @@ def test_lower_precision_is_refused_where_it_means_nothing():
     assert make_config(matmul="high", device="cuda").matmul == "high"
 
 
-class NothingForTheHost(TorchDispatchMode):
-    """Fails at an operation whose result or size the host would have to wait for, and at draws."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = {torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded} & set(func.tags)
-        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
-            waits |= {x for x in args[1] if x is not None and x.dtype == torch.bool}
-        elif torch.Tag.dynamic_output_shape in func.tags:
-            waits.add(func)
-        assert not waits, f"{func} cannot be captured"
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("settings", [*CAPTURABLE, {"loss": "sobolev", "reward": "learned"}], ids=str)
 def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
     trainer = Trainer(make_config(steps=60, seeds=(0, 1), hyper=TINY, **settings))
@@ -177,8 +166,65 @@ def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
         for model, rows in zip(models, index, strict=True):
             model.train_batch(trainer.buffer.gather(rows))
     for reads in (torch.Tensor.item, torch.nonzero, torch.Tensor.normal_, lambda x: x[x > 0]):
-        with pytest.raises(AssertionError, match="cannot be captured"), NothingForTheHost():
+        with pytest.raises(graphs.CannotBeCaptured, match="waits for the host"), NothingForTheHost():
             reads(torch.ones(1))
+
+
+class Reads(Pendulum):
+    """Its function named ``where`` waits for the host."""
+
+    name = "Reads"
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__()
+        self.where = where
+
+    def step(self, state, action):
+        return super().step(state, action) * (1.0 if self.where != "step" or state.sum().item() < 1e9 else 2.0)
+
+    def observe(self, state):
+        obs = super().observe(state)
+        if self.where == "observe":
+            obs[obs > 1e9] = 0.0
+        return obs
+
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs) * (1.0 if self.where != "reward" or bool((obs < 1e9).all()) else 2)
+
+    def terminated(self, next_obs):
+        return super().terminated(next_obs) | (self.where == "terminated" and len(next_obs.nonzero()) < 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "settings", "captured"),
+    [
+        ("", {"dynamics": "oracle"}, True),
+        ("step", {"dynamics": "oracle"}, False),
+        ("step", {}, True),
+        ("step", {"dynamics": "hybrid-learned-gradients"}, False),
+        ("observe", {"dynamics": "oracle"}, False),
+        ("observe", {}, True),
+        ("reward", {}, False),
+        ("reward", {"reward": "learned"}, True),
+        ("terminated", {}, False),
+        ("terminated", {"method": "td3"}, True),
+    ],
+)
+def test_a_task_whose_functions_wait_for_the_host_is_not_captured(monkeypatch, caplog, where, settings, captured):
+    monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
+    monkeypatch.setattr(Trainer, "_check_task", lambda self: None)
+    config = make_config(Reads(where), steps=60, hyper=TINY, **settings)
+    assert Trainer(config, Reads(where)).graphs_used == captured
+    assert [r.getMessage().split(" (")[0] for r in caplog.records if "captured" in r.getMessage()] == (
+        [] if captured else [f"updates are not captured: {where}() of task Reads cannot be held by a CUDA graph"]
+    )
+    monkeypatch.setattr("mage_diffsim.training.validate", lambda config: None)  # which refuses a CPU first
+    on = replace(config, graphs="on")
+    if captured:
+        assert Trainer(on, Reads(where)).graphs_used
+    else:
+        with pytest.raises(InputError, match=rf"graphs is 'on', and {where}\(\) of task Reads cannot be held"):
+            Trainer(on, Reads(where))
 
 
 def on_the_cpu(monkeypatch, agent):
