@@ -139,7 +139,7 @@ def _defaults(arguments: list[str]) -> Any:
     for name, accepted in (("loss", get_args(CriticLoss)), ("reward", ("task", "learned"))):
         if name in found and found[name] not in accepted:
             raise unknown_name(name, found[name], accepted)
-    return make_config(**found)
+    return make_config(found.pop("task", "Pendulum"), shared=found)  # what has no effect is told of all flags together
 
 
 def _train_or_resume(

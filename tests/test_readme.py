@@ -79,7 +79,10 @@ def test_the_python_example_trains(tmp_path, monkeypatch):
     assert "steps=6000" in source
     shrunk = source.replace("steps=6000", "steps=60, gradient_episodes=0, hyper={'warmup_steps': 50}")
     exec(compile(shrunk, "README.md", "exec"), {})
-    assert torch.load(tmp_path / "runs/lambda/checkpoints/step_0000000060.pt", weights_only=True)["version"] == 1
+    assert (
+        torch.load(tmp_path / "runs/lambda/checkpoints/step_0000000060.pt", weights_only=True)["trainer"]["env_step"]
+        == 60
+    )
 
 
 def test_every_file_the_readme_points_to_exists():
