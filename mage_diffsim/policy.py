@@ -61,11 +61,11 @@ class Policy(torch.nn.Module):
             self.layers.append(linear)
 
     def forward(self, obs: Float[Tensor, "*batch O"]) -> Float[Tensor, "*batch A"]:
-        """pi(s); the observation has the dtype of the policy."""
-        x = (obs - self.obs_mean) / self.obs_std
+        """pi(s) in the observation's float type; it is computed in the policy's own, which is the training's."""
+        x = (obs.to(self.obs_mean.dtype) - self.obs_mean) / self.obs_std
         for layer in self.layers[:-1]:
             x = torch.nn.functional.silu(layer(x))
-        return self.layers[-1](x).tanh()
+        return self.layers[-1](x).tanh().to(obs.dtype)
 
 
 def policy_content(

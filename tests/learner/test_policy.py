@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,15 @@ def test_a_loaded_policy_is_the_trainers(of, trained, tmp_path):
         assert [(m.in_features, m.out_features) for m in layers] == [(3, 8), (8, 6), (6, 1)]
 
 
+def test_a_policy_of_float32_takes_the_observations_of_an_environment_in_float64(trained):
+    env = gymnasium.make("mage_diffsim.envs.gymnasium_env:mage_diffsim/Pendulum-v0", dtype="float64")
+    obs = torch.from_numpy(env.reset(seed=0)[0])
+    action = load_policy(trained)(obs)
+    assert obs.dtype == action.dtype == torch.float64
+    torch.testing.assert_close(action.float(), load_policy(trained)(obs.float()))
+    env.step(action.numpy())
+
+
 def test_a_run_that_trains_on_gives_its_newest_policy(trained, tmp_path):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     old = (run_dir / "policy.safetensors").read_bytes()
@@ -141,7 +151,7 @@ def test_a_policy_needs_neither_the_task_nor_a_simulator(trained):
     assert float(done.stdout) == pytest.approx(load_policy(trained, 1)(torch.zeros(3)).item())
 
 
-@pytest.mark.parametrize("run", [4, -1, True, "0"])
+@pytest.mark.parametrize("run", [4, -1, True])
 def test_a_run_that_is_not_there_is_refused(run, trained):
     with pytest.raises(InputError, match=r"run is .*, and \S+ holds 4 runs; accepted is 0 to 3"):
         load_policy(trained, run)
