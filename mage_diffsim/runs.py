@@ -219,7 +219,7 @@ def _task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
         try:
             return config.make_task()
         except InputError as error:
-            raise InputError(f"the task of {run_dir} is not found: {error}") from error
+            raise InputError(f"the task of {run_dir / 'config.json'} is not found: {error}") from error
     own = recorded_options(task, {})
     if own != config.task_options:
         raise InputError(
@@ -273,6 +273,9 @@ def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[s
     was, now = ({k: v for k, v in c.items() if k not in HARMLESS} for c in (identity["config"], config.to_dict()))
     was = {k: v for k, v in now.items() if k not in was} | was  # a field that is newer than the run
     parts = changed_parts(identity["sources"], sources_of(task))
+    places = [reference.rpartition(":") for reference in (was["task"], now["task"])]
+    if not parts and all(file.endswith(".py") for file, _, _ in places) and places[0][2] == places[1][2]:
+        now["task"] = was["task"]  # the same file, which has been moved
     return differences(was, now) + [f"another {part} of task {task.name}" for part in parts]
 
 
@@ -678,11 +681,11 @@ def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | No
     path = newest_checkpoint(run_dir)
     if path is None:
         raise InputError(f"{run_dir} has no checkpoint yet: train it further with --resume")
-    # Nothing is trained with it, and what makes training fast may not be possible here.
-    config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off", matmul="highest")
     saved = load_checkpoint(path)
     task = _task_of_run(run_dir, config, task)
     require_unchanged(run_dir, config, task, saved.get("identity"))
+    # Nothing is trained with it, and what makes training fast may not be possible here.
+    config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off", matmul="highest")
     trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
     if trainer.device.type != torch.device(trained_on).type:
         # The state of a CUDA generator means nothing to a CPU one, nor the other way round: keep fresh streams.

@@ -661,11 +661,12 @@ def test_reports_are_written_into_a_new_folder_and_named_at_the_end(trained, tmp
 def test_eval_on_another_kind_of_device_needs_no_generator_state(copied, tmp_path):
     # A run trained on a GPU: its generators' states are 16 bytes and mean nothing to a CPU generator.
     expected = evaluated(copied, tmp_path)
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    config = json.loads((copied / "config.json").read_text()) | {"device": "cuda", "matmul": "high"}
+    (copied / "config.json").write_text(json.dumps(config))
     path = newest_checkpoint(copied)
     assert path is not None
     saved = load_checkpoint(path)
+    saved["identity"]["config"] |= {"device": "cuda", "matmul": "high"}
     gpu_state = torch.zeros(16, dtype=torch.uint8)
     for states in (*saved["trainer"]["streams"].values(), saved["trainer"]["env"]["generators"]):
         states[:] = [gpu_state] * len(states)

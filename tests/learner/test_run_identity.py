@@ -486,6 +486,23 @@ def test_what_changes_no_result_may_be_edited(trained):
     assert load_trainer(trained).env_step == 4
 
 
+def test_a_run_goes_on_with_a_task_file_that_was_moved_and_not_with_another_class_of_it(slide, tmp_path, capsys):
+    path = Path(slide.rpartition(":")[0])
+    path.write_text(path.read_text() + "\n\nclass Other(Slide):\n    pass\n")
+    run_dir = tmp_path / "run"
+    train(make_config(slide, **SMALL), run_dir)
+    moved = shutil.move(path.parent, tmp_path / "moved") / "slide.py"
+    assert "config.json is not found: task " in refused(run_dir, capsys)
+    data = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(data | {"task": f"{moved}:Other"}))
+    assert f" was trained with task {slide} and not {moved}:Other: " in refused(run_dir, capsys)
+    (run_dir / "config.json").write_text(json.dumps(data | {"task": f"{moved}:Slide"}))
+    resume(run_dir, steps=3)
+    assert load_trainer(run_dir).env_step == 3
+    (moved.parent / "rail.py").write_text("FRICTION = 0.6\n")
+    assert " was trained with another rail.py of task Slide: " in refused(run_dir, capsys)
+
+
 @pytest.mark.parametrize("file", ["slide.py", "rail.py"])
 def test_an_edited_task_file_or_one_that_it_imports_is_refused(file, trained, slide, capsys):
     path = Path(slide.rpartition(":")[0]).parent / file
