@@ -86,7 +86,7 @@ def plain(value: Any) -> Any:
         if isinstance(value, kind):
             if kind is float and math.isnan(value):
                 break  # it is not equal to itself
-            return kind(value)
+            return str.__str__(value) if kind is str else kind(value)  # str() of an Enum is its name
     if isinstance(value, list | tuple):
         return tuple(plain(entry) for entry in value)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -111,6 +111,8 @@ def short(value: Any) -> str:
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """A task's options from a command line: ``name=value`` each, the value as JSON or else as text.
 
+    True, False and None may be spelt as Python spells them; as text they stand in quotes.
+
     Raises:
         InputError: a word is not of this form, or names an option a second time.
     """
@@ -121,34 +123,33 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"the task option {word!r} was given; accepted is NAME=VALUE, such as mass=20")
         if name in found:
             raise InputError(f"the task option {name} was given twice: give it once")
-        try:
-            found[name] = plain(json.loads(text))
-        except (ValueError, TypeError):
-            found[name] = text
+        found[name] = _value_of(text)
     return found
+
+
+def _value_of(text: str) -> Any:
+    python = {"True": True, "False": False, "None": None}  # the text "False" would be true
+    if text in python:
+        return python[text]
+    try:
+        return plain(json.loads(text))
+    except (ValueError, TypeError):
+        return text
 
 
 def format_options(options: Mapping[str, Any]) -> list[str]:
     """The inverse of :func:`parse_options`."""
     return [
-        f"{name}={value if isinstance(value, str) and _stays_text(value) else json.dumps(value)}"
+        f"{name}={value if isinstance(value, str) and _value_of(value) == value else json.dumps(value)}"
         for name, value in options.items()
     ]
-
-
-def _stays_text(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return True
-    return False
 
 
 def require_reproducible(task: Task) -> None:
     """Refuse a task that its options do not make again, as its runs could not go on with it.
 
-    It is made again from its options, and the attributes are compared. Private attributes that are empty in a new task
-    are taken for caches.
+    It is made again from its options, and the attributes are compared. Private attributes that are empty in a new task,
+    and in the class, are taken for caches.
 
     Raises:
         InputError: an option cannot be recorded, or an attribute was changed after the task was made.
@@ -168,11 +169,11 @@ def require_reproducible(task: Task) -> None:
             if name != "simulation" or name not in mine:
                 continue  # it follows from the rest
             fresh[name] = getattr(again, name)
-        elif name.startswith("_") and _is_empty(fresh.get(name)):
+        elif name.startswith("_") and _is_empty(fresh.get(name, static)):
             continue
         if name not in mine or name not in fresh or not _same(mine[name], fresh[name], set()):
-            was = short(fresh[name]) if name in fresh else "absent"
-            now = short(mine[name]) if name in mine else "absent"
+            missing = "absent" if static is None else short(static)
+            was, now = (short(held[name]) if name in held else missing for held in (fresh, mine))
             raise InputError(
                 f"attribute {name} of this task {task.name} is {now}, and {was} in one made with its options "
                 f"{options}: what is set after a task is made cannot be recorded with a run, so make it an option of "
@@ -191,6 +192,7 @@ def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     if a is b or (id(a), id(b)) in seen:
         return True
     seen.add((id(a), id(b)))
+    a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_same(x, y, seen) for x, y in zip(a, b, strict=True))
     if isinstance(a, int | float) and isinstance(b, int | float) and isinstance(a, bool) == isinstance(b, bool):

@@ -129,16 +129,30 @@ def make_task(name: str, **options: object) -> Task:
     """The named task, e.g. ``make_task("Pendulum", clip_order="v0")`` or ``make_task("my_task.py:MyTask")``.
 
     Raises:
-        InputError: see :func:`task_class`; or the task does not take these options.
+        InputError: see :func:`task_class`; or the task does not take these options, needs others, or refuses their
+            values by a ``ValueError`` or ``TypeError``.
     """
     cls = task_class(name)
     accepted = inspect.signature(cls).parameters
+    takes = ", ".join(sorted(accepted)) or "none"
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for option in options:
             if option not in accepted:
-                takes = ", ".join(sorted(accepted)) or "none"
                 raise InputError(f"task {cls.name} has no option {option!r}: the options it takes are: {takes}")
-    return cls(**options)
+    for option, parameter in accepted.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if required and option not in options:
+            raise InputError(f"task {cls.name} needs the option {option!r}: the options it takes are: {takes}")
+    try:
+        return cls(**options)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError) or not options:
+            raise
+        what = " ".join(str(error).split())
+        raise InputError(f"task {cls.name} cannot be made with the options {options}: {what}") from error
 
 
 def _import(reference: str) -> Any:

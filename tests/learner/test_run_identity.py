@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import json
 import pickle
 import re
@@ -188,6 +189,8 @@ def test_options_on_the_command_line_are_trained_and_shown_by_name(slide, tmp_pa
     [
         (["mass=20"], {"mass": 20}),
         (["mass=2e1", "on=true", "none=null"], {"mass": 20.0, "on": True, "none": None}),
+        (["on=True", "off=False", "none=None"], {"on": True, "off": False, "none": None}),
+        (['text="False"', "number=NaN", 'quoted="a"'], {"text": "False", "number": "NaN", "quoted": "a"}),
         (["order=v0", "text=", "path=a=b"], {"order": "v0", "text": "", "path": "a=b"}),
         (
             ['list=[1, "a", [2.5]]', 'd={"a": 1}', 'digits="12"'],
@@ -246,6 +249,9 @@ class Data(Base):
     gains: tuple[float, ...] = (1.0,)
 
 
+Colour = enum.Enum("Colour", {"RED": "red"}, type=str)
+
+
 def test_options_are_those_that_differ_from_the_defaults_however_they_are_given():
     assert options_of(Base()) == {}
     assert options_of(Plain()) == options_of(Plain(1, 2, c=3)) == {}
@@ -253,6 +259,7 @@ def test_options_are_those_that_differ_from_the_defaults_however_they_are_given(
     assert options_of(Derived(3.0, 7)) == {"scale": 3.0, "b": 7}
     assert options_of(Data(2.0)) == options_of(Data(mass=2.0)) == {"mass": 2.0}
     assert options_of(Data(gains=(1.0, 2.0))) == {"gains": (1.0, 2.0)}
+    assert options_of(Plain(b=Colour.RED)) == {"b": "red"}
     with pytest.raises(InputError, match="option a of task Base cannot be given by name"):
         options_of(Plain(5))
     with pytest.raises(InputError, match=r"unnamed arguments \(9,\)"):
@@ -272,6 +279,26 @@ def test_a_constructor_without_options_still_refuses_arguments():
         make_task("CartPole", mass=1.0)
 
 
+class Strict(Base):
+    def __init__(self, mass):
+        if mass <= 0.0:
+            raise ValueError("the mass\nis not positive")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "task Base needs the option 'mass': the options it takes are: mass"),
+        (["mass=-1"], "task Base cannot be made with the options {'mass': -1}: the mass is not positive"),
+        (["mass=1kg"], "task Base cannot be made with the options {'mass': '1kg'}: '<=' not supported between"),
+    ],
+)
+def test_options_that_a_constructor_refuses_or_misses_get_one_sentence(words, sentence, capsys):
+    for command in (["train", "--task", f"{__name__}:Strict"], ["check-task", f"{__name__}:Strict"]):
+        assert main([*command, *(["--task-options", *words] if words else [])]) == 2
+        assert capsys.readouterr().err.startswith(f"mage-diffsim: {sentence}")
+
+
 def made_heavier() -> Task:
     task = Derived()
     task.scale = 20.0
@@ -284,6 +311,16 @@ def with_more() -> Task:
     return task
 
 
+class Hidden(Base):
+    _gain = 1.0
+
+
+def with_another_gain() -> Task:
+    task = Hidden()
+    task._gain = 20.0
+    return task
+
+
 class Random(Base):
     def __init__(self):
         self.weights = torch.randn(3)
@@ -292,6 +329,10 @@ class Random(Base):
 UNRECORDABLE = {
     "an attribute set later": (made_heavier, "attribute scale of this task Base is 20.0, and 1.0 in one made with"),
     "an attribute added later": (with_more, "attribute extra of this task Base is 'anything', and absent in one"),
+    "a private attribute set over the class's": (
+        with_another_gain,
+        "attribute _gain of this task Base is 20.0, and 1.0 in one made with",
+    ),
     "an attribute drawn at random": (Random, "attribute weights of this task Base is tensor"),
     "a tensor": (lambda: Derived(torch.ones(2)), "option scale of task Base is tensor.*; accepted are numbers, text"),
     "a function": (lambda: Derived(len), "option scale of task Base is <built-in function len>"),
@@ -328,6 +369,8 @@ def test_what_the_constructor_makes_and_private_caches_are_no_reason_to_refuse()
     task._cache["a"] = 1
     task._last = torch.ones(1)
     require_reproducible(task)
+    for mass in (np.float32(2.5), np.arange(3)[2]):  # as in a loop over an array
+        require_reproducible(Derived(mass))
     task.layer["a"][0] = 2.0
     with pytest.raises(InputError, match="attribute layer of this task Base is"):
         require_reproducible(task)
