@@ -566,7 +566,7 @@ def test_a_second_signal_acts_at_once(task, tmp_path, monkeypatch):
 
 
 def test_an_interruption_before_the_folder_is_written_says_so(tmp_path, monkeypatch, capsys):
-    def interrupted(self, *_):
+    def interrupted(self, *_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "__init__", interrupted)
