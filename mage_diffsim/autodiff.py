@@ -17,15 +17,17 @@ from mage_diffsim.bridges.types import Tensor
 def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A function's value, of any shape, and the gradients of the value's sum with respect to each argument.
 
-    Both come detached. An argument that the value does not depend on has gradient zero.
+    Both come detached. An argument that the value does not depend on, be it on none, has gradient zero.
     """
     if torch.compiler.is_compiling():
         positions = tuple(range(len(at)))
-        gradients, value = torch.func.grad(lambda *x: _sum_too(function(*x)), positions, has_aux=True)(*at)
+        gradients, value = torch.func.grad(lambda *x: _sum_too(function(*_tracked(x))), positions, has_aux=True)(*at)
         return value, gradients
     leaves = tuple(x.detach().requires_grad_() for x in at)
     with torch.enable_grad():
         value = function(*leaves)
+        if not value.requires_grad:  # of a constant autograd takes no derivative
+            return value, tuple(torch.zeros_like(x) for x in at)
         gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
     return value.detach(), gradients
 
@@ -33,12 +35,20 @@ def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[T
 def pull_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The vector-Jacobian product v^T df/dx at ``at`` for each cotangent v, differentiable with respect to v."""
     if torch.compiler.is_compiling():
-        _, pullback = torch.func.vjp(function, at)
+        _, pullback = torch.func.vjp(lambda x: function(*_tracked((x,))), at)
         return tuple(pullback(cotangent)[0] for cotangent in cotangents)
     leaf = at.detach().requires_grad_()
     with torch.enable_grad():
         value = function(leaf)
         return tuple(torch.autograd.grad(value, leaf, cotangent, create_graph=True)[0] for cotangent in cotangents)
+
+
+def _tracked(at: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same, saying ``requires_grad``: traced, an argument of torch.func denies it, and what is made of it does not.
+
+    A task may ask before it registers a hook on a gradient.
+    """
+    return tuple(x.view_as(x) for x in at)
 
 
 def _sum_too(value: Tensor) -> tuple[Tensor, Tensor]:
