@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ ROWS = 16
 STEPS = (1e-5, 1e-6)
 """Finite-difference steps tried at every state."""
 MISSING = 0.1
-"""A derivative is cut where autograd is off by more than this share of the central difference."""
+"""A derivative is cut where autograd is off by more than this share of the central difference, or not finite."""
 NEGLIGIBLE = 5e-3
 """Derivatives below this share of the largest one of their row are not judged: a difference may be off by as much."""
 
@@ -130,7 +131,7 @@ def refuse(task: Task, cut: Cut) -> InputError:
         task,
         cut.function,
         f"{cut.detail}, and the critic's loss needs it; accepted are torch functions without detach, no_grad, item or "
-        "numpy",
+        "numpy, whose derivatives are finite",
     )
 
 
@@ -161,7 +162,7 @@ def _find_cut(subject: Subject, wrt: str) -> Cut | None:
     scale = expected.abs().amax((1, 2), keepdim=True)
     apart = (jacobian - expected).abs()
     judged = clean[:, None, None] & (expected.abs() > NEGLIGIBLE * scale) & (expected.abs() > 2.0 * uncertain)
-    lost = judged & (apart > MISSING * expected.abs() + uncertain)
+    lost = judged & ~(apart <= MISSING * expected.abs() + uncertain)  # neither is what is not a number
     if not lost.any():
         return None
     worst = torch.where(lost, apart / scale, 0.0).argmax()
@@ -169,7 +170,8 @@ def _find_cut(subject: Subject, wrt: str) -> Cut | None:
     found, true = float(jacobian[row, output, column]), float(expected[row, output, column])
     what = subject.name if not subject.shape else f"{subject.name}[{output}]"
     values = f"{found:.3g} by autograd and {true:.3g} by central differences"
-    return Cut(subject.name, wrt, f"cuts the gradient: d {what} / d {wrt}[{column}] is {values}")
+    fault = "cuts the gradient" if math.isfinite(found) else "has a gradient that is not finite"
+    return Cut(subject.name, wrt, f"{fault}: d {what} / d {wrt}[{column}] is {values}")
 
 
 def _call(
