@@ -7,7 +7,9 @@ the picked ones shows.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -155,12 +157,24 @@ def read_states(path: Path, task: Task) -> Float[Tensor, "K S"]:
             content = _read_csv(path, task)
         else:
             raise InputError(f"cannot read states from {path}: {accepted}")
-        states = torch.as_tensor(content).detach().to(torch.float64)
+        states = torch.as_tensor(content).detach()
+        if states.is_complex() or states.layout != torch.strided:
+            raise TypeError(f"{states.dtype} of layout {states.layout}")
+        states = states.to(torch.float64)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot read states from {path}: {error.strerror or error}") from error
-    except (ValueError, LookupError, EOFError, TypeError, RuntimeError, BadZipFile, UnpicklingError) as error:
+    except (
+        ValueError,
+        LookupError,
+        EOFError,
+        TypeError,
+        RuntimeError,
+        BadZipFile,
+        UnpicklingError,
+        csv.Error,
+    ) as error:
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"cannot read states from {path} ({reason}): {accepted}") from error
     check_states(task, states)
@@ -168,8 +182,10 @@ def read_states(path: Path, task: Task) -> Float[Tensor, "K S"]:
 
 
 def _read_csv(path: Path, task: Task) -> np.ndarray:
-    rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = [name.strip() for name in rows[0]] if rows else []
+    text = path.read_text(encoding="utf-8-sig")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator) if any(row)]
+    names = rows[0] if rows else []
     if sorted(names) == sorted(task.state_names):
         order = [names.index(name) for name in task.state_names]
         rows = [[row[i] for i in order] for row in rows[1:]]

@@ -156,7 +156,7 @@ def test_a_run_of_the_same_task_with_other_options_is_refused(tmp_path, capsys):
 STATES = [[0.5, -1.0], [2.0, 3.0], [0.1, 0.25]]
 
 
-@pytest.mark.parametrize("kind", ["npy", "npz", "named.npz", "pt", "csv", "header.csv", "swapped.csv"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "named.npz", "pt", "csv", "header.csv", "swapped.csv", "excel.csv"])
 def test_states_are_read_from_every_format(kind, tmp_path):
     path = tmp_path / f"states.{kind}"
     array = np.array(STATES, dtype=np.float32 if kind == "npy" else np.float64)
@@ -170,6 +170,8 @@ def test_states_are_read_from_every_format(kind, tmp_path):
         torch.save(torch.tensor(STATES), path)
     elif kind == "swapped.csv":
         path.write_text("theta_dot, theta\n" + "".join(f"{b}, {a}\n" for a, b in STATES))
+    elif kind == "excel.csv":
+        path.write_text('\ufeff"theta";"theta_dot"\r\n' + "".join(f"{a};{b}\r\n" for a, b in STATES), encoding="utf-8")
     else:
         header = "theta,theta_dot\n" if kind == "header.csv" else ""
         path.write_text(header + "".join(f"{a},{b}\n" for a, b in STATES))
@@ -201,6 +203,14 @@ def test_what_holds_no_states_of_the_task_is_refused(name, content, sentence, tm
     assert out == "" and err.count("\n") == 1
     with pytest.raises(InputError, match=sentence):
         read_states(path, Pendulum())
+
+
+def test_complex_and_sparse_states_are_refused(tmp_path):
+    np.save(tmp_path / "states.npy", np.ones((2, 2)) * 1j)
+    torch.save(torch.eye(2).to_sparse(), tmp_path / "states.pt")
+    for name, kind in (("states.npy", "torch.complex128"), ("states.pt", "torch.sparse_coo")):
+        with pytest.raises(InputError, match=rf"cannot read states from \S+{name} \(.*{kind}"):
+            read_states(tmp_path / name, Pendulum())
 
 
 def test_the_farthest_states_come_first():
