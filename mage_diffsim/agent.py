@@ -30,7 +30,7 @@ from mage_diffsim.critic import (
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
-from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, tensors_of
+from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
@@ -134,9 +134,12 @@ class Agent:
         if not self.method.imagines:
             return True
         task = self.task
-        state = task.reset(2, torch.Generator().manual_seed(0)).to(self.streams.device, self.streams.dtype)
-        obs = task.observe(state)
-        action = obs.new_zeros(2, task.action_dim)
+        try:
+            state = task.reset(2, torch.Generator().manual_seed(0)).to(self.streams.device, self.streams.dtype)
+            obs = task.observe(state)
+        except Exception:  # the check of the task's functions says what is wrong
+            return True
+        action = state.new_zeros(2, task.action_dim)
         used: dict[str, Callable[[], object]] = {"terminated": lambda: task.terminated(obs)}
         if config.reward == "task":
             used["reward"] = lambda: task.reward(obs, action, obs)
@@ -146,7 +149,7 @@ class Agent:
             used["step"] = lambda: task.step(state, action)
         for name, call in used.items():
             try:
-                with NothingForTheHost():
+                with NothingForTheHost(), NothingFromPython():
                     call()
             except CannotBeCaptured as error:
                 what = f"{name}() of task {task.name} cannot be held by a CUDA graph ({error})"
@@ -156,6 +159,8 @@ class Agent:
                     ) from error
                 logging.getLogger("mage_diffsim").warning(f"updates are not captured: {what}")
                 return False
+            except Exception:  # as above
+                return True
         return True
 
     def _compile(self, in_torch: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim.bridges.types import Tensor
@@ -40,6 +41,19 @@ class NothingForTheHost(TorchDispatchMode):
         if unfit:
             raise CannotBeCaptured(f"{func} waits for the host, moves data between devices or draws random numbers")
         return func(*args, **kwargs)
+
+
+class NothingFromPython(TorchFunctionMode):
+    """Raises CannotBeCaptured where a device's tensor is made of Python numbers: torch copies them out of its modes'
+    sight."""
+
+    MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in self.MAKERS and made.device.type != "cpu" and not any(isinstance(x, Tensor) for x in args[-1:]):
+            raise CannotBeCaptured(f"{func.__name__} copies numbers of Python to the device")
+        return made
 
 
 class Captured:

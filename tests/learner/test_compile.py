@@ -227,6 +227,42 @@ def test_a_task_whose_functions_wait_for_the_host_is_not_captured(monkeypatch, c
             Trainer(on, Reads(where))
 
 
+class Raises(Pendulum):
+    name = "Raises"
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__()
+        self.where = where
+
+    def observe(self, state):
+        return super().observe(state) if self.where != "observe" else torch.cat([state, state.new_zeros(7)])
+
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs) if self.where != "reward" else obs @ action
+
+
+@pytest.mark.parametrize("where", ["observe", "reward"])
+def test_a_function_that_raises_is_named_where_updates_are_captured_too(monkeypatch, where):
+    monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
+    with pytest.raises(InputError, match=rf"^{where}\(\) of task Raises raised RuntimeError"):
+        Trainer(make_config(Raises(where), steps=60, hyper=TINY), Raises(where), check=True)
+
+
+def test_numbers_of_python_are_not_copied_to_a_device_while_it_is_captured():
+    on_device = torch.zeros(2, device="meta")  # which stands for a CUDA device
+    makers = [
+        lambda: torch.tensor([1.0, 2.0], device="meta"),
+        lambda: torch.as_tensor(3.0, device="meta"),
+        lambda: on_device.new_tensor([1.0]),
+    ]
+    for make in makers:
+        with pytest.raises(graphs.CannotBeCaptured, match="copies numbers of Python"), graphs.NothingFromPython():
+            make()
+    with graphs.NothingFromPython():
+        assert torch.tensor(1.0).device.type == "cpu" and torch.as_tensor(on_device) is on_device
+        torch.full((2,), 3.0, device="meta"), torch.where(on_device > 0.0, 1.0, 0.0)
+
+
 def on_the_cpu(monkeypatch, agent):
     """Let CUDA graphs of an agent be its functions, called on the graphs' own inputs; capturing has no effect."""
 
