@@ -271,8 +271,8 @@ def test_true_gradients_do_not_notice_a_policy_that_edits_what_it_was_given(task
     physics = make_physics(task(), dtype=torch.float64)
     ours = true_action_gradients(physics, edits, start, 0.99)
     theirs = true_action_gradients(physics, policy, start, 0.99)
-    for name, a, b in zip(ours._fields, ours, theirs, strict=True):
-        assert torch.equal(a, b), name
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=0.0, equal_nan=True)  # a task that cuts gradients has none
     assert torch.equal(start, kept)
 
 

@@ -166,8 +166,10 @@ def test_angles_are_not_wrapped():
 
 
 LOADING = """
+import contextlib
 import torch
 import warp
+import mage_diffsim.bridges.warp as bridge
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.warp.pendulum import make_kernels
@@ -176,6 +178,7 @@ task = make_task("Pendulum")
 physics = make_physics(task, "warp", dtype=torch.float64)
 unloaded = make_kernels(task)(torch.float32)
 warp.config.log_level = warp.LOG_INFO
+bridge.quiet = contextlib.nullcontext  # so that what is loaded is told
 state, action = torch.zeros(3, 2), torch.zeros(3, 1, requires_grad=True)
 physics.step(state.double(), action.double()).sum().backward()
 print("stepped")

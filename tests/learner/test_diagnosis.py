@@ -92,4 +92,6 @@ def test_a_run_that_an_earlier_version_began_keeps_its_columns(tmp_path):
         writer.writerows(rows)
     resume(tmp_path / "run", steps=60)
     *_, last = read_metrics(tmp_path / "run")
-    assert list(last) == old and last["env_step"] == 60 and last["agent_restarts"] == 0
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(old)
+    assert list(last) == list(METRIC_FIELDS) and last["grad_q_through_dynamics"] is None and last["grad_q"] > 0.0
+    assert last["env_step"] == 60 and last["agent_restarts"] == 0
