@@ -237,7 +237,7 @@ class Failed(RuntimeError):
 # --- learner ---------------------------------------------------------------------------------------------------------
 
 
-def variants_of(options: Options, section: Section) -> dict[str, dict[str, str]]:
+def variants_of(options: Options, section: Section) -> dict[str, dict[str, Any]]:
     """Name to settings of the learner's forms that a section measures."""
     found = {"eager": {"graphs": "off"}}
     compiles = options.compile and (section == "model" or not options.quick)

@@ -82,11 +82,12 @@ def plain(value: Any) -> Any:
         value = value.item()
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            if kind is float and math.isnan(value):
-                break  # it is not equal to itself
-            return str.__str__(value) if kind is str else kind(value)  # str() of an Enum is its name
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and not math.isnan(value):  # which is not equal to itself
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of an Enum is its name
     if isinstance(value, list | tuple):
         return tuple(plain(entry) for entry in value)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -185,6 +186,14 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, dict | list | set | tuple) and not value)
 
 
+def _python_number(x: Any) -> Any:
+    return x.item() if isinstance(x, np.generic) else x
+
+
+def _both_are(kind: Any, a: Any, b: Any) -> bool:
+    return isinstance(a, kind) and isinstance(b, kind)
+
+
 def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     """Whether two attributes hold the same, as far as it can be told."""
     from mage_diffsim.envs.mujoco.model import Simulation
@@ -192,10 +201,10 @@ def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     if a is b or (id(a), id(b)) in seen:
         return True
     seen.add((id(a), id(b)))
-    a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    a, b = _python_number(a), _python_number(b)
+    if _both_are(list | tuple, a, b):
         return len(a) == len(b) and all(_same(x, y, seen) for x, y in zip(a, b, strict=True))
-    if isinstance(a, int | float) and isinstance(b, int | float) and isinstance(a, bool) == isinstance(b, bool):
+    if _both_are(int | float, a, b) and isinstance(a, bool) == isinstance(b, bool):
         return a == b or (a != a and b != b)
     if type(a) is not type(b):
         return False
@@ -211,7 +220,9 @@ def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key], seen) for key in a)
     if isinstance(a, types.FunctionType):
         cells = [[c.cell_contents for c in f.__closure__ or ()] for f in (a, b)]
-        return a.__code__ == b.__code__ and _same(a.__defaults__, b.__defaults__, seen) and _same(*cells, seen)
+        return (
+            a.__code__ == b.__code__ and _same(a.__defaults__, b.__defaults__, seen) and _same(cells[0], cells[1], seen)
+        )
     if isinstance(a, types.MethodType):
         return a.__func__ is b.__func__ and _same(a.__self__, b.__self__, seen)
     if isinstance(a, functools.partial):

@@ -8,6 +8,7 @@ any ``autograd.Function`` written like them. So a function to differentiate is w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[T
     """
     if torch.compiler.is_compiling():
         positions = tuple(range(len(at)))
-        gradients, value = torch.func.grad(lambda *x: _sum_too(function(*_tracked(x))), positions, has_aux=True)(*at)
+        summed: Any = lambda *x: _sum_too(function(*_tracked(x)))  # noqa: E731  (the shape checks must not wrap it)
+        gradients, value = torch.func.grad(summed, positions, has_aux=True)(*at)
         return value, gradients
     leaves = tuple(x.detach().requires_grad_() for x in at)
     with torch.enable_grad():
@@ -35,7 +37,7 @@ def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[T
 def pull_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The vector-Jacobian product v^T df/dx at ``at`` for each cotangent v, differentiable with respect to v."""
     if torch.compiler.is_compiling():
-        _, pullback = torch.func.vjp(lambda x: function(*_tracked((x,))), at)
+        pullback = torch.func.vjp(lambda x: function(*_tracked((x,))), at)[1]
         return tuple(pullback(cotangent)[0] for cotangent in cotangents)
     leaf = at.detach().requires_grad_()
     with torch.enable_grad():

@@ -51,7 +51,7 @@ def device_text(name: str) -> str:
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Float32 matrix products at ``precision`` (see :class:`TrainConfig`) inside; outside, as the process had it."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue]
     before = [backend.fp32_precision for backend in backends]
     try:
         legacy = torch.get_float32_matmul_precision()
