@@ -149,7 +149,7 @@ def draw_graph(path: Path, graph: list[Quantity], title: str) -> None:
         axis.set_ylim(-0.7, 2.5)
         axis.axis("off")
 
-    write_figure(path, 11, 4.2, paint)
+    write_figure(path, 11.0, 4.2, paint)
 
 
 def _bend(parent: str, child: str) -> float:
