@@ -11,7 +11,7 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
-from mage_diffsim.envs import make_physics, make_task, task_names
+from mage_diffsim.envs import make_physics, make_task, spot_check, task_names
 from mage_diffsim.envs.spot_check import draw_transitions, find_cuts, require_values
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
@@ -379,6 +379,49 @@ def test_every_task_passes_on_a_few_states(name):
         assert len(at.state) == 18 and at.state.dtype == torch.float64
         require_values(task, at, physics)
         assert find_cuts(task, at, step=physics.backend == "torch") == ()
+
+
+class Wide(Pendulum):
+    """A chain of 64 states, each of which moves the next; ``cut`` detaches what moves the last."""
+
+    name = "Wide"
+    state_names = obs_names = tuple(f"x{i}" for i in range(64))
+    physics = {}  # noqa: RUF012
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def observe(self, state):
+        return state.clone()
+
+    def step(self, state, action):
+        moved = 0.9 * state + 0.1 * state.roll(1, -1) + 0.1 * action
+        return torch.cat([moved[..., :-1], moved[..., -1:].detach()], -1) if self.cut else moved
+
+    def reward(self, obs, action, next_obs):
+        return -next_obs.square().mean(-1)
+
+    def terminated(self, next_obs):
+        return next_obs[..., 0] > 1e9
+
+    def reset(self, n, generator):
+        return torch.rand(n, 64, dtype=torch.float64, generator=generator)
+
+
+def test_of_a_wide_task_some_derivatives_are_looked_at(monkeypatch):
+    task, calls = Wide(), []
+    physics = make_physics(task, dtype=torch.float64)
+    at = spot_check.draw_transitions(task, physics, 1)
+    step = Wide.step
+    monkeypatch.setattr(Wide, "step", lambda self, *inputs: calls.append(1) or step(self, *inputs))
+    assert spot_check.find_cuts(task, at, step=True) == ()
+    few = len(calls)
+    monkeypatch.setattr(spot_check, "MOST", 64)
+    cuts = spot_check.find_cuts(Wide(cut=True), at, step=True)
+    assert [(cut.function, cut.wrt) for cut in cuts] == [("step", "state"), ("step", "action")]
+    assert all(f"d step[63] / d {cut.wrt}[" in cut.detail for cut in cuts)
+    assert few < 0.6 * (len(calls) - few)
 
 
 def test_looking_draws_from_no_stream_of_the_training():
