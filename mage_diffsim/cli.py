@@ -11,10 +11,12 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,7 +256,8 @@ def _eval(options: Eval) -> int:
         }
         for r, (seed, lam) in enumerate(runs)
     ]
-    title = f"{trainer.task.name} at step {trainer.env_step}: return of {episodes} episodes, seed {options.seed}"
+    many = f"{episodes} episode{'s' * (episodes > 1)}"
+    title = f"{trainer.task.name} at step {trainer.env_step}: return of {many}, seed {options.seed}"
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(str(row["seed"]), f"{row['lambda']:g}", *(f"{v:.2f}" for v in list(row.values())[2:]))
@@ -296,20 +299,20 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         raise missing_extra("imageio", "video") from error
 
     def write(frames: list[Any], frames_per_second: int) -> None:
+        from mage_diffsim.files import replacing
         from mage_diffsim.runs import make_folder
 
         make_folder(path.parent)
-        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the ending tells imageio the format
         try:
-            if path.suffix == ".mp4":
-                imageio.mimwrite(temporary, frames, fps=frames_per_second, macro_block_size=2)  # type: ignore[arg-type]
-            else:
-                imageio.mimwrite(temporary, frames, duration=1000 / frames_per_second, loop=0)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            with replacing(path, f".{path.stem}.tmp{path.suffix}") as temporary:  # the ending tells ffmpeg the format
+                if path.suffix == ".mp4":
+                    imageio.mimwrite(temporary, frames, fps=frames_per_second, macro_block_size=2)  # type: ignore[arg-type]
+                else:  # in memory first: imageio's own writer goes on writing after an error
+                    film = io.BytesIO()
+                    imageio.mimwrite(film, frames, format="gif", duration=1000 / frames_per_second, loop=0)  # type: ignore[arg-type]
+                    temporary.write_bytes(film.getvalue())
+        except InputError as error:
+            raise InputError(" ".join(str(error).split())[:300]) from error  # ffmpeg has much to say
         _say_written(path)
 
     return write
@@ -489,23 +492,35 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
+PROBE = 1 << 16
+"""Bytes written to see whether a disk takes more: of a few, the error would come when the file is long closed."""
+
+
 def _check_writable(path: Path | None) -> None:
     """Refuse an output file before the work for it is done; folders that are not there are created when it is written.
 
     Raises:
-        InputError: it is a folder itself, or its folder cannot be created or written to.
+        InputError: it is a folder itself, or its folder cannot be created or written to, or its disk is full.
     """
     from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.files import is_replaceable
 
     if path is None:
         return
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    folder = next(p for p in path.absolute().parents if p.exists())
+    folder = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {path}: nothing may be written into the folder {folder}")
+    if not is_replaceable(path):  # a device or a pipe, which answers when it is written to
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: nothing can be written into the folder {folder}: {error.strerror or error}"
+        ) from error
 
 
 def _write_json(path: Path | None, content: Any) -> None:

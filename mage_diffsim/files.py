@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,19 +43,53 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+MOST_LINKS = 40
+"""Links that are followed one after another, as the system does."""
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether another file may be put in the place of this one, links followed.
+
+    Not so a device, a pipe, and what a process has open (``/dev/stdout``), even if that is a regular file.
+    """
+    named = str(path)
+    for _ in range(MOST_LINKS):
+        folder = os.path.realpath(os.path.dirname(named) or ".")
+        if folder.startswith("/proc/") and os.path.basename(folder) == "fd":
+            return False
+        if not os.path.islink(named):
+            break
+        named = os.path.join(folder, os.readlink(named))
+    return os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+
+
 @contextlib.contextmanager
-def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to, which takes its place in the end; on any failure it is removed.
+def replacing(path: Path, temporary: str | None = None) -> Iterator[Path]:
+    """A temporary file to write to, which takes the place of ``path`` in the end; on any failure it is removed.
+
+    A link stays, and what it names is replaced. What cannot be replaced (see :func:`is_replaceable`) is itself given
+    to write to.
+
+    Args:
+        path: the file.
+        temporary: name of the temporary file, beside it; by default ``path``'s and ``.tmp``.
 
     Raises:
         InputError: it cannot be written.
     """
-    temporary = temporary or path.with_name(path.name + ".tmp")
+    if not is_replaceable(path):
+        with writing(path):
+            yield path
+        return
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(temporary or target.name + ".tmp")
     try:
         with writing(path):
-            yield temporary
-            os.replace(temporary, path)
+            if target.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            yield beside
+            os.replace(beside, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            beside.unlink()
         raise

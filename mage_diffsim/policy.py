@@ -115,7 +115,7 @@ def write_policy(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
         InputError: it cannot be written.
     """
     content = save({k: v.cpu() for k, v in tensors.items()}, {ENTRY: json.dumps(metadata, sort_keys=True)})
-    with replacing(path, path.with_suffix(".tmp")) as temporary:
+    with replacing(path, path.with_suffix(".tmp").name) as temporary:
         temporary.write_bytes(content)
 
 
@@ -138,7 +138,10 @@ def load_policy(run_or_file: AnyPath, run: int = 0) -> Policy:
     tensors, metadata = _of_run(path) if path.is_dir() else _of_file(path)
     runs = len(metadata["runs"])
     if not isinstance(run, int) or isinstance(run, bool) or not 0 <= run < runs:
-        raise InputError(f"run is {run!r}, and {path} holds {runs} runs; accepted is 0 to {runs - 1}")
+        accepted = "0 to" if runs > 1 else "only"
+        raise InputError(
+            f"run is {run!r}, and {path} holds {runs} run{'s' * (runs > 1)}; accepted is {accepted} {runs - 1}"
+        )
     prefix = f"run{run}."
     return Policy({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, metadata)
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -47,7 +47,7 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
 from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
-from mage_diffsim.files import AnyPath, as_path, replacing, writing
+from mage_diffsim.files import AnyPath, as_path, is_replaceable, replacing, writing
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, describe_task, policy_content, write_policy
 from mage_diffsim.training import Trainer
@@ -623,12 +623,28 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     with replacing(path, path.with_suffix(".tmp")) as temporary:
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
+            told = _Told(file)
             try:
-                torch.save({"version": CHECKPOINT_VERSION} | content, file)
+                torch.save({"version": CHECKPOINT_VERSION} | content, told)  # type: ignore[arg-type]
             except RuntimeError as error:  # what torch makes of a full disk
-                raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+                raise told.error or OSError(errno.EIO, str(error).splitlines()[0]) from error
             file.flush()
             os.fsync(file.fileno())
+
+
+class _Told:
+    """A file to write to which remembers what the system had against it: torch tells of its own trouble instead."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush = file, file.flush
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -732,8 +748,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary, open(temporary, "w" if is_replaceable(path) else "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _columns(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | None]]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.experiments.statistics import Interval, interval, middle
+from mage_diffsim.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,13 +165,8 @@ def _write(path: Path, content: bytes) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = "environment steps") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import gc
 import io
 import json
 import os
@@ -188,6 +189,10 @@ REFUSED = {
     "eval json": ("eval full --json file/a.json", r"cannot write file/a.json: \S+/file is a file, not a folder"),
     "eval video": ("eval full --video a.avi", "--video is a.avi; accepted is a name that ends in .mp4 or .gif"),
     "eval video folder": ("eval full --video file/no/a.gif", r"cannot write file/no/a.gif: \S+/file is a .*"),
+    "eval video place": (
+        "eval full --video /proc/a.gif",
+        "cannot write /proc/a.gif: nothing can be written into the folder /proc: .+",
+    ),
     "eval episodes": ("eval full --episodes 0", "--episodes is 0; accepted is 1 or more"),
     "eval seed": ("eval full --seed -1", r"--seed is -1; accepted is 0 or more, below 2\*\*63"),
     "check task": ("check-task Foo", "unknown task 'Foo': choose one of .*Pendulum.*"),
@@ -644,10 +649,22 @@ def test_eval_films_one_episode_into_a_new_folder(suffix, trained, tmp_path, cap
     ffmpeg = pytest.importorskip("imageio_ffmpeg") if suffix == "mp4" else None
     film = tmp_path / "new" / "folder" / f"film.{suffix}"
     assert run("eval", trained, "--episodes", 1, "--video", film) == 0
-    assert capsys.readouterr().out.endswith(f"\nwritten: {film}\n")
+    out = capsys.readouterr().out
+    assert "return of 1 episode, seed 0" in out and out.endswith(f"\nwritten: {film}\n")
     frames = len(imageio.mimread(film)) if ffmpeg is None else ffmpeg.count_frames_and_secs(film)[0]
     assert frames == 7  # the initial state and six steps
     assert {path for path in files(tmp_path) if path.is_file()} == {film}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_film_for_a_full_disk_is_one_sentence(trained, tmp_path, capfd):
+    pytest.importorskip("imageio.v2")
+    film = tmp_path / "film.gif"
+    film.symlink_to("/dev/full")
+    assert run("eval", trained, "--episodes", 1, "--video", film) == 2
+    gc.collect()  # an object that complains when it is deleted does so now
+    assert capfd.readouterr().err == f"mage-diffsim: cannot write {film}: No space left on device\n"
+    assert film.is_symlink() and Path("/dev/full").is_char_device()
 
 
 def test_reports_are_written_into_a_new_folder_and_named_at_the_end(trained, tmp_path, capsys):

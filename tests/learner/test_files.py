@@ -131,9 +131,45 @@ def test_a_full_disk_is_named_with_the_file(copied, tmp_path):
         path = tmp_path / name
         suffix = ".txt.tmp" if name == "note.txt" else ".tmp"
         path.with_suffix(suffix).symlink_to("/dev/full")
-        with pytest.raises(InputError, match=rf"cannot write {path}: "):
+        with pytest.raises(InputError, match=rf"^cannot write {path}: No space left on device$"):
             write(path)
         assert not path.exists()
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link, second = tmp_path / "there" / "a.json", tmp_path / "link.json", tmp_path / "second.json"
+    link.symlink_to(os.path.join("there", "a.json"))  # relative to the link
+    second.symlink_to(link)
+    for path, text in ((link, "1"), (second, "2")):  # the first names a file that is not there yet
+        runs.write_atomically(path, text)
+        assert path.is_symlink() and target.read_text() == text and not target.is_symlink()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.json", "link.json", "second.json", "there"]
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match=rf"^cannot write {loop}: "):
+        runs.write_atomically(loop, "text")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        runs.write_atomically(path, "text")
+        assert os.read(reader, 99) == b"text"
+        os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs files of the process under /proc")
+def test_an_open_file_is_appended_to_and_not_replaced(tmp_path):
+    with open(tmp_path / "log", "w+b", buffering=0) as file:
+        file.write(b"before ")
+        runs.write_atomically(Path(f"/proc/self/fd/{file.fileno()}"), "text")
+        assert os.stat(tmp_path / "log").st_ino == os.fstat(file.fileno()).st_ino
+    assert (tmp_path / "log").read_text() == "before text"
 
 
 def test_files_are_utf_8_under_an_ascii_locale(tmp_path):
