@@ -620,7 +620,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written, as on a full disk; the old one is left.
     """
-    with replacing(path, path.with_suffix(".tmp")) as temporary:
+    with replacing(path, path.with_suffix(".tmp").name) as temporary:
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
             told = _Told(file)
@@ -685,6 +685,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | None = None) -> Trainer:
     """The trainer of a run as its newest checkpoint left it, for evaluation or inspection.
 
+    It takes steps up to the run's ``steps``, so none after a finished run: :func:`resume` goes on with more.
+
     ``task`` is the task object, for a class that this process does not find by itself.
 
     Raises:
@@ -743,7 +745,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one go.
+    """Replace a text file in one go; to a device, a pipe or what the process has open, such as /dev/stdout, append.
 
     Raises:
         InputError: it cannot be written.
@@ -864,10 +866,15 @@ def _number(path: Path, line: int, column: str, text: str, separator: str) -> st
 
 
 def _keep_rows(run_dir: Path, last_step: int) -> None:
-    """Drop what was written after the checkpoint: it is about to happen again."""
-    for name in ("eval.csv", "metrics.csv"):
-        path = run_dir / name
-        if not path.is_file():
+    """Drop what was written after the checkpoint: it is about to happen again. Tables that are gone begin anew."""
+    paths = [run_dir / name for name in ("eval.csv", "metrics.csv")]
+    gone = [path.name for path in paths if not path.is_file()]
+    if gone and last_step >= 0:
+        logging.getLogger(__name__).warning(
+            f"{run_dir} lacks {' and '.join(gone)}: begun anew, without the rows up to step {last_step}"
+        )
+    for path in paths:
+        if path.name in gone:
             continue
         header, rows = _table(path)
         text = io.StringIO()

@@ -224,7 +224,16 @@ class Trainer:
 
     @in_ordinary_modes
     def step(self) -> None:
-        """One environment step: collect a transition, train the models when due, improve critic and actor."""
+        """One environment step: collect a transition, train the models when due, improve critic and actor.
+
+        Raises:
+            InputError: all ``config.steps`` of them are done, for which the replay buffer has room.
+        """
+        if self.buffer.size >= self.config.steps:
+            raise InputError(
+                f"all {self.config.steps} environment steps are done, and the replay buffer holds no more: go on by "
+                "resume(run_dir, steps=...) with more of them"
+            )
         self.env_step += 1
         with matmul_precision(self.config.matmul):
             self._collect()

@@ -136,6 +136,25 @@ def test_a_full_disk_is_named_with_the_file(copied, tmp_path):
         assert not path.exists()
 
 
+@pytest.mark.parametrize("gone", [("eval.csv",), ("eval.csv", "metrics.csv"), ()])
+def test_tables_that_are_gone_are_told_of_once_and_begun_anew(gone, copied, caplog):
+    for name in gone:
+        (copied / name).unlink()
+    resume(copied, steps=6)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    expected = f"{copied} lacks {' and '.join(gone)}: begun anew, without the rows up to step 4"
+    assert said == ([expected] if gone else [])
+    steps = [row["env_step"] for row in read_evaluations(copied)]
+    assert steps == ([6, 6] if gone else [0, 0, 2, 2, 4, 4, 6, 6])
+
+
+def test_a_finished_run_takes_no_further_step(copied):
+    trainer = load_trainer(copied)
+    with pytest.raises(InputError, match=r"^all 4 environment steps are done, .* resume\(run_dir, steps=\.\.\.\)"):
+        trainer.step()
+    assert trainer.env_step == 4 and trainer.buffer.size == 4
+
+
 def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
     (tmp_path / "there").mkdir()
     target, link, second = tmp_path / "there" / "a.json", tmp_path / "link.json", tmp_path / "second.json"
