@@ -8,6 +8,7 @@ published code in the README under "Deviations".
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import logging
 import math
@@ -337,9 +338,11 @@ class TrainConfig:
             settings = _with_tuples(data)
             if isinstance(settings.get("task_options"), dict):
                 settings["task_options"] = plain(settings["task_options"])
+            _refuse_unknown(hyper, Hyper)
+            _refuse_unknown(settings, TrainConfig)
             settings["hyper"] = Hyper(**_typed(hyper, Hyper()))
             return TrainConfig(**_typed(settings, TrainConfig()))
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, InputError) as error:
             raise InputError(f"the configuration does not fit this version of mage_diffsim: {error}") from error
 
 
@@ -397,16 +400,21 @@ def make_config(
         **settings: other fields of :class:`TrainConfig`; ``hyper`` may be a dict of single overrides.
 
     Raises:
-        InputError: an unknown task, preset, method, dynamics, loss or ensemble, a value out of range, a setting that
+        InputError: an unknown task, preset, method, dynamics, loss, ensemble or setting, a value out of range, one that
             has no effect beside the others (see :data:`USES`), or a task object that its options do not make again.
     """
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task
 
     given = [name for name, value in settings.items() if value is not None]
-    given += settings["hyper"] if isinstance(settings.get("hyper"), dict) else []
+    given += settings["hyper"] if isinstance(settings.get("hyper"), Mapping) else []
     settings = dict(shared or {}) | settings
     overrides = settings.pop("hyper", {})
+    _refuse_unknown(settings, TrainConfig)
+    if not isinstance(overrides, Mapping | Hyper):
+        raise InputError(f"hyper is {overrides!r}; accepted is a dict from hyper-parameters to values, or a Hyper")
+    if isinstance(overrides, Mapping):
+        _refuse_unknown(overrides, Hyper)
     try:
         options = settings["task_options"] = plain(settings.get("task_options", {}))
     except TypeError as error:
@@ -421,9 +429,8 @@ def make_config(
         settings["task_options"] = recorded_options(task, options)
     try:
         config = TrainConfig(task=name, **_typed(_with_tuples(settings), TrainConfig()))
-        if isinstance(overrides, dict):
-            overrides = _typed(_with_tuples(overrides), Hyper())
-            replace(Hyper(), **overrides)  # refuses unknown names
+        if isinstance(overrides, Mapping):
+            overrides = _typed(_with_tuples(dict(overrides)), Hyper())
     except TypeError as error:
         raise InputError(f"the settings are not a training's: {error}") from error
     hyper = Hyper.preset(config.preset, made.network_size, config.ensemble)
@@ -436,6 +443,30 @@ def make_config(
     for unused, reason in require_effect(config, given, MISLEADING - LABELS).items():
         _warn_once(f"{unused} was given and has no effect, as {reason}")
     return config
+
+
+def _refuse_unknown(names: Iterable[str], kind: type[TrainConfig | Hyper]) -> None:
+    """Refuse names that are no fields, and say which was meant.
+
+    Raises:
+        InputError: names the first of them, and what is accepted.
+    """
+    settings = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
+    hyper = [f.name for f in dataclasses.fields(Hyper)]
+    own, other = (hyper, settings) if kind is Hyper else (settings, hyper)
+    what, others = ("hyper-parameter", "a setting") if kind is Hyper else ("setting", "a hyper-parameter")
+    place = "{}=... beside hyper" if kind is Hyper else 'hyper={{"{}": ...}}'
+    for name in names:
+        if name in own or (name == "hyper" and kind is TrainConfig):
+            continue
+        if name in other:
+            raise InputError(f"{name} is {others}: give {place.format(name)}")
+        close = difflib.get_close_matches(str(name), own)
+        elsewhere = [place.format(x) for x in difflib.get_close_matches(str(name), other)]
+        meant = " or ".join(close + ([] if close else elsewhere))
+        raise InputError(
+            f"unknown {what} {name!r}: " + (f"did you mean {meant}?" if meant else f"choose one of {', '.join(own)}")
+        )
 
 
 def recorded_options(task: Task, options: dict[str, Any]) -> dict[str, Any]:

@@ -369,7 +369,26 @@ def test_a_loaded_trainer_is_the_saved_one(trained):
             assert torch.equal(value.nan_to_num(12345.0), loaded[name].nan_to_num(12345.0)), name
 
 
-@pytest.mark.parametrize("settings", [{"foo": 1}, {"hyper": {"foo": 1}}, {"seeds": 3}, {"steps": "a"}])
+@pytest.mark.parametrize("settings", [{"seeds": 3}, {"steps": "a"}])
 def test_settings_of_the_wrong_kind_are_one_sentence(settings):
-    with pytest.raises(InputError, match=r"the settings are not a training's: .*(foo|seeds is 3|steps is 'a')"):
+    with pytest.raises(InputError, match=r"the settings are not a training's: .*(seeds is 3|steps is 'a')"):
+        make_config("Pendulum", **settings)
+
+
+MISNAMED = [
+    ({"warmup_steps": 100}, r'warmup_steps is a hyper-parameter: give hyper=\{"warmup_steps": ...\}'),
+    ({"warmup_step": 100}, r'unknown setting \'warmup_step\': did you mean hyper=\{"warmup_steps": ...\}\?'),
+    ({"lam": 0.1}, r"unknown setting 'lam': did you mean lambdas\?"),
+    ({"shared": {"stepz": 3}}, r"unknown setting 'stepz': did you mean steps.*\?"),
+    ({"foo": 1}, r"unknown setting 'foo': choose one of task, .*, matmul"),
+    ({"hyper": {"batchsize": 3}}, r"unknown hyper-parameter 'batchsize': did you mean batch_size.*\?"),
+    ({"hyper": {"foo": 3}}, r"unknown hyper-parameter 'foo': choose one of gamma, .*, reward_hidden"),
+    ({"hyper": {"steps": 3}}, r"steps is a setting: give steps=... beside hyper"),
+    ({"hyper": 3}, r"hyper is 3; accepted is a dict from hyper-parameters to values, or a Hyper"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), MISNAMED)
+def test_a_misnamed_setting_is_told_the_right_name_and_place(settings, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}$"):
         make_config("Pendulum", **settings)
