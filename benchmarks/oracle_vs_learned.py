@@ -121,7 +121,7 @@ class OracleVsLearned(Experiment):
         report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
         report.comparison_figure(out / "figure.png", curves, len({row["seed"] for row in rows}))
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
-        table = report.table_rows(report.groups_of(rows), outcomes)
+        table = report.table_rows(report.groups_of(rows), solved, outcomes)
         return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))
 
 

@@ -265,12 +265,22 @@ HEADER = (
 """Columns of the table."""
 
 
-def table_rows(groups: Sequence[Group], outcomes: Iterable[Outcome] = ()) -> list[tuple[str, ...]]:
-    """The cells of the table under HEADER: one row per group, then one per cell that was skipped or failed."""
+def table_rows(
+    groups: Sequence[Group], solved_returns: Mapping[str, float | None], outcomes: Iterable[Outcome] = ()
+) -> list[tuple[str, ...]]:
+    """The cells of the table under HEADER: one row per group, then one per cell that was skipped or failed.
+
+    Args:
+        groups: what was trained.
+        solved_returns: task name to the mean return that counts as solved, or None.
+        outcomes: what became of every cell.
+    """
     rows = []
     for group in groups:
         solved = f"{len(group.solved)} of {len(group.rows)} seeds"
-        if group.solved:
+        if solved_returns.get(group.task) is None:
+            solved = "-"
+        elif group.solved:
             solved = f"{interval(group.solved).mean:.0f} ({solved})"
         rows.append(
             (

@@ -85,6 +85,15 @@ def test_when_nothing_solves_the_task_the_sentence_says_so():
     assert said(rows())[0] == "Pendulum was solved by no cell: no evaluation reached a mean return of -200."
 
 
+SOLVED = {"Pendulum": -200.0, "CartPole": 195.0}
+
+
+@pytest.mark.parametrize(("threshold", "cell"), [(None, "-"), (-200.0, "0 of 3 seeds")])
+def test_the_table_counts_solving_seeds_only_where_a_return_counts_as_solved(threshold, cell):
+    (row,) = report.table_rows(report.groups_of(rows()), {"Pendulum": threshold})
+    assert row[report.HEADER.index("solved at step")] == cell
+
+
 def test_a_task_without_a_solved_return_is_not_called_solved():
     assert said(rows(), threshold=None)[0] == "Pendulum: no return counts as solved."
 
@@ -229,7 +238,7 @@ def test_nonfinite_rows_are_reported_and_zero_is_not():
 
 def test_a_cosine_without_a_true_gradient_is_a_dash_with_its_reason():
     cells = rows(task="CartPole", cosine=math.nan)
-    table = report.table_rows(report.groups_of(cells))
+    table = report.table_rows(report.groups_of(cells), SOLVED)
     assert table[0][report.HEADER.index("cosine")] == "-"
     assert "true action-gradient is exactly zero" in sentence(said(cells), "cosine is undefined")
     assert not any("cosine is undefined" in s for s in said(rows()))
@@ -238,7 +247,7 @@ def test_a_cosine_without_a_true_gradient_is_a_dash_with_its_reason():
 def test_table_shows_skipped_cells_with_the_reason(tmp_path):
     cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
     skipped = Outcome(cell, tmp_path, "skipped", "jax is not installed: pip install 'mage-diffsim[mjx]'")
-    table = report.table_rows(report.groups_of(rows(solved=(100, None, 300))), [skipped])
+    table = report.table_rows(report.groups_of(rows(solved=(100, None, 300))), SOLVED, [skipped])
     assert table[0][:4] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25", "0.999 [0.882, 1.13]")
     assert table[0][report.HEADER.index("solved at step")] == "200 (2 of 3 seeds)"
     assert table[1][1:3] == ("MAGE-TD3, oracle (jax)", "skipped: " + skipped.reason)
@@ -262,7 +271,7 @@ HYBRIDS = [
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_every_column_is_shown_whole_whatever_the_terminals_width(width):
-    table = report.table_rows(report.groups_of([*rows(), *HYBRIDS]))
+    table = report.table_rows(report.groups_of([*rows(), *HYBRIDS]), SOLVED)
     text = printed(table, width)
     assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
     cells = {cell.strip() for line in text.splitlines() for cell in line.replace("┃", "│").split("│")}
@@ -276,7 +285,7 @@ def test_every_column_is_shown_whole_whatever_the_terminals_width(width):
 def test_a_reason_of_any_length_leaves_the_other_columns_readable(tmp_path):
     cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
     failed = Outcome(cell, tmp_path, "failed", "Traceback ...\n" + "RuntimeError: " + "something went wrong " * 20)
-    text = printed(report.table_rows(report.groups_of(rows()), [failed]), 80)
+    text = printed(report.table_rows(report.groups_of(rows()), SOLVED, [failed]), 80)
     assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text and "0.999 [0.882, 1.13]" in text
     assert text.count("something") == 20
 
