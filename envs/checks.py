@@ -103,6 +103,63 @@ def check_reset(task: Task, n: int, seed: int) -> Iterator[Check]:
         yield run_check("reset", name, None, check)
 
 
+def check_kinds(
+    task: Task, n: int, seed: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> list[Check]:
+    """What of the task gives no tensor, or keeps everything else from being looked at: failures alone.
+
+    Args:
+        task: the task, whose functions are called in turn on ``n`` initial states and actions of 0.
+        n: their number.
+        seed: seed of the states.
+        dtype: of states and actions.
+        device: of the same.
+    """
+    found: list[Check] = []
+
+    def call(name: str, function: Callable[..., object], accepted: str, *inputs: object) -> Tensor | None:
+        try:
+            with torch.no_grad():
+                value = function(*inputs)
+        except Exception as error:
+            if name in ("reset", "observe"):  # of the others, their own checks tell
+                message = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+                found.append(Check(name, "tensor", "failed", None, None, message))
+            return None
+        if isinstance(value, Tensor):
+            return value
+        found.append(
+            Check(name, "tensor", "failed", None, None, f"gave {_kind(value)}; accepted is a tensor {accepted}")
+        )
+        return None
+
+    start = torch.Generator().manual_seed(seed)
+    state = call("reset", task.reset, f"{(n, task.state_dim)} torch.float64", n, start)
+    if state is None:
+        return found
+    if tuple(state.shape) != (n, task.state_dim):
+        wrong = f"{tuple(state.shape)} {state.dtype}; accepted is {(n, task.state_dim)} torch.float64"
+        return [Check("reset", "shape", "failed", None, None, wrong)]
+    state = state.to(device, dtype)
+    action = torch.zeros(n, task.action_dim, dtype=dtype, device=device)
+    if type(task).step is not Task.step:
+        call("step", task.step, f"{(n, task.state_dim)} {dtype}", state.clone(), action.clone())
+    obs = call("observe", task.observe, f"{(n, task.obs_dim)} {dtype}", state.clone())
+    if obs is not None:
+        call("reward", task.reward, f"{(n,)} {dtype}", obs.clone(), action.clone(), obs.clone())
+        call("terminated", task.terminated, f"{(n,)} torch.bool", obs.clone())
+    return found
+
+
+def _kind(value: object) -> str:
+    """What a value is, in words: a float, a numpy.ndarray."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def check_values(subject: Subject, independence: float) -> Iterator[Check]:
     """What needs no gradient: shape and dtype, finite values, determinism, independent rows, no memory shared.
 
@@ -152,10 +209,12 @@ def check_values(subject: Subject, independence: float) -> Iterator[Check]:
 
     def pure() -> Outcome:
         given = {k: x.clone() for k, x in subject.inputs.items()}
+        versions = {k: x._version for k, x in given.items()}
         with torch.no_grad():
             y = subject.call(*given.values())
         for k, x in given.items():
-            if not torch.equal(x, subject.inputs[k]):
+            # A clamp that leaves these values as they are will change others.
+            if x._version != versions[k] or not torch.equal(x, subject.inputs[k]):
                 return False, None, f"its input {k} is changed in place"
             if not subject.may_alias and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr():
                 return False, None, f"its output shares memory with its input {k}"

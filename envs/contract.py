@@ -26,6 +26,7 @@ from mage_diffsim.envs.checks import (
     Outcome,
     Subject,
     all_finite,
+    check_kinds,
     check_reset,
     check_values,
     closeness,
@@ -163,6 +164,9 @@ def check_task(
     if backend is not None and backend not in known:
         make_physics(task, backend)  # raises the error that lists the valid names
     device = torch.device(device)
+    untyped = check_kinds(task, samples, seed, dtype=dtype, device=device)
+    if untyped:
+        return Report(task.name, str(dtype), str(device), tuple(untyped))
     checks: list[Check] = list(check_reset(task, samples, seed))
 
     physics: dict[str, Physics] = {}

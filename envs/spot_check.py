@@ -17,7 +17,15 @@ import torch
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.envs.checks import Check, Subject, check_reset, check_values, finite_differences, jacobian_of
+from mage_diffsim.envs.checks import (
+    Check,
+    Subject,
+    check_kinds,
+    check_reset,
+    check_values,
+    finite_differences,
+    jacobian_of,
+)
 from mage_diffsim.envs.contract import Tolerances
 from mage_diffsim.envs.physics import Physics, TorchPhysics
 from mage_diffsim.envs.task import Task
@@ -71,6 +79,8 @@ def draw_transitions(task: Task, physics: Physics, environments: int, seed: int 
     Raises:
         InputError: a function raised, or gave something of a wrong shape or dtype.
     """
+    for check in check_kinds(task, environments, seed, dtype=physics.dtype, device=physics.device):
+        _require(task, check)
     for check in check_reset(task, environments, seed):
         _require(task, check)
 
@@ -232,8 +242,8 @@ def _call(
 
 def _require(task: Task, check: Check) -> None:
     if check.status == "failed":
-        raised = check.detail.startswith("raised ")
-        raise _refusal(task, check.subject, check.detail if raised else f"fails {check.name!r}: {check.detail}")
+        told = check.name == "tensor" or check.detail.startswith("raised ")
+        raise _refusal(task, check.subject, check.detail if told else f"fails {check.name!r}: {check.detail}")
 
 
 def _refusal(task: Task, function: str, what: str) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.envs import make_physics, make_task, spot_check, task_names
+from mage_diffsim.envs.batched import advance
+from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.spot_check import draw_transitions, find_cuts, require_values
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
@@ -329,6 +332,69 @@ class NotATensor(Short):
         return False
 
 
+class RewardFloat(Short):
+    def reward(self, obs, action, next_obs):
+        return 1.0
+
+
+class RewardArray(Short):
+    def reward(self, obs, action, next_obs):
+        return super().reward(obs, action, next_obs).detach().numpy()
+
+
+class ObserveList(Short):
+    def observe(self, state):
+        return list(super().observe(state).unbind(-1))
+
+
+class StepTuple(Short):
+    """As of gymnasium."""
+
+    def step(self, state, action):
+        return super().step(state, action), {}
+
+
+class StepInPlaceOnly(Short):
+    def step(self, state, action):
+        state += 0.05
+
+
+class ResetArray(Short):
+    def reset(self, n, generator):
+        return super().reset(n, generator).numpy()
+
+
+class ObserveRaises(Short):
+    def observe(self, state):
+        raise KeyError("angle")
+
+
+class RewardClamps(Short):
+    """Changes what is stored and trained on, although not in the states of a first look."""
+
+    def reward(self, obs, action, next_obs):
+        next_obs.clamp_(-7.0, 7.0)
+        return super().reward(obs, action, next_obs)
+
+
+class ObserveClamps(Short):
+    def observe(self, state):
+        state[..., 1].clamp_(-7.0, 7.0)
+        return super().observe(state)
+
+
+class TerminatedClamps(Short):
+    def terminated(self, next_obs):
+        next_obs.clamp_(-7.0, 7.0)
+        return super().terminated(next_obs)
+
+
+class StepClamps(Short):
+    def step(self, state, action):
+        state[..., 1].clamp_(-7.0, 7.0)
+        return super().step(state, action)
+
+
 VALUES = {
     Mean: ("reward", r"\(\) torch.float64 on cpu; accepted is \(16,\) torch.float64"),
     MeanOfRows: ("reward", "differ|a row alone"),
@@ -349,8 +415,41 @@ VALUES = {
     StepInPlace: ("step", "input state is changed in place"),
     StepMean: ("step", "a row alone and in the batch differ"),
     Raises: ("reward", "raised RuntimeError: something of the user's own"),
-    NotATensor: ("terminated", "raised "),
+    NotATensor: ("terminated", r"gave a bool; accepted is a tensor \(1,\) torch.bool"),
+    RewardFloat: ("reward", r"gave a float; accepted is a tensor \(1,\) torch.float32"),
+    RewardArray: ("reward", "gave a numpy.ndarray; accepted is a tensor"),
+    ObserveList: ("observe", r"gave a list; accepted is a tensor \(1, 3\) torch.float32"),
+    StepTuple: ("step", r"gave a tuple; accepted is a tensor \(1, 2\) torch.float32"),
+    StepInPlaceOnly: ("step", "gave None; accepted is a tensor"),
+    ResetArray: ("reset", r"gave a numpy.ndarray; accepted is a tensor \(1, 2\) torch.float64"),
+    ObserveRaises: ("observe", "raised "),
+    RewardClamps: ("reward", "input next_obs is changed in place"),
+    ObserveClamps: ("observe", "input state is changed in place"),
+    TerminatedClamps: ("terminated", "input next_obs is changed in place"),
+    StepClamps: ("step", "input state is changed in place"),
 }
+
+KINDS = [task for task, (_, sentence) in VALUES.items() if "accepted is a tensor" in sentence]
+CLAMPS = [RewardClamps, ObserveClamps, TerminatedClamps, StepClamps]
+
+
+@pytest.mark.parametrize("task", [*KINDS, *CLAMPS, ObserveRaises, ResetFlat], ids=lambda t: t.__name__)
+def test_check_task_says_the_same_of_what_is_no_tensor_or_changes_its_input(task):
+    function, sentence = VALUES[task]
+    failures = check_task(task(), "torch", samples=4, steps=4).failures
+    assert {c.subject.partition(" ")[0] for c in failures} == {function}
+    said = sentence.partition(r" \(")[0]  # what follows is of another number of states and in float64
+    assert re.search(said if task is not ResetFlat else r"^\(4,\) torch.float64", failures[0].detail), failures
+
+
+def test_a_reward_that_clamps_its_input_would_have_changed_what_is_stored():
+    stored = {}
+    for task in (Short(), RewardClamps()):
+        physics = make_physics(task, dtype=torch.float64)
+        state = torch.tensor([[1.0, 8.0]], dtype=torch.float64)
+        action = torch.ones(1, 1, dtype=torch.float64)
+        stored[type(task)] = advance(physics, state, task.observe(state), action).next_obs
+    assert stored[Short][0, 2] == 8.0 and stored[RewardClamps][0, 2] == 7.0
 
 
 @pytest.mark.parametrize("task", VALUES, ids=lambda t: t.__name__)
