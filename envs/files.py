@@ -39,7 +39,7 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     _forget_changed(path.parent)
     name = _private_name(path)
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+    spec = importlib.util.spec_from_file_location(name, path, loader=TaskFileLoader(name, str(path)))
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
@@ -179,7 +179,9 @@ def executed_source(path: Path) -> bytes | None:
     return None
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
+class TaskFileLoader(importlib.machinery.SourceFileLoader):
+    """Executes task files and the modules beside them."""
+
     def get_code(self, fullname: str) -> Any:
         """Compiled anew: a cached file of bytecode is told from an edit within the same second by nothing."""
         path = self.get_filename(fullname)
@@ -218,7 +220,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(
             fullname,
             found.origin,
-            loader=_Loader(fullname, found.origin),
+            loader=TaskFileLoader(fullname, found.origin),
             submodule_search_locations=found.submodule_search_locations,
         )
 

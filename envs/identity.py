@@ -14,7 +14,8 @@ import platform
 import sys
 import types
 import xml.etree.ElementTree
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.envs.files import executed_source, source_file
+from mage_diffsim.envs.files import TaskFileLoader, executed_source, source_file
 from mage_diffsim.envs.task import GIVEN, Task
 
 RECORDABLE = "numbers, text, true, false, None, and lists or dicts of these"
@@ -178,8 +179,102 @@ def require_reproducible(task: Task) -> None:
             raise InputError(
                 f"attribute {name} of this task {task.name} is {now}, and {was} in one made with its options "
                 f"{options}: what is set after a task is made cannot be recorded with a run, so make it an option of "
-                "the constructor or a class attribute"
+                "the constructor or write it into the body of the class"
             )
+    _require_found_again(task)
+
+
+def _require_found_again(task: Task) -> None:
+    """Refuse a task whose class is not what its reference leads to: a run makes its task from that one.
+
+    Compared are class attributes, the code of methods, and the plain globals that it uses. A class that its reference
+    does not lead to at all is asked for when the run goes on.
+
+    Raises:
+        InputError: a class was changed after its file was read, or its file or a definition of the same name has.
+    """
+    from mage_diffsim.envs.registry import task_class_again
+
+    reference = reference_of(type(task))
+    try:
+        fresh = task_class_again(reference, type(task))
+    except InputError:
+        if reference.rpartition(":")[0].endswith(".py"):
+            raise
+        return
+    mine, found = ([c for c in cls.__mro__ if c.__module__ != "builtins"] for cls in (type(task), fresh))
+    changed = None if len(mine) == len(found) else "its base classes are"
+    for ours, theirs in zip(mine, found, strict=False):
+        changed = changed or _changed_member(ours, theirs)
+    if changed:
+        raise InputError(
+            f"of the class of this task {task.name}, {changed} not what {reference} defines, by which a run makes its "
+            "task: what is changed on a class, or in its file, after the class was made cannot be recorded with a run, "
+            "so change it in the file and make the task anew, or make it an option of the constructor"
+        )
+
+
+def _changed_member(cls: type, fresh: type) -> str | None:
+    """What differs between a class and the same one made anew, as the start of a sentence."""
+    if cls is fresh:
+        return None
+    mine, theirs = vars(cls), vars(fresh)
+    # What a loader of its own made of the source, as pytest's rewriting of assert does, is not comparable.
+    loader = getattr(sys.modules.get(cls.__module__), "__loader__", None)
+    own = (SourceFileLoader.get_code, TaskFileLoader.get_code)
+    comparable = loader is None or getattr(type(loader), "get_code", None) in own
+    for name in sorted(mine.keys() | theirs.keys()):
+        if name.startswith("__") and name.endswith("__") and not (_functions(mine.get(name)) and theirs.get(name)):
+            continue  # what Python itself notes of a class
+        if name.startswith("_") and name in theirs and _is_empty(theirs[name]):
+            continue  # a cache
+        if name not in mine or name not in theirs:
+            there = mine.get(name, theirs.get(name))
+            return f"{'method' if _functions(there) else 'attribute'} {name} is"
+        if not _alike(mine[name], theirs[name], comparable, set()):
+            is_code = _functions(mine[name]) or _functions(theirs[name])
+            return f"method {name} is" if is_code else f"attribute {name} = {short(mine[name])} is"
+    return None
+
+
+def _alike(a: Any, b: Any, comparable: bool, seen: set[int]) -> bool:
+    """Whether two values say the same, where classes and functions of one file stand for those of its other reading."""
+    if a is b or id(a) in seen:
+        return True
+    seen.add(id(a))
+    if _is_plain(a) or _is_plain(b):
+        return _is_plain(a) and _is_plain(b) and plain(a) == plain(b) and isinstance(a, bool) == isinstance(b, bool)
+    if _functions(a) or _functions(b):
+        return _same_functions(_functions(a), _functions(b), comparable)
+    if type(a).__qualname__ != type(b).__qualname__:
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key], comparable, seen) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_alike(x, y, comparable, seen) for x, y in zip(a, b, strict=True))
+    if isinstance(a, functools.partial):
+        mine, theirs = ([x.func, x.args, x.keywords] for x in (a, b))
+        return _alike(mine, theirs, comparable, seen)
+    if isinstance(a, type):
+        return True
+    if isinstance(a, torch.Tensor | np.ndarray) or not hasattr(a, "__dict__"):
+        return type(a) is not type(b) or _same(a, b, set())
+    return _alike(vars(a), vars(b), comparable, seen)
+
+
+def _same_functions(mine: list[types.FunctionType], theirs: list[types.FunctionType], comparable: bool) -> bool:
+    if len(mine) != len(theirs):
+        return False
+    for a, b in zip(mine, theirs, strict=True):
+        places = [(f.__qualname__, f.__code__.co_firstlineno, Path(f.__code__.co_filename).name) for f in (a, b)]
+        if not comparable and places[0] == places[1]:
+            continue
+        caches = {k for k, v in b.__globals__.items() if k.startswith("_") and _is_empty(v)}
+        if list(_code_texts([a.__code__], a.__globals__, caches)) != list(
+            _code_texts([b.__code__], b.__globals__, caches)
+        ):
+            return False
+    return True
 
 
 def _is_empty(value: Any) -> bool:
@@ -482,17 +577,20 @@ def _files_of_model(content: bytes, folder: Path) -> Iterator[Path]:
 def _codes_of(cls: type) -> Iterator[types.CodeType]:
     """The compiled functions of a class body."""
     for value in vars(cls).values():
-        functions: list[Any] = [value]
-        if isinstance(value, staticmethod | classmethod):
-            functions = [value.__func__]
-        elif isinstance(value, property):
-            functions = [value.fget, value.fset]
-        elif isinstance(value, functools.cached_property):
-            functions = [value.func]
-        for function in functions:
-            function = inspect.unwrap(function) if callable(function) else function
-            if isinstance(function, types.FunctionType):
-                yield function.__code__
+        yield from (function.__code__ for function in _functions(value))
+
+
+def _functions(value: Any) -> list[types.FunctionType]:
+    """The functions, without their decorators, of a value in a class body."""
+    found: list[Any] = [value]
+    if isinstance(value, staticmethod | classmethod):
+        found = [value.__func__]
+    elif isinstance(value, property):
+        found = [value.fget, value.fset]
+    elif isinstance(value, functools.cached_property):
+        found = [value.func]
+    found = [inspect.unwrap(function) if callable(function) else function for function in found]
+    return [function for function in found if isinstance(function, types.FunctionType)]
 
 
 def vars_of_module(definition: Any) -> Mapping[str, Any]:
@@ -501,8 +599,13 @@ def vars_of_module(definition: Any) -> Mapping[str, Any]:
     return next((f.__globals__ for f in functions if isinstance(f, types.FunctionType)), {})
 
 
-def _code_texts(codes: Iterable[types.CodeType], names: Mapping[str, Any]) -> Iterator[str | bytes]:
-    """What compiled functions do, with the plain values and functions that they use by a global name."""
+def _code_texts(
+    codes: Iterable[types.CodeType], names: Mapping[str, Any], without: Collection[str] = ()
+) -> Iterator[str | bytes]:
+    """What compiled functions do, with the plain values and functions that they use by a global name.
+
+    Of the names in ``without`` the values do not count.
+    """
     todo, seen = list(codes), set()
     while todo:
         code = todo.pop(0)
@@ -521,5 +624,5 @@ def _code_texts(codes: Iterable[types.CodeType], names: Mapping[str, Any]) -> It
             value: Any = names.get(name)
             if isinstance(value, types.FunctionType) and value.__globals__ is names:
                 todo.append(value.__code__)
-            elif value is not None and _is_plain(value):
+            elif value is not None and name not in without and _is_plain(value):
                 yield f"{name} = {plain(value)!r}"

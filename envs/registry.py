@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -123,6 +124,22 @@ def task_class(name: str) -> type[Task]:
         reference = _import(reference)
         check_definition(reference)
     return reference
+
+
+def task_class_again(reference: str, cls: type[Task]) -> type[Task]:
+    """As :func:`task_class`, to look at only: what is registered, and the module of ``cls``, stay as they are.
+
+    Raises:
+        InputError: see :func:`task_class`.
+    """
+    tasks, module = dict(_TASKS), sys.modules.get(cls.__module__)
+    try:
+        return task_class(reference)
+    finally:
+        _TASKS.clear()
+        _TASKS.update(tasks)
+        if module is not None:
+            sys.modules[cls.__module__] = module
 
 
 def make_task(name: str, **options: object) -> Task:

@@ -354,6 +354,125 @@ def test_a_task_that_its_options_do_not_make_again_is_refused_and_nothing_is_wri
     assert list(tmp_path.iterdir()) == []
 
 
+def heavier_reward(self, obs, action, next_obs):
+    return -3.0 * next_obs[..., 0].square()
+
+
+PATCHES = {
+    "an attribute": ("dt", 0.5, "attribute dt = 0.5 is not what"),
+    "an added attribute": ("mass", 20.0, "attribute mass is not what"),
+    "a method": ("reward", heavier_reward, "method reward is not what"),
+    "a constructor": ("__init__", lambda self, mass=2.0: None, "method __init__ is not what"),
+    "an added method": ("scale_action", lambda self, action: 2.0 * action, "method scale_action is not what"),
+}
+
+
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("case", PATCHES)
+def test_what_is_changed_on_a_class_is_refused_and_nothing_is_written(case, imported, slide, tmp_path, monkeypatch):
+    name, value, sentence = PATCHES[case]
+    config = make_config(slide, **SMALL)
+    if imported:
+        import slide as module
+    cls = module.Slide if imported else type(make_task(slide))
+    make_config(cls(mass=2.0), **SMALL)
+    monkeypatch.setattr(cls, name, value, raising=False)
+    for refuse in (
+        lambda: make_config(cls(mass=2.0), **SMALL),
+        lambda: train(config, tmp_path / "run", task=cls(mass=2.0)),
+    ):
+        with pytest.raises(InputError, match=f"{sentence} .*slide.py:Slide defines, .* change it in the file"):
+            refuse()
+    assert not (tmp_path / "run").exists()
+    assert make_config(slide, **SMALL) == config
+
+
+def test_a_global_that_is_changed_and_a_file_that_is_edited_after_the_task_was_made_are_refused(slide, monkeypatch):
+    import slide as module
+
+    task = module.Slide()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "FRICTION", 9.0)
+        with pytest.raises(InputError, match="method step is not what"):
+            make_config(task, **SMALL)
+    make_config(task, **SMALL)
+    path = Path(slide.rpartition(":")[0])
+    text = path.read_text()
+    path.write_text("# a comment\n" + text.replace("A mass", "A body"))
+    make_config(task, **SMALL)
+    path.write_text(text.replace("dt = 0.05", "dt = 0.5"))
+    with pytest.raises(InputError, match=r"attribute dt = 0.05 is not what .* make the task anew"):
+        make_config(task, **SMALL)
+    assert make_config(make_task(slide), **SMALL).task == slide
+
+
+DECORATED = """
+import dataclasses, enum, functools
+import torch
+from mage_diffsim.envs import register_task
+from slide import Slide
+
+
+@dataclasses.dataclass
+class Rail:
+    length: float
+    made: object = None
+
+
+class Kind(enum.Enum):
+    WOOD = "wood"
+
+
+def logged(function):
+    @functools.wraps(function)
+    def inner(*args):
+        return function(*args)
+    return inner
+
+
+_CACHE = {}
+
+
+@register_task
+@dataclasses.dataclass(frozen=True)
+class Decorated(Slide):
+    name = "Decorated"
+    mass: float = 1.0
+    rail = Rail(2.0, Kind.WOOD)
+    kind = Kind.WOOD
+    table = torch.tensor([1.0, float("nan")])
+    helpers = {"square": lambda x: x * x, "half": functools.partial(max, 0.5)}
+    Inner = Rail
+
+    @functools.cached_property
+    def weight(self):
+        return 9.81 * self.mass
+
+    @staticmethod
+    @functools.lru_cache
+    def double(x):
+        return 2 * x
+
+    @logged
+    def reward(self, obs, action, next_obs):
+        _CACHE["a"] = 1
+        return self.kind is Kind.WOOD and super().reward(obs, action, next_obs)
+"""
+
+
+def test_a_class_that_is_as_its_file_says_is_not_refused_whatever_is_in_it(slide):
+    path = Path(slide.rpartition(":")[0]).parent / "decorated.py"
+    path.write_text(DECORATED)
+    task = make_task(f"{path}:Decorated", mass=2.0)
+    task.reward(torch.ones(2), torch.ones(1), torch.ones(2))
+    assert make_config(task, **SMALL).task_options == {"mass": 2.0}
+    assert type(make_task("Decorated")) is type(task)
+    assert pickle.loads(pickle.dumps(task)).__class__ is type(task)
+    type(task).rail.length = 3.0
+    with pytest.raises(InputError, match=r"attribute rail = .* is not what"):
+        make_config(task, **SMALL)
+
+
 class Caching(Base):
     def __init__(self, table=(1.0, 2.0)):
         self.table = torch.tensor(table)
@@ -562,7 +681,7 @@ def test_an_edited_task_file_or_one_that_it_imports_is_refused(file, trained, sl
 def test_a_patched_class_attribute_is_refused(trained, slide, monkeypatch):
     task = make_task(slide)
     monkeypatch.setattr(type(task), "dt", 0.5)
-    with pytest.raises(InputError, match="was trained with another attribute dt of task Slide"):
+    with pytest.raises(InputError, match=r"class of this task Slide, attribute dt = 0.5 is not what .*slide.py:Slide"):
         resume(trained, steps=3, task=task)
 
 
