@@ -23,6 +23,7 @@ class TaskType(abc.ABCMeta):
     """The type of task classes: every task remembers the arguments it was made with (see :mod:`.identity`)."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = python_numbers(args), python_numbers(kwargs)  # as config.json gives them back
         task = super().__call__(*args, **kwargs)
         if isinstance(task, cls):
             vars(task)[GIVEN] = _arguments(cls, args, kwargs)
@@ -38,6 +39,17 @@ class TaskType(abc.ABCMeta):
 
 
 copyreg.pickle(TaskType, reduce_class)  # pyright: ignore[reportArgumentType]
+
+
+def python_numbers(value: Any) -> Any:
+    """The value with Python's numbers and text for NumPy's, in lists, tuples and dicts too."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(python_numbers(entry) for entry in value)
+    if type(value) is dict:
+        return {key: python_numbers(entry) for key, entry in value.items()}
+    return value
 
 
 def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +163,8 @@ class Task(metaclass=TaskType):
         return draw_bars(state.tolist())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        given = vars(self).get(GIVEN, {})
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torch.Generator) -> Float[Tensor, "n S"]:
