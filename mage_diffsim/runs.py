@@ -219,7 +219,10 @@ def _task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
         try:
             return config.make_task()
         except InputError as error:
-            raise InputError(f"the task of {run_dir / 'config.json'} is not found: {error}") from error
+            advice = '. Put it back, or write its new path into "task" there; or, from Python, give the object as task='
+            raise InputError(
+                f"the task of {run_dir / 'config.json'} is not found: {error}{advice if _is_gone(config.task) else ''}"
+            ) from error
     own = recorded_options(task, {})
     if own != config.task_options:
         raise InputError(
@@ -227,6 +230,12 @@ def _task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
             f"{own or 'none'}: make it with the same"
         )
     return task
+
+
+def _is_gone(reference: str) -> bool:
+    """Whether the file of a task is no longer there."""
+    file = reference.rpartition(":")[0]
+    return file.endswith(".py") and not Path(file).is_file()
 
 
 def identity_of(config: TrainConfig, task: Task) -> dict[str, Any]:
@@ -272,10 +281,15 @@ def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[s
     """In what a configuration and a task differ from those that a run was trained with: it was trained with ..."""
     was, now = ({k: v for k, v in c.items() if k not in HARMLESS} for c in (identity["config"], config.to_dict()))
     was = {k: v for k, v in now.items() if k not in was} | was  # a field that is newer than the run
-    parts = changed_parts(identity["sources"], sources_of(task))
-    places = [reference.rpartition(":") for reference in (was["task"], now["task"])]
-    if not parts and all(file.endswith(".py") for file, _, _ in places) and places[0][2] == places[1][2]:
-        now["task"] = was["task"]  # the same file, which has been moved
+    sources, sources_now = identity["sources"], sources_of(task)
+    (file, _, name), (file_now, _, name_now) = (r.rpartition(":") for r in (was["task"], reference_of(type(task))))
+    if file.endswith(".py") and file_now.endswith(".py") and name == name_now:
+        before, after = Path(file).name, Path(file_now).name
+        if before in sources and before not in sources_now:  # a file may be moved, and called otherwise
+            sources = {after if part == before else part: digest for part, digest in sources.items()}
+        if not changed_parts(sources, sources_now) and now["task"].rpartition(":")[2] == name:
+            now["task"] = was["task"]
+    parts = changed_parts(sources, sources_now)
     return differences(was, now) + [f"another {part} of task {task.name}" for part in parts]
 
 
@@ -357,6 +371,9 @@ def resume(
                 raise InputError(f"{run_dir} is trained to {done} steps already; accepted is --steps {done} or more")
             task = _task_of_run(run_dir, config, task)
             require_unchanged(run_dir, config, task, saved.get("identity"))
+            reference = reference_of(type(task))
+            if _is_gone(config.task) and not _is_gone(reference):
+                config = dataclasses.replace(config, task=reference)  # where its file is now
             trainer = Trainer(config, task, check=True)
             _restore(trainer, saved, path)
             _keep_rows(run_dir, done)
