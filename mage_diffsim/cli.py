@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -434,6 +435,12 @@ def _print_coverage(console: Console, coverage: Any) -> None:
         console.print(Padding(escape(f"- {sentence}"), (0, 0, 0, 2)), highlight=False)
 
 
+def _words(options: dict[str, Any]) -> str:
+    from mage_diffsim.envs.identity import format_options
+
+    return f"--task-options {shlex.join(format_options(options))}" if options else "no task options"
+
+
 def _states_of_run(run_dir: Path, task: Any) -> Any:
     """Some of the states [K, S] that the policies of a run visit, float64.
 
@@ -454,8 +461,8 @@ def _states_of_run(run_dir: Path, task: Any) -> Any:
     ours, theirs = options_of(task), options_of(trainer.task)
     if ours != theirs:
         raise InputError(
-            f"{run_dir} is a run of task {task.name} with the options {theirs}, and the task to check has {ours}: give "
-            "the same by --task-options"
+            f"{run_dir} is a run of task {task.name} with {_words(theirs)}, and the task to check has {_words(ours)}: "
+            "give the same"
         )
     generators = trainer.streams.evaluation(0)
     result = rollout(trainer.physics, trainer.policy, trainer.initial_states(8, generators), record=True)
