@@ -360,9 +360,21 @@ def reference_of(cls: type[Task]) -> str:
 
 
 def is_elsewhere(reference: str) -> bool:
-    """Whether only the process that defined the class can find it: a notebook's, a script's, a function's."""
+    """Whether only the process that defined the class can find it: a notebook's, a script's, a function's, exec's."""
     module, _, name = reference.rpartition(":")
-    return module in ("__main__", "builtins") or "." in name
+    if module.endswith(".py") or not module:
+        return False
+    return module in ("__main__", "builtins") or "." in name or not _is_there(module)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a new process, too, can import a module: ``exec`` makes classes of modules that never existed."""
+    if "." in module and not _is_there(module.rpartition(".")[0]):
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def absolute(reference: str) -> str:
@@ -473,6 +485,9 @@ class _Sources:
                 self._add_module(root, imported, packaged)
 
     def _add_module(self, root: Path, module: str, packaged: bool) -> bool:
+        top = module.partition(".")[0]
+        if not packaged and (top == "mage_diffsim" or top in sys.stdlib_module_names or _is_shadowed(root, top)):
+            return False
         place = root.joinpath(*module.split("."))
         for file in (place.with_suffix(".py"), place / "__init__.py"):
             if module and file.is_file():
@@ -530,6 +545,17 @@ class _Meaning(ast.NodeTransformer):
         if ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
             return None
         return self.generic_visit(node)
+
+
+def _is_shadowed(root: Path, top: str) -> bool:
+    """Whether a folder without __init__.py gives way to an installed module of this name, as it does in Python."""
+    if not (root / top).is_dir() or (root / top / "__init__.py").is_file() or (root / f"{top}.py").is_file():
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def _is_packaged(module: str) -> bool:

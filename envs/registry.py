@@ -121,7 +121,7 @@ def task_class(name: str) -> type[Task]:
     if isinstance(reference, str):
         if ":" not in reference:
             raise InputError(f"{unknown_name('task', name, known)}, or give path/to/file.py:ClassName")
-        reference = _import(reference)
+        reference = _registered(reference) or _import(reference)
         check_definition(reference)
     return reference
 
@@ -149,6 +149,9 @@ def make_task(name: str, **options: object) -> Task:
         InputError: see :func:`task_class`; or the task does not take these options, needs others, or refuses their
             values by a ``ValueError`` or ``TypeError``.
     """
+    if not isinstance(name, str):
+        shown = f"the class {name.__name__}" if isinstance(name, type) else repr(name)
+        raise InputError(f"make_task was given {shown}; accepted is a task's name, or path/to/file.py:ClassName")
     cls = task_class(name)
     accepted = inspect.signature(cls).parameters
     takes = ", ".join(sorted(accepted)) or "none"
@@ -170,6 +173,15 @@ def make_task(name: str, **options: object) -> Task:
             raise
         what = " ".join(str(error).split())
         raise InputError(f"task {cls.name} cannot be made with the options {options}: {what}") from error
+
+
+def _registered(reference: str) -> type[Task] | None:
+    """The class registered in this process that no import finds: one of a function, or of ``exec``."""
+    for cls in _TASKS.values():
+        if inspect.isclass(cls) and f"{cls.__module__}:{cls.__qualname__}" == reference:
+            found = sys.modules.get(cls.__module__)
+            return None if hasattr(found, cls.__qualname__) else cls
+    return None
 
 
 def _import(reference: str) -> Any:

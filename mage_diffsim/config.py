@@ -315,8 +315,8 @@ class TrainConfig:
                 return make_task(self.task, **self.task_options)
             except InputError as error:
                 raise InputError(
-                    f"task {self.task} was defined in a notebook, a script or a function, where this process does not "
-                    "find it: give the object as task="
+                    f"task {self.task} was defined in a notebook, a script or a function, or in a module that is not "
+                    "installed here, and this process does not find it: from Python, give the object as task="
                 ) from error
         return make_task(self.task, **self.task_options)
 
@@ -406,6 +406,9 @@ def make_config(
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task
 
+    if not isinstance(task, str | Task):
+        shown = f"the class {task.__name__}" if isinstance(task, type) else repr(task)
+        raise InputError(f"task is {shown}; accepted is a task's name, or a task object, as make_task gives it")
     given = [name for name, value in settings.items() if value is not None]
     given += settings["hyper"] if isinstance(settings.get("hyper"), Mapping) else []
     settings = dict(shared or {}) | settings

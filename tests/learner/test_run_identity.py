@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import inspect
 import json
 import pickle
 import re
@@ -23,6 +24,7 @@ from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import main
 from mage_diffsim.config import TrainConfig, make_config
 from mage_diffsim.display import show_log
+from mage_diffsim.envs import registry
 from mage_diffsim.envs.identity import (
     format_options,
     options_of,
@@ -592,6 +594,64 @@ def test_references_find_the_class_again(slide):
     assert reference_of(module.Slide) == slide
 
 
+class Scaled(Base):
+    def __init__(self, mass=1.0, *, gains=(1.0,), on=False):
+        self.weight, self.gains, self.on = 9.81 * mass, [3 * gain for gain in gains], on
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ({"mass": np.float32(0.1)}, {"mass": float(np.float32(0.1))}),
+        ({"mass": np.int64(2)}, {"mass": 2}),
+        ({"on": np.bool_(True)}, {"on": True}),
+        ({"gains": [np.float32(0.1), np.float64(2.0)]}, {"gains": (float(np.float32(0.1)), 2.0)}),
+    ],
+)
+def test_numpy_numbers_are_options_as_plain_ones_are_and_the_repr_shows_them(given, recorded):
+    task = Scaled(**given)
+    assert make_config(task, **SMALL).task_options == recorded
+    again = Scaled(**recorded)
+    assert (task.weight, task.gains, task.on) == (again.weight, again.gains, again.on)
+    assert "np." not in repr(task)
+
+
+def test_the_repr_of_a_task_shows_the_options_it_was_made_with():
+    assert repr(Scaled(20.0, on=True)) == "Scaled(mass=20.0, on=True)"
+    assert repr(Base()) == "Base()"
+
+
+@pytest.mark.parametrize(("given", "shown"), [(Base, "the class Base"), (None, "None"), (42, "42")])
+def test_what_is_no_task_gets_one_sentence(given, shown):
+    with pytest.raises(InputError, match=f"task is {shown}; accepted is a task's name, or a task object"):
+        inspect.unwrap(make_config)(given)
+    with pytest.raises(InputError, match=f"make_task was given {shown}; accepted is a task's name"):
+        inspect.unwrap(make_task)(given)
+
+
+def test_a_class_of_exec_in_a_namespace_of_its_own_is_found_if_registered_and_else_asked_for(monkeypatch):
+    space: dict[str, Any] = {"__name__": "a_module_that_never_was", "Base": Base}
+    exec("class Made(Base):\n    name = 'Made'", space)
+    config = make_config(space["Made"](), **SMALL)
+    with pytest.raises(InputError, match="from Python, give the object as task="):
+        config.make_task()
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+    registry.register_task(space["Made"])
+    assert type(config.make_task()) is space["Made"]
+
+
+def test_a_folder_beside_a_task_file_does_not_stand_for_an_installed_package(slide):
+    folder = Path(slide.rpartition(":")[0]).parent
+    before = sources_of(make_task(slide)).keys()
+    (folder / "mage_diffsim" / "envs").mkdir(parents=True)
+    for part in ("", "envs"):
+        (folder / "mage_diffsim" / part / "__init__.py").write_text("")
+    (folder / "torch").mkdir()
+    (folder / "torch" / "stack.py").write_text("")
+    (folder / "slide.py").write_text("from torch import stack\n" + SLIDE)
+    assert sources_of(make_task(slide)).keys() == before
+
+
 # --------------------------------------------------------------------------------------------------- what has changed
 
 
@@ -661,6 +721,16 @@ def test_a_run_goes_on_with_a_task_file_that_was_moved_and_not_with_another_clas
     (run_dir / "config.json").write_text(json.dumps(data | {"task": f"{moved}:Slide"}))
     resume(run_dir, steps=3)
     assert load_trainer(run_dir).env_step == 3
+    renamed = moved.rename(moved.parent / "elsewhere.py")
+    assert '"task" there; or, from Python, give the object as task=' in refused(run_dir, capsys)
+    task = make_task(f"{renamed}:Slide")
+    assert load_trainer(run_dir, task=task).env_step == 3
+    (run_dir / "config.json").write_text(json.dumps(data | {"task": f"{renamed}:Slide"}))
+    assert load_trainer(run_dir).env_step == 3
+    (run_dir / "config.json").write_text(json.dumps(data))
+    resume(run_dir, steps=4, task=task)
+    assert read_config(run_dir).task == f"{renamed}:Slide"
+    assert load_trainer(run_dir).env_step == 4
     (moved.parent / "rail.py").write_text("FRICTION = 0.6\n")
     assert " was trained with another rail.py of task Slide: " in refused(run_dir, capsys)
 
