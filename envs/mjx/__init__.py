@@ -33,17 +33,21 @@ class MjxPhysics(Physics):
     """A task whose ``physics["mjx"]`` is ``implementation(task) -> Simulation``, stepped by MJX.
 
     The equations are MuJoCo C's; the constraint solver is this package's own and converges in every state, so that in
-    float64 a step differs from converged MuJoCo C by rounding only. It is compiled for each number of environments,
-    once for values and once for derivatives; each takes tens of seconds, is logged at level INFO when it happens, and
-    is kept on disk (see :func:`kept_on_disk`). Physics of equal models share what was compiled in a process.
+    float64 a step differs from converged MuJoCo C by rounding only. Contacts and limits are made here as MuJoCo C makes
+    them, whatever custom numbers of the model ask of MJX. Where MuJoCo C counts a state as diverged (a position,
+    velocity or acceleration beyond 1e10) the next state and its derivative are NaN.
+
+    The step is compiled for each number of environments, once for values and once for derivatives; each takes tens of
+    seconds, is logged at level INFO when it happens, and is kept on disk (see :func:`kept_on_disk`). Physics of equal
+    models share what was compiled in a process.
 
     Derivative sources: ``implicit`` reverse mode, with the implicit function theorem at the solver's solution; ``jvp``
     forward mode by columns through the solver's iterations. Residuals can be kept of ``implicit``.
 
     Raises:
-        InputError: MJX does not support the model, or steps it wrongly or too slowly; the message names what and
-            offers backend mujoco. JAX does not see the device, the dtype is not float32 or float64, or residuals are
-            to be kept of ``jvp``.
+        InputError: MJX does not support the model, or steps it otherwise than MuJoCo C; the message names what and
+            offers backend mujoco, and :meth:`check_covers` gives the same one. JAX does not see the device, the dtype
+            is not float32 or float64, or residuals are to be kept of ``jvp``.
         MissingExtra: jax or mujoco-mjx is not installed.
         ImportError: the installed mujoco-mjx lacks a private name that is used here.
     """

@@ -1,4 +1,4 @@
-"""One environment step in JAX: MJX's kinematics, dynamics and collisions, and this package's solver and integrators."""
+"""One environment step in JAX: MJX's kinematics and smooth dynamics; constraints, solver and integrators made here."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from mujoco import mjx
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.jax import x64
-from mage_diffsim.envs.mjx.solver import Cones, Problem, inverse_factor, solve, solve_with
-from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+from mage_diffsim.envs.mjx.constraints import Constraints
+from mage_diffsim.envs.mjx.contacts import COLLISIONS, groups, kind_of, pairs
+from mage_diffsim.envs.mjx.solver import Problem, inverse_factor, solve, solve_with
+from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
 
 mujoco: Any = load_mujoco()
 
 PRIVATE = {
-    "smooth": ("kinematics", "com_pos", "tendon", "crb", "tendon_armature", "transmission"),
-    "collision_driver": ("collision", "geom_pairs"),
-    "constraint": ("make_constraint",),
+    "smooth": ("kinematics", "com_pos", "tendon", "crb", "transmission"),
+    "support": ("jac",),
+    "constraint": ("_efc_equality_joint", "_efc_equality_tendon"),
     "forward": ("fwd_velocity", "fwd_actuation"),
     "derivative": ("deriv_smooth_vel",),
-    "math": ("make_frame",),
+    "math": ("quat_to_axis_angle",),
     "types": ("DataJAX", "ModelJAX"),
 }
 """Everything used here that ``mujoco.mjx`` does not export: module in ``mujoco.mjx._src`` to names."""
 
 Array = jax.Array
+
+LARGEST = 1e10
+"""MuJoCo's mjMAXVAL: a position, velocity or acceleration beyond it counts as diverged."""
 
 
 def private(module: str, name: str) -> Any:
@@ -66,36 +71,6 @@ def missing_names() -> list[str]:
     return missing
 
 
-ITERATED = {
-    frozenset(pair)
-    for pair in (
-        ("capsule", "cylinder"),
-        ("capsule", "ellipsoid"),
-        ("cylinder", "cylinder"),
-        ("ellipsoid", "cylinder"),
-        ("ellipsoid", "ellipsoid"),
-        ("sphere", "cylinder"),
-        ("sphere", "ellipsoid"),
-    )
-}
-"""Pairs of geoms that MJX collides by descending a signed distance: a second and more per state on a CPU."""
-
-EXACT = {
-    frozenset(pair)
-    for pair in (
-        ("plane", "sphere"),
-        ("plane", "capsule"),
-        ("plane", "ellipsoid"),
-        ("plane", "cylinder"),
-        ("sphere", "sphere"),
-        ("sphere", "capsule"),
-        ("sphere", "box"),
-        ("capsule", "capsule"),
-        ("capsule", "box"),
-    )
-}
-"""Pairs of geoms whose contacts were found to be MuJoCo C's; boxes and meshes on planes, for one, are not."""
-
 IGNORED = {
     "actuator_armature": "actuator armature",
     "actuator_damping": "actuator damping",
@@ -115,77 +90,150 @@ IGNORED = {
 """What MJX accepts and leaves out of the equations: field of ``mujoco.MjModel`` that is 0 without it, to its name."""
 
 
+STEADY = {
+    "DISABLE": frozenset(
+        (
+            *("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "SPRING", "DAMPER", "GRAVITY"),
+            *("CLAMPCTRL", "WARMSTART", "FILTERPARENT", "ACTUATION", "REFSAFE", "SENSOR", "MIDPHASE", "EULERDAMP"),
+            *("AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD"),
+        )
+    ),
+    "ENABLE": frozenset(("ENERGY", "FWDINV", "INVDISCRETE")),
+}
+"""Flags that are covered, or that change nothing in a step of the models covered."""
+
+INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICITFAST": "implicitfast"}
+"""Integrators that are covered: name in ``mujoco.mjtIntegrator`` to name in MJCF."""
+
+
 def unsupported(model: Any) -> str | None:
-    """Why MJX cannot serve as this model's physics, as far as can be seen without calling it; None if it may."""
-    for field, feature in IGNORED.items():
-        if np.any(getattr(model, field, 0)):
-            return f"MJX ignores {feature}"
-    if model.opt.noslip_iterations:
+    """Why this model cannot be stepped here, as far as can be seen without calling MJX; None if it may."""
+    return (
+        next((f"MJX ignores {feature}" for field, feature in IGNORED.items() if np.any(getattr(model, field, 0))), None)
+        or _unsupported_option(model)
+        or _unsupported_element(model)
+        or _unsupported_contact(model)
+    )
+
+
+def _unsupported_option(model: Any) -> str | None:
+    option = model.opt
+    integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
+    if integrator not in INTEGRATORS:
+        return f"integrator {integrator.lower()} is not covered; accepted are {', '.join(INTEGRATORS.values())}"
+    if option.noslip_iterations:
         return "MJX ignores noslip_iterations"
-    if model.opt.disableactuator:
-        return "MJX ignores actuatorgroupdisable"
-    for kind in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD):
-        if np.any(model.eq_type == kind):
-            name = kind.name.removeprefix("mjEQ_").lower()
-            return f"MJX holds the equality constraint {name} by another rule than MuJoCo C"
-    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_IMPLICITFAST and np.any(model.actuator_forcelimited):
-        return "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)"
-    bits = mujoco.mjtDisableBit
-    if bool(model.opt.disableflags & bits.mjDSBL_SPRING) != bool(model.opt.disableflags & bits.mjDSBL_DAMPER):
-        return "MJX leaves out springs and dampers both where only one of them is disabled"
-    if not model.opt.disableflags & (bits.mjDSBL_CONTACT | bits.mjDSBL_CONSTRAINT):
-        for first, second, _ in private("collision_driver", "geom_pairs")(model):
-            types = [mujoco.mjtGeom(model.geom_type[g]).name.removeprefix("mjGEOM_").lower() for g in (first, second)]
-            if frozenset(types) not in EXACT:
-                names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, g) or f"geom{g}" for g in (first, second)]
-                how = (
-                    "by an iteration that takes a second per state"
-                    if frozenset(types) in ITERATED
-                    else "by another rule than MuJoCo C"
-                )
-                return f"MJX collides a {types[0]} ({names[0]}) with a {types[1]} ({names[1]}) {how}"
+    for change, flags, prefix, given in (
+        ("DISABLE", mujoco.mjtDisableBit, "mjDSBL_", option.disableflags),
+        ("ENABLE", mujoco.mjtEnableBit, "mjENBL_", option.enableflags),
+    ):
+        for flag, bit in flags.__members__.items():
+            short = flag.removeprefix(prefix)
+            if flag.startswith(prefix) and given & int(bit) and short not in STEADY[change]:
+                return f"MJX ignores option flag {short.lower()} ({change.lower()}d)"
+    if integrator == "IMPLICITFAST":
+        velocity = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (model.actuator_biasprm[:, 2] != 0.0)
+        velocity |= (model.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE) & (model.actuator_gainprm[:, 2] != 0.0)
+        if np.any(model.actuator_forcelimited & velocity):
+            return "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)"
+        if np.any(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
+            return "MJX integrates muscles by another rule than MuJoCo C (integrator implicitfast)"
+        free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        alone = free[model.tree_dofnum[model.dof_treeid[model.jnt_dofadr[free]]] == 6]
+        if len(alone):
+            name = element_name(mujoco, model, "JOINT", int(alone[0]))
+            return (
+                f"MJX integrates a free body without further joints ({name}) by another rule (integrator implicitfast)"
+            )
     return None
 
 
+def _unsupported_element(model: Any) -> str | None:
+    for i in range(model.nu):
+        if 0 <= model.actuator_group[i] <= 30 and model.opt.disableactuator & (1 << int(model.actuator_group[i])):
+            return "MJX ignores actuatorgroupdisable"
+    if not model.opt.disableflags & (mujoco.mjtDisableBit.mjDSBL_EQUALITY | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT):
+        for held in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD):
+            if np.any((model.eq_type == held) & model.eq_active0):
+                name = held.name.removeprefix("mjEQ_").lower()
+                return f"MJX holds the equality constraint {name} by another rule than MuJoCo C"
+    wrapping = np.isin(model.wrap_type, (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER))
+    for i in np.flatnonzero(wrapping & (np.round(model.wrap_prm) >= 0)):
+        name = element_name(mujoco, model, "TENDON", int(np.searchsorted(model.tendon_adr, i, side="right")) - 1)
+        return f"MJX wraps tendon {name} by another rule than MuJoCo C where it has a sidesite"
+    return None
+
+
+def _unsupported_contact(model: Any) -> str | None:
+    for g1, g2, _ in pairs(model):
+        kinds = kind_of(model, g1), kind_of(model, g2)
+        if kinds not in COLLISIONS:
+            one, two = (element_name(mujoco, model, "GEOM", g) for g in (g1, g2))
+            return f"contacts of a {kinds[0]} ({one}) with a {kinds[1]} ({two}) are not covered"
+    return None
+
+
+_reasons: dict[str, str | None] = {}
+"""What :func:`check_supported` found, by the fingerprint of the simulation."""
+
+
 def check_supported(simulation: Simulation) -> None:
-    """Look for what MJX leaves out or gets wrong, as far as can be seen without calling it.
+    """Look for what MJX does not support, leaves out or gets wrong; nothing is compiled.
 
     Raises:
         InputError: there is something.
     """
-    reason = unsupported(simulation.model)
+    key = simulation.fingerprint
+    if key not in _reasons:
+        _reasons[key] = unsupported(simulation.model) or _untraceable(simulation)
+    reason = _reasons[key]
     if reason is not None:
-        raise refusal(simulation, reason)
+        raise InputError(f"task {simulation.name}: {reason}; use backend mujoco")
 
 
-def refusal(simulation: Simulation, reason: str) -> InputError:
-    """The error for a model that MJX is not used for."""
-    return InputError(f"task {simulation.name}: {reason}; use backend mujoco")
+def _untraceable(simulation: Simulation) -> str | None:
+    """What MJX itself says against the model; None if it takes it."""
+    shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
+    try:
+        step = make_step(simulation, implicit=True)
+        with x64():
+            jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        return f"MJX does not support it ({' '.join(str(error).split())})"
+    return None
 
 
 def checked_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array], Array]:
     """:func:`make_step` of a model that MJX is known to step.
 
     Raises:
-        InputError: it does not, or wrongly, or too slowly.
+        InputError: it does not, or wrongly.
     """
     check_supported(simulation)
-    try:
-        step = make_step(simulation, implicit)
-        shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
-        with x64():
-            jax.eval_shape(step, *(jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes))
-        return step
-    except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise refusal(simulation, f"MJX does not support it ({' '.join(str(error).split())})") from error
+    return make_step(simulation, implicit)
 
 
 def oracle_model(model: Any) -> Any:
-    """A copy of the ``mujoco.MjModel`` in the form that is stepped here: dense matrices, no sensors."""
+    """A copy of the ``mujoco.MjModel`` for MJX, which takes the smooth dynamics of it: without what it would refuse
+    and what is done here, contacts and sensors."""
     model = copy.copy(model)
-    model.opt.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
-    # The problem is convex, so its solution does not depend on who solves it: Newton's method, see solver.py.
-    model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    option, flags = model.opt, mujoco.mjtDisableBit
+    option.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
+    option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    option.enableflags = 0
+    springs, dampers = (option.disableflags & flag for flag in (flags.mjDSBL_SPRING, flags.mjDSBL_DAMPER))
+    # MJX leaves out all passive forces where one of the two is disabled, MuJoCo where both are.
+    if springs and not dampers:
+        model.jnt_stiffness[:], model.tendon_stiffness[:] = 0.0, 0.0
+        option.disableflags &= ~int(flags.mjDSBL_SPRING)
+    if dampers and not springs:
+        model.dof_damping[:], model.tendon_damping[:] = 0.0, 0.0
+        option.disableflags &= ~int(flags.mjDSBL_DAMPER)
+    option.disableflags |= flags.mjDSBL_CONTACT
+    model.geom_type[:] = mujoco.mjtGeom.mjGEOM_SPHERE
+    model.sensor_type[:] = mujoco.mjtSensor.mjSENS_CLOCK
+    # Custom numbers of certain names limit MJX's contacts.
+    model.numeric_data[:] = -1.0
     return model
 
 
@@ -241,13 +289,11 @@ class _Environment:
             mjx.IntegratorType.RK4: self._runge_kutta,
             mjx.IntegratorType.IMPLICITFAST: self._implicit_fast,
         }[model.opt.integrator]
-        kinds = set(map(mujoco.mjtGeom, simulation.model.geom_type))
-        self._capsule_on_plane = (
-            mujoco.mjtGeom.mjGEOM_PLANE in kinds and mujoco.mjtGeom.mjGEOM_CAPSULE in kinds and data._impl.ncon > 0
-        )
-        pairs = private("collision_driver", "geom_pairs")(simulation.model) if data._impl.ncon else ()
-        both = [{mujoco.mjtGeom(simulation.model.geom_type[g]) for g in pair[:2]} for pair in pairs]
-        self._capsule_pairs = {mujoco.mjtGeom.mjGEOM_CAPSULE} in both
+        # Which entries of the mass matrix MuJoCo C keeps: of dofs of which one moves the other. Tendons add no others.
+        rows = np.repeat(np.arange(simulation.nv), simulation.model.M_rownnz)
+        self._coupled = np.zeros((simulation.nv, simulation.nv), bool)
+        self._coupled[rows, simulation.model.M_colind] = self._coupled[simulation.model.M_colind, rows] = True
+        self.constraints = Constraints(simulation.model, groups(simulation.model))
         # Where the angular velocities of free and ball joints start in qvel.
         self._rotations = []
         for kind, v in zip(map(mujoco.mjtJoint, simulation.model.jnt_type), simulation.model.jnt_dofadr, strict=True):
@@ -271,34 +317,38 @@ class _Environment:
             end = private("smooth", "kinematics")(self.model, self.data.replace(qpos=qpos))
         return self.simulation.assemble(qpos, qvel, end.xpos, end.site_xpos, start, jnp.concatenate)
 
-    def _accelerate(self, control: Array, qpos: Array, qvel: Array, warm: Array) -> tuple[Array, Any]:
-        """The acceleration [nv], and MJX's data it was computed from."""
+    def _accelerate(
+        self, control: Array, qpos: Array, qvel: Array, warm: Array, first: Array | bool = True
+    ) -> tuple[Array, Any]:
+        """The acceleration [nv], and MJX's data it was computed from.
+
+        In the ``first`` stage of a step it is NaN, and so is its derivative, where MuJoCo C counts the state as
+        diverged.
+        """
         m, d = self.model, self.data.replace(qpos=qpos, qvel=qvel, ctrl=control)
-        for stage in ("kinematics", "com_pos", "tendon", "crb", "tendon_armature"):
+        for stage in ("kinematics", "com_pos", "tendon", "crb"):
             d = private("smooth", stage)(m, d)
-        d = private("collision_driver", "collision")(m, d)
-        if self._capsule_on_plane:
-            d = _align_with_capsules(m, d)
-        if self._capsule_pairs:
-            d = _exact_capsule_pairs(m, d)
-        d = private("constraint", "make_constraint")(m, d)
+        if np.any(self.simulation.model.tendon_armature):
+            added = d._impl.ten_J.T @ (m.tendon_armature[:, None] * d._impl.ten_J)
+            d = d.tree_replace({"_impl.M": d._impl.M + jnp.where(self._coupled, added, 0.0)})
         d = private("smooth", "transmission")(m, d)
         d = private("forward", "fwd_velocity")(m, d)
         d = private("forward", "fwd_actuation")(m, d)
-        return solve(self._problem(d), warm, self.implicit), d
+        qacc = solve(self._problem(d), warm, self.implicit)
+        sound = jnp.stack([jnp.all(jnp.abs(x) <= LARGEST) for x in (qpos, qvel, qacc)]).all()
+        return qacc * jnp.where(sound | jnp.logical_not(first), 1.0, jnp.nan).astype(qacc.dtype), d
 
     def _problem(self, d: Any) -> Problem:
-        x = d._impl
-        cone, cones = _cones(self.model, x)
+        rows, cone, cones = self.constraints.rows(self.model, d, private)
         return Problem(
-            inertia=x.M,
+            inertia=d._impl.M,
             smooth=d.qfrc_passive - d.qfrc_bias + d.qfrc_actuator,
-            jacobian=x.efc_J,
-            reference=x.efc_aref,
-            stiffness=x.efc_D,
-            friction=x.efc_frictionloss,
+            jacobian=rows.jacobian,
+            reference=rows.reference,
+            stiffness=rows.stiffness,
+            friction=rows.friction,
             cone=cone,
-            quadratic=int(x.ne + x.nf),
+            quadratic=self.constraints.quadratic,
             cones=cones,
         )
 
@@ -318,7 +368,7 @@ class _Environment:
         dt = self.model.opt.timestep
         qacc, d = self._accelerate(control, qpos, qvel, warm)
         slope = private("derivative", "deriv_smooth_vel")(self.model, d)
-        change = qacc if slope is None else _damped(d._impl.M, -dt * slope, qacc)
+        change = qacc if slope is None else _damped(d._impl.M, -dt * jnp.where(self._coupled, slope, 0.0), qacc)
         qvel = qvel + dt * change
         return self._move(qpos, qvel, dt), qvel, qacc
 
@@ -331,7 +381,8 @@ class _Environment:
             step, weight = tableau[0] * dt, tableau[1]
             velocity = qvel + step * acceleration
             moved = step * rate
-            acceleration, _ = self._accelerate(control, self._move(qpos, rate, step), velocity, acceleration)
+            moving = self._move(qpos, rate, step)
+            acceleration, _ = self._accelerate(control, moving, velocity, acceleration, tableau[0] == 0.0)
             rate = self._rate(moved, velocity)
             return (rate, acceleration, mean_rate + weight * rate, mean_acceleration + weight * acceleration), None
 
@@ -395,85 +446,3 @@ def _rotation_rate(rotation: Array, velocity: Array) -> Array:
     factor = jnp.where(small, series, (1.0 - 0.5 * angle / jnp.tan(0.5 * angle)) / angle**2)
     turning = jnp.cross(rotation, velocity)
     return velocity + 0.5 * turning + factor * jnp.cross(rotation, turning)
-
-
-def _align_with_capsules(m: Any, d: Any) -> Any:
-    """The contacts of planes and capsules with their tangents along the capsule, as in MuJoCo C.
-
-    MJX does so only where the capsule is less than 60 degrees steep, which turns the friction pyramid elsewhere.
-    """
-    kinds, contact = jnp.asarray(m.geom_type), d._impl.contact
-    # As numbers, because an array and one of MuJoCo's enumerators are never equal.
-    plane, capsule = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
-    capsules = (kinds[contact.geom1] == plane) & (kinds[contact.geom2] == capsule)
-    normal, axis = contact.frame[:, 0], d.geom_xmat[contact.geom2, :, 2]
-    along = axis - (axis * normal).sum(-1, keepdims=True) * normal
-    squared = (along**2).sum(-1, keepdims=True)
-    # On end, a capsule has no direction along the plane: MJX's own tangents stay.
-    clear = squared > 1e-12
-    along = along / jnp.sqrt(jnp.where(clear, squared, 1.0))
-    frame = jnp.stack([normal, along, jnp.cross(normal, along)], axis=1)
-    frame = jnp.where((capsules[:, None] & clear)[..., None], frame, contact.frame)
-    return d.tree_replace({"_impl.contact": contact.replace(frame=frame)})
-
-
-def _exact_capsule_pairs(m: Any, d: Any) -> Any:
-    """The contacts of two capsules that are not parallel, at the nearest points of their axes, as in MuJoCo C.
-
-    MJX regularises the linear system for these points, which leaves errors of 1e-6 m.
-    """
-    kinds, contact = jnp.asarray(m.geom_type), d._impl.contact
-    first, second = contact.geom1, contact.geom2
-    capsule = int(mujoco.mjtGeom.mjGEOM_CAPSULE)
-    size = jnp.asarray(m.geom_size)
-    axis1, axis2 = (d.geom_xmat[g, :, 2] * size[g, 1:2] for g in (first, second))
-    centre1, centre2 = d.geom_xpos[first], d.geom_xpos[second]
-
-    def dot(a: Array, b: Array) -> Array:
-        return (a * b).sum(-1)
-
-    apart = centre1 - centre2
-    aa, ab, bb = dot(axis1, axis1), -dot(axis1, axis2), dot(axis2, axis2)
-    u, v = -dot(axis1, apart), dot(axis2, apart)
-    determinant = aa * bb - ab * ab
-    replaced = (kinds[first] == capsule) & (kinds[second] == capsule) & (determinant > mujoco.mjMINVAL)
-    aa, bb, determinant = (jnp.where(replaced, x, 1.0) for x in (aa, bb, determinant))
-    # Along the axes in half lengths, -1 to 1: the free minimum, then with either end reached.
-    x1, x2 = (bb * u - ab * v) / determinant, (aa * v - ab * u) / determinant
-    end1 = jnp.where(x1 > 1.0, 1.0, -1.0)
-    beyond = jnp.abs(x1) > 1.0
-    x1, x2 = jnp.where(beyond, end1, x1), jnp.where(beyond, (v - ab * end1) / bb, x2)
-    end2 = jnp.where(x2 > 1.0, 1.0, -1.0)
-    beyond = jnp.abs(x2) > 1.0
-    x1, x2 = jnp.where(beyond, jnp.clip((u - ab * end2) / aa, -1.0, 1.0), x1), jnp.where(beyond, end2, x2)
-
-    nearest1, nearest2 = centre1 + axis1 * x1[:, None], centre2 + axis2 * x2[:, None]
-    across = nearest2 - nearest1
-    squared = dot(across, across)
-    replaced = replaced & (squared > mujoco.mjMINVAL**2)
-    length = jnp.sqrt(jnp.where(replaced, squared, 1.0))
-    normal = across / length[:, None]
-    radius1 = size[first, 0]
-    dist = length - radius1 - size[second, 0]
-    pos = nearest1 + normal * (radius1 + 0.5 * dist)[:, None]
-    frame = jax.vmap(private("math", "make_frame"))(jnp.where(replaced[:, None], normal, contact.frame[:, 0]))
-    contact = contact.replace(
-        dist=jnp.where(replaced, dist, contact.dist),
-        pos=jnp.where(replaced[:, None], pos, contact.pos),
-        frame=jnp.where(replaced[:, None, None], frame, contact.frame),
-    )
-    return d.tree_replace({"_impl.contact": contact})
-
-
-def _cones(m: Any, x: Any) -> tuple[Array | None, Cones | None]:
-    """Friction of the elliptic contacts [k, 6], and their rows."""
-    contact = x.contact
-    frictional = np.asarray(contact.dim) > 1
-    if m.opt.cone != mjx.ConeType.ELLIPTIC or not frictional.any():
-        return None, None
-    dim, first = np.asarray(contact.dim)[frictional], np.asarray(contact.efc_address)[frictional]
-    used = np.arange(6) < dim[:, None]
-    rows = first[:, None] + np.where(used, np.arange(6), 0)
-    friction = contact.friction[np.nonzero(frictional)[0]]
-    mu = friction[:, :1] / jnp.sqrt(m.opt.impratio)
-    return jnp.concatenate([mu, friction], axis=1), Cones(rows, used)

@@ -1,0 +1,307 @@
+"""Contacts as MuJoCo C makes them: which geoms, with what parameters, where. MJX's own collisions differ in places."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled, load_mujoco
+
+Array = jax.Array
+
+LEAST_FRICTION = 1e-5
+"""MuJoCo's mjMINMU."""
+SMALLEST = 1e-15
+"""MuJoCo's mjMINVAL."""
+PARALLEL = 1e-4
+"""Angle between the axes of two capsules [rad] below which MuJoCo makes two contacts of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Geom:
+    """One geom, or several with a leading axis."""
+
+    position: Any
+    """[3]."""
+    rotation: Any
+    """Its axes are the columns, [3, 3]."""
+    size: Any
+    """As in MJCF, [3]."""
+
+
+jax.tree_util.register_dataclass(Geom)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Pairs of geoms of the same two kinds, known when the step is compiled."""
+
+    kinds: tuple[str, str]
+    dim: int
+    """1 without friction, else 3, 4 or 6 (condim)."""
+    geoms: np.ndarray
+    """In MuJoCo's order (by kind), [k, 2]."""
+    bodies: np.ndarray
+    """[k, 2]."""
+    margin: np.ndarray
+    """Distance below which a contact acts [m], [k]."""
+    friction: np.ndarray
+    """[k, 5]."""
+    solref: np.ndarray
+    """[k, 2]."""
+    solreffriction: np.ndarray
+    """0 where solref serves, [k, 2]."""
+    solimp: np.ndarray
+    """[k, 5]."""
+
+    @property
+    def slots(self) -> int:
+        """Contacts of one pair at most."""
+        return COLLISIONS[self.kinds][0]
+
+    def collide(self, size: Array, position: Array, rotation: Array) -> tuple[Array, Array, Array]:
+        """Distance [k slots], position [k slots, 3] and frame (normal, tangents) [k slots, 3, 3] of the contacts.
+
+        Args:
+            size, position, rotation: of all geoms, [ngeom, 3], [ngeom, 3] and [ngeom, 3, 3].
+        """
+        first, second = (Geom(position[g], rotation[g], size[g]) for g in self.geoms.T)
+        distance, where, frame = jax.vmap(COLLISIONS[self.kinds][1])(first, second)
+        return distance.reshape(-1), where.reshape(-1, 3), frame.reshape(-1, 3, 3)
+
+
+def kind_of(model: Any, geom: int) -> str:
+    """ "plane", "sphere", ..."""
+    return load_mujoco().mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
+
+
+def pairs(model: Any) -> list[tuple[int, int, int]]:
+    """Pairs of geoms whose contacts can act, the lower type first, and the number of the explicit pair, or -1."""
+    if not contacts_enabled(model):
+        return []
+    explicit = []
+    for i, (g1, g2) in enumerate(zip(model.pair_geom1, model.pair_geom2, strict=True)):
+        first, second = sorted((int(g1), int(g2)), key=lambda g: model.geom_type[g])
+        explicit.append((first, second, i))
+    named = {frozenset(pair[:2]) for pair in explicit}
+    others = [(*pair, -1) for pair in colliding_geoms(model) if frozenset(pair) not in named]
+    return [pair for pair in explicit + others if _can_act(model, pair[0], pair[1])]
+
+
+def _can_act(model: Any, g1: int, g2: int) -> bool:
+    """Whether a contact of the two could move anything, and their distance can become small enough for one."""
+    w1, w2 = (int(model.body_weldid[model.geom_bodyid[g]]) for g in (g1, g2))
+    # Mocap bodies and the world have no degrees of freedom.
+    if w1 == w2 or not (model.body_dofnum[w1] or model.body_dofnum[w2]):
+        return False
+    kinds = {kind_of(model, g1), kind_of(model, g2)}
+    return not (kinds == {"plane"} or kinds == {"plane", "hfield"})
+
+
+def groups(model: Any) -> tuple[Group, ...]:
+    """All pairs of geoms of a ``mujoco.MjModel`` with their parameters, as MuJoCo's mj_contactParam mixes them.
+
+    Raises:
+        KeyError: a pair is not one of :data:`COLLISIONS`.
+    """
+    found: dict[tuple[int, tuple[str, str]], list[tuple[Any, ...]]] = {}
+    for g1, g2, i in pairs(model):
+        of_pair = _explicit(model, i) if i >= 0 else _mixed(model, g1, g2)
+        found.setdefault((of_pair[0], (kind_of(model, g1), kind_of(model, g2))), []).append(((g1, g2), *of_pair[1:]))
+    made = []
+    for (dim, kinds), rows in sorted(found.items()):
+        COLLISIONS[kinds]
+        geoms, margin, friction, solref, solreffriction, solimp = (
+            np.array(column) for column in zip(*rows, strict=True)
+        )
+        friction = np.maximum(friction, LEAST_FRICTION)
+        bodies = np.asarray(model.geom_bodyid)[geoms]
+        made.append(Group(kinds, dim, geoms, bodies, margin, friction, solref, solreffriction, solimp))
+    return tuple(made)
+
+
+def _explicit(model: Any, i: int) -> tuple[Any, ...]:
+    """Contact dimension, margin, friction, solref, solreffriction and solimp of an explicit pair."""
+    return (
+        int(model.pair_dim[i]),
+        model.pair_margin[i],
+        model.pair_friction[i],
+        model.pair_solref[i],
+        model.pair_solreffriction[i],
+        model.pair_solimp[i],
+    )
+
+
+def _mixed(model: Any, g1: int, g2: int) -> tuple[Any, ...]:
+    """The same of two geoms."""
+    margin, none = model.geom_margin[g1] + model.geom_margin[g2], np.zeros(2)
+    if model.geom_priority[g1] != model.geom_priority[g2]:
+        g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
+        dim, sliding = int(model.geom_condim[g]), model.geom_friction[g]
+        solref, solimp = model.geom_solref[g], model.geom_solimp[g]
+    else:
+        dim = int(max(model.geom_condim[g1], model.geom_condim[g2]))
+        sliding = np.maximum(model.geom_friction[g1], model.geom_friction[g2])
+        s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
+        if s1 >= SMALLEST and s2 >= SMALLEST:
+            mix = s1 / (s1 + s2)
+        else:
+            mix = 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)
+        r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
+        solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0.0 and r2[0] > 0.0 else np.minimum(r1, r2)
+        solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
+    return dim, margin, sliding[[0, 0, 1, 2, 2]], solref, none, solimp
+
+
+def _smallest(x: Array) -> float:
+    """Length below which a vector has no direction: MuJoCo's in float64, rounding's in float32."""
+    return SMALLEST if x.dtype == jnp.float64 else 1e-6
+
+
+def _unit(x: Array, otherwise: Array | None = None, smallest: float = SMALLEST) -> tuple[Array, Array]:
+    """x [3] at length 1, or another vector (by default the x axis) if x is shorter than that; and x's length."""
+    squared = x @ x
+    clear = squared >= smallest**2
+    length = jnp.sqrt(jnp.where(clear, squared, 1.0))
+    otherwise = jnp.eye(3, dtype=x.dtype)[0] if otherwise is None else otherwise
+    return jnp.where(clear, x / length, otherwise), jnp.where(clear, length, 0.0)
+
+
+def _frame(normal: Array, along: Array | None = None) -> Array:
+    """Normal and tangents as rows [3, 3], as MuJoCo's mju_makeFrame completes them.
+
+    Args:
+        normal: of length 1, [3].
+        along: where the first tangent shall point, of length 1, [3]; by default the y axis, or z along y.
+    """
+    if along is None:
+        y, z = jnp.eye(3, dtype=normal.dtype)[1:]
+        along = jnp.where(jnp.abs(normal[1]) < 0.5, y, z)
+    tangent = _unit(along - normal * (normal @ along), smallest=_smallest(normal))[0]
+    return jnp.stack([normal, tangent, jnp.cross(normal, tangent)])
+
+
+def _plane_sphere(plane: Geom, sphere: Geom) -> tuple[Array, Array, Array]:
+    normal = plane.rotation[:, 2]
+    distance = (sphere.position - plane.position) @ normal - sphere.size[0]
+    return distance, sphere.position - normal * (sphere.size[0] + 0.5 * distance), _frame(normal)
+
+
+def _plane_capsule(plane: Geom, capsule: Geom) -> tuple[Array, Array, Array]:
+    """Of the two ends; the tangents lie along the capsule."""
+    normal, axis = plane.rotation[:, 2], capsule.rotation[:, 2]
+    frame = _frame(normal, axis)
+    ends = [capsule.position + sign * capsule.size[1] * axis for sign in (1.0, -1.0)]
+    found = [_plane_sphere(plane, Geom(end, capsule.rotation, capsule.size)) for end in ends]
+    return jnp.stack([f[0] for f in found]), jnp.stack([f[1] for f in found]), jnp.stack([frame, frame])
+
+
+def _plane_ellipsoid(plane: Geom, ellipsoid: Geom) -> tuple[Array, Array, Array]:
+    normal, size = plane.rotation[:, 2], ellipsoid.size
+    lowest = -_unit((ellipsoid.rotation.T @ normal) * size)[0] * size
+    point = ellipsoid.position + ellipsoid.rotation @ lowest
+    distance = normal @ (point - plane.position)
+    return distance, point - 0.5 * distance * normal, _frame(normal)
+
+
+def _plane_cylinder(plane: Geom, cylinder: Geom) -> tuple[Array, Array, Array]:
+    """Of the lowest points of both rims, and of two more on the lower rim, which make a triangle."""
+    normal, axis = plane.rotation[:, 2], cylinder.rotation[:, 2]
+    radius, half = cylinder.size[0], cylinder.size[1]
+    axis = jnp.where(normal @ axis > 0.0, -axis, axis)
+    down = axis @ normal
+    flat = cylinder.rotation[:, 0]
+    outwards = radius * _unit(axis * down - normal, flat, _smallest(axis))[0]
+    axis = half * axis
+    sideways = 0.5 * jnp.sqrt(3.0) * radius * _unit(jnp.cross(outwards, axis))[0]
+    points = cylinder.position + jnp.stack(
+        [
+            outwards + axis,
+            outwards - axis,
+            axis - 0.5 * outwards + sideways,
+            axis - 0.5 * outwards - sideways,
+        ]
+    )
+    above = (cylinder.position - plane.position) @ normal
+    lowest, side = outwards @ normal, half * down
+    distance = above + jnp.stack([side + lowest, lowest - side, side - 0.5 * lowest, side - 0.5 * lowest])
+    frame = jnp.tile(_frame(normal), (4, 1, 1))
+    return distance, points - 0.5 * distance[:, None] * normal, frame
+
+
+def _spheres(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
+    """Spheres, of the radii ``size[0]``. Coincident centres are pushed apart across both z axes."""
+    across, _ = _unit(jnp.cross(first.rotation[:, 2], second.rotation[:, 2]))
+    normal, length = _unit(second.position - first.position, across)
+    distance = length - first.size[0] - second.size[0]
+    return distance, first.position + normal * (first.size[0] + 0.5 * distance), _frame(normal)
+
+
+def _sphere_capsule(sphere: Geom, capsule: Geom) -> tuple[Array, Array, Array]:
+    axis, half = capsule.rotation[:, 2], capsule.size[1]
+    along = jnp.clip(axis @ (sphere.position - capsule.position), -half, half)
+    return _spheres(sphere, Geom(capsule.position + along * axis, capsule.rotation, capsule.size))
+
+
+def _sphere_box(sphere: Geom, box: Geom) -> tuple[Array, Array, Array]:
+    """At the box's nearest point; a centre inside the box leaves by the nearest face."""
+    centre, radius = box.rotation.T @ (sphere.position - box.position), sphere.size[0]
+    nearest = jnp.clip(centre, -box.size, box.size)
+    inwards, outside = _unit(nearest - centre)
+    # Faces in the order -x, x, -y, ..., of which the first of the nearest counts.
+    faces = jnp.stack([-box.size, box.size], axis=1).reshape(-1)
+    depths = jnp.abs(faces - jnp.repeat(centre, 2))
+    face = jnp.argmin(depths)
+    depth = depths[face]
+    into = jnp.eye(3, dtype=centre.dtype)[face // 2] * jnp.where(face % 2 == 0, 1.0, -1.0)
+    inside = outside <= 0.0
+    normal = jnp.where(inside, into, inwards)
+    distance = jnp.where(inside, -depth, outside) - radius
+    point = jnp.where(inside, centre + 0.5 * (radius - depth) * into, 0.5 * (nearest + centre + radius * inwards))
+    return distance, box.position + box.rotation @ point, _frame(box.rotation @ normal)
+
+
+def _capsules(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
+    """Between the nearest points of the axes; of parallel axes, between two pairs of points, which may be the same."""
+    axis1, axis2 = (2.0 * g.size[1] * g.rotation[:, 2] for g in (first, second))
+    start1, start2 = first.position - 0.5 * axis1, second.position - 0.5 * axis2
+    apart = start1 - start2
+    aa, ab, bb = axis1 @ axis1, axis1 @ axis2, axis2 @ axis2
+    a, b = axis1 @ apart, axis2 @ apart
+    normal = jnp.cross(axis1, axis2)
+    squared = normal @ normal
+    parallel = squared <= PARALLEL**2 * aa * bb
+
+    def held(s: Array) -> tuple[Array, Array]:
+        """Where the axes are nearest, from 0 to 1, near s of the first."""
+        t = (b + ab * s) / bb
+        s = jnp.where(t < 0.0, jnp.clip(-a / aa, 0.0, 1.0), jnp.where(t > 1.0, jnp.clip((ab - a) / aa, 0.0, 1.0), s))
+        return s, jnp.clip(t, 0.0, 1.0)
+
+    crossing = normal @ jnp.cross(axis2, apart) / jnp.where(parallel, 1.0, squared)
+    found = []
+    for s in (jnp.where(parallel, 0.0, jnp.clip(crossing, 0.0, 1.0)), jnp.ones_like(a)):
+        s, t = held(s)
+        point1, point2 = start1 + s * axis1, start2 + t * axis2
+        found.append(_spheres(Geom(point1, first.rotation, first.size), Geom(point2, second.rotation, second.size)))
+    one, two = found
+    distance = jnp.stack([one[0], jnp.where(parallel, two[0], jnp.inf)])
+    return distance, jnp.stack([one[1], two[1]]), jnp.stack([one[2], two[2]])
+
+
+COLLISIONS: dict[tuple[str, str], tuple[int, Callable[[Geom, Geom], tuple[Array, Array, Array]]]] = {
+    ("plane", "sphere"): (1, _plane_sphere),
+    ("plane", "capsule"): (2, _plane_capsule),
+    ("plane", "ellipsoid"): (1, _plane_ellipsoid),
+    ("plane", "cylinder"): (4, _plane_cylinder),
+    ("sphere", "sphere"): (1, _spheres),
+    ("sphere", "capsule"): (1, _sphere_capsule),
+    ("sphere", "box"): (1, _sphere_box),
+    ("capsule", "capsule"): (2, _capsules),
+}
+"""Kinds of geoms, to how many contacts a pair has at most and the rule for them."""
