@@ -126,27 +126,27 @@ def about(axis: Vector, sine: Any, cosine: Any) -> Matrix:
     return result
 
 
-def direction(v: Vector, otherwise: Vector) -> Vector:
-    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than :data:`SMALLEST`."""
+def direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> Vector:
+    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than ``smallest``."""
     if all(is_zero(x) for x in v):
         return otherwise
-    length, safe = guarded_norm(v)
-    short = less(length, SMALLEST)
+    length, safe = guarded_norm(v, smallest)
+    short = less(length, smallest)
     return [where(short, b, div(a, safe)) for a, b in zip(v, otherwise, strict=True)]
 
 
-def line_direction(v: Vector, otherwise: Vector) -> Vector:
+def line_direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> Vector:
     """A unit vector along the line of v, either way round; of a line along a coordinate axis that axis, a constant."""
     present = [i for i in range(3) if not is_zero(v[i])]
     if len(present) == 1:
         return [1.0 if i == present[0] else 0.0 for i in range(3)]
-    return direction(v, otherwise)
+    return direction(v, otherwise, smallest)
 
 
-def guarded_norm(v: Vector) -> tuple[Any, Any]:
-    """|v| with derivative 0 where it is below :data:`SMALLEST`, and the same with 1 in place of such lengths."""
+def guarded_norm(v: Vector, smallest: float = SMALLEST) -> tuple[Any, Any]:
+    """|v| with derivative 0 where it is below ``smallest``, and the same with 1 in place of such lengths."""
     square = dot(v, v)
-    short = less(square, SMALLEST**2)
+    short = less(square, smallest**2)
     safe = sqrt(where(short, 1.0, square))
     return where(short, 0.0, safe), safe
 

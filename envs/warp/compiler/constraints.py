@@ -29,6 +29,11 @@ from mage_diffsim.envs.warp.compiler.graph import (
 )
 from mage_diffsim.envs.warp.compiler.intake import SMALLEST, Impedance, Limit, Pair
 
+PARALLEL = 1e-4
+"""Capsules whose axes are at this angle [rad] or less touch with both ends of the first (MuJoCo's mjc_segWeights)."""
+SINGLE = 1e-6
+"""In float32, what takes the place of mjMINVAL: a vector so short, made of unit vectors or of the geoms' size, is
+rounding and has no direction."""
 EDGES = 4
 """Rows of a contact; one without friction has them all along the normal, and a quarter of the weight on each."""
 
@@ -124,15 +129,22 @@ def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
         yield high, -1.0
 
 
-def contacts(kinematics: Kinematics) -> list[Contact]:
-    """All possible contacts of the model's pairs, in MuJoCo's order within a pair."""
-    pairs = kinematics.model.pairs
-    every = (_contact(kinematics, pair, *found) for pair in pairs for found in _collide(kinematics, pair))
+def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
+    """All possible contacts of the model's pairs, in MuJoCo's order within a pair; not ``exact`` for float32."""
+    pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
+    every = (_contact(kinematics, pair, noise, *found) for pair in pairs for found in _collide(kinematics, pair, noise))
     return [c for c in every if c.present is not False]
 
 
 def _contact(
-    kinematics: Kinematics, pair: Pair, origin: int, distance: Any, point: al.Vector, normal: al.Vector, hint: Any
+    kinematics: Kinematics,
+    pair: Pair,
+    noise: float,
+    origin: int,
+    distance: Any,
+    point: al.Vector,
+    normal: al.Vector,
+    hint: Any,
 ) -> Contact:
     first, second = pair.bodies
     there = al.plus(kinematics.origin(origin), point)
@@ -154,7 +166,7 @@ def _contact(
                 values[d] = add(values[d], mul(sign, al.dot(along, at_point(kinematics.axes[d], at))))
         return values
 
-    tangents = [al.times(t, mu) for t in _tangents(normal, hint)] if mu else []
+    tangents = [al.times(t, mu) for t in _tangents(normal, hint, noise)] if mu else []
     with_rows = [(t, row(t)) for t in tangents]
     moving = [(t, r) for t, r in with_rows if not all(is_zero(x) for x in r)]
     return Contact(
@@ -170,13 +182,13 @@ def _contact(
     )
 
 
-def _tangents(normal: al.Vector, hint: al.Vector | None) -> tuple[al.Vector, al.Vector]:
+def _tangents(normal: al.Vector, hint: al.Vector | None, noise: float) -> tuple[al.Vector, al.Vector]:
     """MuJoCo's contact frame: the hint (or y, or z) made orthogonal to the normal, and what is orthogonal to both."""
     if hint is None:
         beside = less(absolute(normal[1]), 0.5)
         hint = [0.0, where(beside, 1.0, 0.0), where(beside, 0.0, 1.0)]
     # The pyramid is the same for a tangent and its opposite.
-    first = al.line_direction(al.minus(hint, al.times(normal, al.dot(normal, hint))), al.IDENTITY[0])
+    first = al.line_direction(al.minus(hint, al.times(normal, al.dot(normal, hint))), al.IDENTITY[0], noise)
     return first, al.cross(normal, first)
 
 
@@ -184,7 +196,7 @@ _Found = tuple[int, Any, al.Vector, al.Vector, Any]
 """(body whose tree's origin the point is relative to, distance, point, normal, hint for the first tangent)."""
 
 
-def _collide(kinematics: Kinematics, pair: Pair) -> Iterator[_Found]:
+def _collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[_Found]:
     """The contacts that MuJoCo's collision function of this pair of geoms would find, near or far."""
     m = kinematics.model.model
     origin = pair.bodies[1] or pair.bodies[0]
@@ -207,71 +219,68 @@ def _collide(kinematics: Kinematics, pair: Pair) -> Iterator[_Found]:
             yield origin, distance, point, axes[0], axes[1] if capsule else None
         return
     if pair.kinds == ("capsule", "capsule"):
-        places = _capsule_points(centres, [al.times(a, s[1]) for a, s in zip(axes, sizes, strict=True)])
+        places = _capsule_points(centres, axes, [s[1] for s in sizes])
     elif pair.kinds == ("sphere", "capsule"):
         along = al.dot(axes[1], al.minus(centres[0], centres[1]))
         nearest = al.plus(centres[1], al.times(axes[1], _clip(along, sizes[1][1])))
-        places = [(centres[0], nearest, 1.0)]
+        places = [(centres[0], nearest, False, False)]
     else:
-        places = [(centres[0], centres[1], 1.0)]
-    for first, second, there in places:
+        places = [(centres[0], centres[1], False, False)]
+    short = noise if noise == SMALLEST else noise * sum(sizes[0][:2] + sizes[1][:2])
+    # Two centres in one place have no direction; MuJoCo takes one orthogonal to both axes.
+    across = al.direction(al.cross(axes[0], axes[1]), al.IDENTITY[0], noise)
+    for first, second, crossing, absent in places:
         apart = al.minus(second, first)
-        length, safe = al.guarded_norm(apart)
-        # Two centres in one place have no direction; MuJoCo takes one orthogonal to both axes.
-        fallback = al.direction(al.cross(axes[0], axes[1]), al.IDENTITY[0])
-        touching = less(length, SMALLEST)
-        normal = [where(touching, b, div(a, safe)) for a, b in zip(apart, fallback, strict=True)]
-        distance = sub(length, sizes[0][0] + sizes[1][0])
+        length, safe = al.guarded_norm(apart, short)
+        touching = less(length, short)
+        normal = [where(touching, b, div(a, safe)) for a, b in zip(apart, across, strict=True)]
+        # The nearest points of two lines are apart along what is orthogonal to both. Their difference says so too, but
+        # where the lines all but meet it is rounding: in a plane nothing else, whose direction is any.
+        gap = al.dot(apart, across)
+        sign = where(less(gap, -short), -1.0, 1.0)
+        normal = [where(crossing, mul(sign, b), a) for a, b in zip(normal, across, strict=True)]
+        distance = sub(where(crossing, absolute(gap), length), sizes[0][0] + sizes[1][0])
         point = al.plus(first, al.times(normal, add(sizes[0][0], mul(0.5, distance))))
-        yield origin, where(less(there, 0.5), pair.margin + 1.0, distance), point, normal, None
+        yield origin, where(absent, pair.margin + 1.0, distance), point, normal, None
 
 
 def _clip(x: Any, bound: Any) -> Any:
     return maximum(minimum(x, bound), -bound)
 
 
-_Point = tuple[al.Vector, al.Vector, Any]
-"""(point on the first segment, point on the second, 1 if there is such a pair of points and 0 if not)."""
+_Place = tuple[al.Vector, al.Vector, Any, Any]
+"""(point on the first segment, point on the second, condition that they are the nearest points of two lines that are
+not parallel, condition that this place does not count)."""
 
 
-def _capsule_points(centres: Sequence[al.Vector], halves: Sequence[al.Vector]) -> list[_Point]:
-    """Where MuJoCo puts spheres on the segments centre +- half: the nearest points, or, of parallel segments, the first
-    two ends that lie beside the other segment."""
+def _capsule_points(centres: Sequence[al.Vector], axes: Sequence[al.Vector], halves: Sequence[float]) -> list[_Place]:
+    """Where MuJoCo puts spheres on the segments centre +- half axis: at the nearest points, or, if the axes are
+    parallel, at both ends of the first segment, or what the second one leaves of it, and beside them."""
     apart = al.minus(centres[0], centres[1])
-    ma, mb, mc = al.dot(halves[0], halves[0]), neg(al.dot(halves[0], halves[1])), al.dot(halves[1], halves[1])
-    u, w = neg(al.dot(halves[0], apart)), al.dot(halves[1], apart)
-    determinant = sub(mul(ma, mc), mul(mb, mb))
-    parallel = less(absolute(determinant), SMALLEST)
-    safe = where(parallel, 1.0, determinant)
-    x1, x2 = div(sub(mul(mc, u), mul(mb, w)), safe), div(sub(mul(ma, w), mul(mb, u)), safe)
-    above, below = less(1.0, x1), less(x1, -1.0)
-    x2 = where(above, div(sub(w, mb), mc), where(below, div(add(w, mb), mc), x2))
-    x1 = _clip(x1, 1.0)
-    above, below = less(1.0, x2), less(x2, -1.0)
-    x1 = where(above, _clip(div(sub(u, mb), ma), 1.0), where(below, _clip(div(add(u, mb), ma), 1.0), x1))
-    x2 = _clip(x2, 1.0)
+    cosine, along = al.dot(axes[0], axes[1]), [neg(al.dot(axes[0], apart)), al.dot(axes[1], apart)]
+    across = al.cross(axes[0], axes[1])
+    # The squared sine, without the cancellation of 1 - cosine^2.
+    square = al.dot(across, across)
+    skew = less(PARALLEL**2, square)
+    ends = [(2.0 * h) ** 2 <= SMALLEST for h in halves]
 
-    ends: list[tuple[Any, Any]] = [
-        (1.0, div(sub(w, mb), mc)),
-        (-1.0, div(add(w, mb), mc)),
-        (div(sub(u, mb), ma), 1.0),
-        (div(add(u, mb), ma), -1.0),
-    ]
-    beside = [where(less(1.0, absolute(b if isinstance(a, float) else a)), 0.0, 1.0) for a, b in ends]
-    found = []
-    for place in range(2):
-        # The end with exactly `place` others before it in the list.
-        chosen: tuple[Any, Any, Any] = (0.0, 0.0, 0.0)
-        for i in reversed(range(4)):
-            before: Any = 0.0
-            for other in beside[:i]:
-                before = add(before, other)
-            here = where(less(beside[i], 0.5), 0.0, where(less(absolute(sub(before, float(place))), 0.5), 1.0, 0.0))
-            chosen = tuple(where(less(here, 0.5), old, new) for old, new in zip(chosen, (*ends[i], 1.0), strict=True))  # type: ignore[assignment]
-        found.append(chosen)
-    first = tuple(where(parallel, b, a) for a, b in zip((x1, x2, 1.0), found[0], strict=True))
-    second = tuple(where(parallel, b, 0.0) for b in found[1])
-    return [
-        (al.plus(centres[0], al.times(halves[0], a)), al.plus(centres[1], al.times(halves[1], b)), there)
-        for a, b, there in (first, second)
-    ]
+    def place(x1: Any) -> tuple[al.Vector, al.Vector, Any]:
+        """From a place on the first segment: the nearest one on the second, and if that is its end, the nearest one of
+        the first to it. Last, how far beyond its end the second one would be; negative within."""
+        if ends[1]:
+            x1, x2, beyond = x1 if ends[0] else _clip(sub(along[0], mul(cosine, halves[1])), halves[0]), -halves[1], 1.0
+        else:
+            x2 = add(along[1], mul(cosine, x1))
+            beyond, x2 = sub(absolute(x2), halves[1]), _clip(x2, halves[1])
+            if not ends[0]:
+                x1 = where(less(0.0, beyond), _clip(add(along[0], mul(cosine, x2)), halves[0]), x1)
+        first, second = (al.plus(c, al.times(a, x)) for c, a, x in zip(centres, axes, (x1, x2), strict=True))
+        return first, second, beyond
+
+    if any(ends):  # MuJoCo: a segment without length is one of its ends
+        return [(*place(-halves[0])[:2], False, False)]
+    nearest = div(al.dot(across, al.cross(axes[1], apart)), where(skew, square, 1.0))
+    nearest = where(skew, nearest, -2.0 * halves[0])
+    *points, beyond = place(_clip(nearest, halves[0]))
+    crossing = less(maximum(sub(absolute(nearest), halves[0]), beyond), 0.0)
+    return [(*points, crossing, False), (*place(halves[0])[:2], False, skew)]  # type: ignore[list-item]

@@ -48,7 +48,7 @@ class Step:
         forces = smooth(self.kinematics, self.q, self.v, self.u)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
         self.limits = limit_rows(self.kinematics, self.q, self.v)
-        self.contacts = contacts(self.kinematics)
+        self.contacts = contacts(self.kinematics, exact)
         self.solver = Solver(self.kinematics, self.mass, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
         self.offsets = []

@@ -1,0 +1,140 @@
+"""Contacts of the Warp compiler against MuJoCo C, on generated pairs of planes, spheres and capsules."""
+
+from __future__ import annotations
+
+import collections
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+mujoco = pytest.importorskip("mujoco")
+
+from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, evaluate, mul  # noqa: E402
+from tests.envs.geom_pairs import PAIRS, State, mjcf, placements  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
+
+BOUND = 1e-9
+"""Of accelerations and forces, relative to the largest where that is above 1."""
+
+
+class Compiled:
+    """The contacts of one pair's model as expressions, and MuJoCo C's data of the same model."""
+
+    def __init__(self, name: str) -> None:
+        self.pair = PAIRS[name]
+        task = type("Generated", (Body,), {"name": "Generated", "mjcf": mjcf(self.pair)})()
+        read, self.m = intake.read(task.simulation), task.simulation.model
+        self.m.opt.tolerance, self.m.opt.iterations, self.m.opt.ls_iterations = 1e-15, 300, 100
+        self.data = mujoco.MjData(self.m)
+        g = Graph()
+        q, v = g.inputs("q", self.m.nq), g.inputs("v", self.m.nv)
+        kinematics = dynamics.Kinematics(read, q)
+        self.contacts = constraints.contacts(kinematics)
+        velocities = kinematics.velocities(v)
+        self.outputs = []
+        for c in self.contacts:
+            damping, speed = c.pair.impedance.damping, c.relative(velocities)
+            self.outputs += [c.present, c.weight, *c.normal, *c.normal_row]
+            self.outputs += [add(c.push, mul(damping, dot(c.normal, speed)))]
+            for tangent, row in zip(c.tangents, c.tangent_rows, strict=True):
+                self.outputs += [*row, mul(damping, dot(tangent, speed))]
+
+    def rows(self, state: State):
+        """Of the contacts present: normals [k, 3], and of all their rows J, D and aref."""
+        values = {f"q{i}": x for i, x in enumerate(state.qpos)} | {f"v{i}": x for i, x in enumerate(state.qvel)}
+        found, nv = iter(evaluate(self.outputs, values)), self.m.nv
+
+        def take(n):
+            return np.array([float(next(found)) for _ in range(n)])
+
+        normals, rows = [], []
+        for c in self.contacts:
+            present, weight, normal, along, offset = bool(take(1)[0]), take(1)[0], take(3), take(nv), take(1)[0]
+            across = [(take(nv), take(1)[0]) for _ in c.tangents]
+            if not present:
+                continue
+            normals.append(normal)
+            rows += [(along + s * j, weight, -offset - s * x) for j, x in across for s in (1, -1)]
+            rows += [(along, weight, -offset)] * (constraints.EDGES - 2 * len(across))
+        return np.array(normals).reshape(-1, 3), [np.array([r[i] for r in rows]) for i in range(3)]
+
+    def mujoco(self, state: State):
+        """C's (normals of the contacts that push, acceleration, constraint force)."""
+        self.data.qpos[:], self.data.qvel[:] = state.qpos, state.qvel
+        self.data.qacc_warmstart[:] = 0.0
+        mujoco.mj_forward(self.m, self.data)
+        normals = [c.frame[:3].copy() for c in self.data.contact if not c.exclude]
+        return np.array(normals).reshape(-1, 3), self.data.qacc.copy(), self.data.qfrc_constraint.copy()
+
+
+compiled = functools.cache(Compiled)
+
+
+def pushed(mass, smooth, jacobian, weights, reference):
+    """The acceleration and force at which rows push with -D (J a - aref) where that is positive: Newton's method."""
+    a = smooth.copy()
+    if not len(weights):
+        return a, 0.0 * a
+    for _ in range(200):
+        violated = jacobian @ a < reference
+        j, d = jacobian[violated], weights[violated]
+        step = np.linalg.solve(mass + (j.T * d) @ j, mass @ smooth + (j.T * d) @ reference[violated]) - a
+        if np.array_equal(jacobian @ (a + step) < reference, violated):
+            a = a + step
+            break
+        with np.errstate(all="ignore"):
+            ends = (reference - jacobian @ a) / (jacobian @ step)
+
+        def slope(t, a=a, step=step):
+            push = np.maximum(reference - jacobian @ (a + t * step), 0.0) * weights
+            return step @ (mass @ (a + t * step - smooth) - jacobian.T @ push)
+
+        # The slope along the step is linear between the places where a row begins or ends to push.
+        low = max([t for t in ends if 0.0 < t < np.inf and slope(t) <= 0.0], default=0.0)
+        high = min([t for t in ends if low < t < np.inf and slope(t) > 0.0], default=low + 1.0)
+        s1, s2 = slope(low), slope(high)
+        a = a + (low + (high - low) * (-s1 / (s2 - s1) if s2 > s1 else 1.0)) * step
+    return a, jacobian.T @ (weights * np.maximum(reference - jacobian @ a, 0.0))
+
+
+def nudged(state: State, n=6):
+    """The state with its positions changed by some rounding errors, 1e-14: how well posed C's own answer is. Axes at
+    1e-4 rad cross at a place that such errors move by 1e-7, and the direction between coincident centres is any."""
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        by = rng.choice([-1e-14, 0.0, 1e-14], len(state.qpos)) * np.maximum(1.0, abs(state.qpos))
+        yield State(state.qpos + by, state.qvel)
+
+
+def apart(first, second):
+    """The largest difference of accelerations and forces, relative to what they are."""
+    return max((abs(a - b) / max(1.0, abs(b).max())).max() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_generated_pairs_touch_and_push_as_in_mujoco_c(name):
+    at, seen = compiled(name), collections.Counter()
+
+    @settings(max_examples=250)
+    @given(placements(at.pair))
+    def check(state):
+        normals, *expected = at.mujoco(state)
+        mass = np.zeros((at.m.nv, at.m.nv))
+        mujoco.mj_fullM(at.m, at.data, mass)
+        found, rows = at.rows(state)
+        result = pushed(mass, at.data.qacc_smooth.copy(), *rows)
+        others = [at.mujoco(other) for other in nudged(state)]
+        if any(len(other[0]) != len(normals) for other in others):
+            return  # a rounding error from touching, or from MuJoCo's threshold between one contact and two
+        noise = max(apart(other[1:], expected) for other in others)
+        assert len(found) == len(normals)
+        assert apart(result, expected) <= BOUND + 3.0 * noise, noise
+        seen[len(normals)] += noise <= BOUND
+
+    check()
+    contacts = 2 if "capsule" in at.pair.kinds and "sphere" not in at.pair.kinds else 1
+    assert all(seen[n] >= 5 for n in range(contacts + 1)), f"states in which C itself is exact, by contacts: {seen}"
