@@ -409,23 +409,26 @@ def _warp_contacts(simulation: Simulation, qpos: np.ndarray) -> Int[Tensor, " N"
 
 
 def _mjx_contacts(simulation: Simulation, qpos: np.ndarray) -> Int[Tensor, " N"]:
-    """From the contacts that the step hands to its constraints."""
+    """From the contacts that the step makes constraints of."""
     import jax
     from mujoco import mjx
 
     from mage_diffsim.bridges.jax import x64
     from mage_diffsim.envs.mjx import step
+    from mage_diffsim.envs.mjx.contacts import groups
 
     with x64():
         model = mjx.put_model(step.oracle_model(simulation.model), impl="jax")
-        one = step._Environment(simulation, model, mjx.make_data(model, impl="jax"), True)
-        nothing = jax.numpy.zeros(simulation.nv)
+        data, size = mjx.make_data(model, impl="jax"), jax.numpy.asarray(simulation.model.geom_size)
 
         def count(q: Any) -> Any:
-            contact = one._accelerate(jax.numpy.zeros(model.nu), q, nothing, nothing)[1]._impl.contact
-            return (contact.dist < contact.includemargin).sum()
+            moved, found = mjx.kinematics(model, data.replace(qpos=q)), 0
+            for group in groups(simulation.model):
+                distance = group.collide(size, moved.geom_xpos, moved.geom_xmat)[0]
+                found += (distance < np.repeat(group.margin, group.slots)).sum()
+            return found
 
-        return torch.from_numpy(np.array(jax.jit(jax.vmap(count))(qpos), np.int64))
+        return torch.from_numpy(np.broadcast_to(jax.jit(jax.vmap(count))(qpos), len(qpos)).astype(np.int64))
 
 
 _CONTACTS = {"warp": _warp_contacts, "mjx": _mjx_contacts}
