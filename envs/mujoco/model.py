@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ class MeanVelocity:
     coordinate: int = 0
     """Which of the joint's coordinates: 0, or 0 to 2 (x, y, z) of a free joint."""
 
+
+HIDDEN = {
+    "mjSTATE_PLUGIN": "plugins with a state of their own",
+    "mjSTATE_PLASTIC": "plastic springs or flexes (springyield, yield)",
+}
+"""Parts of MuJoCo's state that a step reads and changes besides qpos, qvel and what has an error of its own here."""
 
 Readout = BodyPosition | SitePosition | MeanVelocity
 
@@ -262,7 +268,8 @@ def load_simulation(
 
     Raises:
         InputError: the model does not load, has no joint or no actuator, has an actuator without a control range or
-            with a state of its own, lacks what a readout names, or has margins that cannot be combined as asked.
+            with a state of its own, has other state than qpos and qvel, lacks what a readout names, or has margins that
+            cannot be combined as asked.
         MissingExtra: mujoco is not installed.
     """
     mujoco = load_mujoco()
@@ -303,15 +310,18 @@ def load_simulation(
             "without"
         )
     if np.any(model.actuator_delay):
-        late = _actuator_name(mujoco, model, int(np.argmax(model.actuator_delay > 0)))
+        late = _actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
         raise InputError(
             f"{where}: actuator {late!r} has a delay, whose history the state qpos | qvel leaves out; use actuators "
             "without"
         )
+    for part, what in HIDDEN.items():
+        if mujoco.mj_stateSize(model, getattr(mujoco.mjtState, part)):
+            raise InputError(f"{where}: the model has {what}, whose state qpos | qvel leaves out; use a model without")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
         raise InputError(f"{where}: the model lets bodies sleep, which the state qpos | qvel leaves out; disable it")
     joint_names, quaternions = _joint_names(mujoco, model)
-    actions = tuple(_actuator_name(mujoco, model, i) for i in range(model.nu))
+    actions = _actuator_names(mujoco, model)
     for i, action in enumerate(actions):
         low, high = model.actuator_ctrlrange[i]
         if not model.actuator_ctrllimited[i] or not low < high or not np.isfinite(high - low):
@@ -326,12 +336,11 @@ def load_simulation(
         slices[key] = slice(len(names), len(names) + width)
         names += [key] if width == 1 else [f"{key}_{axis}" for axis in AXES]
         resolved.append((kind, i))
-    for kind, given in (("state", names), ("action", actions)):
-        twice = sorted({x for x in given if given.count(x) > 1})
-        if twice:
-            raise InputError(
-                f"{where}: the {kind} name {twice[0]!r} occurs twice; name joints and readouts differently"
-            )
+    twice = sorted({x for x in names if names.count(x) > 1})
+    if twice:
+        raise InputError(
+            f"{where}: the readout name {twice[0]!r} names a component of the state already; give the readout another"
+        )
     return Simulation(
         name=name,
         model=model,
@@ -426,16 +435,33 @@ def element_name(mujoco: Any, model: Any, kind: str, i: int) -> str:
     return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"{kind.lower()}{i}"
 
 
-def _actuator_name(mujoco: Any, model: Any, i: int) -> str:
-    """The actuator's name; without one, that of the joint it drives."""
-    name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i)
-    if not name and model.actuator_trntype[i] == mujoco.mjtTrn.mjTRN_JOINT:
-        name = element_name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
-    return name or f"actuator{i}"
+def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
+    """The actuators' names; one without takes that of the joint it drives, the second on a joint with ``_2``."""
+    own = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
+    joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
+    names = []
+    for i, name in enumerate(own):
+        if not name and mujoco.mjtTrn(model.actuator_trntype[i]) in joints:
+            name = element_name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
+        names.append(name or f"actuator{i}")
+    return tuple(_distinct(names, keep=[bool(name) for name in own]))
+
+
+def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
+    """The names, all different: of equal ones the later get ``_2``, ``_3``, ...; those to ``keep`` are as given."""
+    used = {name for name, kept in zip(names, keep, strict=True) if kept}
+    found = []
+    for name, kept in zip(names, keep, strict=True):
+        place, unique = 2, name
+        while not kept and unique in used:
+            unique, place = f"{name}_{place}", place + 1
+        used.add(unique)
+        found.append(unique)
+    return found
 
 
 def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
-    """Names of all positions, then of all velocities; and where quaternions start in qpos."""
+    """Names of all positions, then of all velocities, all different; and where quaternions start in qpos."""
     positions: list[str] = []
     velocities: list[str] = []
     quaternions = []
@@ -451,7 +477,8 @@ def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
         else:
             positions.append(name)
             velocities.append(f"{name}_velocity")
-    return positions + velocities, tuple(quaternions)
+    names = positions + velocities
+    return _distinct(names, keep=[False] * len(names)), tuple(quaternions)
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:

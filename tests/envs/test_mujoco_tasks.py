@@ -481,6 +481,9 @@ MARGINS = (
     .replace('<geom size="0.1" mass="2"/>', "<geom name='box' size='.1' mass='2' margin='{1}'/>")
     .replace('mass="1e-9"', 'mass="1e-9" contype="0" conaffinity="0"')
 )
+PLASTIC_TENDON = (
+    "<tendon><spatial stiffness='9' springyield='.1'><site site='front'/><site site='anchor'/></spatial></tendon>"
+)
 PEG = "<geom size='.1' pos='-.3 0 0'/></worldbody>"
 
 
@@ -529,7 +532,18 @@ BAD = {
         "coordinate 1 of joint 'x'; accepted is coordinate 0",
     ),
     "no readout": (dict(readouts={"v": "x"}), "readout 'v' is 'x'; accepted are BodyPosition, SitePosition"),
-    "name twice": (dict(readouts={"x": MeanVelocity("x")}), "the state name 'x' occurs twice"),
+    "name twice": (
+        dict(readouts={"x": MeanVelocity("x")}),
+        "readout name 'x' names a component of the state already; give the readout another",
+    ),
+    "plastic joint": (
+        dict(mjcf=SLIDER.replace('axis="1 0 0"', 'axis="1 0 0" stiffness="9" springyield=".1"')),
+        r"plastic springs or flexes \(springyield, yield\), whose state qpos . qvel leaves out",
+    ),
+    "plastic tendon": (
+        dict(mjcf=SLIDER.replace("</worldbody>", "<site name='anchor'/></worldbody>" + PLASTIC_TENDON)),
+        "plastic springs or flexes",
+    ),
     "infinite range": (dict(mjcf=SLIDER.replace("-1 4", "-inf inf")), "'push' has no finite control range"),
     "delay": (
         dict(mjcf=SLIDER.replace('gear="3"', 'gear="3" delay="0.01" nsample="2"')),
