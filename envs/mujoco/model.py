@@ -20,6 +20,8 @@ import numpy as np
 from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
 
 AXES = ("x", "y", "z")
+LARGEST = 1e10
+"""MuJoCo's mjMAXVAL: a state or an acceleration beyond it has diverged, and every backend makes NaN of it."""
 CONTACT_MARGINS = ("sum", "maximum")
 """How the margins of two geoms make the margin of their contact: as MuJoCo 3.5 and later combine them, or as earlier
 versions did."""

@@ -52,6 +52,7 @@ class Program:
         with w.block(f"for (int pass = 0; pass < {s.passes}; ++pass)"):
             s.acceleration(w)
             s.advance(w)
+        s.watch_state(w)
         share = literal(1.0 / s.model.simulation.frame_skip)
         means = iter(s.names("mean", len(s.means())))
         values = w.compute(*s.q, *s.v)
@@ -88,6 +89,7 @@ class Program:
                     w(f"tape[pass][{place}] = {name};")
                 s.advance(w)
                 with w.block(f"if (pass == {s.passes - 1})", fresh=True):
+                    s.watch_state(w)
                     self._read_cotangent(w)
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))
@@ -122,6 +124,7 @@ class Program:
                 self.sweeps.forward(w)
                 self.sweeps.advance(w)
             s.advance(w)
+        s.watch_state(w)
         tq = s.graph.inputs("tq", s.nv)
         pushed = manifold.pushed(s.model, s.q, tq)
         along = dict(zip(s.q, pushed, strict=True))
@@ -152,7 +155,7 @@ class Program:
         return w
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:
-        """Write the first columns of an array, as NaN where the solver did not converge."""
+        """Write the first columns of an array, as NaN where the solver did not converge or the state diverged."""
         for column, value in enumerate(values):
             w(f"store({array}.data, {width}, {column}, select(failed, splat(nothing), splat(0) + {value}));")
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity
+from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import contacts, limit_rows
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal
+from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
@@ -87,7 +87,9 @@ class Step:
 
     def acceleration(self, w: Writer) -> None:
         """a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
+        self.watch_state(w)
         self.solver.solve(w, self.smooth, self.limits, self.offsets)
+        self._watch(w, self.names("a"))
         if self.model.runge_kutta:
             return
         if self.damped is None:
@@ -102,6 +104,18 @@ class Step:
             w(f"e{i} = {product};")
         self.damped.factor(w)
         self.damped.solve(w, "e")
+
+    def watch_state(self, w: Writer) -> None:
+        """A state that has diverged counts as failed, as MuJoCo C warns of it before each step and of the last one."""
+        self._watch(w, [*self.names("q", self.nq), *self.names("v")])
+
+    @staticmethod
+    def _watch(w: Writer, names: Sequence[str]) -> None:
+        """``failed`` grows where one of the variables is beyond :data:`LARGEST`, or not a number."""
+        bound = literal(LARGEST**2)
+        with w.block(f"if (any(!({total([f'{x} * {x}' for x in names])} <= {bound})))"):
+            for x in names:
+                w(f"failed = failed | !({x} * {x} <= {bound});")
 
     def advance(self, w: Writer) -> None:
         """Move q and v to the next pass."""
