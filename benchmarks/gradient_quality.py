@@ -211,7 +211,7 @@ class Subject:
     @cached_property
     def truth_physics(self) -> Physics:
         """The reference."""
-        return make_physics(self.task, backends_of(self.task)[0], dtype=torch.float64).reference()
+        return make_physics(self.task, backends_of(self.task)[0], dtype=torch.float64)
 
     @cached_property
     def points(self) -> quality.Points:

@@ -22,8 +22,6 @@ class FiniteDifference(Op):
 
     Args:
         function: what is differentiated, on plain tensors.
-        value: what the forward pass returns, if that is not ``function`` itself (a simulator may need a tighter solver
-            for its differences than for its values).
         step: absolute step, in the unit of the input, for all inputs or one for each; None takes the cube root of the
             dtype's machine epsilon, which balances truncation against rounding for quantities of order one.
         one_sided: numbers of the inputs that take forward differences instead of central ones.
@@ -37,20 +35,18 @@ class FiniteDifference(Op):
         self,
         function: Callable[..., Tensor],
         *,
-        value: Callable[..., Tensor] | None = None,
         step: float | tuple[float, ...] | None = None,
         one_sided: tuple[int, ...] = (),
         name: str,
     ) -> None:
         self.name = name
         self._function = function
-        self._value = value or function
         self._step = step
         self._one_sided = frozenset(one_sided)
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         check_rows(self, inputs)
-        return self._value(*inputs)
+        return self._function(*inputs)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -46,8 +47,9 @@ from mage_diffsim.envs.coverage import (
     spread_out,
     steps_within_budget,
 )
+from mage_diffsim.envs.mujoco.convergence import settings_text
 from mage_diffsim.envs.mujoco.task import MujocoTask
-from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
+from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
 from mage_diffsim.envs.task import Task
 
@@ -88,6 +90,8 @@ class Report:
     checks: tuple[Check, ...]
     coverage: Coverage | None = None
     """Where the checks have looked; None if there was no state to look at."""
+    solver: str = "converged"
+    """Of the physics, see :attr:`.Physics.solvers`."""
 
     @property
     def passed(self) -> bool:
@@ -117,7 +121,8 @@ class Report:
 
         checks = [{k: plain(v) for k, v in dataclasses.asdict(c).items()} for c in self.checks]
         coverage = None if self.coverage is None else dataclasses.asdict(self.coverage)
-        head = {"task": self.task, "dtype": self.dtype, "device": self.device, "passed": self.passed}
+        head = {"task": self.task, "dtype": self.dtype, "device": self.device, "solver": self.solver}
+        head |= {"passed": self.passed}
         return json.dumps(head | {"checks": checks, "coverage": coverage})
 
 
@@ -128,6 +133,7 @@ def check_task(
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    solver: str = "converged",
     samples: int = 32,
     steps: int | None = None,
     seed: int = 0,
@@ -143,6 +149,7 @@ def check_task(
         derivative: one derivative source only; by default all that the backend offers.
         dtype: float64, or float32 with wider tolerances.
         device: where the physics runs.
+        solver: of the physics, see :attr:`.Physics.solvers`; backends without it are reported as skipped.
         samples: number of states the checks run on: a quarter initial ones, the others from rollouts (see
             :mod:`.coverage`), some as far apart as possible and some evenly spread over the time.
         steps: length of the rollouts; None is an episode, or what the budget of :mod:`.coverage` allows.
@@ -152,14 +159,16 @@ def check_task(
         tolerances: other bounds than :meth:`Tolerances.of` this task and ``dtype``.
 
     Raises:
-        InputError: unknown task, backend or derivative source; or the one backend asked for cannot run on this device;
-            or ``states`` of another shape, or not finite.
+        InputError: unknown task, backend, derivative source or solver; or the one backend asked for cannot run on this
+            device; or no backend has the solver; or ``states`` of another shape, or not finite.
     """
     if isinstance(task, str):
         task = make_task(task)
     check_definition(type(task))
     if states is not None:
         check_states(task, states)
+    if solver not in SOLVERS:
+        raise unknown_name("solver", solver, SOLVERS)
     known = backends_of(task)
     if backend is not None and backend not in known:
         make_physics(task, backend)  # raises the error that lists the valid names
@@ -168,17 +177,21 @@ def check_task(
     if untyped:
         return Report(task.name, str(dtype), str(device), tuple(untyped))
     checks: list[Check] = list(check_reset(task, samples, seed))
+    names = [backend] if backend else known
+    if not any(solver in load(BACKENDS[name]).solvers for name in names):
+        make_physics(task, names[0], solver=solver)  # raises the error that says who has it
+    settings: dict[str, Any] = dict(dtype=dtype, device=device, solver=solver)
 
     physics: dict[str, Physics] = {}
     sources: set[str] = set()
-    for name in [backend] if backend else known:
+    for name in names:
         try:
             offered = load(BACKENDS[name]).derivatives_of(task)
             sources.update(offered)
             if derivative is not None and derivative not in offered and backend is not None:
                 raise unknown_name(f"derivative source of backend {name}", derivative, offered)
             for source in offered if derivative is None else {derivative} & set(offered):
-                physics[f"{name}/{source}"] = make_physics(task, name, dtype=dtype, device=device, derivative=source)
+                physics[f"{name}/{source}"] = make_physics(task, name, derivative=source, **settings)
             built = Check(f"step {name}", "built", "passed", None, None, f"derivative sources {', '.join(offered)}")
         except MissingExtra as error:
             built = Check(f"step {name}", "built", "skipped", None, None, str(error))
@@ -193,7 +206,9 @@ def check_task(
     if derivative is not None and sources and derivative not in sources:
         raise unknown_name(f"derivative source of task {task.name}", derivative, sources)
     if not physics:
-        return Report(task.name, str(dtype), str(device), tuple(checks))
+        return Report(task.name, str(dtype), str(device), tuple(checks), solver=solver)
+    if isinstance(task, MujocoTask):
+        checks.append(run_check("step", "solver", None, lambda: (True, *_gap(task, solver))))
 
     tolerances = tolerances or Tolerances.of(task, dtype)
     explorer = _explorer(task, next(iter(physics.values())))
@@ -227,7 +242,7 @@ def check_task(
             with torch.no_grad():
                 following = explorer.step(at.clone(), _random_actions(len(at), task, at, seed))
             looked = coverage(task, at, following, explored[0], states)
-    return Report(task.name, str(dtype), str(device), tuple(checks), looked)
+    return Report(task.name, str(dtype), str(device), tuple(checks), looked, solver)
 
 
 # What is checked, and on what -------------------------------------------------------------------------------------
@@ -236,7 +251,7 @@ def check_task(
 def _explorer(task: Task, asked: Physics) -> Physics:
     """The task's first backend, if it runs here: it steps any number of environments, where others compile anew."""
     try:
-        return make_physics(task, dtype=torch.float64, device=asked.device)
+        return make_physics(task, dtype=torch.float64, device=asked.device, solver=asked.solver)
     except Exception:  # it has a line of its own in the report, if it was asked for
         return asked
 
@@ -280,13 +295,11 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
     yield Subject(
         "terminated", task.terminated, None, {"next_obs": next_obs}, {"next_obs": observations}, (), torch.bool, True
     )
-    references: dict[str, tuple[Physics, dict[str, Differences]]] = {}
+    exacts: dict[str, tuple[Physics, dict[str, Differences]]] = {}
     for name, p in physics.items():
-        if p.backend not in references:
-            exact = _reference(p, backends_of(task)[0])
-            # Where it is another backend's, it is the same for all.
-            references[p.backend] = next((r for r in references.values() if r[0].backend == exact.backend), (exact, {}))
-        exact, differences = references[p.backend]
+        if p.backend not in exacts:
+            exacts[p.backend] = _exact(p), {}
+        exact, differences = exacts[p.backend]
         yield Subject(
             f"step {name}",
             p.step,
@@ -308,15 +321,22 @@ def _random_actions(n: int, task: Task, like: Tensor, seed: int) -> Float[Tensor
     return (1.98 * draw - 0.99).to(like)
 
 
-def _reference(physics: Physics, first: str) -> Physics:
-    """What finite differences are taken of: the task's first backend in its most exact form, if it runs here."""
-    for backend in (first, physics.backend):
-        try:
-            exact = make_physics(physics.task, backend, dtype=torch.float64, device=physics.device)
-            return exact.reference()
-        except (InputError, MissingExtra):
-            continue
+def _exact(physics: Physics) -> Physics:
+    """What finite differences are taken of: the same function in float64.
+
+    A backend without float64 is compared with the task's first one that has it.
+    """
+    task = physics.task
+    for backend in (physics.backend, *backends_of(task)):
+        with contextlib.suppress(InputError, MissingExtra):
+            return make_physics(task, backend, dtype=torch.float64, device=physics.device, solver=physics.solver)
     return physics
+
+
+def _gap(task: MujocoTask, solver: str) -> tuple[float, str]:
+    """How far the model's own solver settings are from the converged step, and which of the two was checked."""
+    own = f"the model's own settings ({settings_text(task.simulation)})"
+    return task.simulation.solver_gap, f"{solver}; the worst value is how far {own} leave a step from the converged one"
 
 
 # The checks -------------------------------------------------------------------------------------------------------
@@ -381,7 +401,7 @@ def _check_agreement(
             continue
 
         def agree(other: Physics = other) -> Outcome:
-            reference = make_physics(task, first, dtype=torch.float64, device=other.device).reference()
+            reference = make_physics(task, first, dtype=torch.float64, device=other.device, solver=other.solver)
             with torch.no_grad():
                 a, b = (p.step(state.to(p.dtype, copy=True), action.to(p.dtype, copy=True)) for p in (reference, other))
             inputs = {"state": state, "action": action}

@@ -123,6 +123,8 @@ class GymEnv(gymnasium.Env[Array, Array]):
             prefers, float64 for MuJoCo C and float32 for the others.
         device: where the physics runs.
         render_mode: None or ``"rgb_array"``.
+        solver: of the constraints of MuJoCo models: ``"converged"``, or ``"model"``, as far as the model's own settings
+            go, as in Gymnasium's own environments; see :attr:`.Physics.solvers`.
         task_options: options of the named task.
 
     Raises:
@@ -138,12 +140,13 @@ class GymEnv(gymnasium.Env[Array, Array]):
         dtype: str | None = None,
         device: str = "cpu",
         render_mode: str | None = None,
+        solver: str = "converged",
         **task_options: object,
     ) -> None:
         self.task, backend, torch_dtype = _make(task, backend, dtype, render_mode, task_options)
         self._refusal: ForkedJax | None = None
         try:
-            self.physics = make_physics(self.task, backend, dtype=torch_dtype, device=device)
+            self.physics = make_physics(self.task, backend, dtype=torch_dtype, device=device, solver=solver)
         except ForkedJax as error:
             # Of a worker's errors Gymnasium brings only those of reset and step to the process that started it.
             self._refusal = error
@@ -205,7 +208,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
     Args:
         num_envs: number of environments.
         max_episode_steps: steps after which an episode is truncated; the task's horizon by default.
-        task, backend, dtype, device, render_mode, task_options: see :class:`GymEnv`.
+        task, backend, dtype, device, render_mode, solver, task_options: see :class:`GymEnv`.
 
     Raises:
         InputError: see :class:`GymEnv`.
@@ -226,10 +229,11 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         dtype: str | None = None,
         device: str = "cpu",
         render_mode: str | None = None,
+        solver: str = "converged",
         **task_options: object,
     ) -> None:
         self.task, backend, torch_dtype = _make(task, backend, dtype, render_mode, task_options)
-        self.physics = make_physics(self.task, backend, dtype=torch_dtype, device=device)
+        self.physics = make_physics(self.task, backend, dtype=torch_dtype, device=device, solver=solver)
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.single_observation_space, self.single_action_space = _spaces(self.task, torch_dtype)

@@ -24,6 +24,8 @@ BACKENDS: dict[str, str] = {
     "mujoco-warp": "mage_diffsim.envs.mujoco_warp:MujocoWarpPhysics",
 }
 """Backend name to the class that implements it, imported on first use."""
+SOLVERS = ("converged", "model")
+"""How far a solver of constraints goes, see :attr:`Physics.solvers`."""
 
 
 def load(reference: str) -> Any:
@@ -82,6 +84,10 @@ class Physics(abc.ABC):
     """What a backward pass may start from: ``recompute`` its forward, or ``keep`` the forward's residuals."""
     capturable: ClassVar[bool] = False
     """Whether a step and its derivative can be held by a CUDA graph: kernels on torch's stream, no look at the host."""
+    solvers: ClassVar[tuple[str, ...]] = ("converged",)
+    """How far the solver of a model's constraints goes: ``converged``, to the solution, so that all backends of a task
+    are one function; or ``model``, as far as the model's own iterations and tolerances let it. Physics without
+    constraints have nothing to solve, and are ``converged``."""
     environment_dtype: ClassVar[torch.dtype] = torch.float32
     """Precision in which this backend serves as the real environment, unless another is asked for."""
 
@@ -93,17 +99,29 @@ class Physics(abc.ABC):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
+        solver: str = "converged",
     ) -> None:
         offered = self.derivatives_of(task)
         if derivative is not None and derivative not in offered:
             raise unknown_name(f"derivative source of backend {self.backend}", derivative, offered)
         if residuals not in self.residual_policies:
             raise unknown_name(f"residual policy of backend {self.backend}", residuals, self.residual_policies)
+        if solver not in SOLVERS:
+            raise unknown_name("solver", solver, SOLVERS)
+        if solver not in self.solvers:
+            others = " or ".join(b for b in backends_of(task) if solver in load(BACKENDS[b]).solvers)
+            raise InputError(
+                f"solver {solver!r} was asked for, and backend {self.backend} of task {task.name} has only "
+                f"{', '.join(self.solvers)}: "
+                + (f"use backend {others}, or " if others else "use ")
+                + f"solver {self.solvers[0]!r}"
+            )
         self.task = task
         self.dtype = dtype
         self.device = indexed(device)
         self.derivative = derivative or offered[0]
         self.residuals = residuals
+        self.solver = solver
 
     def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The state one ``task.dt`` later.
@@ -140,10 +158,6 @@ class Physics(abc.ABC):
             MissingExtra: a package that is needed to tell is not installed.
         """
 
-    def reference(self) -> Physics:
-        """What the other backends of the task are compared with: these physics in their most exact form."""
-        return self
-
     @abc.abstractmethod
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The backend's step; the action lies within [-1, 1]."""
@@ -163,6 +177,7 @@ class Physics(abc.ABC):
             "device": self.device,
             "derivative": self.derivative,
             "residuals": self.residuals,
+            "solver": self.solver,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -170,7 +185,8 @@ class Physics(abc.ABC):
         return _made_anew, (type(self), self.task, self._options())
 
     def __repr__(self) -> str:
-        return f"{self.task.name} physics (backend {self.backend}, derivative {self.derivative})"
+        solver = "" if self.solver == "converged" else f", solver {self.solver}"
+        return f"{self.task.name} physics (backend {self.backend}, derivative {self.derivative}{solver})"
 
 
 def _made_anew(physics: type[Physics], task: Task, options: dict[str, Any]) -> Physics:
@@ -202,18 +218,23 @@ def make_physics(
     device: torch.device | str = "cpu",
     derivative: str | None = None,
     residuals: str = "recompute",
+    solver: str = "converged",
 ) -> Physics:
     """The physics of ``task`` in the named backend, by default the task's first.
+
+    With the solver ``converged``, the default, all backends of a task are one function. ``model`` stops the solver of a
+    model's constraints where the model says, as Gymnasium's environments do; see :attr:`Physics.solvers`.
 
     Settings of the backend's package stay the caller's: JAX has 64-bit types during a call and not after it. The
     exceptions, which leave results as they are, are in :func:`.bridges.jax.load_jax`.
 
     Raises:
-        InputError: the task has no such backend, or the backend no such derivative source or residual policy.
+        InputError: the task has no such backend, or the backend no such derivative source, residual policy or solver.
         MissingExtra: the backend's package is not installed.
     """
     if backend is None:
         backend = backends_of(task)[0]
     if backend not in backends_of(task):
         raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
-    return load(BACKENDS[backend])(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+    options: dict[str, Any] = dict(dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+    return load(BACKENDS[backend])(task, solver=solver, **options)

@@ -384,6 +384,8 @@ class CheckTask:
     """Options of the task's constructor, such as mass=20."""
     backend: str | None = None
     """One physics backend only; None is all of the task's."""
+    solver: str = "converged"
+    """converged, or model: of MuJoCo tasks' constraints, as far as the model's own settings go (backend mujoco)."""
     states: Path | None = None
     """Also look at the states in this file: .npy or .pt of an array, .npz, or .csv, one state a row."""
     run: Path | None = None
@@ -405,7 +407,7 @@ def _check_task(options: CheckTask) -> int:
     task = make_task(options.name, **parse_options(options.task_options))
     more = [read_states(options.states, task)] if options.states else []
     more += [_states_of_run(options.run, task)] if options.run else []
-    report = check_task(task, options.backend, states=torch.cat(more) if more else None)
+    report = check_task(task, options.backend, solver=options.solver, states=torch.cat(more) if more else None)
     for check in report.checks:
         if options.backend and check.status == "skipped" and check.name == "built":
             raise MissingExtra(check.detail)  # asked for by name, so leaving it out is no success

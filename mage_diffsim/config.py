@@ -29,6 +29,7 @@ from mage_diffsim.envs.identity import (
     reference_of,
     require_reproducible,
 )
+from mage_diffsim.envs.physics import SOLVERS
 from mage_diffsim.envs.task import Task
 
 Preset = Literal["paper", "authors", "cpu"]
@@ -239,6 +240,9 @@ class TrainConfig:
     """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values (jax, mjx)."""
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
+    solver: str = "converged"
+    """Of the constraints of MuJoCo models, in environment and oracle alike: converged, or model: as far as the model's
+    own iterations and tolerances go, as in Gymnasium's environments (backends mujoco and mujoco-warp)."""
     reward: str = "task"
     """task: the task's own reward; learned: a reward model r_hat(s, a, s') [B.2]."""
     loss: str | None = None
@@ -654,6 +658,8 @@ def validate(config: TrainConfig) -> None:
             f"matmul is 'high', which is about float32 products on a CUDA device, and this trains in {kind} on "
             f"{config.device!r}: use matmul 'highest'"
         )
+    if config.solver not in SOLVERS:
+        raise unknown_name("solver", config.solver, SOLVERS)
     if config.residuals not in ("recompute", "keep"):
         raise unknown_name("residuals", config.residuals, ("recompute", "keep"))
     if config.reward not in ("task", "learned"):

@@ -144,11 +144,12 @@ def describe(config: TrainConfig, task: Task) -> list[str]:
         lambdas = f", lambda{'s' if len(config.lambdas) > 1 else ''} {' '.join(f'{lam:g}' for lam in config.lambdas)}"
     seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {' '.join(map(str, config.seeds))}"
     dtype = "float64" if config.float64 else "float32"
+    solver = f", solver {config.solver}" if "mujoco" in backends_of(task) else ""
     return [
         f"task {name}{options}",
         f"method {config.method}, loss {config.critic_loss}{reward}",
         f"dynamics {dynamics}",
-        f"environment {config.environment or backends_of(task)[0]}",
+        f"environment {config.environment or backends_of(task)[0]}{solver}",
         f"preset {config.preset}, device {config.device}, {dtype}",
         f"runs {len(config.runs)}: {seeds}{lambdas}",
         f"steps {config.steps}",

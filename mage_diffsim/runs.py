@@ -52,8 +52,8 @@ from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, describe_task, policy_content, write_policy
 from mage_diffsim.training import Trainer
 
-CHECKPOINT_VERSION = 2
-"""Raised whenever the layout of a checkpoint changes."""
+CHECKPOINT_VERSION = 3
+"""Raised whenever the layout of a checkpoint changes, or what a run of the same settings does."""
 
 KEPT_CHECKPOINTS = 2
 

@@ -130,7 +130,8 @@ class Trainer:
         self.env.reset()
 
     def _physics(self, backend: str | None, *, dtype: torch.dtype | None = None, **source: Any) -> Physics:
-        return make_physics(self.task, backend, dtype=dtype or self.dtype, device=self.device, **source)
+        where: dict[str, Any] = dict(dtype=dtype or self.dtype, device=self.device)
+        return make_physics(self.task, backend, solver=self.config.solver, **where, **source)
 
     def _make_dynamics(self) -> Dynamics:
         """What ``config.dynamics`` names; creates the ensemble if it takes part."""
@@ -169,6 +170,7 @@ class Trainer:
         return {
             "device": device_text(config.device),
             "environment": config.environment or backends_of(self.task)[0],
+            "solver": config.solver,
             "compile": config.compile,
             "graphs": "on" if self.graphs_used else "model batches only" if captured else "off",
             "matmul": config.matmul,

@@ -42,8 +42,9 @@ class JaxPhysics(Physics):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
+        solver: str = "converged",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
         jax = load_jax()
         check_device(self.device, str(self))
         with x64():

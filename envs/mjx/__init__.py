@@ -20,6 +20,7 @@ from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.envs.mujoco.convergence import name_gap
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
@@ -64,8 +65,9 @@ class MjxPhysics(Physics):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
+        solver: str = "converged",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
         load_mujoco()
@@ -73,6 +75,7 @@ class MjxPhysics(Physics):
         _load_step()
         check_device(self.device, str(self))
         self.simulation: Simulation = implementation(task, "mjx")(task)
+        name_gap(self.simulation)
         self._op = _shared_op(self.simulation, self.derivative, residuals)
 
     @classmethod

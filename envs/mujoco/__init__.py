@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from typing import Any, final
 
@@ -12,15 +11,17 @@ import torch
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
+from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
+from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 
 ROWS = 1024
 """Environments stepped by one call into MuJoCo; more are stepped in turn."""
-CONVERGED = 1e-14
-"""Solver tolerance for differences and for comparisons: a looser one leaves 1e-7 of noise in rare states."""
+SUSPECT = 1e3, 1e6
+"""A step that starts or ends with a larger velocity, or ends with a larger acceleration (SI units), may have been
+beyond LARGEST on the way: it is done again to see."""
 
 
 @final
@@ -28,19 +29,22 @@ class MujocoPhysics(Physics):
     """A task whose ``physics["mujoco"]`` is ``implementation(task) -> Simulation``, stepped by MuJoCo C.
 
     Everything inside is float64 on the CPU, on as many threads as torch uses; float32 tensors and CUDA tensors are
-    converted on the way in and out. Values take the model's own solver tolerance, so they are those of Gymnasium's
-    environment (to 1e-12); differences are taken of the converged solution.
+    converted on the way in and out. Values and their differences are of one function: with solver ``converged`` that of
+    the other backends, with ``model`` Gymnasium's environment's (to 1e-12 from one state). A model whose own settings
+    are far from the converged solution is named in a warning. A row that C warns of as unstable (a component of qpos,
+    qvel or qacc that is not finite or beyond 1e10) is NaN.
 
     Derivative sources: ``fd`` central differences over action and state; ``fd-forward`` forward differences over the
     action, for half the price, and central ones over the state; steps: :attr:`.task.MujocoTask.difference_steps`.
 
     Raises:
-        InputError: a dtype other than float32 and float64, or a model that a task cannot use.
+        InputError: a dtype other than float32 and float64, an unknown solver, or a model that a task cannot use.
         MissingExtra: mujoco is not installed.
     """
 
     backend = "mujoco"
     derivatives = ("fd", "fd-forward")
+    solvers = ("converged", "model")
     accuracy = {"fd": 1e-5, "fd-forward": 1e-3}  # noqa: RUF012  (the base class declares it a ClassVar)
     environment_dtype = torch.float64
 
@@ -52,10 +56,9 @@ class MujocoPhysics(Physics):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
-        converged: bool = False,
+        solver: str = "converged",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
-        self._converged = converged
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
         load_mujoco()
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
@@ -63,24 +66,13 @@ class MujocoPhysics(Physics):
         steps = getattr(task, "difference_steps", MujocoTask.difference_steps)
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")
-        self._differenced = _Stepper(self.simulation, CONVERGED)
-        self._value = self._differenced if converged else _Stepper(self.simulation, None)
+        name_gap(self.simulation)
         self._op = FiniteDifference(
-            self._differenced,
-            value=self._value,
+            _Stepper(self.simulation, solver),
             step=steps,
             one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),
         )
-
-    def reference(self) -> MujocoPhysics:
-        """The same in float64 with the constraint solver converged: what the other backends are compared with."""
-        return MujocoPhysics(
-            self.task, dtype=torch.float64, device=self.device, derivative=self.derivative, converged=True
-        )
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"converged": self._converged}
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
@@ -92,22 +84,17 @@ class MujocoPhysics(Physics):
 class _Stepper:
     """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float64 on the CPU."""
 
-    def __init__(self, simulation: Simulation, tolerance: float | None) -> None:
+    def __init__(self, simulation: Simulation, solver: str) -> None:
         from mujoco.batch import Batch
 
         mujoco = load_mujoco()
         self.simulation = simulation
-        model = copy.copy(simulation.model)
-        if tolerance is not None:
-            # The problem is convex: Newton's method finds the solution that slower solvers approach.
-            model.opt.tolerance, model.opt.solver = tolerance, mujoco.mjtSolver.mjSOL_NEWTON
-            # A model made for speed may allow itself a handful of each.
-            model.opt.iterations = max(model.opt.iterations, 200)
-            model.opt.ls_iterations = max(model.opt.ls_iterations, 100)
-        self._batch: Any = Batch(model, ROWS, torch.get_num_threads())
+        self._model = with_solver(simulation.model, solver)
+        self._data = mujoco.MjData(self._model)
+        self._batch: Any = Batch(self._model, ROWS, torch.get_num_threads())
         self._bound = {
             name: self._batch.bind(name)
-            for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "xpos", "site_xpos")
+            for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "qacc", "xpos", "site_xpos")
         }
         # Positions of bodies lag one substep behind the state unless they are computed anew.
         positions = bool(simulation.bodies or simulation.sites)
@@ -135,6 +122,25 @@ class _Stepper:
         qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
         state = simulation.assemble(qpos, qvel, xpos, site_xpos, start, np.concatenate)
         state[failed] = np.nan
+        # Not finite compares false.
+        calm = np.abs(qpos).max(axis=1) <= LARGEST
+        for x, most in ((velocity, SUSPECT[0]), (qvel, SUSPECT[0]), (bound["qacc"][:n], SUSPECT[1])):
+            calm &= np.abs(x).max(axis=1) <= most
+        for i in np.flatnonzero(~calm):
+            if self._warns(start[i], velocity[i], control[i], qpos[i], qvel[i]):
+                state[i] = np.nan
         # MuJoCo takes a control that is not finite for none at all.
         state[~np.isfinite(control).all(axis=1)] = np.nan
         return state
+
+    def _warns(self, qpos: np.ndarray, qvel: np.ndarray, control: np.ndarray, *end: np.ndarray) -> bool:
+        """Whether MuJoCo warns of this row's step, or would of the next one, as unstable."""
+        if not all((np.abs(x) <= LARGEST).all() for x in end):
+            return True
+        mujoco, model, data = load_mujoco(), self._model, self._data
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.qvel[:], data.ctrl[:] = qpos, qvel, control
+        mujoco.mj_step(model, data, self.simulation.frame_skip)
+        kinds = mujoco.mjtWarning
+        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
+        return any(data.warning[int(kind)].number for kind in bad)

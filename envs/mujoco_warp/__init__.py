@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import threading
 from typing import Any, final
 
@@ -13,6 +12,7 @@ from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import check_device, load_warp, quiet
+from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
@@ -41,6 +41,7 @@ class MujocoWarpPhysics(Physics):
 
     backend = "mujoco-warp"
     derivatives = ("fd", "fd-forward")
+    solvers = ("converged", "model")
     accuracy = {"fd": 0.05, "fd-forward": 0.05}  # noqa: RUF012  (the base class declares it a ClassVar)
 
     def __init__(
@@ -51,8 +52,9 @@ class MujocoWarpPhysics(Physics):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
+        solver: str = "converged",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
         load_warp()
         load_mujoco()
         _load()
@@ -60,8 +62,9 @@ class MujocoWarpPhysics(Physics):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
         check_device(self.device, str(self))
         self.simulation: Simulation = implementation(task, "mujoco-warp")(task)
+        name_gap(self.simulation)
         self._op = FiniteDifference(
-            _Stepper(self.simulation, self.device, str(self)),
+            _Stepper(self.simulation, solver, self.device, str(self)),
             step=STEP,
             one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),
@@ -91,10 +94,10 @@ def _load() -> Any:
 class _Stepper:
     """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float32 on one device."""
 
-    def __init__(self, simulation: Simulation, device: torch.device, name: str) -> None:
+    def __init__(self, simulation: Simulation, solver: str, device: torch.device, name: str) -> None:
         mujoco, mujoco_warp, warp = load_mujoco(), _load(), load_warp()
         self.simulation = simulation
-        self._host = copy.copy(simulation.model)
+        self._host = with_solver(simulation.model, solver)
         # MuJoCo Warp has no automatic reset to disable, and refuses the flag.
         self._host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self._device = warp.device_from_torch(device)

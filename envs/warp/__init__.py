@@ -11,6 +11,7 @@ from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import WarpOp, check_device, load_warp
+from mage_diffsim.envs.mujoco.convergence import name_gap
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
@@ -50,8 +51,9 @@ class WarpPhysics(Physics):
         device: torch.device | str = "cpu",
         derivative: str | None = None,
         residuals: str = "recompute",
+        solver: str = "converged",
     ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals)
+        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
         load_warp()
         check_device(self.device, str(self))
         if dtype not in (torch.float32, torch.float64):
@@ -62,6 +64,7 @@ class WarpPhysics(Physics):
         if isinstance(made, Simulation):
             from mage_diffsim.envs.warp.model import ModelOp
 
+            name_gap(made)
             self.simulation = made
             kernels = ModelOp(made, dtype, self.device, tangents=self.derivative == "jvp")
         else:

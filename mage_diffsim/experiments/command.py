@@ -86,6 +86,9 @@ class Experiment(abc.ABC):
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; by default the first of a task:
     torch, or MuJoCo C in threads. On a GPU, warp or mjx step MuJoCo tasks there."""
+    solver: Literal["converged", "model"] = "converged"
+    """Of the constraints of MuJoCo models, in environment and oracle: converged, or as far as the model's own settings
+    go, as in Gymnasium's environments (backend mujoco)."""
     compile: Literal["off", "on"] = "off"
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
     graphs: Graphs = "auto"
@@ -137,7 +140,7 @@ class Experiment(abc.ABC):
         every = settings.pop("eval_every", None) or math.ceil(settings["steps"] / settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags: dict[str, Any] = {"preset": preset, "device": self.device, "compile": self.compile}
-        flags |= {"graphs": self.graphs, "matmul": self.matmul}
+        flags |= {"solver": self.solver, "graphs": self.graphs, "matmul": self.matmul}
         if self.environment is not None:
             known = make_task(task)
             if self.environment not in backends_of(known):
@@ -219,7 +222,7 @@ def _markdown(found: Findings, sentences: Sequence[str], used: dict[str, str]) -
     return "\n".join(lines) + "\n"
 
 
-USED = ("device", "environment", "compile", "graphs", "matmul", "commit")
+USED = ("device", "environment", "solver", "compile", "graphs", "matmul", "commit")
 """What of a cell's versions.json is in summary.md."""
 
 

@@ -201,4 +201,4 @@ def _steps_done(run_dir: Path) -> int:
 
 def _probe(config: TrainConfig, backend: str, send: Send) -> None:
     source = {"derivative": config.derivative, "residuals": config.residuals} if backend == config.backend else {}
-    make_physics(config.make_task(), backend, device=config.device, **source)
+    make_physics(config.make_task(), backend, device=config.device, solver=config.solver, **source)

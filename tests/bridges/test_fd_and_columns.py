@@ -61,13 +61,6 @@ class TestFiniteDifference:
         assert torch.equal(again, by_u)
         assert rows[-1] == (1 + 1) * 5
 
-    def test_the_value_may_come_from_another_function(self):
-        x = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
-        y = FiniteDifference(WAVE, value=lambda x: x + 7.0, name="wave")(x)
-        assert torch.equal(y, x + 7.0)
-        (slope,) = torch.autograd.grad(y.sum(), x)
-        torch.testing.assert_close(slope, x.detach().cos(), rtol=1e-9, atol=0)
-
 
 def value(x, u):
     return x * u.sum(-1, keepdim=True).sin()

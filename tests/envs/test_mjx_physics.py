@@ -141,7 +141,7 @@ def reference(task_class):
     Two steps are extrapolated: a joint limit stiffens within 1e-3 rad, which a step of 1e-6 resolves to 1e-6.
     """
     state, action = samples(task_class)
-    step = make_physics(task_class(), "mujoco", dtype=torch.float64).reference().step
+    step = make_physics(task_class(), "mujoco", dtype=torch.float64).step
     h = 1e-6
     wide, up, down, narrow = (
         differences(step, state, action, *ends) for ends in ((h, h), (h, 0.0), (0.0, h), (0.5 * h, 0.5 * h))
@@ -321,7 +321,7 @@ def test_a_resting_free_body_turns_with_its_velocity():
     state = state.clone()
     state[:] = task.state_at(torch.as_tensor(task.simulation.qpos0)[None], torch.zeros(1, task.simulation.nv))
     state[:, 2] = 5.0
-    step = make_physics(task, "mujoco", dtype=torch.float64).reference().step
+    step = make_physics(task, "mujoco", dtype=torch.float64).step
     expected = differences(step, state, action, 1e-6, 1e-6)
     found = jacobian(physics_of(Free).step, state, action)
     assert error(found, expected).max() < 1e-6

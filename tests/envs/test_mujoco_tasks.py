@@ -26,6 +26,7 @@ from mage_diffsim.envs import (
     rollout,
 )
 from mage_diffsim.envs import mujoco as mujoco_backend
+from mage_diffsim.envs.batched import advance
 from mage_diffsim.envs.contract import Tolerances
 from mage_diffsim.envs.mujoco.model import colliding_geoms, find
 
@@ -85,7 +86,7 @@ def test_every_step_is_that_of_gymnasium(name):
     task = make_task(name)
     qpos, qvel, action, expected, reward, terminated = gymnasium_trajectory(name, 400)
     state = task.state_at(qpos, qvel)
-    next_state = physics_of(task).step(state, action)
+    next_state = physics_of(task, solver="model").step(state, action)
     moved = task.simulation.nq + task.simulation.nv
     assert (next_state[:, :moved] - expected).abs().max() <= 1e-9
 
@@ -183,7 +184,8 @@ def test_contacts_act_within_the_larger_margin_as_in_the_papers_mujoco(name):
 
     def stepped(model):
         simulation = dataclasses.replace(task.simulation, model=model)
-        return mujoco_backend._Stepper(simulation, None)(task.qpos(state), task.qvel(state), task.scale_action(action))
+        stepper = mujoco_backend._Stepper(simulation, "converged")
+        return stepper(task.qpos(state), task.qvel(state), task.scale_action(action))
 
     ours = physics.step(state, action)
     assert (ours - stepped(old)).abs().max() <= 1e-9
@@ -699,3 +701,80 @@ def test_a_trajectory_of_gymnasiums_is_reproduced_step_by_step():
         physics_of(task), lambda obs: next(actions)[None], task.state_at(qpos[:1], qvel[:1]), 40, record=True
     )
     assert (result.states[1:, 0, :18] - expected).abs().max() <= 1e-7
+
+
+UNSTABLE = """
+<mujoco><option timestep="0.01" gravity="0 0 0"/>
+  <worldbody>
+    <body><joint name="x" type="slide" axis="1 0 0" damping="{}"/><geom size=".1" mass="1"/></body>
+    <body pos="0 2 0"><joint name="y" type="slide" axis="1 0 0"/><geom size=".1" mass="1"/></body>
+  </worldbody>
+  <actuator><motor joint="x" gear="{}" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+def warned(task, state, action):
+    """Whether MuJoCo C, with its automatic reset, warns of an unstable state in the step or at the start of the next"""
+    model = mujoco.MjModel.from_xml_string(task.mjcf)
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:], data.ctrl[:] = state[:2], state[2:], action
+    mujoco.mj_step(model, data, task.frame_skip)
+    mujoco.mj_step1(model, data)
+    return any(w.number for w in data.warning)
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "mjx", "warp"])
+@pytest.mark.parametrize("damping, gear", [("-3e3", "1"), ("0", "1"), ("0", "2e10"), ("1e6", "2e10")])
+def test_a_state_that_mujoco_c_would_reset_is_not_finite(backend, damping, gear):
+    pytest.importorskip({"mjx": "mujoco.mjx"}.get(backend, backend))
+    task = slider(mjcf=UNSTABLE.format(damping, gear), readouts={})
+    state = torch.zeros(8, 4, dtype=torch.float64)
+    state[:, 0] = torch.tensor([0.0, 1.0, 0.0, 1.1e10, 0.9e10, 0.0, 0.0, 0.0])
+    state[:, 2] = torch.tensor([0.0, 1.0, 1e6, 0.0, 0.0, -1.1e10, 1e11, 0.9e10])
+    action = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)[:, None]
+    expected = [not warned(task, s, a) for s, a in zip(state.numpy(), action.numpy(), strict=True)]
+    assert True in expected
+    assert False in expected
+    physics = make_physics(task, backend, dtype=torch.float64)
+    moved = physics.step(state, action.requires_grad_())
+    assert moved.isfinite().all(1).tolist() == expected
+    (gradient,) = torch.autograd.grad(moved[:, 2].sum(), action)
+    assert gradient.isfinite().all(1).tolist() == expected
+
+
+def test_a_diverged_environment_is_counted():
+    task = slider(mjcf=UNSTABLE.format("-3e3", "1"), readouts={})
+    state = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1e6, 0.0]]).double()
+    moved = advance(physics_of(task), state, task.observe(state), torch.zeros(2, 1).double())
+    assert moved.diverged.tolist() == [False, True]
+
+
+TWO_MOTORS = SLIDER.replace("1e-9", "1").replace(
+    "</actuator>",
+    "<motor joint='x' ctrlrange='-1 1'/><motor joint='x' ctrlrange='-2 2' gear='5'/>"
+    "<position name='swing_2' joint='swing' ctrlrange='-1 1'/><motor joint='swing' ctrlrange='-1 1'/>"
+    "<motor joint='swing' ctrlrange='-1 1'/></actuator>",
+)
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "warp"])
+def test_several_actuators_of_one_joint_have_a_component_each(backend):
+    pytest.importorskip(backend)
+    task = slider(mjcf=TWO_MOTORS)
+    assert task.action_names == ("push", "x", "x_2", "swing_2", "swing", "swing_3")
+    generator = torch.Generator().manual_seed(0)
+    action = 2.0 * torch.rand(5, 6, generator=generator).double() - 1.0
+    state = task.reset(5, generator)
+    data = mujoco.MjData(model := mujoco.MjModel.from_xml_string(TWO_MOTORS))
+    rows = []
+    for row, control in zip(state.numpy(), task.scale_action(action).numpy(), strict=True):
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.qvel[:], data.ctrl[:] = row[:2], row[2:4], control
+        mujoco.mj_step(model, data, task.frame_skip)
+        rows.append(np.concatenate([data.qpos, data.qvel]))
+    moved = make_physics(task, backend, dtype=torch.float64).step(state, action)
+    torch.testing.assert_close(moved[:, :4].numpy(), np.stack(rows), rtol=0.0, atol=1e-12)
+
+
+def test_names_that_the_model_gives_twice_are_made_different():
+    mjcf = SLIDER.replace('name="swing"', 'name="x_velocity"')
+    assert slider(mjcf=mjcf, readouts={}).state_names == ("x", "x_velocity", "x_velocity_2", "x_velocity_velocity")

@@ -32,7 +32,7 @@ def visited(task, n=24):
 
 def test_values_and_action_derivatives_are_those_of_mujoco_c(task):
     state, action = visited(task)
-    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+    reference = make_physics(task, "mujoco", dtype=torch.float64)
     cotangent = torch.randn(state.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     physics = make_physics(task, "mujoco-warp")
 

@@ -58,7 +58,7 @@ def scaled(error, of):
 @pytest.mark.parametrize("model", (*TASKS, *SMALL), ids=lambda m: m if isinstance(m, str) else m.name)
 def test_a_step_is_that_of_converged_mujoco_c(model):
     task, state, action = samples(model, 1024, 30) if model in TASKS else samples(model)
-    expected = make_physics(task, "mujoco", dtype=torch.float64).reference().step(state, action)
+    expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
     found = physics_of(model).step(state, action)
     worst = int(scaled(found - expected, expected).argmax())
     assert scaled(found - expected, expected)[worst] <= 1e-10, f"{state[worst].tolist()}, {action[worst].tolist()}"
@@ -69,7 +69,7 @@ def test_a_step_is_that_of_converged_mujoco_c(model):
 def test_derivatives_are_the_central_differences_of_mujoco_c(model):
     task, state, action = samples(model)
     found = jacobian(physics_of(model).step, state, action)
-    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+    reference = make_physics(task, "mujoco", dtype=torch.float64)
     state, action = state[:40], action[:40]
     expected = jacobian(reference.step, state, action)
     error = scaled(found[:40] - expected, expected)
@@ -130,7 +130,7 @@ def test_bodies_thrown_deep_into_the_ground_come_out_as_in_mujoco_c():
     state[:, 2:9] += torch.randn(300, 7, generator=generator, dtype=torch.float64)
     state[:, 9:18] += 8.0 * torch.randn(300, 9, generator=generator, dtype=torch.float64)
     action = 2.0 * torch.rand(300, 6, generator=generator, dtype=torch.float64) - 1.0
-    expected = make_physics(task, "mujoco", dtype=torch.float64).reference().step(state, action)
+    expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 2e-3)):
         physics = physics_of("HalfCheetah", dtype)
         found = physics.step(state.to(dtype), action.to(dtype)).double()
@@ -143,7 +143,7 @@ def test_a_hundred_steps_stay_within_what_a_rounding_error_grows_to():
     task, _, _ = samples("HalfCheetah")
     generator = torch.Generator().manual_seed(4)
     start = task.reset(16, generator).double()
-    warp, mujoco = physics_of("HalfCheetah"), make_physics(task, "mujoco", dtype=torch.float64).reference()
+    warp, mujoco = physics_of("HalfCheetah"), make_physics(task, "mujoco", dtype=torch.float64)
     ours, theirs, nudged = start, start, start + 1e-12
     nudged = torch.cat([nudged[:, :18], start[:, 18:]], dim=1)
     for _ in range(100):

@@ -117,7 +117,7 @@ def test_the_sweep_finds_truncation_and_rounding():
 def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
     pytest.importorskip("mujoco")
     task = make_task("HalfCheetah")
-    reference = make_physics(task, "mujoco", dtype=torch.float64).reference()
+    reference = make_physics(task, "mujoco", dtype=torch.float64)
 
     def gather(seed):
         def policy(obs):

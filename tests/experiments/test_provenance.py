@@ -20,13 +20,14 @@ EXPERIMENTS = ("performance", "gradient-error", "unconstrained", "learned-reward
 @pytest.mark.parametrize("name", ["oracle_vs_learned", *EXPERIMENTS])
 def test_every_sweep_takes_the_settings_of_speed(name, paper, oracle_vs_learned):
     experiment = oracle_vs_learned.OracleVsLearned if name == "oracle_vs_learned" else paper.EXPERIMENTS[name]
-    settings = dict(device="cuda", compile="on", graphs="on", matmul="high", environment="jax")
+    settings = dict(device="cuda", compile="on", graphs="on", matmul="high", environment="jax", solver="model")
     task = {} if name in ("graph", "unconstrained") else {"tasks": ("Pendulum",)}
     for cell in experiment(size="smoke", **task, **settings).cells():
         assert {key: getattr(cell.config, key) for key in settings} == settings
     for cell in experiment(size="smoke").cells():
         config = cell.config
         assert (config.compile, config.graphs, config.matmul, config.environment) == ("off", "auto", "highest", None)
+        assert config.solver == "converged"
 
 
 def test_a_real_environment_that_a_task_does_not_have_is_refused_before_anything_is_trained(paper):
@@ -39,7 +40,8 @@ def test_a_real_environment_that_a_task_does_not_have_is_refused_before_anything
 def test_a_run_records_what_its_settings_came_to(tiny, tmp_path):
     config = make_config("Pendulum", **tiny)
     used = Trainer(config).used
-    assert used == {"device": "cpu", "environment": "torch", "compile": "off", "graphs": "off", "matmul": "highest"}
+    solver = {"environment": "torch", "solver": "converged"}
+    assert used == {"device": "cpu", **solver, "compile": "off", "graphs": "off", "matmul": "highest"}
     train(config, tmp_path / "run")
     assert read_versions(tmp_path / "run").items() >= used.items()
 
@@ -87,8 +89,8 @@ def test_the_summary_says_what_was_used(paper, tiny, tmp_path, monkeypatch, caps
     monkeypatch.setattr(paper.Performance, "VARIANTS", {"TD3": dict(method="td3")})
     assert run(paper.Performance(size="smoke", environment="torch", out=tmp_path, workers=1)) == 0
     table = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    for row in ("| device | cpu |", "| environment | torch |", "| compile | off |", "| graphs | off |",
-                "| matmul | highest |"):  # fmt: skip
+    for row in ("| device | cpu |", "| environment | torch |", "| solver | converged |", "| compile | off |",
+                "| graphs | off |", "| matmul | highest |"):  # fmt: skip
         assert row in table
     assert "commit of the cells" not in table
     capsys.readouterr()

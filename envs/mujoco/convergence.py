@@ -1,0 +1,95 @@
+"""How far MuJoCo C's constraint solver goes: to the solution, or as far as a model's own settings let it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
+
+TOLERANCE = 1e-14
+"""Solver tolerance of a converged step: a looser one leaves 1e-7 of noise in the differences of rare states."""
+NOTEWORTHY = 1e-4
+"""A model whose own settings leave its steps farther than this from the converged ones is named when it is loaded."""
+ROLLOUTS, STEPS = 4, 16
+"""States that :func:`solver_gap` looks at: so many rollouts from the model's initial state, of so many steps each."""
+
+_logger = logging.getLogger("mage_diffsim")
+
+
+def with_solver(model: Any, solver: str) -> Any:
+    """A copy of a ``mujoco.MjModel`` whose constraints are solved as ``solver`` says (see :attr:`.Physics.solvers`)."""
+    model = copy.copy(model)
+    if solver == "converged":
+        # The problem is convex: Newton's method finds the solution that slower solvers approach.
+        model.opt.tolerance, model.opt.solver = TOLERANCE, load_mujoco().mjtSolver.mjSOL_NEWTON
+        # A model made for speed may allow itself a handful of each.
+        model.opt.iterations = max(model.opt.iterations, 200)
+        model.opt.ls_iterations = max(model.opt.ls_iterations, 100)
+    return model
+
+
+def solver_gap(simulation: Simulation) -> float:
+    """How far the model's own solver settings leave an environment step from the converged one.
+
+    Both start from the same states: those of a few rollouts with uniformly random controls, converged, from the model's
+    initial state.
+
+    Returns:
+        the largest difference of a component of qpos or qvel, relative to max(1, its size); not finite states apart.
+    """
+    mujoco = load_mujoco()
+    converged, own = (with_solver(simulation.model, s) for s in ("converged", "model"))
+    data = mujoco.MjData(converged)
+    other = mujoco.MjData(own)
+    low, high = simulation.model.actuator_ctrlrange.T
+    random = np.random.default_rng(0)
+    start = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    state = np.empty(mujoco.mj_stateSize(converged, start))
+    gaps = [0.0]
+    with quiet():
+        for _ in range(ROLLOUTS):
+            mujoco.mj_resetData(converged, data)
+            for _ in range(STEPS):
+                data.ctrl[:] = other.ctrl[:] = random.uniform(low, high)
+                data.qacc_warmstart[:] = other.qacc_warmstart[:] = 0.0  # as a step here starts the solver
+                mujoco.mj_getState(converged, data, state, start)
+                mujoco.mj_setState(own, other, state, start)
+                mujoco.mj_step(converged, data, simulation.frame_skip)
+                mujoco.mj_step(own, other, simulation.frame_skip)
+                ends = [np.concatenate([d.qpos, d.qvel]) for d in (data, other)]
+                gap = np.abs(ends[0] - ends[1]) / np.maximum(1.0, np.abs(ends[0]))
+                gaps.append(float(gap.max()) if np.isfinite(gap).all() else 0.0)
+    return max(gaps)
+
+
+@functools.cache
+def _say(name: str, settings: str, gap: float) -> None:
+    _logger.warning(
+        "task %s: the model's own solver settings (%s) leave its steps up to %.2g from the converged ones; solver "
+        "'converged', the default, makes environment and oracle the same function, and solver 'model' (backend "
+        "mujoco) is the model's own step",
+        name,
+        settings,
+        gap,
+    )
+
+
+def name_gap(simulation: Simulation) -> None:
+    """Warn, once per process, of a model whose :func:`solver_gap` is :data:`NOTEWORTHY`."""
+    if simulation.solver_gap > NOTEWORTHY:
+        _say(simulation.name, settings_text(simulation), simulation.solver_gap)
+
+
+def settings_text(simulation: Simulation) -> str:
+    """The model's own solver settings, in words."""
+    option = simulation.model.opt
+    kind = load_mujoco().mjtSolver(option.solver).name.removeprefix("mjSOL_").lower()
+    return (
+        f"solver {kind}, iterations {option.iterations}, ls_iterations {option.ls_iterations}, tolerance "
+        f"{option.tolerance:g}"
+    )
