@@ -21,7 +21,7 @@ from mage_diffsim.bridges.jax import x64
 from mage_diffsim.envs.mjx.constraints import Constraints
 from mage_diffsim.envs.mjx.contacts import COLLISIONS, groups, kind_of, pairs
 from mage_diffsim.envs.mjx.solver import Problem, inverse_factor, solve, solve_with
-from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
+from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, element_name, load_mujoco
 
 mujoco: Any = load_mujoco()
 
@@ -37,9 +37,6 @@ PRIVATE = {
 """Everything used here that ``mujoco.mjx`` does not export: module in ``mujoco.mjx._src`` to names."""
 
 Array = jax.Array
-
-LARGEST = 1e10
-"""MuJoCo's mjMAXVAL: a position, velocity or acceleration beyond it counts as diverged."""
 
 
 def private(module: str, name: str) -> Any:
@@ -358,7 +355,7 @@ class _Environment:
         qacc, d = self._accelerate(control, qpos, qvel, warm)
         change = qacc
         off = mjx.DisableBit.EULERDAMP | mjx.DisableBit.DAMPER
-        if not m.opt.disableflags & off and bool(np.any(self.simulation.model.dof_damping)):
+        if not m.opt.disableflags & off and bool(np.any(self.simulation.model.dof_damping > 0.0)):
             change = _damped(d._impl.M, jnp.diag(dt * m.dof_damping), qacc)
         qvel = qvel + dt * change
         return self._move(qpos, qvel, dt), qvel, qacc
