@@ -360,12 +360,13 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 }
 
 
-def evaluate(outputs: Sequence[Any], values: Mapping[str, Any]) -> list[Any]:
+def evaluate(outputs: Sequence[Any], values: Mapping[str, Any], real: Any = np.float64) -> list[Any]:
     """The numbers that expressions stand for, by numpy: what the stages are tested with, no kernel involved.
 
     Args:
         outputs: expressions.
         values: input name to number, or to an array of any one shape.
+        real: numpy's type of all numbers but the constants.
     """
     known: dict[int, Any] = {}
 
@@ -374,8 +375,6 @@ def evaluate(outputs: Sequence[Any], values: Mapping[str, Any]) -> list[Any]:
 
     with np.errstate(all="ignore"):
         for node in reachable(outputs):
-            if node.kind == "input":
-                known[node.index] = values[node.args[0]]
-            else:
-                known[node.index] = _NUMPY[node.kind](*(of(a) for a in node.args))
+            value = values[node.args[0]] if node.kind == "input" else _NUMPY[node.kind](*(of(a) for a in node.args))
+            known[node.index] = value if node.kind == "less" else np.asarray(value, dtype=real)[()]
     return [of(x) for x in outputs]
