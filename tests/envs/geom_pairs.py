@@ -167,7 +167,7 @@ def batch(pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
     @given(placements(pair))
     def collect(state: State) -> None:

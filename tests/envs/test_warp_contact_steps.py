@@ -151,7 +151,8 @@ def test_a_log_on_two_logs_is_that_of_mujoco_c_over_a_rollout():
             visited.append((states, actions))
         states = after.numpy()
     assert worst <= 1e-9, worst
-    assert_derivatives("logs", *(np.concatenate(x) for x in zip(*visited, strict=True)), 0.7)
+    states, actions = (np.concatenate(x) for x in zip(*visited, strict=True))
+    assert_derivatives("logs", states, actions, 0.7)
 
 
 def thrown(name, n):
