@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mage_diffsim.bridges import InputError  # noqa: E402
 from mage_diffsim.bridges.jax import load_jax, x64  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step  # noqa: E402
 from mage_diffsim.envs.mujoco.model import load_simulation  # noqa: E402
+from tests.envs.geom_pairs import PAIRS, batch, mjcf  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
 
 ROWS = 24
@@ -310,3 +312,41 @@ def test_other_pairs_are_refused_by_name(one, two):
      <geom name="b" type="{two}" size="{SIZES[two]}"/></body></worldbody><actuator><motor joint="z" ctrlrange="-1 1"/>
      </actuator></mujoco>"""
     assert f"contacts of a {one} (a) with a {two} (b) are not covered; use backend mujoco" in refused(mjcf)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_generated_pairs_touch_as_in_mujoco_c(name):
+    """Number, distance, normal and place of the contacts, where rounding errors of the state do not change C's own."""
+    load_jax()
+    _load_step()
+    from mage_diffsim.envs.mjx.contacts import groups
+
+    pair = PAIRS[name]
+    model = mujoco.MjModel.from_xml_string(mjcf(pair))
+    data, (group,) = mujoco.MjData(model), groups(model)
+    rng, numbers = np.random.default_rng(0), collections.Counter()
+
+    def contacts(qpos):
+        data.qpos[:] = qpos
+        mujoco.mj_fwdPosition(model, data)
+        rows = [np.concatenate([[c.dist], c.pos, c.frame[:3]]) for c in data.contact if not c.exclude]
+        return np.array(rows).reshape(-1, 7)
+
+    with x64():
+        collide = jax.jit(lambda x, r: group.collide(jax.numpy.asarray(model.geom_size), x, r))
+        for qpos in batch(pair, 400)[0]:
+            expected = contacts(qpos)
+            positions, rotations = data.geom_xpos.copy(), data.geom_xmat.reshape(-1, 3, 3).copy()
+            errors = 1e-14 * rng.choice([-1.0, 1.0], (6, len(qpos))) * np.maximum(1.0, abs(qpos))
+            near = [contacts(qpos + by) for by in errors]
+            if any(len(other) != len(expected) for other in near):
+                continue
+            noise = max((abs(other - expected).max(initial=0.0) for other in near), default=0.0)
+            distance, place, frame = (np.asarray(x) for x in collide(positions, rotations))
+            inside = distance < np.repeat(group.margin, group.slots)
+            found = np.concatenate([distance[:, None], place, frame[:, 0]], axis=1)[inside]
+            assert len(found) == len(expected)
+            if noise < 1e-9:
+                np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-9)
+                numbers[len(expected)] += 1
+    assert all(numbers[n] >= 5 for n in range(group.slots + 1)), numbers
