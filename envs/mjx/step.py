@@ -109,6 +109,7 @@ def unsupported(model: Any) -> str | None:
         next((f"MJX ignores {feature}" for field, feature in IGNORED.items() if np.any(getattr(model, field, 0))), None)
         or _unsupported_option(model)
         or _unsupported_element(model)
+        or _unsupported_rotation(model)
         or _unsupported_contact(model)
     )
 
@@ -158,6 +159,30 @@ def _unsupported_element(model: Any) -> str | None:
     for i in np.flatnonzero(wrapping & (np.round(model.wrap_prm) >= 0)):
         name = element_name(mujoco, model, "TENDON", int(np.searchsorted(model.tendon_adr, i, side="right")) - 1)
         return f"MJX wraps tendon {name} by another rule than MuJoCo C where it has a sidesite"
+    return None
+
+
+def _unsupported_rotation(model: Any) -> str | None:
+    """Forces that depend on the angle of a rotation in space, whose derivative MJX takes for 0 at a small angle."""
+    joints = mujoco.mjtJoint
+    if not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_SPRING:
+        turning = np.isin(model.jnt_type, (joints.mjJNT_FREE, joints.mjJNT_BALL))
+        for joint in np.flatnonzero(turning & (model.jnt_stiffness != 0.0)):
+            name = element_name(mujoco, model, "JOINT", int(joint))
+            return f"MJX has no derivative of the spring of the free or ball joint {name} where it is at rest"
+    for i in range(model.nu):
+        by_length = model.actuator_gaintype[i] != mujoco.mjtGain.mjGAIN_FIXED or not (
+            model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_NONE
+            or (model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE and model.actuator_biasprm[i, 1] == 0.0)
+        )
+        kind, (what, reference) = mujoco.mjtTrn(model.actuator_trntype[i]), model.actuator_trnid[i]
+        ball = kind in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT) and (
+            model.jnt_type[what] == joints.mjJNT_BALL
+        )
+        site = kind == mujoco.mjtTrn.mjTRN_SITE and reference >= 0 and np.any(model.actuator_gear[i, 3:])
+        if by_length and (ball or site):
+            name = element_name(mujoco, model, "ACTUATOR", i)
+            return f"MJX has no derivative of actuator {name} by the rotation that it holds, where that is 0"
     return None
 
 

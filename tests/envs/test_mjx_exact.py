@@ -174,7 +174,7 @@ JOINTS = (
     'axis="0 1 0" range="-10 20" solimplimit=".5 .9 0 .5 2"',
     'axis="0 1 0" range="-10 20" solimplimit=".3 .9 .3 .4 2.5"',
     'axis="0 1 0" frictionloss=".3" solreffriction=".1 1" solimpfriction=".7 .8 .1"',
-    'type="ball" range="0 20" margin=".05" stiffness="2"',
+    'type="ball" range="0 20" margin=".05"',
     'type="slide" axis="0 0 1"',
     'type="slide" axis="1 0 0" stiffness="20" damping="2"',
 )
@@ -312,6 +312,29 @@ def test_other_pairs_are_refused_by_name(one, two):
      <geom name="b" type="{two}" size="{SIZES[two]}"/></body></worldbody><actuator><motor joint="z" ctrlrange="-1 1"/>
      </actuator></mujoco>"""
     assert f"contacts of a {one} (a) with a {two} (b) are not covered; use backend mujoco" in refused(mjcf)
+
+
+BALL = """<mujoco><worldbody><site name="fixed"/><body><joint name="b" type="ball" {}/><geom size=".1 .2"
+ type="capsule"/><site name="s"/></body></worldbody><actuator><{} ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("joint", "actuator", "message"),
+    [
+        ('stiffness="2"', 'motor name="m" joint="b"', "the spring of the free or ball joint b where it is at rest"),
+        ("", 'position name="m" joint="b" kp="3"', "actuator m by the rotation that it holds"),
+        ("", 'position name="m" jointinparent="b" kp="3"', "actuator m by the rotation that it holds"),
+        ("", 'position name="m" site="s" refsite="fixed" gear="0 0 0 1 0 0"', "actuator m by the rotation"),
+    ],
+)
+def test_forces_by_the_angle_of_a_rotation_in_space_are_refused(joint, actuator, message):
+    """MJX's derivative of the angle is 0 within 1e-8 of no rotation, where episodes begin."""
+    assert message in refused(BALL.format(joint, actuator))
+
+
+@pytest.mark.parametrize("actuator", ['motor joint="b"', 'velocity joint="b"', 'position site="s" refsite="fixed"'])
+def test_other_forces_on_a_ball_joint_are_covered(actuator):
+    MjxPhysics.check_covers(type("Ball", (Body,), {"name": "Ball", "mjcf": BALL.format("", actuator)})())
 
 
 @pytest.mark.parametrize("name", PAIRS)
