@@ -18,7 +18,14 @@ from mage_diffsim.bridges.cache import usable_folder, user_cache
 from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
+from mage_diffsim.bridges.stack import on_stack
 from mage_diffsim.bridges.types import Float, Tensor
+
+OWN_STACK = 384 << 10
+"""Bytes of stack that a launch on a CPU takes beside what the kernel's own code does: Warp puts 256 KiB for tiles
+there, used or not."""
+COMPILER_STACK = 32 << 20
+"""Bytes of stack for the compiler, which descends into expressions."""
 
 
 @functools.cache
@@ -120,8 +127,12 @@ def kernel(function: Callable[..., None]) -> Any:
 def load_module(kernel: Any, device: torch.device | str) -> None:
     """Compile the kernel and load it for a device now."""
     warp = load_warp()
-    with quiet():
-        warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
+
+    def load() -> None:
+        with quiet():
+            warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
+
+    on_stack(COMPILER_STACK, load)
 
 
 def launch(kernel: Any, threads: int, arguments: Sequence[Tensor | float | int]) -> None:
@@ -216,4 +227,5 @@ class WarpOp(Op):
     def _launch(self, kernel: Any, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
         if inputs[0].device not in self._loaded:
             self.load(inputs[0].device)
-        launch(kernel, inputs[0].shape[0], (*inputs, *self._constants, *rest))
+        needed = OWN_STACK if inputs[0].device.type == "cpu" else 0
+        on_stack(needed, lambda: launch(kernel, inputs[0].shape[0], (*inputs, *self._constants, *rest)))

@@ -16,6 +16,7 @@ from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.intake import read
 
 
@@ -35,7 +36,8 @@ class WarpPhysics(Physics):
 
     Raises:
         InputError: Warp does not see the device, the dtype is not float32 or float64, or the compiler does not cover
-            the model; the message names what and offers other backends.
+            the model or would take too long for it (:mod:`.compiler.cost`); the message names what, with the numbers,
+            and offers other backends.
         MissingExtra: warp is not installed.
     """
 
@@ -80,7 +82,7 @@ class WarpPhysics(Physics):
     @classmethod
     def check_covers(cls, task: Task) -> None:
         if _of_model(task):
-            read(implementation(task, "warp")(task))
+            cost.check(read(implementation(task, "warp")(task)))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         if self.simulation is None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import inspect
 import logging
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
+from mage_diffsim.bridges.stack import fits, workers
 from mage_diffsim.bridges.types import Float, Tensor
-from mage_diffsim.bridges.warp import kernel, launch, load_module, load_warp
+from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
+from mage_diffsim.envs.warp.compiler import cost
+from mage_diffsim.envs.warp.compiler.emit import operations
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.program import Program
 
@@ -27,63 +29,94 @@ _logger = logging.getLogger("mage_diffsim")
 
 VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
-LOCAL_MEMORY = {"cpu": 4 << 20, "cuda": 400 << 10}
-"""Bytes of stack that a thread's kernel may use for its tape."""
+MEMORY = {"cpu": 256 << 20, "cuda": 400 << 10}
+"""Bytes that a thread's kernel may use for contact records and tape: on a CPU of the heap, and memory is touched as it
+is needed; on a GPU of the thread's local memory, of which there are 512 KiB, for what does not fit registers, too."""
 LEAST_ROWS = 64
 """Environments for which another CPU thread pays."""
 
 
-def build(program: Program, which: str, real: Any) -> Any:
+def build(code: str, which: str, real: Any) -> Any:
     """One of a program's kernels as a Warp kernel, not yet compiled.
 
     Args:
-        program: of the model.
-        which: "forward", "adjoint" or "tangent", the program's method.
+        code: what the program's method of this name returned.
+        which: "forward", "adjoint" or "tangent".
         real: ``warp.float32`` or ``warp.float64``, as the program's.
     """
     warp = load_warp()
-    rows = warp.array2d(dtype=real)
-    code = getattr(program, which)()
+    kinds = {"thread": int, "scratch": warp.uint64}
 
     def declared(function: Any) -> Any:
-        """The function with its arrays' types, under a name of its own: Warp tells native functions apart by name."""
+        """The function with its arguments' types, under a name of its own, by which Warp tells functions apart."""
         function = inspect.unwrap(function)  # Warp reads source and closure: no type-checking wrapper
-        function.__annotations__ = dict.fromkeys(inspect.signature(function).parameters, rows)
-        if "thread" in function.__annotations__:
-            function.__annotations__["thread"] = int
+        names, rows = inspect.signature(function).parameters, warp.array2d(dtype=real)
+        function.__annotations__ = {name: kinds.get(name, rows) for name in names}
         function.__name__ = function.__qualname__ = f"{which}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
         return function
 
     if which == "forward":
 
-        def forward(thread, state, control, next_state): ...
+        def forward(thread, state, control, next_state, scratch): ...
 
         native = warp.func_native(code)(declared(forward))
 
-        def forward_kernel(state, control, next_state):
-            native(warp.tid(), state, control, next_state)
+        def forward_kernel(state, control, next_state, scratch):
+            native(warp.tid(), state, control, next_state, scratch)
 
         return kernel(declared(forward_kernel))
 
     if which == "adjoint":
 
-        def adjoint(thread, state, control, cotangent, state_gradient, control_gradient): ...
+        def adjoint(thread, state, control, cotangent, state_gradient, control_gradient, scratch): ...
 
         native = warp.func_native(code)(declared(adjoint))
 
-        def adjoint_kernel(state, control, cotangent, state_gradient, control_gradient):
-            native(warp.tid(), state, control, cotangent, state_gradient, control_gradient)
+        def adjoint_kernel(state, control, cotangent, state_gradient, control_gradient, scratch):
+            native(warp.tid(), state, control, cotangent, state_gradient, control_gradient, scratch)
 
         return kernel(declared(adjoint_kernel))
 
-    def tangent(thread, state, control, state_tangent, control_tangent, next_tangent): ...
+    def tangent(thread, state, control, state_tangent, control_tangent, next_tangent, scratch): ...
 
     native = warp.func_native(code)(declared(tangent))
 
-    def tangent_kernel(state, control, state_tangent, control_tangent, next_tangent):
-        native(warp.tid(), state, control, state_tangent, control_tangent, next_tangent)
+    def tangent_kernel(state, control, state_tangent, control_tangent, next_tangent, scratch):
+        native(warp.tid(), state, control, state_tangent, control_tangent, next_tangent, scratch)
 
     return kernel(declared(tangent_kernel))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A kernel that is ready to be launched."""
+
+    kernel: Any
+    scratch: int
+    """Bytes of memory that a launch on a CPU needs."""
+    stack: int
+    """Bytes of stack that are enough for a launch on a CPU."""
+
+    def launch(self, threads: int, arrays: tuple[Tensor, ...]) -> None:
+        """Launch it over arrays. On a CPU Warp runs a launch's threads one after the other, in the calling thread."""
+        launch(self.kernel, threads, (*arrays, _scratch.at_least(self.scratch) if self.scratch else 0))
+
+
+class _Scratch(threading.local):
+    """Memory of the calling thread, kept for its next launch."""
+
+    bytes = 0
+    address = 0
+
+    def at_least(self, n: int) -> int:
+        """The address of ``n`` bytes or more, a multiple of a vector's size."""
+        if self.bytes < n:
+            self._memory = np.empty(n + VECTOR, np.uint8)
+            self.bytes, self.address = n, -(-self._memory.ctypes.data // VECTOR) * VECTOR
+        return self.address
+
+
+_scratch = _Scratch()
 
 
 class ModelKernels:
@@ -94,34 +127,56 @@ class ModelKernels:
         self.controls = int(simulation.model.nu)
         self.lanes = VECTOR // dtype.itemsize if device.type == "cpu" else 1
         self._dtype = dtype
-        self._program = Program(read(simulation), "double" if dtype == torch.float64 else "float", self.lanes)
-        needed, available = self._program.tape * self.lanes * dtype.itemsize, LOCAL_MEMORY[device.type]
-        if needed > available:
-            raise InputError(
-                f"task {simulation.name}: the Warp kernels would keep {needed // 1024} KiB for {simulation.frame_skip} "
-                f"simulator steps per action on a stack of {available // 1024} KiB: lower frame_skip or use backend "
-                "mujoco or mjx"
-            )
+        model = read(simulation)
+        self._cost = cost.check(model)
+        self._program = Program(model, "double" if dtype == torch.float64 else "float", self.lanes)
+        self._check_memory(simulation, device)
+        self._stack: dict[str, int] = {}
         self._built: dict[str, Any] = {}
-        self._loaded: dict[tuple[str, torch.device], Any] = {}
+        self._loaded: dict[tuple[str, torch.device], Loaded] = {}
         self._lock = threading.Lock()
 
-    def load(self, which: str, device: torch.device) -> Any:
+    @property
+    def _memory(self) -> dict[str, int]:
+        """Bytes of a thread's contact records and of its tape."""
+        return {name: n * self._program.vector for name, n in self._program.memory.items()}
+
+    def _check_memory(self, simulation: Simulation, device: torch.device) -> None:
+        needed, available = self._memory, MEMORY[device.type]
+        if sum(needed.values()) > available:
+            raise InputError(
+                f"task {simulation.name}: the Warp kernels would keep {sum(needed.values()) >> 10} KiB a thread, "
+                f"{needed['contact'] >> 10} for {self._program.arrays['contact'][0]} possible contacts and "
+                f"{needed['tape'] >> 10} for {simulation.frame_skip} simulator steps per action, and on a "
+                f"{device.type.upper() if device.type == 'cpu' else 'GPU'} {available >> 10} are to be had: lower "
+                "frame_skip, let fewer geoms collide, or use backend mujoco or mjx"
+            )
+
+    def load(self, which: str, device: torch.device) -> Loaded:
         """The kernel, compiled and loaded for the device; compilations are kept on disk by Warp."""
         if (which, device) in self._loaded:
             return self._loaded[which, device]
         warp = load_warp()
         with self._lock:
             if which not in self._built:
-                built = build(self._program, which, warp.dtype_from_torch(self._dtype))
+                code = getattr(self._program, which)()
+                built = build(code, which, warp.dtype_from_torch(self._dtype))
                 # Warp keeps what it compiled in folders named so; the kernel's own name ends in a hash of its code.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
-                    _logger.info("compiling %s (%s, %s on %s): some seconds", self.name, which, kind, device.type)
+                    # The adjoint is most of it.
+                    minutes = self._cost.seconds / 60 * (1 / 3 if which == "forward" else 2 / 3)
+                    long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {self._cost.gib:.1f} GiB"
+                    _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)
                 self._built[which] = built
+                # As if every vector that is computed were kept for the whole kernel; a tenth of that has been seen.
+                self._stack[which] = OWN_STACK + operations(code) * self._program.vector
             load_module(self._built[which], device)
-            self._loaded[which, device] = self._built[which]
-            return self._built[which]
+            scratch, stack = sum(self._memory.values()), self._stack[which]
+            if self._program.local:
+                scratch, stack = 0, stack + scratch
+            self._loaded[which, device] = Loaded(self._built[which], scratch, stack)
+            return self._loaded[which, device]
 
 
 _shared: dict[tuple[Any, ...], ModelKernels] = {}
@@ -135,15 +190,6 @@ def _kernels_of(simulation: Simulation, dtype: torch.dtype, device: torch.device
         if key not in _shared:
             _shared[key] = ModelKernels(simulation, dtype, device)
         return _shared[key]
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="mage_diffsim_warp")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 @final
@@ -217,17 +263,23 @@ class ModelOp(Op):
         if rows == 0:
             return
         loaded = self._kernels.load(which, device)
-        threads = min(torch.get_num_threads(), -(-rows // LEAST_ROWS)) if device.type == "cpu" else 1
-
-        def run(part: tuple[Tensor, ...]) -> None:
-            launch(loaded, -(-part[0].shape[0] // lanes), part)
-
-        if threads == 1:
-            run(arrays)
+        if device.type != "cpu":
+            loaded.launch(-(-rows // lanes), arrays)
+            return
+        threads, here = min(torch.get_num_threads(), -(-rows // LEAST_ROWS)), fits(loaded.stack)
+        if here and threads == 1:
+            loaded.launch(-(-rows // lanes), arrays)
             return
         share = lanes * -(-rows // (lanes * threads))
         parts = list(zip(*(x.split(share) for x in arrays), strict=True))
-        waiting = [_pool(threads - 1).submit(run, part) for part in parts[1:]]
-        run(parts[0])
+
+        def run(part: tuple[Tensor, ...]) -> None:
+            loaded.launch(-(-part[0].shape[0] // lanes), part)
+
+        mine = parts.pop(0) if here else None
+        pool = workers(len(parts), loaded.stack) if parts else None
+        waiting = [] if pool is None else [pool.submit(run, part) for part in parts]
+        if mine is not None:
+            run(mine)
         for future in waiting:
             future.result()

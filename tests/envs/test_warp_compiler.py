@@ -14,7 +14,9 @@ mujoco = pytest.importorskip("mujoco")
 
 from mage_diffsim.bridges import InputError  # noqa: E402
 from mage_diffsim.envs.registry import make_task  # noqa: E402
-from mage_diffsim.envs.warp.compiler import constraints, dynamics, forces, graph, intake, manifold  # noqa: E402
+from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
+from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
+from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold  # noqa: E402
 from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
@@ -109,6 +111,44 @@ def test_the_fill_in_is_what_elimination_makes():
     for k in reversed(range(8)):
         reached[:k, :k] += np.outer(reached[k, :k], reached[k, :k])
     assert filled(8, entries) == {(i, j) for i in range(8) for j in range(i + 1) if reached[i, j]}
+
+
+# -- cost --
+
+
+def balls(n):
+    """A task of ``n`` free spheres above a floor."""
+    spheres = "".join(f'<body pos="{i} 0 1"><freejoint/><geom size=".1"/></body>' for i in range(n))
+    slide = '<body pos="0 3 1"><joint name="j" type="slide"/><geom size=".1" contype="0" conaffinity="0"/></body>'
+    mjcf = f"""<mujoco><worldbody><geom type="plane" size="9 9 1"/>{spheres}{slide}</worldbody><actuator><motor
+    joint="j" ctrlrange="-1 1"/></actuator></mujoco>"""
+    return type("Balls", (Body,), {"name": "Balls", "mjcf": mjcf})()
+
+
+@pytest.mark.parametrize(
+    ("model", "seconds", "gib"),
+    [("HalfCheetah", 4, 0.4), ("Ant", 11, 0.5), (balls(6), 28, 0.6), (balls(8), 267, 0.7), (balls(10), 671, 0.9)],
+    ids=str,
+)
+def test_estimates_are_within_a_factor_of_what_compiling_took(model, seconds, gib):
+    task = make_task(model) if isinstance(model, str) else model
+    found = cost.check(intake.read(task.simulation))
+    assert found.seconds == pytest.approx(seconds, rel=0.5) and found.gib == pytest.approx(gib, rel=0.3)
+
+
+def test_what_takes_too_much_is_refused_with_the_numbers_before_it_is_traced(monkeypatch):
+    monkeypatch.setattr(warp_model, "Program", None)
+    numbers = (
+        r"task Balls: compiling Warp kernels for 78 pairs of geoms and 73 degrees of freedom would take some 20 "
+        r"minutes and 1\.2 GiB of memory; accepted are 15 minutes .* use backend mujoco or mjx"
+    )
+    for ask in (WarpPhysics.check_covers, WarpPhysics):
+        with pytest.raises(InputError, match=numbers):
+            ask(balls(12))
+    WarpPhysics.check_covers(balls(8))
+    monkeypatch.setattr(cost, "_memory_of_machine", lambda: 0.5)
+    with pytest.raises(InputError, match=r"0\.7 GiB of memory; accepted are 15 minutes and the 0\.5 GiB"):
+        WarpPhysics.check_covers(balls(8))
 
 
 # -- models --

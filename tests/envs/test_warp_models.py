@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from mage_diffsim.bridges import InputError  # noqa: E402
 from mage_diffsim.envs import BatchedEnv, make_physics, make_task  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
-from mage_diffsim.envs.warp.compiler import intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler import intake, program  # noqa: E402
 from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import SMALL, EulerLeg, Leg, Pile, Trees  # noqa: E402
@@ -175,6 +178,81 @@ def test_the_number_of_rows_and_threads_changes_nothing(rows, threads):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_records_beside_the_stack_change_nothing(rows, threads, monkeypatch):
+    """With contact records and tape in memory that is handed to the kernel, as in larger models."""
+    _, state, action = samples(EulerLeg)
+    state, action = state.repeat(10, 1)[:rows], action.repeat(10, 1)[:rows]
+    within = physics_of(EulerLeg)
+    monkeypatch.setattr(program, "LOCAL", 0)
+    monkeypatch.setattr(warp_model, "_shared", {})
+    beside = make_physics(samples(EulerLeg)[0], "warp", dtype=torch.float64)
+    kernels = (x._op._kernels.load("adjoint", state.device) for x in (within, beside))
+    assert [x.scratch > 0 for x in kernels] == [False, True]
+    before, results = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(threads)
+        for physics in (within, beside):
+            leaves = state.clone().requires_grad_(), action.clone().requires_grad_()
+            output = physics.step(*leaves)
+            results.append((output.detach(), *torch.autograd.grad(output.square().sum(), leaves)))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+SMALL_STACK = """
+import resource, sys, threading, torch
+torch.set_num_threads(2)
+from mage_diffsim.envs import make_physics, make_task
+from tests.envs.warp_models import Pile
+
+def steps():
+    for task in (Pile(), make_task("Pendulum")):
+        physics = make_physics(task, "warp", dtype=torch.float64)
+        state = task.reset(200, torch.Generator().manual_seed(0)).double()
+        action = torch.zeros(200, task.action_dim, dtype=torch.float64, requires_grad=True)
+        physics.step(state, action).sum().backward()
+        assert action.grad.isfinite().all()
+
+if sys.argv[1] == "main":
+    resource.setrlimit(resource.RLIMIT_STACK, (256 << 10, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    steps()
+else:
+    threading.stack_size(256 << 10)
+    thread = threading.Thread(target=steps)
+    thread.start()
+    thread.join()
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a thread's stack")
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_a_small_stack_is_not_overflown(where):
+    """Of 256 KiB, which Warp's own frame takes alone; what does not fit runs on a thread with a larger one."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STACK, where], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump reads the frames")
+@pytest.mark.parametrize("model", [Pile, "Ant"], ids=str)
+def test_the_stack_reserved_is_more_than_the_frames_are(model):
+    for which in ("forward", "adjoint"):
+        loaded = physics_of(model)._op._kernels.load(which, torch.device("cpu"))
+        (object_file,) = Path(wp.config.kernel_cache_dir).glob(f"wp_{loaded.kernel.module.name}_*/*.o")
+        code = subprocess.run(["objdump", "-d", object_file], capture_output=True, text=True, check=True).stdout
+        frames = sum(int(x, 16) for x in re.findall(r"sub +\$0x([0-9a-f]+),%rsp", code))
+        if frames:  # a processor that is not x86 says it otherwise
+            assert loaded.stack > warp_model.OWN_STACK and 256 << 10 < frames < 0.6 * loaded.stack, (frames, loaded)
+
+
 def test_a_bad_row_is_not_a_number_alone():
     """Next to it in the same vector, other environments are as without it."""
     _, state, action = samples(Leg)
@@ -275,8 +353,9 @@ def test_wrong_dtypes_sources_and_models_are_refused():
         make_physics(task, "warp", derivative="fd")
     with pytest.raises(InputError, match=r"state is torch\.float32 on cpu; this physics takes torch\.float64"):
         physics_of(Leg).step(state.float(), action)
-    deep = type("Deep", (Leg,), {"name": "Deep", "frame_skip": 60_000})()
-    with pytest.raises(InputError, match=r"would keep \d+ KiB for 60000 simulator steps .* lower frame_skip"):
+    deep = type("Deep", (Leg,), {"name": "Deep", "frame_skip": 100_000})()
+    numbers = r"would keep \d+ KiB a thread, \d+ for 8 possible contacts and \d+ for 100000 .* lower frame_skip"
+    with pytest.raises(InputError, match=numbers):
         make_physics(deep, "warp")
     with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco"):
         make_physics(make_task("Pusher"), "warp")
@@ -323,7 +402,7 @@ simulation = make_task("HalfCheetah").simulation
 for real, kind in (("double", warp.float64), ("float", warp.float32)):
     program = Program(read(simulation), real, lanes=1)
     for which in ("forward", "adjoint"):
-        module = build(program, which, kind).module
+        module = build(getattr(program, which)(), which, kind).module
         warp.compile_aot_module(module, arch=90, use_ptx=True, module_dir=sys.argv[1], strip_hash=False)
 """
 

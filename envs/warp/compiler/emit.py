@@ -116,6 +116,13 @@ class Writer:
                 self(f"const {kind} n{node.index} = {_operation(node)};")
         return [reference(x) for x in expressions]
 
+    def array(self, name: str, shape: tuple[int, int], begin: int | None) -> None:
+        """A two-dimensional array of ``vec``: local, or as many numbers behind the start of the kernel's scratch."""
+        if begin is None:
+            self(f"vec {name}[{shape[0]}][{shape[1]}];")
+        else:
+            self(f"vec (* __restrict__ {name})[{shape[1]}] = (vec (*)[{shape[1]}])((vec*)scratch + {begin});")
+
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
         """Variables that will change."""
         for name in names:
@@ -167,3 +174,12 @@ def _operation(node: Node) -> str:
         case "power":
             return f"each_power({a[0]}, {a[1]})"
     return f"each_{node.kind}({a[0]})"
+
+
+OPERATIONS = (" + ", " - ", " * ", " / ", " < ", " <= ", " >= ", " & ", " | ", " = -", "+=", "-=", "*=", "!", "(")
+"""What there is one of, at least, in emitted code for every vector that it computes."""
+
+
+def operations(code: str) -> int:
+    """The number of vectors that emitted code computes, or somewhat more."""
+    return sum(map(code.count, OPERATIONS))

@@ -16,9 +16,13 @@ from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
 
+LOCAL = 256 << 10
+"""Bytes of arrays that may lie on a CPU's stack. Elsewhere they cost the Ant an eighth of its speed, as the C++
+compiler knows less of what else may change them."""
+
 
 class Program:
-    """The code of one model's kernels.
+    """The code of one model's kernels. Each takes the environments' arrays, and last the address ``scratch``.
 
     Args:
         model: what was read of it.
@@ -30,6 +34,12 @@ class Program:
         self.real, self.lanes = real, lanes
         self.step = Step(model, exact=real == "double")
         self.sweeps = Sweeps(self.step)
+        self.arrays = {"contact": self.step.solver.records, "tape": (self.step.passes, len(self._kept))}
+        """Shapes of the arrays: records of contacts that touch, and what the adjoint keeps of passes."""
+        self.vector = lanes * (8 if real == "double" else 4)
+        """Bytes of a ``vec``."""
+        self.local = lanes == 1 or sum(self.memory.values()) * self.vector <= LOCAL
+        """Whether the arrays are local variables; otherwise they lie in memory that ``scratch`` is the address of."""
 
     @property
     def _kept(self) -> list[str]:
@@ -41,9 +51,9 @@ class Program:
         ]
 
     @property
-    def tape(self) -> int:
-        """Numbers per environment that the adjoint keeps."""
-        return self.step.passes * len(self._kept)
+    def memory(self) -> dict[str, int]:
+        """Numbers per environment in each of the arrays."""
+        return {name: rows * columns for name, (rows, columns) in self.arrays.items()}
 
     def forward(self) -> str:
         """(state, control) -> next_state."""
@@ -69,7 +79,7 @@ class Program:
         s = self.step
         w = self._begin()
         kept = self._kept
-        w(f"vec tape[{s.passes}][{len(kept)}];")
+        self._array(w, "tape")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("gu", s.nu)])
         if s.model.runge_kutta:
             self.sweeps.declare(w)
@@ -151,8 +161,14 @@ class Program:
             w(f"vec v{i} = load(state.data, {s.width}, {s.nq + i});")
         for i in range(s.nu):
             w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
+        if self.memory["contact"]:
+            self._array(w, "contact")
         s.declare(w)
         return w
+
+    def _array(self, w: Writer, name: str) -> None:
+        begin = self.memory["contact"] if name == "tape" else 0
+        w.array(name, self.arrays[name], None if self.local else begin)
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:
         """Write the first columns of an array, as NaN where the solver did not converge or the state diverged."""

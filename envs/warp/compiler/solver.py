@@ -94,12 +94,11 @@ class Solver:
         # search the rows' values at a and along the step.
         n, k = self.nv, 1 + self.kinds
         self.offset, self.value, self.step, self.weight = n * k, n * k + k, n * k + 2 * k, n * k + 3 * k
-        self.record = self.weight + 1
+        self.records = len(contacts), self.weight + 1
+        """Contacts at most, and numbers of each."""
 
     def declare(self, w: Writer) -> None:
         """Variables that live through the whole kernel."""
-        if self.contacts:
-            w(f"vec contact[{len(self.contacts)}][{self.record}];")
         self.hessian.declare(w)
         w.declare([f"x{i}" for i in range(self.nv)])
         w("mask failed = splat(1) < splat(0);")

@@ -1,0 +1,125 @@
+"""Native code that needs much stack: run where it is, or on a thread whose stack is large enough.
+
+A frame that does not fit ends the process with a signal. What is left of a stack cannot be asked for, so a function
+runs on its caller's thread if it needs at most half of that thread's stack, and else on a thread made for it. Stacks
+are mapped when they are touched: a large one costs address space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from mage_diffsim.bridges.errors import InputError
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
+
+T = TypeVar("T")
+
+UNKNOWN = 512 << 10
+"""Bytes of stack of a thread whose system does not tell: the least that a common system gives."""
+LARGEST = 1 << 40
+"""What an unlimited stack counts as."""
+
+
+class _Known(threading.local):
+    """The stack of a thread, and the limit in force when it was measured, which moves the main thread's."""
+
+    limit: int | None = None
+    size = 0
+
+
+_known = _Known()
+_making = threading.Lock()
+"""Held while ``threading.stack_size`` is another than the process's."""
+
+
+def stack_of_thread() -> int:
+    """Bytes of stack that the calling thread may come to use in all."""
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0] if resource else 0
+    if _known.limit != limit:
+        _known.limit, _known.size = limit, _measured()
+    return _known.size
+
+
+def _measured() -> int:
+    attributes, size = ctypes.create_string_buffer(512), ctypes.c_size_t()
+    try:
+        libc = ctypes.CDLL(None)
+        if libc.pthread_getattr_np(ctypes.c_void_p(threading.get_ident()), attributes):
+            return UNKNOWN
+    except (TypeError, OSError, AttributeError):  # Windows; a C library without it
+        return UNKNOWN
+    libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))
+    libc.pthread_attr_destroy(attributes)
+    return min(size.value, LARGEST)
+
+
+def fits(needed: int) -> bool:
+    """Whether a function may use this many bytes of the calling thread's stack."""
+    return 2 * needed <= stack_of_thread()
+
+
+def on_stack(needed: int, function: Callable[[], T]) -> T:
+    """What the function returns or raises, run with at least this many bytes of stack.
+
+    Raises:
+        InputError: the system refuses a thread with such a stack.
+    """
+    return function() if fits(needed) else workers(1, needed).submit(function).result()
+
+
+def workers(threads: int, needed: int) -> ThreadPoolExecutor:
+    """Threads on which this many bytes of stack may be used, kept for the next call.
+
+    Raises:
+        InputError: the system refuses a thread with such a stack.
+    """
+    return _workers(threads, max(1 << 20, 1 << (2 * needed - 1).bit_length()))
+
+
+@functools.cache
+def _workers(threads: int, size: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mage_diffsim_stack")
+    started = threading.Barrier(threads + 1)  # none of them is idle before all are there
+    with _making:
+        before = threading.stack_size(size)
+        try:
+            for _ in range(threads):
+                pool.submit(_wait, started)
+            started.wait()
+        except (RuntimeError, MemoryError) as error:
+            started.abort()
+            pool.shutdown(wait=False)
+            raise InputError(
+                f"a thread with {size >> 20} MiB of stack was needed, and the system refuses it ({error}): allow the "
+                "process more threads and address space (ulimit -u, ulimit -v) or more stack (ulimit -s)"
+            ) from error
+        finally:
+            threading.stack_size(before)
+    return pool
+
+
+def _wait(started: threading.Barrier) -> None:
+    with contextlib.suppress(threading.BrokenBarrierError):
+        started.wait()
+
+
+def _in_child() -> None:
+    """A forked child has none of its parent's threads, and perhaps a lock that one of them held."""
+    global _making
+    _making = threading.Lock()
+    _workers.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_in_child)
