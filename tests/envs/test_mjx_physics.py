@@ -374,7 +374,7 @@ def refused(mjcf):
             ('type="capsule" size=".07" fromto="-.2 0 0 .2 0 0"', 'type="box" size=".2 .1 .1"'),
             "of a plane .* with a box",
         ),
-        (("<option ", '<option actuatorgroupdisable="1" '), "MJX ignores actuatorgroupdisable"),
+        (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable"),
         (
             ("</worldbody>", '</worldbody><equality><connect body1="torso" anchor="0 0 0"/></equality>'),
             "equality constraint connect by another rule",
