@@ -47,7 +47,7 @@ from mage_diffsim.envs.coverage import (
     spread_out,
     steps_within_budget,
 )
-from mage_diffsim.envs.mujoco.convergence import settings_text
+from mage_diffsim.envs.mujoco.convergence import settings_text, solver_gap
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
@@ -336,7 +336,9 @@ def _exact(physics: Physics) -> Physics:
 def _gap(task: MujocoTask, solver: str) -> tuple[float, str]:
     """How far the model's own solver settings are from the converged step, and which of the two was checked."""
     own = f"the model's own settings ({settings_text(task.simulation)})"
-    return task.simulation.solver_gap, f"{solver}; the worst value is how far {own} leave a step from the converged one"
+    return solver_gap(
+        task.simulation
+    ), f"{solver}; the worst value is how far {own} leave a step from the converged one"
 
 
 # The checks -------------------------------------------------------------------------------------------------------

@@ -41,7 +41,19 @@ def solver_gap(simulation: Simulation) -> float:
 
     Returns:
         the largest difference of a component of qpos or qvel, relative to max(1, its size); not finite states apart.
+        Equal models are measured once per process.
     """
+    key = simulation.fingerprint
+    if key not in _gaps:
+        _gaps[key] = _measured(simulation)
+    return _gaps[key]
+
+
+_gaps: dict[str, float] = {}
+"""What was measured, by the fingerprint of the simulation."""
+
+
+def _measured(simulation: Simulation) -> float:
     mujoco = load_mujoco()
     converged, own = (with_solver(simulation.model, s) for s in ("converged", "model"))
     data = mujoco.MjData(converged)
@@ -81,8 +93,9 @@ def _say(name: str, settings: str, gap: float) -> None:
 
 def name_gap(simulation: Simulation) -> None:
     """Warn, once per process, of a model whose :func:`solver_gap` is :data:`NOTEWORTHY`."""
-    if simulation.solver_gap > NOTEWORTHY:
-        _say(simulation.name, settings_text(simulation), simulation.solver_gap)
+    gap = solver_gap(simulation)
+    if gap > NOTEWORTHY:
+        _say(simulation.name, settings_text(simulation), gap)
 
 
 def settings_text(simulation: Simulation) -> str:

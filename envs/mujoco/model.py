@@ -121,13 +121,6 @@ class Simulation:
         return hashlib.sha256(buffer.tobytes() + rest.encode()).hexdigest()
 
     @functools.cached_property
-    def solver_gap(self) -> float:
-        """How far the model's own solver settings leave a step from the converged one (:func:`.solver_gap`)."""
-        from mage_diffsim.envs.mujoco.convergence import solver_gap
-
-        return solver_gap(self)
-
-    @functools.cached_property
     def has_contacts(self) -> bool:
         """Whether any two geoms can come into contact."""
         return contacts_enabled(self.model) and bool(self.model.npair or colliding_geoms(self.model))
