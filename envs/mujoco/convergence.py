@@ -17,6 +17,8 @@ NOTEWORTHY = 1e-4
 """A model whose own settings leave its steps farther than this from the converged ones is named when it is loaded."""
 ROLLOUTS, STEPS = 4, 16
 """States that :func:`solver_gap` looks at: so many rollouts from the model's initial state, of so many steps each."""
+LONGEST = 20
+"""Simulator steps of an environment step that it takes at most."""
 
 _logger = logging.getLogger("mage_diffsim")
 
@@ -34,7 +36,8 @@ def with_solver(model: Any, solver: str) -> Any:
 
 
 def solver_gap(simulation: Simulation) -> float:
-    """How far the model's own solver settings leave an environment step from the converged one.
+    """How far the model's own solver settings leave an environment step (of :data:`LONGEST` simulator steps at most)
+    from the converged one.
 
     Both start from the same states: those of a few rollouts with uniformly random controls, converged, from the model's
     initial state.
@@ -62,7 +65,7 @@ def _measured(simulation: Simulation) -> float:
     random = np.random.default_rng(0)
     start = mujoco.mjtState.mjSTATE_FULLPHYSICS
     state = np.empty(mujoco.mj_stateSize(converged, start))
-    gaps = [0.0]
+    gaps, substeps = [0.0], min(simulation.frame_skip, LONGEST)
     with quiet():
         for _ in range(ROLLOUTS):
             mujoco.mj_resetData(converged, data)
@@ -71,8 +74,8 @@ def _measured(simulation: Simulation) -> float:
                 data.qacc_warmstart[:] = other.qacc_warmstart[:] = 0.0  # as a step here starts the solver
                 mujoco.mj_getState(converged, data, state, start)
                 mujoco.mj_setState(own, other, state, start)
-                mujoco.mj_step(converged, data, simulation.frame_skip)
-                mujoco.mj_step(own, other, simulation.frame_skip)
+                mujoco.mj_step(converged, data, substeps)
+                mujoco.mj_step(own, other, substeps)
                 ends = [np.concatenate([d.qpos, d.qvel]) for d in (data, other)]
                 gap = np.abs(ends[0] - ends[1]) / np.maximum(1.0, np.abs(ends[0]))
                 gaps.append(float(gap.max()) if np.isfinite(gap).all() else 0.0)
