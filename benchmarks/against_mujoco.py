@@ -658,7 +658,7 @@ def tables(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> li
         if r["status"] != "ok":
             refused.setdefault((r["model"], r["backend"]), r["status"])
     gaps: dict[tuple[str, str], tuple[Any, Any]] = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: -((r["count"] or 0) + (r["diverged_in_c"] or 0))):  # of the most states
         if r["solver_gap_worst"] is not None:
             gaps.setdefault((r["model"], r["states"] or "visited"), (r["solver_gap_median"], r["solver_gap_worst"]))
     found: list[tuple[str, Any, Any]] = [("Differences from MuJoCo C", HEADER, measured)]
