@@ -41,6 +41,7 @@ class _Known(threading.local):
 _known = _Known()
 _making = threading.Lock()
 """Held while ``threading.stack_size`` is another than the process's."""
+_pools = threading.Lock()
 
 
 def stack_of_thread() -> int:
@@ -84,7 +85,8 @@ def workers(threads: int, needed: int) -> ThreadPoolExecutor:
     Raises:
         InputError: the system refuses a thread with such a stack.
     """
-    return _workers(threads, max(1 << 20, 1 << (2 * needed - 1).bit_length()))
+    with _pools:  # two first callers at once would make two
+        return _workers(threads, max(1 << 20, 1 << (2 * needed - 1).bit_length()))
 
 
 @functools.cache
@@ -115,9 +117,9 @@ def _wait(started: threading.Barrier) -> None:
 
 
 def _in_child() -> None:
-    """A forked child has none of its parent's threads, and perhaps a lock that one of them held."""
-    global _making
-    _making = threading.Lock()
+    """A forked child has none of its parent's threads, and perhaps locks that they held."""
+    global _making, _pools
+    _making, _pools = threading.Lock(), threading.Lock()
     _workers.cache_clear()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -62,6 +62,8 @@ class Subject:
     """Of ``call64`` by input, once they are computed; subjects with the same ``call64`` share them."""
     accuracy: float = 0.0
     """Relative error that its derivative is allowed by design."""
+    rounding: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Absolute error that rounding makes in its derivative by an input, where it is a difference itself."""
     may_alias: bool = False
     """Whether its output may be (a view of) an input."""
 

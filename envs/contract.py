@@ -22,6 +22,7 @@ import torch
 from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.checks import (
+    ROUNDING,
     Check,
     Differences,
     Outcome,
@@ -311,7 +312,18 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
             False,
             differences,
             p.accuracy.get(p.derivative, 0.0),
+            _rounding(p),
         )
+
+
+def _rounding(physics: Physics) -> dict[str, float]:
+    """What rounding leaves of the differences that MuJoCo C's derivatives are, by input."""
+    task = physics.task
+    if physics.backend != "mujoco" or not isinstance(task, MujocoTask):
+        return {}
+    qpos, qvel, control = task.difference_steps
+    span = max(high - low for low, high in zip(task.action_low, task.action_high, strict=True))
+    return {"state": ROUNDING / min(qpos, qvel), "action": ROUNDING / control * max(1.0, 0.5 * span)}
 
 
 def _random_actions(n: int, task: Task, like: Tensor, seed: int) -> Float[Tensor, "N A"]:
@@ -370,7 +382,9 @@ def _check_gradient(subject: Subject, wrt: str, tolerances: Tolerances) -> list[
         difference = (jacobian - expected).abs()
         error = (difference.amax((1, 2)) / scale).nan_to_num(nan=math.inf)
         # A finite difference has an error of its own, which is not held against the gradient.
-        beyond = ((difference - uncertain).clamp(min=0.0).amax((1, 2)) / scale).nan_to_num(nan=math.inf)
+        beyond = (
+            (difference - uncertain - subject.rounding.get(wrt, 0.0)).clamp(min=0.0).amax((1, 2)) / scale
+        ).nan_to_num(nan=math.inf)
         n, number = len(error), int((~clean).sum())
         if number:
             worst = float(error[~clean].max())

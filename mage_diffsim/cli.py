@@ -383,9 +383,10 @@ class CheckTask:
     task_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=VALUE ...]")] = ()
     """Options of the task's constructor, such as mass=20."""
     backend: str | None = None
-    """One physics backend only; None is all of the task's."""
-    solver: str = "converged"
-    """converged, or model: of MuJoCo tasks' constraints, as far as the model's own settings go (backend mujoco)."""
+    """One physics backend only; None is all of the task's, of which mjx compiles for minutes."""
+    solver: str | None = None
+    """Of the constraints of MuJoCo models: converged, or model, as far as the model's own settings go (backends mujoco
+    and mujoco-warp; tasks without them have converged only). None is that of --run, or else converged."""
     states: Path | None = None
     """Also look at the states in this file: .npy or .pt of an array, .npz, or .csv, one state a row."""
     run: Path | None = None
@@ -406,8 +407,13 @@ def _check_task(options: CheckTask) -> int:
     _check_writable(options.json)
     task = make_task(options.name, **parse_options(options.task_options))
     more = [read_states(options.states, task)] if options.states else []
-    more += [_states_of_run(options.run, task)] if options.run else []
-    report = check_task(task, options.backend, solver=options.solver, states=torch.cat(more) if more else None)
+    solver = "converged"
+    if options.run:
+        states, solver = _states_of_run(options.run, task)
+        more.append(states)
+    report = check_task(
+        task, options.backend, solver=options.solver or solver, states=torch.cat(more) if more else None
+    )
     for check in report.checks:
         if options.backend and check.status == "skipped" and check.name == "built":
             raise MissingExtra(check.detail)  # asked for by name, so leaving it out is no success
@@ -443,8 +449,8 @@ def _words(options: dict[str, Any]) -> str:
     return f"--task-options {shlex.join(format_options(options))}" if options else "no task options"
 
 
-def _states_of_run(run_dir: Path, task: Any) -> Any:
-    """Some of the states [K, S] that the policies of a run visit, float64.
+def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
+    """Some of the states [K, S] that the policies of a run visit, float64; and the run's solver.
 
     Raises:
         InputError: it is no run folder, or one of another task or of other options.
@@ -471,7 +477,7 @@ def _states_of_run(run_dir: Path, task: Any) -> Any:
     assert result.states is not None
     episodes = [result.states[: int(n) + 1, i] for i, n in enumerate(result.lengths)]
     visited = torch.cat(episodes).double()
-    return pick(visited, visited[:1], min(64, len(visited)))
+    return pick(visited, visited[:1], min(64, len(visited))), trainer.config.solver
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class MjxPhysics(Physics):
         _load_step()
         check_device(self.device, str(self))
         self.simulation: Simulation = implementation(task, "mjx")(task)
-        name_gap(self.simulation)
+        name_gap(self.simulation, solver)
         self._op = _shared_op(self.simulation, self.derivative, residuals)
 
     @classmethod

@@ -337,7 +337,8 @@ class _Environment:
         end = self.data
         if self.simulation.bodies or self.simulation.sites:
             end = private("smooth", "kinematics")(self.model, self.data.replace(qpos=qpos))
-        return self.simulation.assemble(qpos, qvel, end.xpos, end.site_xpos, start, jnp.concatenate)
+        state = self.simulation.assemble(qpos, qvel, end.xpos, end.site_xpos, start, jnp.concatenate)
+        return state * _nan_unless(_bounded(qpos, qvel), state)
 
     def _accelerate(
         self, control: Array, qpos: Array, qvel: Array, warm: Array, first: Array | bool = True
@@ -357,8 +358,7 @@ class _Environment:
         d = private("forward", "fwd_velocity")(m, d)
         d = private("forward", "fwd_actuation")(m, d)
         qacc = solve(self._problem(d), warm, self.implicit)
-        sound = jnp.stack([jnp.all(jnp.abs(x) <= LARGEST) for x in (qpos, qvel, qacc)]).all()
-        return qacc * jnp.where(sound | jnp.logical_not(first), 1.0, jnp.nan).astype(qacc.dtype), d
+        return qacc * _nan_unless(_bounded(qpos, qvel, qacc) | jnp.logical_not(first), qacc), d
 
     def _problem(self, d: Any) -> Problem:
         rows, cone, cones = self.constraints.rows(self.model, d, private)
@@ -444,6 +444,16 @@ def _damped(inertia: Array, added: Array, qacc: Array) -> Array:
     """(M + added)^-1 (M q): M q are all forces, the constraints' included, because q solves the constrained problem."""
     a = inertia + added
     return solve_with(inverse_factor(lax.stop_gradient(a)), a, inertia @ qacc)
+
+
+def _bounded(*arrays: Array) -> Array:
+    """Whether no component has diverged, as MuJoCo C judges it; not a number has."""
+    return jnp.stack([jnp.all(jnp.abs(x) <= LARGEST) for x in arrays]).all()
+
+
+def _nan_unless(sound: Array, like: Array) -> Array:
+    """A factor that leaves values and derivatives as they are, or makes them NaN."""
+    return jnp.where(sound, 1.0, jnp.nan).astype(like.dtype)
 
 
 def _turn(quaternion: Array, rotation: Array) -> Array:

@@ -20,8 +20,8 @@ from mage_diffsim.envs.task import Task
 ROWS = 1024
 """Environments stepped by one call into MuJoCo; more are stepped in turn."""
 SUSPECT = 1e3, 1e6
-"""A step that starts or ends with a larger velocity, or ends with a larger acceleration (SI units), may have been
-beyond LARGEST on the way: it is done again to see."""
+"""An environment step that starts or ends with a larger velocity, or has a larger acceleration at a simulator step (SI
+units), may have been beyond LARGEST on the way: it is done again to see."""
 
 
 @final
@@ -66,7 +66,7 @@ class MujocoPhysics(Physics):
         steps = getattr(task, "difference_steps", MujocoTask.difference_steps)
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")
-        name_gap(self.simulation)
+        name_gap(self.simulation, solver)
         self._op = FiniteDifference(
             _Stepper(self.simulation, solver),
             step=steps,
@@ -114,17 +114,18 @@ class _Stepper:
         bound["qpos"][:n], bound["qvel"][:n], bound["ctrl"][:n] = start, velocity, control
         bound["qacc_warmstart"][:n] = 0.0
         bound["time"][:n] = 0.0
-        failed: Any = []
-        try:
-            self._batch.step(np.arange(n), nstep=simulation.frame_skip, stage=int(self._stage))
-        except SimulationError as error:
-            failed = error.ids
+        failed, calm = np.zeros(n, bool), np.ones(n, bool)
+        for left in reversed(range(simulation.frame_skip)):
+            try:
+                self._batch.step(np.arange(n), nstep=1, stage=0 if left else int(self._stage))
+            except SimulationError as error:
+                failed[error.ids] = True
+            # Not finite compares false.
+            calm &= np.abs(bound["qacc"][:n]).max(axis=1) <= SUSPECT[1]
         qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
         state = simulation.assemble(qpos, qvel, xpos, site_xpos, start, np.concatenate)
         state[failed] = np.nan
-        # Not finite compares false.
-        calm = np.abs(qpos).max(axis=1) <= LARGEST
-        for x, most in ((velocity, SUSPECT[0]), (qvel, SUSPECT[0]), (bound["qacc"][:n], SUSPECT[1])):
+        for x, most in ((qpos, LARGEST), (velocity, SUSPECT[0]), (qvel, SUSPECT[0])):
             calm &= np.abs(x).max(axis=1) <= most
         for i in np.flatnonzero(~calm):
             if self._warns(start[i], velocity[i], control[i], qpos[i], qvel[i]):

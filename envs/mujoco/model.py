@@ -322,6 +322,8 @@ def load_simulation(
             raise InputError(f"{where}: the model has {what}, whose state qpos | qvel leaves out; use a model without")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
         raise InputError(f"{where}: the model lets bodies sleep, which the state qpos | qvel leaves out; disable it")
+    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
+        raise InputError(f"{where}: the flag ipc keeps multipliers that the state qpos | qvel leaves out; disable it")
     joint_names, quaternions = _joint_names(mujoco, model)
     actions = _actuator_names(mujoco, model)
     for i, action in enumerate(actions):
@@ -438,7 +440,7 @@ def element_name(mujoco: Any, model: Any, kind: str, i: int) -> str:
 
 
 def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
-    """The actuators' names; one without takes that of the joint it drives, the second on a joint with ``_2``."""
+    """The actuators' names; one without takes that of the joint it drives, with ``_2`` and so on where it is taken."""
     own = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
     joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
     names = []
@@ -463,8 +465,12 @@ def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
 
 
 def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
-    """Names of all positions, then of all velocities, all different; and where quaternions start in qpos."""
+    """Names of all positions, then of all velocities, all different; and where quaternions start in qpos.
+
+    The position of a hinge or slide joint that has a name keeps it, whatever other names are made of.
+    """
     positions: list[str] = []
+    given: list[bool] = []
     velocities: list[str] = []
     quaternions = []
     for i in range(model.njnt):
@@ -479,8 +485,9 @@ def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
         else:
             positions.append(name)
             velocities.append(f"{name}_velocity")
-    names = positions + velocities
-    return _distinct(names, keep=[False] * len(names)), tuple(quaternions)
+        own = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_JOINT, i) == positions[-1]
+        given += [own] * (len(positions) - len(given))
+    return _distinct(positions + velocities, keep=given + [False] * len(velocities)), tuple(quaternions)
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:

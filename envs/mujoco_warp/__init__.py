@@ -62,7 +62,7 @@ class MujocoWarpPhysics(Physics):
             raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
         check_device(self.device, str(self))
         self.simulation: Simulation = implementation(task, "mujoco-warp")(task)
-        name_gap(self.simulation)
+        name_gap(self.simulation, solver)
         self._op = FiniteDifference(
             _Stepper(self.simulation, solver, self.device, str(self)),
             step=STEP,

@@ -66,7 +66,7 @@ class WarpPhysics(Physics):
         if isinstance(made, Simulation):
             from mage_diffsim.envs.warp.model import ModelOp
 
-            name_gap(made)
+            name_gap(made, solver)
             self.simulation = made
             kernels = ModelOp(made, dtype, self.device, tangents=self.derivative == "jvp")
         else:

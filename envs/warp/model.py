@@ -148,7 +148,7 @@ class ModelKernels:
                 f"task {simulation.name}: the Warp kernels would keep {sum(needed.values()) >> 10} KiB a thread, "
                 f"{needed['contact'] >> 10} for {self._program.arrays['contact'][0]} possible contacts and "
                 f"{needed['tape'] >> 10} for {simulation.frame_skip} simulator steps per action, and on a "
-                f"{device.type.upper() if device.type == 'cpu' else 'GPU'} {available >> 10} are to be had: lower "
+                f"{'CPU' if device.type == 'cpu' else 'GPU'} {available >> 10} are to be had: lower "
                 "frame_skip, let fewer geoms collide, or use backend mujoco or mjx"
             )
 

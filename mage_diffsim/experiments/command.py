@@ -88,7 +88,7 @@ class Experiment(abc.ABC):
     torch, or MuJoCo C in threads. On a GPU, warp or mjx step MuJoCo tasks there."""
     solver: Literal["converged", "model"] = "converged"
     """Of the constraints of MuJoCo models, in environment and oracle: converged, or as far as the model's own settings
-    go, as in Gymnasium's environments (backend mujoco)."""
+    go, as in Gymnasium's environments (backends mujoco and mujoco-warp; tasks without them have converged only)."""
     compile: Literal["off", "on"] = "off"
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
     graphs: Graphs = "auto"

@@ -129,8 +129,9 @@ def oracle(trainer: Trainer, backend: str) -> Physics | None:
     if backend not in backends_of(trainer.task):
         return None
     try:
-        return make_physics(trainer.task, backend, dtype=torch.float64, device=trainer.device)
-    except (MissingExtra, InputError):  # not installed, or it does not know something in the model
+        where: dict[str, Any] = dict(device=trainer.device, solver=trainer.config.solver)
+        return make_physics(trainer.task, backend, dtype=torch.float64, **where)
+    except (MissingExtra, InputError):  # not installed, or it does not know something in the model, or the solver
         return None
 
 
@@ -146,7 +147,7 @@ def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Flo
         jax and warp, where they can be had, to |difference| / |gradient| of each trajectory, norms over all steps and
         actions.
     """
-    first = make_physics(trainer.task, dtype=torch.float64, device=trainer.device)
+    first = make_physics(trainer.task, dtype=torch.float64, device=trainer.device, solver=trainer.config.solver)
     expected = _truth(trainer, first, horizon, episodes)
     found = {}
     for backend in ("jax", "warp"):

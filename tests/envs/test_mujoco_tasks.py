@@ -555,6 +555,14 @@ BAD = {
         dict(mjcf=SLIDER.replace('gravity="0 0 0"/>', 'gravity="0 0 0"><flag sleep="enable"/></option>')),
         "lets bodies sleep",
     ),
+    "ipc": (
+        dict(
+            mjcf=SLIDER.replace(
+                'gravity="0 0 0"/>', 'gravity="0 0 0" integrator="discrete"><flag ipc="enable"/></option>'
+            )
+        ),
+        "the flag ipc keeps multipliers",
+    ),
     "no text": (dict(mjcf=None), "mjcf is None; accepted is text"),
     "empty": (dict(mjcf=""), "mjcf is ''; accepted is text"),
     "no mapping": (dict(readouts=[1]), "readouts is \\[1\\]; accepted is a mapping"),
@@ -778,3 +786,41 @@ def test_several_actuators_of_one_joint_have_a_component_each(backend):
 def test_names_that_the_model_gives_twice_are_made_different():
     mjcf = SLIDER.replace('name="swing"', 'name="x_velocity"')
     assert slider(mjcf=mjcf, readouts={}).state_names == ("x", "x_velocity", "x_velocity_2", "x_velocity_velocity")
+
+
+def test_a_joint_keeps_its_name_beside_one_without():
+    mjcf = (
+        SLIDER.replace('name="x" ', "").replace('name="swing"', 'name="joint0"').replace('joint="x"', 'joint="joint0"')
+    )
+    task = slider(mjcf=mjcf, readouts={})
+    assert task.state_names == ("joint0_2", "joint0", "joint0_velocity", "joint0_velocity_2")
+
+
+LIGHT = """
+<mujoco><option timestep="{0}" gravity="0 0 0" integrator="{1}"/><worldbody><body><joint name="x" type="slide"
+ axis="1 0 0" stiffness="{2}" damping="{3}"/><geom size=".1" mass="{4}"/></body></worldbody><actuator><motor joint="x"
+ ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "mjx", "warp"])
+@pytest.mark.parametrize(
+    "model, frame_skip, state",
+    [
+        (("1e-4", "Euler", "1", "100", "1e-11"), 2, (1.0, 0.0)),  # only the first acceleration is beyond
+        (("1e-3", "RK4", "1e9", "0", "1"), 1, (1.0, 0.0)),  # only later stages' are
+        (("1e-3", "RK4", "1e11", "0", "1"), 1, (1.0, 0.0)),
+        (("1e-3", "Euler", "0", "0", "1"), 1, (1e10 - 1e3, 9e9)),  # the end is
+    ],
+)
+def test_divergence_is_judged_where_mujoco_c_judges_it(backend, model, frame_skip, state):
+    pytest.importorskip({"mjx": "mujoco.mjx"}.get(backend, backend))
+    mjcf = LIGHT.format(*model)
+    data = mujoco.MjData(c := mujoco.MjModel.from_xml_string(mjcf))
+    data.qpos[:], data.qvel[:] = state
+    for _ in range(frame_skip):
+        mujoco.mj_step(c, data)
+    mujoco.mj_checkPos(c, data)
+    sound = not any(w.number for w in data.warning)
+    physics = make_physics(slider(mjcf=mjcf, readouts={}, frame_skip=frame_skip), backend, dtype=torch.float64)
+    moved = physics.step(torch.tensor([state]).double(), torch.zeros(1, 1).double())
+    assert bool(moved.isfinite().all()) == sound

@@ -1,5 +1,6 @@
 """One physics is one function: what the solver of constraints is, for values, derivatives, backends and runs."""
 
+import copy
 import dataclasses
 import logging
 
@@ -113,7 +114,7 @@ def test_the_derivative_is_of_the_value(derivative, solver):
 
 
 def test_the_gap_of_a_model_is_named_once(caplog):
-    convergence._say.cache_clear()
+    convergence._named.clear()
     task = CappedLeg()
     with caplog.at_level(logging.WARNING, "mage_diffsim"):
         for solver in ("converged", "model", "converged"):
@@ -124,6 +125,7 @@ def test_the_gap_of_a_model_is_named_once(caplog):
     text = record.getMessage()
     assert "CappedLeg" in text
     assert "iterations 1, ls_iterations 5" in text
+    assert "the converged step is used" in text
     assert f"up to {convergence.solver_gap(task.simulation):.2g}" in text
     assert convergence.solver_gap(task.simulation) > 0.01
     assert convergence.solver_gap(Leg().simulation) < 1e-6
@@ -132,6 +134,23 @@ def test_the_gap_of_a_model_is_named_once(caplog):
 @pytest.mark.parametrize("name", ["HalfCheetah", "Ant", "Walker2d"])
 def test_the_models_of_gymnasium_converge_by_themselves(name):
     assert convergence.solver_gap(make_task(name).simulation) < 1e-6
+
+
+class OwnExplodes(Leg):
+    name = "OwnExplodes"
+
+
+def test_a_model_whose_own_step_alone_explodes_has_an_infinite_gap(monkeypatch):
+    simulation = OwnExplodes().simulation
+
+    def with_solver(model, solver):
+        model = copy.copy(model)
+        if solver == "model":
+            model.opt.gravity[:] = 1e300
+        return model
+
+    monkeypatch.setattr(convergence, "with_solver", with_solver)
+    assert convergence.solver_gap(simulation) == np.inf
 
 
 class Mismatched:
@@ -227,3 +246,21 @@ def test_a_run_has_one_solver_in_environment_and_oracle():
     pytest.importorskip("warp")
     with pytest.raises(InputError, match="use backend mujoco"):
         Trainer(make_config("HalfCheetah", backend="warp", solver="model", **settings))
+
+
+RESTING = """
+<mujoco><worldbody><geom type="plane" size="5 5 1"/><body pos="0 0 .1"><joint name="z" type="slide" axis="0 0 1"/>
+  <joint name="r" axis="0 1 0"/><geom type="capsule" size=".1 .2" euler="90 0 0"/></body></worldbody>
+  <actuator><motor joint="r" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+class Resting(CappedLeg):
+    """Its state hardly depends on the action: what is left is the rounding of the differences."""
+
+    name, mjcf, frame_skip, position_noise, velocity_noise = "Resting", RESTING, 1, 0.0, 1e-5
+
+
+@pytest.mark.parametrize("derivative", ["fd", "fd-forward"])
+def test_rounding_is_not_held_against_differences(derivative):
+    report = check_task(Resting(), "mujoco", derivative, samples=12, steps=40)
+    assert report.passed, report.failures

@@ -337,7 +337,11 @@ def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, t
     ("backend", "package", "sentence"),
     [
         ("warp", "warp", "task Pusher: the Warp compiler does not cover this model"),
-        ("mjx", "mujoco.mjx", "task Pusher: MJX collides a capsule .*; use backend mujoco"),
+        (
+            "mjx",
+            "mujoco.mjx",
+            "task Pusher: contacts of a capsule .* with a cylinder .* not covered; use backend mujoco",
+        ),
     ],
 )
 def test_a_model_that_a_backend_does_not_cover_is_refused_before_anything_trains(

@@ -87,9 +87,13 @@ class Step:
 
     def acceleration(self, w: Writer) -> None:
         """a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
-        self.watch_state(w)
+        # MuJoCo C looks at the first of RK4's stages.
+        first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
+        with w.block(first):
+            self.watch_state(w)
         self.solver.solve(w, self.smooth, self.limits, self.offsets)
-        self._watch(w, self.names("a"))
+        with w.block(first):
+            self._watch(w, self.names("a"))
         if self.model.runge_kutta:
             return
         if self.damped is None:
