@@ -10,16 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mage_diffsim.envs.mjx.contacts import SMALLEST, Group
+from mage_diffsim.envs.mjx.contacts import Group
 from mage_diffsim.envs.mjx.solver import Cones
+from mage_diffsim.envs.mujoco.mixing import LARGEST_IMPEDANCE, LEAST_IMPEDANCE, SMALLEST, STANDARD_SOLREF
 from mage_diffsim.envs.mujoco.model import load_mujoco
 
 Array = jax.Array
-
-STANDARD_SOLREF = (0.02, 1.0)
-"""MuJoCo's default."""
-LEAST_IMPEDANCE, LARGEST_IMPEDANCE = 1e-4, 0.9999
-"""MuJoCo's mjMINIMP and mjMAXIMP."""
 
 
 @dataclasses.dataclass(frozen=True)

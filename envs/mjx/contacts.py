@@ -10,16 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled, load_mujoco
+from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, PARALLEL, SMALLEST, kind_of, mixed
+from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled
 
 Array = jax.Array
-
-LEAST_FRICTION = 1e-5
-"""MuJoCo's mjMINMU."""
-SMALLEST = 1e-15
-"""MuJoCo's mjMINVAL."""
-PARALLEL = 1e-4
-"""Angle between the axes of two capsules [rad] below which MuJoCo makes two contacts of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +67,6 @@ class Group:
         first, second = (Geom(position[g], rotation[g], size[g]) for g in self.geoms.T)
         distance, where, frame = jax.vmap(COLLISIONS[self.kinds][1])(first, second)
         return distance.reshape(-1), where.reshape(-1, 3), frame.reshape(-1, 3, 3)
-
-
-def kind_of(model: Any, geom: int) -> str:
-    """ "plane", "sphere", ..."""
-    return load_mujoco().mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
 
 
 def pairs(model: Any) -> list[tuple[int, int, int]]:
@@ -139,23 +128,8 @@ def _explicit(model: Any, i: int) -> tuple[Any, ...]:
 
 def _mixed(model: Any, g1: int, g2: int) -> tuple[Any, ...]:
     """The same of two geoms."""
-    margin, none = model.geom_margin[g1] + model.geom_margin[g2], np.zeros(2)
-    if model.geom_priority[g1] != model.geom_priority[g2]:
-        g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
-        dim, sliding = int(model.geom_condim[g]), model.geom_friction[g]
-        solref, solimp = model.geom_solref[g], model.geom_solimp[g]
-    else:
-        dim = int(max(model.geom_condim[g1], model.geom_condim[g2]))
-        sliding = np.maximum(model.geom_friction[g1], model.geom_friction[g2])
-        s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
-        if s1 >= SMALLEST and s2 >= SMALLEST:
-            mix = s1 / (s1 + s2)
-        else:
-            mix = 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)
-        r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
-        solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0.0 and r2[0] > 0.0 else np.minimum(r1, r2)
-        solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
-    return dim, margin, sliding[[0, 0, 1, 2, 2]], solref, none, solimp
+    dim, margin, friction, solref, solimp = mixed(model, g1, g2)
+    return dim, margin, friction[[0, 0, 1, 2, 2]], solref, np.zeros(2), solimp
 
 
 def _smallest(x: Array) -> float:

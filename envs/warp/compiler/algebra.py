@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler.graph import ROUNDING, add, div, is_zero, less, mul, neg, sqrt, sub, where
 
 Vector = list[Any]
@@ -13,8 +14,6 @@ Matrix = list[list[Any]]
 
 ZERO: Vector = [0.0, 0.0, 0.0]
 IDENTITY: Matrix = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-SMALLEST = 1e-15
-"""MuJoCo's mjMINVAL: shorter vectors have no direction."""
 
 
 def constant(values: Any) -> Vector:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mage_diffsim.envs.mujoco.mixing import PARALLEL, SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
 from mage_diffsim.envs.warp.compiler.graph import (
@@ -27,10 +28,8 @@ from mage_diffsim.envs.warp.compiler.graph import (
     sub,
     where,
 )
-from mage_diffsim.envs.warp.compiler.intake import SMALLEST, Impedance, Limit, Pair
+from mage_diffsim.envs.warp.compiler.intake import Impedance, Limit, Pair
 
-PARALLEL = 1e-4
-"""Capsules whose axes are at this angle [rad] or less touch with both ends of the first (MuJoCo's mjc_segWeights)."""
 SINGLE = 1e-6
 """In float32, what takes the place of mjMINVAL: a vector so short, made of unit vectors or of the geoms' size, is
 rounding and has no direction."""

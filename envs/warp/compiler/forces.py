@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point, project
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, maximum, minimum, mul, sub
-from mage_diffsim.envs.warp.compiler.intake import SMALLEST
 
 
 def passive(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Any]:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.envs.mujoco.mixing import (
+    LARGEST_IMPEDANCE,
+    LEAST_FRICTION,
+    LEAST_IMPEDANCE,
+    SMALLEST,
+    STANDARD_SOLREF,
+    kind_of,
+    mixed,
+)
 from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
-
-SMALLEST = 1e-15
-"""MuJoCo's mjMINVAL."""
-STANDARD_SOLREF = (0.02, 1.0)
-"""MuJoCo's default."""
-LEAST_IMPEDANCE, LARGEST_IMPEDANCE = 1e-4, 0.9999
-"""MuJoCo's mjMINIMP and mjMAXIMP."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,7 @@ def read(simulation: Simulation) -> Model:
         runge_kutta=mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4",
         gravity=(float(x), float(y), float(z)),
         limits=tuple(_limits(mujoco, model)),
-        pairs=tuple(_pairs(mujoco, model)),
+        pairs=tuple(_pairs(model)),
         motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),
         joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
     )
@@ -235,11 +237,11 @@ def _refused(mujoco: Any, model: Any) -> str | None:
         if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
             return f"actuator {name('ACTUATOR', i)!r}, whose bias is not affine"
     for g1, g2 in colliding_geoms(model):
-        kinds = _kind(mujoco, model, g1), _kind(mujoco, model, g2)
+        kinds = kind_of(model, g1), kind_of(model, g2)
         pair = f"{name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
         if kinds not in COLLISIONS:
             return f"a contact of {kinds[0]} with {kinds[1]}: geoms {pair}"
-        condim = _condim(model, g1, g2)
+        condim = mixed(model, g1, g2).dim
         if condim not in (1, 3):
             return f"condim {condim}: geoms {pair}"
         if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
@@ -251,47 +253,21 @@ def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:
     return mujoco.mjtJoint(model.jnt_type[joint]).name.removeprefix("mjJNT_").lower()
 
 
-def _kind(mujoco: Any, model: Any, geom: int) -> str:
-    return mujoco.mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
-
-
-def _condim(model: Any, g1: int, g2: int) -> int:
-    """Of the geom with the higher priority, or the larger one."""
-    if model.geom_priority[g1] != model.geom_priority[g2]:
-        return int(model.geom_condim[g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2])
-    return int(max(model.geom_condim[g1], model.geom_condim[g2]))
-
-
-def _pairs(mujoco: Any, model: Any) -> list[Pair]:
-    """The pairs with their mixed parameters, as MuJoCo's mj_contactParam mixes them."""
+def _pairs(model: Any) -> list[Pair]:
+    """The pairs with their mixed parameters."""
     pairs = []
     for g1, g2 in colliding_geoms(model):
         bodies = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
-        margin = model.geom_margin[g1] + model.geom_margin[g2]
-        if model.geom_priority[g1] != model.geom_priority[g2]:
-            g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
-            solref, solimp = model.geom_solref[g], model.geom_solimp[g]
-            sliding = model.geom_friction[g, 0]
-        else:
-            s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
-            if s1 >= SMALLEST and s2 >= SMALLEST:
-                mix = s1 / (s1 + s2)
-            else:
-                mix = 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)
-            r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
-            solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0 and r2[0] > 0 else np.minimum(r1, r2)
-            solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
-            sliding = max(model.geom_friction[g1, 0], model.geom_friction[g2, 0])
-        friction = max(1e-5, float(sliding)) if _condim(model, g1, g2) == 3 else 0.0
+        given = mixed(model, g1, g2)
         pairs.append(
             Pair(
                 geoms=(g1, g2),
                 bodies=bodies,
-                kinds=(_kind(mujoco, model, g1), _kind(mujoco, model, g2)),
-                friction=friction,
-                margin=float(margin),
+                kinds=(kind_of(model, g1), kind_of(model, g2)),
+                friction=max(LEAST_FRICTION, float(given.friction[0])) if given.dim == 3 else 0.0,
+                margin=given.margin,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
-                impedance=Impedance.of(solref, solimp, model.opt.timestep),
+                impedance=Impedance.of(given.solref, given.solimp, model.opt.timestep),
             )
         )
     return pairs
