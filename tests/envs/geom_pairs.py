@@ -117,7 +117,7 @@ def placements(draw: st.DrawFn, pair: Pair) -> State:
     reach, angle, azimuth = r1 + r2, draw(_ANGLES), draw(_AZIMUTHS)
     turn = _about(np.array([-math.sin(azimuth), math.cos(azimuth), 0.0]), angle)
     flipped = np.array([0.0, 1.0, 0.0, 0.0]) if draw(st.booleans()) else np.array([1.0, 0.0, 0.0, 0.0])
-    share = draw(st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0.0, 1.0)))
+    share = draw(st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0.0, 1.0), st.floats(1.001, 1.2)))
     across = reach * share + draw(st.sampled_from([0.0, 0.5, 0.999, 1.001])) * pair.margin
     across += draw(st.sampled_from([0.0, 0.0, 0.0, 0.01]))
     if pair.kinds[0] == "plane":

@@ -128,7 +128,7 @@ def apart(first, second):
 def test_generated_pairs_touch_and_push_as_in_mujoco_c(name):
     at, seen = compiled(name), collections.Counter()
 
-    @settings(max_examples=200 if name in PAIRS else 60)
+    @settings(max_examples=200)
     @given(placements(at.pair))
     def check(state):
         normals, *expected = at.mujoco(state)
