@@ -43,18 +43,18 @@ import torch
 import tyro
 from rich.console import Console
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import make_physics
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.display import make_display
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.runs import make_folder, write_atomically
+from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 Kind = Literal["visited", "thrown"]
 KINDS: tuple[Kind, ...] = ("visited", "thrown")

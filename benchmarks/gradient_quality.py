@@ -28,12 +28,12 @@ import torch
 import tyro
 from rich.console import Console
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.display import Display, make_display

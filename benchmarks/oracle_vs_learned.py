@@ -16,7 +16,6 @@ from typing import Any, ClassVar, get_args
 
 import tyro
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import METHODS, DynamicsName, make_config
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.mujoco.task import MujocoTask
@@ -24,6 +23,7 @@ from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp import WarpPhysics
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main

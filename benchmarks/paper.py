@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.config import METHODS, TrainConfig, make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.errors import InputError, unknown_name
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main

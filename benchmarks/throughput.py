@@ -40,7 +40,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim.agent import Draws
 from mage_diffsim.bridges import from_jax, from_warp
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.bridges.jax import load_jax
 from mage_diffsim.bridges.warp import kernel, load_warp
 from mage_diffsim.config import METHODS, make_config
@@ -50,6 +49,7 @@ from mage_diffsim.dynamics import OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.figures import DASHES, PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.quality import jacobian_of

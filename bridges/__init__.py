@@ -4,7 +4,6 @@ Knows nothing of learning or physics. Importing it imports neither jax nor warp;
 """
 
 from mage_diffsim.bridges.columns import ColumnsOp
-from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.jax import from_jax
 from mage_diffsim.bridges.op import Op
@@ -14,8 +13,6 @@ from mage_diffsim.bridges.warp import from_warp
 __all__ = [
     "ColumnsOp",
     "FiniteDifference",
-    "InputError",
-    "MissingExtra",
     "Op",
     "backend_report",
     "from_jax",

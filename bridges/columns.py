@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.fd import FiniteDifference, check_rows
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.shapes import Float, Tensor
 
 
 @final

@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.errors import InputError
 
 _running = False
 _inherited = False

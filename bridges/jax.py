@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.forking import check_not_forked
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.errors import InputError, missing_extra, unknown_name
+from mage_diffsim.shapes import Float, Tensor
 
 DERIVATIVES = ("vjp", "jvp")
 """How a JAX function can be differentiated here: reverse mode, or forward mode column by column."""

@@ -8,8 +8,8 @@ from typing import Any, final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 _DTYPES = (torch.float32, torch.float64)
 _DEVICES = ("cpu", "cuda")

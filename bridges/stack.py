@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.errors import InputError
 
 try:
     import resource

@@ -15,11 +15,11 @@ from typing import Any, final
 import torch
 
 from mage_diffsim.bridges.cache import usable_folder, user_cache
-from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import on_stack
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.shapes import Float, Tensor
 
 OWN_STACK = 384 << 10
 """Bytes of stack that a launch on a CPU takes beside what the kernel's own code does: Warp puts 256 KiB for tiles

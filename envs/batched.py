@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 
 class Transition(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from mage_diffsim.bridges.errors import MissingExtra
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import MissingExtra
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 STEP_SIZES = (1e-4, 1e-5, 1e-6, 1e-7)
 """Finite-difference steps tried at every state; the one on the plateau is used."""

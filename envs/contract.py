@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.checks import (
     ROUNDING,
     Check,
@@ -53,6 +51,8 @@ from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.shapes import Float, Tensor
 
 LEAST_ENVIRONMENTS = 10
 """Environments that explore, if not more: each way of driving them twice."""

@@ -18,13 +18,13 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Float, Int, Tensor
 from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Int, Tensor
 
 BUDGET = 16384
 """Steps of exploration in all, divided among the environments."""

@@ -26,12 +26,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.forking import ForkedJax
 from mage_diffsim.envs.batched import BatchedEnv, advance
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import adopt, definition_of, is_of_this_process, make_task, task_class, task_names
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, unknown_name
 
 NAMESPACE = "mage_diffsim"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs.files import TaskFileLoader, executed_source, source_file
 from mage_diffsim.envs.task import GIVEN, Task
+from mage_diffsim.errors import InputError
 
 RECORDABLE = "numbers, text, true, false, None, and lists or dicts of these"
 """What a task's option may be, so that config.json can hold it."""

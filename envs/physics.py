@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.bridges.op import indexed
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.files import import_beside
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.shapes import Float, Tensor
 
 BACKENDS: dict[str, str] = {
     "torch": "mage_diffsim.envs.physics:TorchPhysics",

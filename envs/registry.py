@@ -12,10 +12,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.envs.files import PREFIX, load_file, source_file
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, unknown_name
 
 ENTRY_POINT_GROUP = "mage_diffsim.tasks"
 """Entry-point group under which an installed package offers tasks: ``Name = "module:TaskClass"``."""

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.checks import (
     Check,
     Subject,
@@ -29,6 +27,8 @@ from mage_diffsim.envs.checks import (
 from mage_diffsim.envs.contract import Tolerances
 from mage_diffsim.envs.physics import Physics, TorchPhysics
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 ROWS = 16
 """Transitions looked at, or one per environment if there are more of those."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.drawing import draw_bars
 from mage_diffsim.envs.files import reduce_class
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 GIVEN = "_options_given"
 """Where a task keeps the arguments that it was made with: an attribute of its own, so that copies have it too."""

@@ -18,8 +18,8 @@ if not os.path.isdir(os.path.join(_here, "bridges")):
     __path__.append(os.path.dirname(_here))
 
 _LAZY: dict[str, str] = {
-    "InputError": "mage_diffsim.bridges.errors",
-    "MissingExtra": "mage_diffsim.bridges.errors",
+    "InputError": "mage_diffsim.errors",
+    "MissingExtra": "mage_diffsim.errors",
     "Task": "mage_diffsim.envs.task",
     "make_task": "mage_diffsim.envs.registry",
     "register_task": "mage_diffsim.envs.registry",

@@ -10,8 +10,6 @@ from typing import NamedTuple, cast
 import torch
 
 from mage_diffsim.autodiff import pull_back, value_and_gradients
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import METHODS, CriticLoss, LossWeights, TrainConfig
@@ -30,11 +28,13 @@ from mage_diffsim.critic import (
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
 from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
 from mage_diffsim.randomness import Streams
+from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 
 class Draws(NamedTuple):

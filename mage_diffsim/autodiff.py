@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.bridges.types import Tensor
+from mage_diffsim.shapes import Tensor
 
 
 def value_and_gradients(function: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

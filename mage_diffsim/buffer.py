@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Int, Tensor
+from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 
 class Batch(NamedTuple):

@@ -65,7 +65,7 @@ def _train(arguments: list[str]) -> int:
     if "resume" in flags:
         extra = sorted(flags - set(WITH_RESUME))
         if extra:
-            from mage_diffsim.bridges.errors import InputError
+            from mage_diffsim.errors import InputError
 
             raise InputError(
                 f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
@@ -77,10 +77,10 @@ def _train(arguments: list[str]) -> int:
 
 
 def _train_new(arguments: list[str], flags: set[str]) -> int:
-    from mage_diffsim.bridges.errors import unknown_name
     from mage_diffsim.config import TrainConfig, require_effect, validate
     from mage_diffsim.display import describe
     from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+    from mage_diffsim.errors import unknown_name
 
     @dataclass(frozen=True)
     class Train:
@@ -125,9 +125,9 @@ def _defaults(arguments: list[str]) -> Any:
     Raises:
         InputError: one of the names is unknown, or they do not go together.
     """
-    from mage_diffsim.bridges.errors import unknown_name
     from mage_diffsim.config import CriticLoss, make_config
     from mage_diffsim.envs.identity import parse_options
+    from mage_diffsim.errors import unknown_name
 
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in NAMED:
@@ -149,8 +149,8 @@ def _train_or_resume(
     run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
-    from mage_diffsim.bridges.errors import InputError
     from mage_diffsim.display import Display, describe
+    from mage_diffsim.errors import InputError
     from mage_diffsim.files import as_path
     from mage_diffsim.runs import newest_checkpoint, read_config, resume, train
 
@@ -220,7 +220,7 @@ class Eval:
 
 
 def _eval(options: Eval) -> int:
-    from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.errors import InputError
 
     _check_writable(options.json)
     write_video = _video_writer(options.video) if options.video else None
@@ -286,7 +286,7 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         InputError: not a .mp4 or .gif, or a file that cannot be written.
         MissingExtra: imageio is not installed.
     """
-    from mage_diffsim.bridges.errors import InputError, missing_extra
+    from mage_diffsim.errors import InputError, missing_extra
 
     if path.suffix not in (".mp4", ".gif"):
         raise InputError(f"--video is {path}; accepted is a name that ends in .mp4 or .gif")
@@ -328,9 +328,9 @@ class ListTasks:
 
 
 def _list_tasks(options: ListTasks) -> int:
-    from mage_diffsim.bridges.errors import InputError
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task, task_names
+    from mage_diffsim.errors import InputError
 
     rows: list[tuple[str, ...]] = []
     for name in task_names():
@@ -398,11 +398,11 @@ class CheckTask:
 def _check_task(options: CheckTask) -> int:
     import torch
 
-    from mage_diffsim.bridges.errors import MissingExtra
     from mage_diffsim.envs.contract import check_task
     from mage_diffsim.envs.coverage import read_states
     from mage_diffsim.envs.identity import parse_options
     from mage_diffsim.envs.registry import make_task
+    from mage_diffsim.errors import MissingExtra
 
     _check_writable(options.json)
     task = make_task(options.name, **parse_options(options.task_options))
@@ -457,10 +457,10 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
     """
     import torch
 
-    from mage_diffsim.bridges.errors import InputError
     from mage_diffsim.envs.batched import rollout
     from mage_diffsim.envs.coverage import pick
     from mage_diffsim.envs.identity import options_of
+    from mage_diffsim.errors import InputError
     from mage_diffsim.runs import load_trainer
 
     trainer = load_trainer(run_dir, device="cpu")
@@ -517,7 +517,7 @@ def _check_writable(path: Path | None) -> None:
     Raises:
         InputError: it is a folder itself, or its folder cannot be created or written to, or its disk is full.
     """
-    from mage_diffsim.bridges.errors import InputError
+    from mage_diffsim.errors import InputError
     from mage_diffsim.files import is_replaceable
 
     if path is None:
@@ -604,8 +604,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read before torch is imported, so that `eval --help` answers at once.
     options = _parse(command.options, first, arguments[1:]) if command and command.options else arguments[1:]
 
-    from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
     from mage_diffsim.display import show_log
+    from mage_diffsim.errors import InputError, MissingExtra, unknown_name
     from mage_diffsim.memory import keep_freed_memory
 
     keep_freed_memory()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.errors import InputError
 
 
 def compiled(method: Any) -> Callable[..., Any]:

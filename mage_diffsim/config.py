@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
 from mage_diffsim.envs.identity import (
     absolute,
     format_options,
@@ -31,6 +30,7 @@ from mage_diffsim.envs.identity import (
 )
 from mage_diffsim.envs.physics import SOLVERS
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, unknown_name
 
 Preset = Literal["paper", "authors", "cpu"]
 CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]

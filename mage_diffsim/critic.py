@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 
 from mage_diffsim.autodiff import value_and_gradients
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.config import WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.dynamics import Dynamics, Imagined
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """r(obs [R,B,O], action [R,B,A], next_obs [R,B,O]) -> [R,B]."""

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import mage_diffsim
-from mage_diffsim.bridges.errors import MissingExtra, missing_extra
+from mage_diffsim.errors import MissingExtra, missing_extra
 
 PACKAGES = ("torch", "numpy", "jax", "jaxlib", "warp-lang", "mujoco", "mujoco-mjx", "mujoco-warp", "gymnasium")
 """The distributions whose versions decide a run's numbers."""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.models import GaussianEnsemble
+from mage_diffsim.shapes import Float, Tensor
 
 
 class Imagined(NamedTuple):

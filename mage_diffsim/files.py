@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.errors import InputError
 
 AnyPath = str | os.PathLike[str]
 """What every public function takes for a path; ``~`` is the home folder."""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.spot_check import Transitions, find_cuts
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class TrueGradients(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mage_diffsim.bridges.types import Tensor
+from mage_diffsim.shapes import Tensor
 
 WARM_UPS = 3
 """Runs before a capture, in which libraries allocate and compile what they need."""

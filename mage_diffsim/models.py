@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import torch
 
 from mage_diffsim.autodiff import value_and_gradients
-from mage_diffsim.bridges.types import Float, Int, Tensor
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import Hyper, TrainConfig
@@ -17,6 +16,7 @@ from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam
 from mage_diffsim.randomness import Streams
+from mage_diffsim.shapes import Float, Int, Tensor
 
 
 class GaussianEnsemble:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.shapes import Float, Tensor
 
 
 class MLP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Normalizer:

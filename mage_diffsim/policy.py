@@ -28,12 +28,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mage_diffsim.bridges.errors import InputError
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.config import TrainConfig
+from mage_diffsim.errors import InputError
 from mage_diffsim.files import AnyPath, as_path, replacing
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.networks import MLP
+from mage_diffsim.shapes import Float, Tensor
 
 POLICY_FILE = "policy.safetensors"
 ENTRY = "mage_diffsim"

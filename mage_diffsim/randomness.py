@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.types import Float, Int, Tensor
+from mage_diffsim.shapes import Float, Int, Tensor
 
 
 class Streams:

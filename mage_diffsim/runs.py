@@ -41,12 +41,12 @@ except ImportError:  # not a POSIX system: two trainings in one folder are then 
     fcntl = None
 
 import mage_diffsim
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options, validate
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
 from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
 from mage_diffsim.files import AnyPath, as_path, is_replaceable, replacing, writing
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, describe_task, policy_content, write_policy

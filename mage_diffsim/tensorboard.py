@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mage_diffsim.bridges.errors import missing_extra
+from mage_diffsim.errors import missing_extra
 from mage_diffsim.runs import EVAL_FIELDS, METRIC_FIELDS
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from mage_diffsim.agent import Agent
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.op import indexed
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import METHODS, TrainConfig, validate
 from mage_diffsim.critic import GRADIENT_FREE, RewardFunction
@@ -22,11 +20,13 @@ from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
 from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
+from mage_diffsim.shapes import Float, Tensor
 
 
 def torch_device(name: str) -> torch.device:

@@ -171,14 +171,23 @@ def test_no_learner_file_imports_a_simulator():
         assert names & BACKENDS == set(), f"{file.name}: the learner knows dynamics and tensors only"
 
 
-def test_imports_point_from_learner_to_envs_to_bridges():
-    for file in modules_of("mage_diffsim.bridges"):
+GROUND_FLOOR = ("mage_diffsim.errors", "mage_diffsim.shapes")
+"""The modules that serve all three packages."""
+
+
+@pytest.mark.parametrize(
+    ("files", "below"),
+    [
+        ([ROOT / f"{name.replace('.', '/')}.py" for name in GROUND_FLOOR], ()),
+        (modules_of("mage_diffsim.bridges"), (*GROUND_FLOOR, "mage_diffsim.bridges")),
+        (modules_of("mage_diffsim.envs"), (*GROUND_FLOOR, "mage_diffsim.bridges", "mage_diffsim.envs")),
+    ],
+    ids=["ground floor", "bridges", "envs"],
+)
+def test_imports_point_from_learner_to_envs_to_bridges_to_the_ground_floor(files, below):
+    for file in files:
         ours = {n for n in imported(file, module_level_only=False) if inside(n, "mage_diffsim")}
-        assert {n for n in ours if not inside(n, "mage_diffsim.bridges")} <= {"mage_diffsim"}, file
-    for file in modules_of("mage_diffsim.envs"):
-        ours = {n for n in imported(file, module_level_only=False) if inside(n, "mage_diffsim")}
-        above = {n for n in ours if not inside(n, "mage_diffsim.envs") and not inside(n, "mage_diffsim.bridges")}
-        assert above <= {"mage_diffsim"}, file
+        assert {n for n in ours if not any(inside(n, package) for package in below)} <= {"mage_diffsim"}, file
 
 
 @pytest.mark.parametrize("name", mage_diffsim._LAZY)

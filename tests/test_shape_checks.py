@@ -14,7 +14,7 @@ import mage_diffsim
 PROBE = """
 from __future__ import annotations
 
-from mage_diffsim.bridges.types import Float, Tensor
+from mage_diffsim.shapes import Float, Tensor
 
 
 def add(x: Float[Tensor, "B A"], y: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
@@ -58,7 +58,7 @@ def test_a_wrong_result_raises(probe):
         probe.lie(torch.ones(3, 2))
 
 
-@pytest.mark.parametrize("module", ["mage_diffsim.doctor", "mage_diffsim.envs.task", "mage_diffsim.bridges.errors"])
+@pytest.mark.parametrize("module", ["mage_diffsim.doctor", "mage_diffsim.envs.task", "mage_diffsim.errors"])
 def test_the_hook_covers_all_three_packages(module):
     loader = importlib.import_module(module).__spec__.loader
     assert type(loader).__module__.startswith("jaxtyping")

@@ -9,9 +9,9 @@ import torch
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals, x64
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.shapes import Float, Tensor
 
 
 @final

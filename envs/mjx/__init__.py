@@ -16,15 +16,15 @@ from typing import Any, final
 import torch
 
 from mage_diffsim.bridges.cache import usable_folder, user_cache
-from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.convergence import name_gap
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.shapes import Float, Tensor
 
 _logger = logging.getLogger("mage_diffsim")
 

@@ -16,13 +16,13 @@ import numpy as np
 from jax import lax
 from mujoco import mjx
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.jax import x64
 from mage_diffsim.envs.mjx.constraints import Constraints
 from mage_diffsim.envs.mjx.contacts import COLLISIONS, groups, pairs
 from mage_diffsim.envs.mjx.solver import Problem, inverse_factor, solve, solve_with
 from mage_diffsim.envs.mujoco.mixing import kind_of
 from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, element_name, load_mujoco
+from mage_diffsim.errors import InputError
 
 mujoco: Any = load_mujoco()
 

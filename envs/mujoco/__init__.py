@@ -8,14 +8,14 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 ROWS = 1024
 """Environments stepped by one call into MuJoCo; more are stepped in turn."""

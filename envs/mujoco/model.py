@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.bridges.errors import InputError, missing_extra, unknown_name
+from mage_diffsim.errors import InputError, missing_extra, unknown_name
 
 AXES = ("x", "y", "z")
 LARGEST = 1e10

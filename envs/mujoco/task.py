@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import InputError, unknown_name
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.envs.files import source_file
 from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.shapes import Float, Tensor
 
 
 class MujocoTask(Task):

@@ -8,15 +8,15 @@ from typing import Any, final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, missing_extra
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import check_device, load_warp, quiet
 from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.shapes import Float, Tensor
 
 KEPT = 4
 """Numbers of worlds whose memory is kept at once."""

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.drawing import DARK, RED, Line, draw_lines
 from mage_diffsim.envs.task import Task, uniform
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class CartPole(Task):

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import unknown_name
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.drawing import DARK, RED, Line, draw_lines
 from mage_diffsim.envs.task import Task, uniform
+from mage_diffsim.errors import unknown_name
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 CLIP_ORDERS = ("v1", "v0")
 

@@ -6,10 +6,10 @@ from functools import cached_property
 
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.mujoco.model import BodyPosition
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.task import norm, uniform
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Pusher(MujocoTask):

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import torch
 
-from mage_diffsim.bridges.types import Bool, Float, Tensor
 from mage_diffsim.envs.mujoco.task import MujocoTask
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Swimmer(MujocoTask):

@@ -6,10 +6,8 @@ from typing import Any, final
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import WarpOp, check_device, load_warp
 from mage_diffsim.envs.mujoco.convergence import name_gap
 from mage_diffsim.envs.mujoco.model import Simulation
@@ -18,6 +16,8 @@ from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.intake import read
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 
 @final

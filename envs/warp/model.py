@@ -13,17 +13,17 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import fits, workers
-from mage_diffsim.bridges.types import Float, Tensor
 from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import operations
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.program import Program
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Float, Tensor
 
 _logger = logging.getLogger("mage_diffsim")
 

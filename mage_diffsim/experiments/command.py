@@ -19,11 +19,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import Graphs, Matmul
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.display import make_display
 from mage_diffsim.experiments.figures import failures_kept, not_drawn

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mage_diffsim.agent import Agent, Batch, Draws
-from mage_diffsim.bridges.types import Tensor
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.experiments.figures import write_figure
+from mage_diffsim.shapes import Tensor
 from mage_diffsim.training import Trainer
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, missing_extra
+from mage_diffsim.errors import InputError, missing_extra
 from mage_diffsim.experiments.cells import PROGRESS_EVERY_S, Cell, Outcome, Status, run_body, train_cell
 from mage_diffsim.experiments.display import Display, duration
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.config import TrainConfig, differences, validate
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
+from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
 from mage_diffsim.experiments.display import Display
 from mage_diffsim.experiments.launchers import Launcher, run_processes

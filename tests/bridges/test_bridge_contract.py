@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mage_diffsim.bridges import InputError, Op
+from mage_diffsim.bridges import Op
 from mage_diffsim.bridges.op import indexed
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.timing import memory_growth
 
 FLOAT32_TOLERANCE = 1e-5

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from mage_diffsim.bridges import ColumnsOp, FiniteDifference, InputError
+from mage_diffsim.bridges import ColumnsOp, FiniteDifference
+from mage_diffsim.errors import InputError
 
 WAVE = torch.sin
 

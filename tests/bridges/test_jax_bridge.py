@@ -14,9 +14,10 @@ import torch
 
 jax = pytest.importorskip("jax")
 
-from mage_diffsim.bridges import InputError, MissingExtra, from_jax  # noqa: E402
+from mage_diffsim.bridges import from_jax  # noqa: E402
 from mage_diffsim.bridges import jax as bridge  # noqa: E402
 from mage_diffsim.bridges.jax import load_jax, to_jax, to_torch, x64  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 
 jnp = jax.numpy
 SOURCES = [{"derivative": "vjp"}, {"derivative": "jvp"}, {"residuals": "keep"}]

@@ -10,8 +10,8 @@ import torch
 
 wp = pytest.importorskip("warp")
 
-from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.warp import load_warp  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 
 
 @pytest.fixture

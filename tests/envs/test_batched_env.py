@@ -6,8 +6,8 @@ import io
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import BatchedEnv, TorchPhysics, make_physics, make_task, rollout
+from mage_diffsim.errors import InputError
 
 
 def generator(seed):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra, missing_extra
 from mage_diffsim.envs import TorchPhysics, backends_of, contract, make_physics, make_task, physics, task_names
 from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError, MissingExtra, missing_extra
 
 EVERYTHING = [
     (name, backend)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import main
 from mage_diffsim.config import make_config
 from mage_diffsim.envs import MujocoTask, Task, make_physics, make_task, uniform
@@ -17,6 +16,7 @@ from mage_diffsim.envs.contract import MOST_STATES, check_task
 from mage_diffsim.envs.coverage import explore, pick, read_states, spread_out
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, save_checkpoint, train
 
 WRONG_STATE = "step torch/autograd: gradient state"

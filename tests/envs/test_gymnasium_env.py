@@ -13,11 +13,11 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import make_task, registry, task_names
 from mage_diffsim.envs.gymnasium_env import GymEnv, GymVectorEnv, RegisteredTask, register_gymnasium
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError
 
 UNBOUNDED = pytest.mark.filterwarnings("ignore:.*A Box observation space m(in|ax)imum value is -?infinity")
 

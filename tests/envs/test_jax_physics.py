@@ -10,11 +10,11 @@ import torch
 
 jax = pytest.importorskip("jax")
 
-from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.jax import load_jax  # noqa: E402
 from mage_diffsim.envs.jax import JaxPhysics  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.registry import make_task  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 
 TASKS = [("Pendulum", {}), ("Pendulum", {"clip_order": "v0"}), ("CartPole", {})]
 COMPILATIONS: list[str] = []

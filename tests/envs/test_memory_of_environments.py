@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import BatchedEnv, Task, make_physics, rollout, uniform
 from mage_diffsim.envs.gymnasium_env import GymEnv, GymVectorEnv
+from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import true_action_gradients
 
 

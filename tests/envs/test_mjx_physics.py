@@ -15,13 +15,13 @@ jax = pytest.importorskip("jax")
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 
-from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.jax import from_jax, load_jax, x64  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step, kept_on_disk  # noqa: E402
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah  # noqa: E402
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
 
 N = 32

@@ -14,7 +14,6 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import mage_diffsim.envs.gymnasium_env  # noqa: F401  (registers the environments)
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import (
     BatchedEnv,
     BodyPosition,
@@ -29,6 +28,7 @@ from mage_diffsim.envs import mujoco as mujoco_backend
 from mage_diffsim.envs.batched import advance
 from mage_diffsim.envs.contract import Tolerances
 from mage_diffsim.envs.mujoco.model import colliding_geoms, find
+from mage_diffsim.errors import InputError
 
 TASKS = (
     "InvertedPendulum",

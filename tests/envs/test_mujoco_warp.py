@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
-from mage_diffsim.bridges import InputError, MissingExtra
 from mage_diffsim.envs import make_physics, make_task
+from mage_diffsim.errors import InputError, MissingExtra
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import make_physics, make_task
+from mage_diffsim.errors import InputError
 
 F64 = torch.float64
 

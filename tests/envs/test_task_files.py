@@ -14,9 +14,9 @@ import types
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import BatchedEnv, make_physics, make_task, register_task, registry, rollout, task_names
 from mage_diffsim.envs.contract import check_task
+from mage_diffsim.errors import InputError
 
 SLIDE = '''
 """A mass on a rail, to be brought to rest at the origin."""

@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs import (
     Physics,
     Task,
@@ -20,6 +19,7 @@ from mage_diffsim.envs import (
     uniform,
 )
 from mage_diffsim.envs.contract import check_task
+from mage_diffsim.errors import InputError
 
 SLIDER = '''
 """A block on ice, pushed left and right."""

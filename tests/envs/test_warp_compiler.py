@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 mujoco = pytest.importorskip("mujoco")
 
-from mage_diffsim.bridges import InputError  # noqa: E402
 from mage_diffsim.envs.registry import make_task  # noqa: E402
 from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
@@ -21,6 +20,7 @@ from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
+from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import LEG, PILE, SMALL, Pile  # noqa: E402
 

@@ -18,12 +18,12 @@ import torch
 pytest.importorskip("mujoco")
 wp = pytest.importorskip("warp")
 
-from mage_diffsim.bridges import InputError  # noqa: E402
 from mage_diffsim.envs import BatchedEnv, make_physics, make_task  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import intake, program  # noqa: E402
 from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
+from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import SMALL, EulerLeg, Leg, Pile, Trees  # noqa: E402
 

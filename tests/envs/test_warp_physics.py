@@ -11,11 +11,11 @@ import torch
 
 wp = pytest.importorskip("warp")
 
-from mage_diffsim.bridges import InputError, MissingExtra  # noqa: E402
 from mage_diffsim.bridges.warp import load_warp  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.registry import make_task  # noqa: E402
 from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 
 TASKS = [("Pendulum", {}), ("Pendulum", {"clip_order": "v0"}), ("CartPole", {})]
 

@@ -14,8 +14,8 @@ pytest.importorskip("mujoco")
 
 import against_mujoco as script
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs.mujoco import MujocoPhysics
+from mage_diffsim.errors import InputError
 
 MODELS = Path(__file__).parent.parent / "envs" / "models"
 QUICK = script.Options(paths=("-",), backends=("mujoco",), states=4, dtypes=("float64",)).resolved()

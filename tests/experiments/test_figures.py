@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mage_diffsim.bridges.errors import InputError
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import command, figures
 from mage_diffsim.experiments.figures import Panel, draw, failures_kept, line, write_figure
 

@@ -11,12 +11,12 @@ import gradient_quality as script
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.envs import physics as physics_module
 from mage_diffsim.envs.physics import TorchPhysics, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import quality
 from mage_diffsim.runs import train
 

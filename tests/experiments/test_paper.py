@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.command import main, run
 from mage_diffsim.experiments.graph import computation_graph, update_tensors
 from mage_diffsim.training import Trainer

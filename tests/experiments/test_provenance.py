@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import run, used_by
 from mage_diffsim.runs import read_versions, resume, train

@@ -11,8 +11,8 @@ import pytest
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import launchers, report
 from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.display import PlainDisplay

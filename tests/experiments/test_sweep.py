@@ -23,12 +23,12 @@ from rich.console import Console
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
-from mage_diffsim.bridges.errors import InputError, MissingExtra
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.config import make_config
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
+from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome, train_cell

@@ -21,11 +21,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import COMMANDS, main
 from mage_diffsim.config import MISLEADING, USES, Hyper, TrainConfig, make_config
 from mage_diffsim.display import Display, is_interactive, summary
 from mage_diffsim.envs.identity import absolute
+from mage_diffsim.errors import InputError
 from mage_diffsim.runs import (
     CHECKPOINT_VERSION,
     Progress,

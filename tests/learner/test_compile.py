@@ -15,9 +15,9 @@ import torch
 from mage_diffsim import agent as agent_module
 from mage_diffsim import graphs
 from mage_diffsim.agent import uses_graphs
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError
 from mage_diffsim.graphs import NothingForTheHost
 from mage_diffsim.training import Trainer
 

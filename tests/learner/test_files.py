@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mage_diffsim import runs
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
+from mage_diffsim.errors import InputError
 from mage_diffsim.files import as_path
 from mage_diffsim.runs import load_trainer, read_config, read_evaluations, read_metrics, resume, train
 

@@ -20,7 +20,6 @@ import pytest
 import torch
 from typing_extensions import override
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.cli import main
 from mage_diffsim.config import TrainConfig, make_config
 from mage_diffsim.display import show_log
@@ -37,6 +36,7 @@ from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task, uniform
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, read_config, resume, train
 
 SLIDE = '''

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from mage_diffsim import runs
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import TrainConfig, make_config
+from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, locked, newest_checkpoint, read_config, resume, train
 from mage_diffsim.training import Trainer
 

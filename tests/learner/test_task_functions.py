@@ -10,7 +10,6 @@ import re
 import pytest
 import torch
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.config import make_config
 from mage_diffsim.envs import make_physics, make_task, spot_check, task_names
 from mage_diffsim.envs.batched import advance
@@ -18,6 +17,7 @@ from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.spot_check import draw_transitions, find_cuts, require_values
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
 from mage_diffsim.runs import read_evaluations, resume, train
 from mage_diffsim.training import Trainer

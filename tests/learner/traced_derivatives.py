@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from mage_diffsim.autodiff import pull_back, value_and_gradients
-from mage_diffsim.bridges.types import Tensor
+from mage_diffsim.shapes import Tensor
 
 
 class HalfGradient(torch.autograd.Function):

@@ -21,9 +21,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.solver import filled
+from mage_diffsim.errors import InputError
 
 LIMIT = 15 * 60.0
 """Seconds of compiling beyond which a model is refused."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.bridges.errors import InputError
 from mage_diffsim.envs.mujoco.mixing import (
     LARGEST_IMPEDANCE,
     LEAST_FRICTION,
@@ -18,6 +17,7 @@ from mage_diffsim.envs.mujoco.mixing import (
     mixed,
 )
 from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
+from mage_diffsim.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

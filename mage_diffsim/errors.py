@@ -1,6 +1,7 @@
 """The errors a user can cause, each one sentence: what was given, what is accepted.
 
-The command line turns both into that sentence and exit code 2.
+The command line turns both into that sentence and exit code 2. This module and :mod:`mage_diffsim.shapes` serve the
+learner, the environments and the bridges alike, so neither imports anything of the package.
 """
 
 from __future__ import annotations
