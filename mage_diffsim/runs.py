@@ -41,6 +41,7 @@ except ImportError:  # not a POSIX system: two trainings in one folder are then 
     fcntl = None
 
 import mage_diffsim
+from mage_diffsim import columns
 from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options, validate
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
@@ -57,44 +58,8 @@ CHECKPOINT_VERSION = 3
 
 KEPT_CHECKPOINTS = 2
 
-EVAL_FIELDS = (
-    "env_step",
-    "seed",
-    "lambda",
-    "return_mean",
-    "return_std",
-    "length_mean",
-    "gradient_error",
-    "gradient_error_median",
-    "gradient_cosine",
-    "gradient_nonfinite",
-)
-"""Columns of eval.csv."""
-
-METRIC_FIELDS = (
-    "env_step",
-    "seed",
-    "lambda",
-    "wall_s",
-    "updates_per_s",
-    "loss_critic",
-    "loss_td",
-    "loss_model",
-    "loss_reward_model",
-    "td_abs_error",
-    "q_mean",
-    "grad_dynamics_norm",
-    "grad_q",
-    "grad_q_through_dynamics",
-    "grad_q_next",
-    "grad_reward",
-    "grad_target",
-    "grad_td_error",
-    "grad_nonfinite",
-    "agent_restarts",
-    "env_divergences",
-)
-"""Columns of metrics.csv; empty where a method has no such number."""
+EVAL_FIELDS, METRIC_FIELDS = tuple(columns.EVAL), tuple(columns.METRICS)
+"""Columns of eval.csv and of metrics.csv."""
 
 
 @dataclass(frozen=True)

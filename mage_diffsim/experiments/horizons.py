@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mage_diffsim import columns
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Outcome
@@ -27,8 +28,8 @@ HORIZONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 EPISODES = 10
 """Trajectories per run."""
 
-FIELDS = ("task", "curve", "lambda", "seed", "episode", "horizon", "norm")
-"""Columns of horizon.csv: one row per run, trajectory and horizon in steps."""
+FIELDS = tuple(columns.HORIZON)
+"""Columns of horizon.csv."""
 
 
 def horizon_rows(trainer: Trainer, curve: str, longest: int = HORIZONS[-1]) -> list[dict[str, Any]]:

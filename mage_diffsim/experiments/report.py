@@ -16,6 +16,7 @@ from rich.console import Group as Stack
 from rich.markup import escape
 from rich.table import Table
 
+from mage_diffsim import columns
 from mage_diffsim.config import METHODS
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
@@ -34,52 +35,8 @@ from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
 LAST_EVALUATIONS = f"last {FINAL_EVALUATIONS} evaluations (of fewer than {4 * FINAL_EVALUATIONS} the last quarter)"
 """Which evaluations final values are means over, in words."""
 
-CELL_FIELDS = ("task", "method", "dynamics", "backend", "variant")
-"""What identifies a cell; ``dynamics`` is empty for a model-free method, ``backend`` where no simulator is imagined
-with, ``variant`` where loss, reward and ensemble are the ordinary ones."""
-
-SUMMARY_FIELDS = (
-    *CELL_FIELDS,
-    "lambda",
-    "seed",
-    "env_steps",
-    "final_return",
-    "mean_return",
-    "steps_to_threshold",
-    "gradient_error",
-    "gradient_cosine",
-    "nonfinite",
-    "restarts",
-    "updates_per_s",
-    "wall_s",
-)
-"""Columns of summary.csv, one row per run. ``final_return``, ``gradient_error`` and ``gradient_cosine`` are means over
-the evaluations of :func:`.statistics.final_value` (of the error the geometric mean); ``mean_return`` is the mean over
-all evaluations after the first update, so that learning early counts; ``steps_to_threshold`` is the first evaluation
-that solved the task; ``nonfinite`` counts the rows of batches that were masked because a target or its gradient was not
-finite; ``restarts`` counts how often the run's agent diverged and began anew; ``updates_per_s`` and ``wall_s`` belong
-to the cell, whose seeds train together."""
-
-CURVE_FIELDS = (
-    *CELL_FIELDS,
-    "lambda",
-    "seed",
-    "env_step",
-    "return_mean",
-    "return_std",
-    "length_mean",
-    "gradient_error",
-    "gradient_error_median",
-    "gradient_cosine",
-    "grad_q",
-    "grad_q_through_dynamics",
-    "grad_q_next",
-    "grad_reward",
-    "loss_critic",
-    "q_mean",
-    "agent_restarts",
-)
-"""Columns of curves.csv, one row per run and evaluation."""
+CELL_FIELDS, SUMMARY_FIELDS, CURVE_FIELDS = tuple(columns.CELL), tuple(columns.SUMMARY), tuple(columns.CURVES)
+"""What identifies a cell, and the columns of summary.csv and of curves.csv."""
 
 METHOD_NAMES = {
     "mage-td3": "MAGE-TD3",
