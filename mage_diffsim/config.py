@@ -1,8 +1,8 @@
 """Every knob of a training run, with its unit, the paper's symbol and where its value comes from.
 
 Three presets fill the hyper-parameters: ``paper`` (appendix D.2, the default), ``authors`` (what the published code
-does where it differs) and ``cpu`` (a reduced budget for a laptop, ours). "FACTS" below is the comparison of paper and
-published code in the README under "Deviations".
+does where it differs) and ``cpu`` (a reduced budget for a laptop, ours). docs/deviations.md compares the paper with the
+published code.
 """
 
 from __future__ import annotations
