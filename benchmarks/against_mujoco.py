@@ -48,6 +48,7 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import make_physics
+from mage_diffsim.envs.sampling import INSIDE
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import provenance
@@ -339,7 +340,7 @@ class Reference:
         return self.points(qpos, rng.uniform(-SPEED, SPEED, (n, m.nv)), self._actions(n, rng))
 
     def _actions(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return rng.uniform(-quality.INSIDE, quality.INSIDE, (n, self.model.nu))
+        return rng.uniform(-INSIDE, INSIDE, (n, self.model.nu))
 
     def truth(self, points: Points) -> dict[str, quality.Truth]:
         """Differences by action and by state, the latter along the tangents of qpos and along qvel."""

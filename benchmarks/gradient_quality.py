@@ -33,6 +33,7 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.sampling import WAYS, Policy
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import provenance
@@ -59,7 +60,7 @@ QUICK: dict[str, tuple[str, ...] | None] = {"Pendulum": None, "InvertedPendulum"
 """Tasks of --quick and their backends; None is all."""
 QUICK_LEARNED = ("HalfCheetah",)
 """Where --quick trains an ensemble."""
-ROLLOUTS = ("random", "scripted")
+ROLLOUTS = ("uniform", "sinusoidal")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SWEEP_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
@@ -105,8 +106,8 @@ class Options:
     states: int | None = None
     """States per task, at least 4; by default 256 (with --quick 64)."""
     rollouts: tuple[str, ...] = ROLLOUTS
-    """Where states come from, in equal shares: random (uniform actions), scripted (a sine per joint). One in 32 is a
-    reset state."""
+    """How the rollouts act that states come from, in equal shares: uniform, bang-bang, constant, sinusoidal or small.
+    One state in 32 is a reset state."""
     policy: Path | None = None
     """A run folder whose trained policy gives another share of the states of its task."""
     learned: bool = True
@@ -156,7 +157,7 @@ class Options:
         for kind, given, accepted in (
             ("backend", self.backends, BACKENDS),
             ("dtype", self.dtypes, DTYPES),
-            ("rollout", self.rollouts, ROLLOUTS),
+            ("rollout", self.rollouts, WAYS),
         ):
             for name in given or ():
                 if name not in accepted:
@@ -222,7 +223,7 @@ class Subject:
             policy=self._policy(),
         )  # fmt: skip
 
-    def _policy(self) -> quality.Policy | None:
+    def _policy(self) -> Policy | None:
         if self.options.policy is None:
             return None
         trainer = load_trainer(self.options.policy, device="cpu")
@@ -707,7 +708,7 @@ def run_soak(options: Options, states: int) -> int:
     bad = sum(row["nonfinite_values"] + row["nonfinite_gradients"] for row in ok)
     sentences = [
         f"At every visited state a random vector was pulled back through the step to state and action; {SOAK_ROWS} "
-        "environments, half with uniform random actions, half by script; a quarter start at rest in the model's "
+        "environments, half with uniform actions, half with sinusoidal ones; a quarter start at rest in the model's "
         f"initial configuration. Seed {options.seed}.",
         f"Not finite in all: {bad}.",
         *(f"{r['task']}, {r['backend']} {r['status']}" for r in rows if r["status"] != "ok"),

@@ -36,12 +36,9 @@ from mage_diffsim.envs.checks import (
     run_check,
 )
 from mage_diffsim.envs.coverage import (
-    WAYS,
     Coverage,
-    Visited,
     check_states,
     coverage,
-    explore,
     pick,
     spread_out,
     steps_within_budget,
@@ -50,6 +47,7 @@ from mage_diffsim.envs.mujoco.convergence import settings_text, solver_gap
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import check_definition, make_task
+from mage_diffsim.envs.sampling import WAYS, Visited, actions_inside, explore
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.shapes import Float, Tensor
@@ -217,8 +215,8 @@ def check_task(
     explored: list[Visited] = []
 
     def reach() -> Outcome:
-        explored.append(explore(task, explorer, max(samples, LEAST_ENVIRONMENTS), steps, seed))
-        return True, None, f"{len(explored[0].states)} states in {steps} steps of {WAYS}"
+        explored.append(explore(explorer, max(samples, LEAST_ENVIRONMENTS), steps, seed))
+        return True, None, f"{len(explored[0].states)} states in {steps} steps of {', '.join(WAYS)} actions"
 
     checks.append(run_check("rollout", "runs", None, reach))
     pool = task.reset(samples, torch.Generator().manual_seed(seed)).to(device, torch.float64)
@@ -327,10 +325,7 @@ def _rounding(physics: Physics) -> dict[str, float]:
 
 
 def _random_actions(n: int, task: Task, like: Tensor, seed: int) -> Float[Tensor, "N A"]:
-    """Inside the bounds, so that a finite-difference step does not leave them."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    draw = torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator)
-    return (1.98 * draw - 0.99).to(like)
+    return actions_inside(n, task.action_dim, torch.Generator().manual_seed(seed + 1)).to(like)
 
 
 def _exact(physics: Physics) -> Physics:

@@ -1,8 +1,7 @@
 """Which states the checks of a task look at, and what they leave out.
 
-A check sees the states that it is given. :func:`explore` drives the task in several ways for many steps,
-:func:`spread_out` picks states that lie as far apart as those that were visited, and :func:`coverage` says what none of
-the picked ones shows.
+:func:`.sampling.explore` visits many states; :func:`pick` takes those that lie far apart; :func:`coverage` lists what
+none of the picked states shows.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.task import MujocoTask
-from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.sampling import Visited
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Int, Tensor
@@ -30,22 +28,6 @@ BUDGET = 16384
 """Steps of exploration in all, divided among the environments."""
 LISTED = 12
 """Names in one sentence; of more, the number."""
-WAYS = "uniform, bang-bang, constant, sinusoidal and small actions"
-"""How :func:`explore` drives the task, one way per environment in turn."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Visited:
-    """What rollouts came across."""
-
-    states: Float[Tensor, "M S"]
-    """Every state, those at the start of an episode included."""
-    steps: int
-    """Steps of each environment."""
-    ended: int
-    """Steps at which an episode terminated."""
-    diverged: int
-    """Steps at which something was not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,39 +58,6 @@ class Coverage:
 def steps_within_budget(task: Task, environments: int) -> int:
     """How long to explore: a whole episode, or what the budget allows."""
     return max(1, min(task.horizon, BUDGET // environments))
-
-
-def explore(task: Task, physics: Physics, environments: int, steps: int, seed: int) -> Visited:
-    """Drive ``environments`` copies of the task for ``steps`` steps, each in another way, from reset to reset."""
-    generator = torch.Generator().manual_seed(seed)
-    env = BatchedEnv(task, physics, environments, [generator])
-    env.reset()
-    actions = _actions(environments, steps, task.action_dim, generator).to(physics.device, physics.dtype)
-    states, ended, diverged = [env.state], 0, 0
-    for action in actions:
-        moved = env.step(action)
-        states.append(moved.next_state)
-        ended += int(moved.terminated.sum())
-        diverged += int(moved.diverged.sum())
-    return Visited(torch.cat(states), steps, ended, diverged)
-
-
-def _actions(n: int, steps: int, width: int, generator: torch.Generator) -> Float[Tensor, "T N A"]:
-    """Actions in [-1, 1] of five kinds, one per environment in turn (:data:`WAYS`)."""
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, dtype=torch.float64, generator=generator)
-
-    uniform = 2.0 * draw(steps, n, width) - 1.0
-    switches = torch.where(draw(steps, n, width) < 0.1, -1.0, 1.0).cumprod(0)  # ten steps in one direction, on average
-    level = 2.0 * draw(n, width) - 1.0
-    # every other one at the bounds
-    constant = torch.where(torch.arange(n)[:, None] // 5 % 2 == 0, level.sign(), level).expand(steps, n, width)
-    period = 4.0 * (max(steps, 8) / 4.0) ** draw(n, width)  # log-uniform from 4 steps to all of them
-    time = torch.arange(steps, dtype=torch.float64)[:, None, None]
-    sine = (2.0 * torch.pi * (time / period + draw(n, width))).sin()
-    kinds = torch.stack([uniform, switches, constant, sine, 0.1 * uniform])
-    return kinds[torch.arange(n) % 5, :, torch.arange(n)].transpose(0, 1)
 
 
 def pick(visited: Float[Tensor, "M S"], chosen: Float[Tensor, "K S"], n: int) -> Float[Tensor, "n S"]:

@@ -26,6 +26,7 @@ from mage_diffsim.envs.checks import (
 )
 from mage_diffsim.envs.contract import Tolerances
 from mage_diffsim.envs.physics import Physics, TorchPhysics
+from mage_diffsim.envs.sampling import actions_inside
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Tensor
@@ -93,8 +94,7 @@ def draw_transitions(task: Task, physics: Physics, environments: int, seed: int 
     state = start
     with torch.no_grad():
         for _ in range(-(-ROWS // environments)):
-            draw = torch.rand(environments, task.action_dim, dtype=torch.float64, generator=generator)
-            action = (1.98 * draw - 0.99).to(state)  # inside the bounds, for the finite differences
+            action = actions_inside(environments, task.action_dim, generator).to(state)
             moved = _call(task, "step", physics.step, tuple(state.shape), state.dtype, state, action)
             ended = _call(task, "terminated", task.terminated, (environments,), torch.bool, observe(moved))
             finite = moved.isfinite().all(1)

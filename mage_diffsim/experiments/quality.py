@@ -22,15 +22,12 @@ from mage_diffsim.envs.checks import KINK, ROUNDING, STEP_SIZES
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.sampling import Policy, action_sequences, actions_inside, sample_states
 from mage_diffsim.envs.task import Task
 from mage_diffsim.experiments import timing
 from mage_diffsim.shapes import Bool, Float, Tensor
 from mage_diffsim.training import Trainer
 
-ROLLOUT_STEPS = 200
-"""Points are taken at random times within this many steps."""
-INSIDE = 0.99
-"""Largest absolute action of a point: a difference around it stays within the bounds."""
 TRUTH_STEPS = (*STEP_SIZES, 3e-8)
 """Steps tried for the truth; the smallest is for states within 1e-7 of a kink."""
 NO_SCALE = 1e-8
@@ -40,8 +37,6 @@ NEGLIGIBLE = 1e-7
 
 Step = Callable[[Tensor], Tensor]
 """A function of rows: joint input [N, S + A] (or another input) to output [N, Y]."""
-Policy = Callable[[Tensor], Tensor]
-"""Observations [N, O] to actions [N, A]."""
 
 
 # --- points --------------------------------------------------------------------------------------------------------
@@ -54,7 +49,7 @@ class Points:
     x: Float[Tensor, "N X"]
     """Joint inputs, state | action."""
     origin: tuple[str, ...]
-    """Where each comes from: random, scripted, policy or reset."""
+    """Where each comes from: one of :data:`.sampling.WAYS`, policy or reset."""
     contact: Bool[Tensor, " N"] | None
     """Whether a contact or a joint limit pushes during the step; None where the physics does not say."""
 
@@ -77,46 +72,16 @@ def gather_points(
         reference: float64 physics on the CPU; its task says how to reset and observe.
         n: number of points.
         seed: of resets, actions and times.
-        rollouts: ``random`` (uniform actions) and ``scripted`` (:func:`scripted_actions`); each gives an equal share.
+        rollouts: of :data:`.sampling.WAYS`; each gives an equal share.
         policy: gives another share, called ``policy``.
     """
-    task, generator = reference.task, torch.Generator().manual_seed(seed)
-    resets = max(1, n // 32)
-    names = [*rollouts, *(["policy"] if policy else [])]
-    origin = (names * n)[: n - resets]  # in turn, so that the shares differ by one at most
-    rows, actions = len(origin), task.action_dim
-    env = BatchedEnv(task, reference, rows, [generator])
-    steps = min(ROLLOUT_STEPS, task.horizon)
-    script = scripted_actions(rows, actions, generator)
-    when = torch.randint(1, max(steps, 2), (rows,), generator=generator)
-    masks = {name: torch.tensor([o == name for o in origin])[:, None] for name in names}
-    x = torch.zeros(rows, task.state_dim + actions, dtype=torch.float64)
-    env.reset()
-    for t in range(int(when.max()) + 1):
-        action = _uniform(rows, actions, -1.0, 1.0, generator)
-        if "scripted" in masks:
-            action = torch.where(masks["scripted"], script(t), action)
-        if policy is not None:
-            action = torch.where(masks["policy"], policy(env.obs).to(action), action)
-        action = action.clamp(-INSIDE, INSIDE)
-        x = torch.where((when == t)[:, None], torch.cat([env.state, action], dim=1), x)
-        env.step(action)
-    start = torch.cat([task.reset(resets, generator), _uniform(resets, actions, -INSIDE, INSIDE, generator)], dim=1)
-    x = torch.cat([x, start]).float().double()
+    task, resets = reference.task, max(1, n // 32)
+    reached = sample_states(reference, n - resets, seed=seed, ways=rollouts, policy=policy)
+    generator = torch.Generator().manual_seed(seed + 1)
+    start = torch.cat([task.reset(resets, generator), actions_inside(resets, task.action_dim, generator)], dim=1)
+    x = torch.cat([torch.cat([reached.state, reached.action], dim=1), start]).float().double()
     contact = in_contact(task, x) if isinstance(task, MujocoTask) else None
-    return Points(x, (*origin, *["reset"] * resets), contact)
-
-
-def scripted_actions(rows: int, actions: int, generator: torch.Generator) -> Callable[[int], Float[Tensor, "N A"]]:
-    """Time step to actions: per row and joint a sine with a period of 10 to 100 steps and an amplitude of 0.2 to 1."""
-    amplitude = _uniform(rows, actions, 0.2, 1.0, generator)
-    period = _uniform(rows, actions, 10.0, 100.0, generator)
-    phase = _uniform(rows, actions, 0.0, 2.0 * math.pi, generator)
-    return lambda t: amplitude * torch.sin(2.0 * math.pi * t / period + phase)
-
-
-def _uniform(rows: int, columns: int, low: float, high: float, generator: torch.Generator) -> Float[Tensor, "N K"]:
-    return low + (high - low) * torch.rand(rows, columns, dtype=torch.float64, generator=generator)
+    return Points(x, (*reached.ways, *["reset"] * resets), contact)
 
 
 def in_contact(task: MujocoTask, x: Float[Tensor, "N X"]) -> Bool[Tensor, " N"]:
@@ -375,6 +340,10 @@ def measure_times(make: Callable[[], Physics], x: Float[Tensor, "N X"], repeats:
 # --- many states ---------------------------------------------------------------------------------------------------
 
 
+CHUNK = 1000
+"""Steps whose actions are drawn at once."""
+
+
 class Visits(NamedTuple):
     """What a source gave at every state that rollouts on its own physics visited."""
 
@@ -394,8 +363,8 @@ def visit(
 ) -> Visits:
     """Step environments on a physics and pull a random vector back at every state on the way.
 
-    Half of the environments act uniformly at random in [-1, 1], half by script. In the first step a quarter of them
-    rest exactly in the model's initial configuration with action zero: symmetric, degenerate states.
+    Half of the environments act by uniform actions, half by sinusoidal ones. In the first step a quarter of them rest
+    exactly in the model's initial configuration with action zero: symmetric, degenerate states.
 
     Args:
         physics: any.
@@ -407,7 +376,7 @@ def visit(
     task, generator = physics.task, torch.Generator().manual_seed(seed)
     like: dict[str, Any] = {"dtype": physics.dtype, "device": physics.device}
     env = BatchedEnv(task, physics, rows, [generator])
-    script = scripted_actions(rows, task.action_dim, generator)
+    ways = ("sinusoidal", "uniform") * rows
     env.reset()
     quarter = rows // 4
     resting = torch.cat([resting_states(task, quarter).to(**like), env.state[quarter:]])
@@ -415,11 +384,11 @@ def visit(
     seen = episodes = bad_values = bad_gradients = 0
     largest = 0.0
     while seen < states:
-        action = _uniform(rows, task.action_dim, -1.0, 1.0, generator)
-        action[::2] = script(seen // rows)[::2].clamp(-1.0, 1.0)
+        if seen // rows % CHUNK == 0:
+            planned = action_sequences(ways[:rows], CHUNK, task.action_dim, generator).to(**like)
+        action = planned[seen // rows % CHUNK]
         if seen == 0:
             action[:quarter] = 0.0
-        action = action.to(**like)
         inputs = env.state.detach().clone().requires_grad_(), action.clone().requires_grad_()
         vector = torch.randn(rows, task.state_dim, generator=generator).to(**like)
         gradient = torch.cat(torch.autograd.grad(physics.step(*inputs), inputs, vector), dim=1)

@@ -11,9 +11,9 @@ import torch
 
 from mage_diffsim.cli import main
 from mage_diffsim.config import make_config
-from mage_diffsim.envs import MujocoTask, Task, make_physics, make_task, uniform
+from mage_diffsim.envs import MujocoTask, Task, make_task, uniform
 from mage_diffsim.envs.contract import MOST_STATES, check_task
-from mage_diffsim.envs.coverage import explore, pick, read_states, spread_out
+from mage_diffsim.envs.coverage import pick, read_states, spread_out
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
@@ -221,14 +221,6 @@ def test_the_farthest_states_come_first():
     plane = torch.tensor([[0.0, 0.0], [1000.0, 0.0], [0.0, 0.001], [500.0, 0.0005]])
     assert sorted(spread_out(plane, plane[:1], 2).tolist()) == [1, 2]
     assert pick(line, line[:1], 6).shape == (6, 1) and pick(line[:1], line[:1], 5).shape == (5, 1)
-
-
-def test_exploration_reaches_bounds_ends_and_new_starts():
-    physics = make_physics(CartPole(), dtype=torch.float64)
-    seen = explore(CartPole(), physics, 10, 300, 0)
-    again = explore(CartPole(), physics, 10, 300, 0)
-    assert torch.equal(seen.states, again.states) and seen.states.shape == (3010, 4)
-    assert seen.ended > 10 and seen.diverged == 0
 
 
 def test_more_given_states_than_are_looked_at_are_thinned_to_the_farthest():

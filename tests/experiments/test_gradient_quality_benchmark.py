@@ -123,7 +123,7 @@ def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
         def policy(obs):
             return torch.full((len(obs), task.action_dim), 2.0)
 
-        return quality.gather_points(reference, 16, seed=seed, rollouts=("random", "scripted"), policy=policy)
+        return quality.gather_points(reference, 16, seed=seed, rollouts=("uniform", "sinusoidal"), policy=policy)
 
     points, again, other = gather(0), gather(0), gather(1)
     assert torch.equal(points.x, again.x) and not torch.equal(points.x, other.x)
@@ -131,9 +131,9 @@ def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
     action = points.x[:, task.state_dim :]
     assert action.abs().max() <= 0.99 + 1e-7
     groups = points.groups()
-    assert {name: int(groups[name].sum()) for name in ("random", "scripted", "policy", "reset")} == {
-        "random": 5,
-        "scripted": 5,
+    assert {name: int(groups[name].sum()) for name in ("uniform", "sinusoidal", "policy", "reset")} == {
+        "uniform": 5,
+        "sinusoidal": 5,
         "policy": 5,
         "reset": 1,
     }
@@ -254,7 +254,7 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
         (dict(backends=("mujco",)), "unknown backend 'mujco': choose one of"),
         (dict(tasks=("Pendulum",), backends=("torch",), derivatives=("vpj",)), "unknown derivative source 'vpj'"),
         (dict(dtypes=("float16",)), "unknown dtype 'float16': choose one of float32, float64"),
-        (dict(rollouts=("walk",)), "unknown rollout 'walk': choose one of random, scripted"),
+        (dict(rollouts=("walk",)), "unknown rollout 'walk': choose one of bang-bang, constant"),
         (dict(rollouts=()), "--rollouts is (); accepted is one or more different values"),
         (dict(states=3), "--states is 3; accepted is 4 or more"),
         (dict(transitions=(10,)), "--transitions is 10; accepted is 25 or more"),
@@ -297,7 +297,6 @@ def test_visits_count_every_value_and_gradient_that_is_not_finite():
     assert starts.abs().sum() == 0.0
     found = quality.visit(broken, 64, rows=64, seed=0)
     generator = torch.Generator().manual_seed(0)
-    quality.scripted_actions(64, 1, generator)
     drawn = task.reset(64, generator)[16:]
     assert found.nonfinite_values == int((drawn[:, 0] > 0.0).sum()) > 0
     assert found.nonfinite_gradients == 16  # the resting states
