@@ -1,0 +1,76 @@
+"""The help of the ``mage-diffsim`` command: every setting, with the values of the chosen preset."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mage_diffsim.cli import COMMANDS
+from mage_diffsim.config import Hyper, TrainConfig, make_config
+from tests.learner.cli.commands import run
+
+
+def test_help_answers_without_importing_torch():
+    code = (
+        "import sys; from mage_diffsim.cli import main\n"
+        "main(['--help']); main(['--version'])\n"
+        "try: main(['eval', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+
+
+def help_of(capsys, *argv: str) -> str:
+    """Help text without its frame and line breaks."""
+    assert run(*argv, "--help") == 0
+    return " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def shown(text: str, flag: str) -> str:
+    """The default that the help shows for a flag."""
+    found = re.search(rf"{flag} .*?\(default: (.*?)\)", text)
+    assert found, flag
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ("", {}),
+        ("--preset cpu", {"preset": "cpu"}),
+        ("--preset=authors", {"preset": "authors"}),
+        ("--task CartPole --ensemble small", {"task": "CartPole", "ensemble": "small"}),
+    ],
+)
+def test_help_shows_the_values_of_the_chosen_preset(flags, settings, capsys):
+    text = help_of(capsys, "train", *flags.split())
+    expected = make_config(**settings)
+    for flag, value in (
+        ("--task STR", expected.task),
+        ("--preset STR", expected.preset),
+        ("--batch-size INT", expected.hyper.batch_size),
+        ("--learning-rate FLOAT", expected.hyper.learning_rate),
+        ("--model-batches INT", expected.hyper.model_batches),
+        ("--ensemble-members INT", expected.hyper.ensemble_members),
+        (r"--ensemble-hidden \[INT \[INT ...\]\]", " ".join(map(str, expected.hyper.ensemble_hidden))),
+    ):
+        assert shown(text, flag) == str(value)
+
+
+def test_every_setting_is_a_flag_with_a_help_text(capsys):
+    text = help_of(capsys, "train")
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
+    names += [f.name for f in dataclasses.fields(Hyper)]
+    names += ["out", "resume", "tensorboard", "quiet"]
+    assert len(names) == len(set(names))  # flat flags have no room for two of a name
+    for name in names:
+        flag = name.replace("_", "-")
+        assert re.search(rf" --{flag}[ ,][^()]*?[a-z]{{3}}", text), name
