@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mage_diffsim.runs import (
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from mage_diffsim.runs import load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.learner.cli.commands import files, run
 
 

@@ -18,11 +18,7 @@ import pytest
 from mage_diffsim.config import MISLEADING, USES, Hyper, TrainConfig, make_config
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import (
-    newest_checkpoint,
-    read_config,
-    read_evaluations,
-)
+from mage_diffsim.runs import newest_checkpoint, read_config, read_evaluations
 from mage_diffsim.training import Trainer
 from tests.learner.cli.commands import TINY, run
 
