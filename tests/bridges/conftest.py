@@ -123,3 +123,22 @@ def inputs() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.randn(4, k, dtype=torch.float64, generator=generator) for k in (3, 2))
     return x.requires_grad_(), u.requires_grad_()
+
+
+@pytest.fixture
+def without_x64():
+    """64-bit types are off in JAX, as it comes and as most users have it, and still off after the test."""
+    from mage_diffsim.bridges.jax import load_jax
+
+    assert not load_jax().config.jax_enable_x64
+    yield
+    assert not load_jax().config.jax_enable_x64
+
+
+@pytest.fixture
+def wide(without_x64):
+    """64-bit types are on in the test's own JAX."""
+    from mage_diffsim.bridges.jax import x64
+
+    with x64():
+        yield

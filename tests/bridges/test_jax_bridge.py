@@ -1,58 +1,22 @@
-"""JAX functions in torch: zero copies, no recompilation, no race, and the ways 64-bit types get lost."""
+"""JAX functions in torch: zero copies, no recompilation, no race, no shared memory."""
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
-import threading
-import weakref
 
 import numpy as np
 import pytest
 import torch
 
 jax = pytest.importorskip("jax")
-
 from mage_diffsim.bridges import from_jax  # noqa: E402
 from mage_diffsim.bridges import jax as bridge  # noqa: E402
 from mage_diffsim.bridges.jax import load_jax, to_jax, to_torch, x64  # noqa: E402
-from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
+from mage_diffsim.errors import MissingExtra  # noqa: E402
+from tests.bridges.jax_functions import COMPILATIONS, SOURCES, draw, jnp, smooth  # noqa: E402
 
-jnp = jax.numpy
-SOURCES = [{"derivative": "vjp"}, {"derivative": "jvp"}, {"residuals": "keep"}]
-COMPILATIONS: list[str] = []
-
-
-def _record(event: str, duration: float, **_: object) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILATIONS.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_record)
-
-
-@pytest.fixture(autouse=True)
-def _without_x64():
-    """64-bit types are off in these tests, as JAX has it and most users do."""
-    assert not load_jax().config.jax_enable_x64
-    yield
-    assert not jax.config.jax_enable_x64
-
-
-@pytest.fixture
-def wide():
-    """64-bit types are on in the test's own JAX."""
-    with x64():
-        yield
-
-
-def smooth(x, u):
-    return jnp.sin(x) * jnp.exp(u[:, :1]) + x**2 * u[:, 1:]
-
-
-def draw(*shape: int, grad: bool = False) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64).requires_grad_(grad)
+pytestmark = pytest.mark.usefixtures("without_x64")
 
 
 @pytest.mark.usefixtures("wide")
@@ -157,150 +121,6 @@ class TestCompilation:
         assert len(COMPILATIONS) == warm
 
 
-class TestResiduals:
-    """What only an operation that keeps them can get wrong; the contract's tests run over it as well."""
-
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-    @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-    def test_gradients_are_those_of_recomputing(self, dtype, wanted):
-        inputs = [draw(5, k).to(dtype).requires_grad_(w) for k, w in zip((3, 2), wanted, strict=True)]
-        cotangent = draw(5, 3).to(dtype)
-        found = []
-        for residuals in ("recompute", "keep"):
-            y = from_jax(smooth, residuals=residuals)(*inputs)
-            found.append((y.detach(), *torch.autograd.grad(y, [x for x in inputs if x.requires_grad], cotangent)))
-        tolerance = 1e-13 if dtype == torch.float64 else 1e-5
-        for a, b in zip(*found, strict=True):
-            assert a.dtype == dtype
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-    def test_gradients_are_central_differences(self):
-        inputs = draw(5, 3, grad=True), draw(5, 2, grad=True)
-        assert torch.autograd.gradcheck(from_jax(smooth, residuals="keep"), inputs)
-
-    def test_the_function_is_evaluated_once(self):
-        evaluations = []
-
-        def counted(x):
-            jax.debug.callback(lambda: evaluations.append(1))
-            return jnp.sin(x)
-
-        for residuals, expected in (("keep", 1), ("recompute", 2)):
-            evaluations.clear()
-            from_jax(counted, residuals=residuals)(draw(4, 3, grad=True)).sum().backward()
-            jax.effects_barrier()
-            assert len(evaluations) == expected
-
-    def test_none_without_a_gradient_to_compute(self, monkeypatch):
-        op = from_jax(smooth, residuals="keep")
-        asked = []
-        original = type(op).forward_keeping
-        monkeypatch.setattr(type(op), "forward_keeping", lambda *a: asked.append(a[2]) or original(*a))
-        x, u = draw(4, 3), draw(4, 2, grad=True)
-        op(x, u.detach())
-        with torch.no_grad():
-            op(x, u)
-        with torch.inference_mode():
-            op(x, u)
-        assert not asked
-        op(x, u)
-        assert asked == [(False, True)]
-
-    def test_they_go_with_the_graph(self):
-        op = from_jax(smooth, residuals="keep")
-        y = op(draw(4, 3), draw(4, 2, grad=True))
-        arrays = [weakref.ref(a) for a in jax.tree.leaves(y.grad_fn.kept)]
-        assert arrays and all(a() is not None for a in arrays)
-        y.sum().backward()
-        del y
-        gc.collect()
-        assert not any(a() is not None for a in arrays)
-
-    @pytest.mark.parametrize("function", [jnp.exp, jnp.tanh, jnp.sqrt], ids=lambda f: f.__name__)
-    def test_editing_an_output_that_is_its_own_residual(self, function):
-        x = (draw(64, 3).abs() + 0.5).requires_grad_()
-        op = from_jax(function, residuals="keep")
-        (expected,) = torch.autograd.grad(op(x).sum(), x)
-        y = op(x)
-        total = y.sum()
-        y.data.zero_()
-        assert torch.equal(torch.autograd.grad(total, x)[0], expected)
-
-    def test_editing_a_gradient_that_is_a_residual(self):
-        """A rule whose pull-back returns what it was left, so that both might be one buffer."""
-
-        @jax.custom_vjp
-        def straight(x):
-            return x.sum(-1)
-
-        straight.defvjp(lambda x: (x.sum(-1), jnp.cos(x)), lambda kept, cotangent: (kept,))
-        x = draw(64, 3, grad=True)
-        y = from_jax(straight, residuals="keep")(x).sum()
-        (first,) = torch.autograd.grad(y, x, retain_graph=True)
-        first.zero_()
-        torch.testing.assert_close(torch.autograd.grad(y, x)[0], x.detach().cos(), rtol=1e-13, atol=0.0)
-
-    def test_unknown_policy_lists_the_valid_ones(self):
-        with pytest.raises(
-            InputError, match="unknown residual policy of a JAX function 'save': choose one of keep, rec"
-        ):
-            from_jax(smooth, residuals="save")
-
-    def test_columns_have_none(self):
-        with pytest.raises(
-            InputError, match="smooth: residuals 'keep' were asked for, and derivative 'jvp' is taken by columns"
-        ):
-            from_jax(smooth, derivative="jvp", residuals="keep")
-
-
-class TestTypes:
-    def test_float64_survives_in_every_thread(self):
-        op = from_jax(smooth)
-        x, u = draw(4, 3), draw(4, 2, grad=True)
-        found: list[torch.Tensor] = []
-
-        def work():
-            y = op(x, u)
-            found.extend((y, *torch.autograd.grad(y.sum(), u)))
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        assert [t.dtype for t in found] == [torch.float64] * 2
-
-    def test_converting_float64_by_hand_with_x64_off_raises(self):
-        with pytest.raises(
-            InputError, match=r"a torch.float64 tensor would reach JAX as float32: call it with jax_enable_x64 on"
-        ):
-            to_jax(draw(4, 3))
-
-    def test_function_that_changes_the_dtype_raises(self, wide):
-        wide = jnp.ones(3, dtype="float64")
-        with pytest.raises(InputError, match=r"scaled: output is torch.float64 on cpu; the inputs are torch.float32"):
-            from_jax(lambda x: x * wide, name="scaled")(torch.ones(4, 3))
-
-    def test_function_that_returns_no_array_raises(self):
-        with pytest.raises(InputError, match="pair: the JAX function returned a tuple; accepted is one array"):
-            from_jax(lambda x: (x, x), name="pair")(torch.ones(4, 3))
-        with pytest.raises(InputError, match="pair: the JAX function returned a tuple; accepted is one array"):
-            from_jax(lambda x: (x, x), residuals="keep", name="pair")(torch.ones(4, 3, requires_grad=True))
-
-    def test_unknown_derivative_lists_the_valid_ones(self):
-        with pytest.raises(InputError, match="unknown derivative of a JAX function 'adjoint': choose one of jvp, vjp"):
-            from_jax(smooth, derivative="adjoint")
-
-    def test_device_that_jax_lacks(self):
-        class OnCuda:
-            is_cuda = True
-            device = "cuda:0"
-
-        if jax.default_backend() == "gpu":
-            pytest.skip("JAX sees a GPU here")
-        original = to_jax.__wrapped__ if hasattr(to_jax, "__wrapped__") else to_jax
-        with pytest.raises(InputError, match="a tensor is on cuda:0 but JAX sees only cpu devices: use device cpu"):
-            original(OnCuda())
-
-
 class TestMemoryIsNotShared:
     def test_identity(self):
         x = draw(4, 3)
@@ -331,106 +151,6 @@ class TestMemoryIsNotShared:
         for _ in range(50):
             zero(draw(64, 3))
         assert torch.equal(y, expected)
-
-
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(*s.items()))
-class TestTheCallersOwnPrecision:
-    """A call has 64-bit types whatever the caller's switch, and the caller's switch and numbers stay."""
-
-    def test_the_callers_arrays_and_random_numbers_stay_as_they_were(self, source):
-        def numbers() -> tuple[object, list[float]]:
-            return jnp.ones(3).dtype, jax.random.normal(jax.random.key(0), (3,)).tolist()
-
-        before = numbers()
-        during = []
-
-        def function(x, u):
-            during.append(jnp.ones(3).dtype)
-            return smooth(x, u)
-
-        op = from_jax(function, **source)
-        x, u = draw(4, 3, grad=True), draw(4, 2, grad=True)
-        y = op(x, u)
-        assert numbers() == before
-        torch.autograd.grad(y.sum(), (x, u))
-        assert numbers() == before
-        assert before[0] == "float32" and set(map(str, during)) == {"float64"}
-
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-    def test_results_and_compilations_are_the_same_with_the_switch_on_and_off(self, source, dtype):
-        op = from_jax(smooth, **source)
-        inputs = [draw(5, k).to(dtype).requires_grad_() for k in (3, 2)]
-
-        def call():
-            y = op(*inputs)
-            return (y.detach(), *torch.autograd.grad(y.sum(), inputs))
-
-        expected, compiled = call(), len(COMPILATIONS)
-        for switch in (True, False):
-            with jax.enable_x64(switch):
-                assert all(map(torch.equal, call(), expected))
-                assert jax.config.jax_enable_x64 == switch
-        jax.config.update("jax_enable_x64", True)
-        try:
-            assert all(map(torch.equal, call(), expected))
-            assert jax.config.jax_enable_x64
-        finally:
-            jax.config.update("jax_enable_x64", False)
-        assert len(COMPILATIONS) == compiled
-
-    def test_the_switch_is_as_before_when_the_function_raises(self, source):
-        def refuses(x):
-            raise ArithmeticError("not today")
-
-        with pytest.raises(ArithmeticError, match="not today"):
-            from_jax(refuses, **source)(draw(4, 3))
-        assert not jax.config.jax_enable_x64
-
-    def test_gradients_are_central_differences_in_any_thread(self, source):
-        """Forward and backward each in a thread that has never entered the context."""
-        op = from_jax(smooth, **source)
-        inputs = draw(5, 3, grad=True), draw(5, 2, grad=True)
-        passed: list[bool] = []
-        thread = threading.Thread(target=lambda: passed.append(torch.autograd.gradcheck(op, inputs)))
-        thread.start()
-        thread.join()
-        y = op(*inputs)
-        found: list[tuple[torch.Tensor, ...]] = []
-        thread = threading.Thread(target=lambda: found.append(torch.autograd.grad(y.sum(), inputs)))
-        thread.start()
-        thread.join()
-        x, u = inputs
-        assert passed == [True]
-        torch.testing.assert_close(found[0][0], x.cos() * u[:, :1].exp() + 2.0 * x * u[:, 1:], rtol=1e-13, atol=1e-13)
-
-    def test_a_call_back_into_python_gets_float64(self, source):
-        seen = []
-
-        def host(x):
-            seen.append(x.dtype)
-            return 2.0 * np.asarray(x)
-
-        @jax.custom_jvp
-        def doubled(x):
-            return jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims")
-
-        doubled.defjvp(lambda primals, tangents: (doubled(*primals), 2.0 * tangents[0]))
-        x = draw(4, 3, grad=True)
-        y = from_jax(doubled, **source)(x)
-        assert torch.equal(y, 2.0 * x) and torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full_like(x, 2.0))
-        assert set(map(str, seen)) == {"float64"}
-
-
-def test_an_operation_inside_a_jax_callback_leaves_the_switch_alone():
-    op = from_jax(jnp.tanh)
-
-    def host(x):
-        return op(torch.from_numpy(np.array(x, dtype="float64"))).numpy().astype("float32")
-
-    x = jnp.linspace(-1.0, 1.0, 5)
-    y = jax.jit(lambda x: jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x))(x)
-    assert y.dtype == "float32" and jnp.allclose(y, jnp.tanh(x), rtol=1e-6)
-    assert jnp.ones(3).dtype == "float32"
 
 
 RACE = """
