@@ -1,0 +1,101 @@
+"""What MJX cannot do is refused by name, and a missing package or GPU is named."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+jax = pytest.importorskip("jax")
+mujoco = pytest.importorskip("mujoco")
+pytest.importorskip("mujoco.mjx")
+from mage_diffsim.bridges.jax import load_jax  # noqa: E402
+from mage_diffsim.envs.mjx import MjxPhysics, _load_step  # noqa: E402
+from mage_diffsim.envs.physics import make_physics  # noqa: E402
+from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
+from tests.envs.mjx_models import ELLIPTIC, LEG, Fluid, Leg  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
+
+
+def test_residuals_of_forward_mode_are_refused():
+    with pytest.raises(InputError, match="residuals 'keep' were asked for, and derivative 'jvp' is taken by columns"):
+        make_physics(Fluid(), "mjx", derivative="jvp", residuals="keep")
+
+
+def test_the_private_names_of_mjx_are_there():
+    missing = _load_step().missing_names()
+    assert not missing, "\n".join(missing)
+
+
+def test_a_missing_private_name_is_named(monkeypatch):
+    step = _load_step()
+    monkeypatch.setitem(step.PRIVATE, "smooth", ("no_such_name",))
+    (message,) = step.missing_names()
+    assert "mujoco.mjx._src.smooth.no_such_name" in message
+    assert "mujoco-mjx 3." in message
+
+
+def refused(mjcf):
+    MjxPhysics(type("Refused", (Body,), {"name": "Refused", "mjcf": mjcf})())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("RK4", "implicit"), "integrator implicit is not covered; accepted are Euler, RK4, implicitfast"),
+        (("RK4", "discrete"), "integrator discrete is not covered; accepted are Euler, RK4, implicitfast"),
+        (("<option ", '<option noslip_iterations="3" '), "MJX ignores noslip_iterations"),
+        (('<geom type="plane"', '<geom type="cylinder" name="post" pos="2 0 0"'), r"a capsule .* a cylinder \(post\)"),
+        (('fromto="0 0 0 .1 0 -.5"', 'fromto="0 0 0 .1 0 -.5" fluidshape="ellipsoid"'), "MJX ignores ellipsoid fluid"),
+        (('axis="1 0 0"/>', 'axis="1 0 0" stiffness="1 2"/>'), "MJX ignores nonlinear joint stiffness"),
+        (
+            ('type="capsule" size=".07" fromto="-.2 0 0 .2 0 0"', 'type="box" size=".2 .1 .1"'),
+            "of a plane .* with a box",
+        ),
+        (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable"),
+        (
+            ("</worldbody>", '</worldbody><equality><connect body1="torso" anchor="0 0 0"/></equality>'),
+            "equality constraint connect by another rule",
+        ),
+    ],
+)
+def test_what_mjx_cannot_do_is_refused_by_name(change, message):
+    with pytest.raises(InputError, match=f"task Refused: .*{message}.*; use backend mujoco$"):
+        refused(LEG.replace(*change))
+
+
+def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
+    with pytest.raises(
+        InputError, match=r"actuators with a forcerange by another rule than MuJoCo C .*; use backend mujoco"
+    ):
+        refused(ELLIPTIC.replace('kv="1"', 'kv="1" forcerange="-3 3"'))
+
+
+def test_gymnasiums_pusher_is_refused():
+    with pytest.raises(InputError, match=r"a capsule \(.*\) with a cylinder \(.*\).* use backend mujoco"):
+        refused("gymnasium:pusher.xml")
+
+
+def test_unknown_derivative_lists_the_valid_ones():
+    with pytest.raises(InputError, match="unknown derivative source of backend mjx 'fd': choose one of implicit, jvp"):
+        MjxPhysics(Leg(), derivative="fd")
+
+
+def test_cuda_without_a_gpu_in_jax_is_refused_at_once():
+    if load_jax().default_backend() == "gpu":
+        pytest.skip("JAX sees a GPU here")
+    with pytest.raises(InputError, match="device cuda was asked for, but JAX sees only cpu devices"):
+        MjxPhysics(Leg(), device="cuda")
+
+
+@pytest.mark.parametrize("module", ["jax", "mujoco.mjx"])
+def test_a_missing_package_names_the_extra(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    load_jax.cache_clear()
+    _load_step.cache_clear()
+    try:
+        with pytest.raises(MissingExtra, match=r"pip install 'mage-diffsim\[mjx\]'"):
+            MjxPhysics(Leg())
+    finally:
+        load_jax.cache_clear()
+        _load_step.cache_clear()
