@@ -1,8 +1,14 @@
-"""Small MuJoCo models that between them have everything the Warp compiler covers, and their tasks."""
+"""Small MuJoCo models that between them have everything the Warp compiler covers, and their tasks and states."""
 
 from __future__ import annotations
 
+import functools
+
+import torch
+
+from mage_diffsim.envs import make_physics, make_task
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from tests.envs.small_models import Body
 
 # Two trees in free space, no contacts: a ball joint, two hinges on one body, a slide in the middle of a chain, turned
@@ -98,3 +104,34 @@ class Rules(Body):
 
 
 SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules)
+
+
+TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
+N = 100
+"""Environments of a comparison: not a multiple of the lanes."""
+
+
+@functools.cache
+def samples(model, n=N, steps=60):
+    """The task, visited states [n, S] and actions [n, A]: throttle full, off or random; starts among them."""
+    task = make_task(model) if isinstance(model, str) else model()
+    generator = torch.Generator().manual_seed(0)
+    physics = make_physics(task, "mujoco", dtype=torch.float64)
+    state, visited = task.reset(n, generator).double(), []
+    for t in range(steps):
+        visited.append(state)
+        action = 2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0
+        state = physics.step(state, action if t % 2 else action.round())
+    state = torch.stack([visited[i * steps // n][i] for i in range(n)])
+    action = 0.99 * (2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0)
+    return task, with_unit_quaternions(task.simulation, state), action
+
+
+@functools.cache
+def physics_of(model, dtype=torch.float64, derivative=None):
+    return make_physics(samples(model)[0], "warp", dtype=dtype, derivative=derivative)
+
+
+def scaled(error, of):
+    """The largest entry of each row, relative to the largest of its value, which counts as 1 at least."""
+    return error.abs().flatten(1).amax(1) / of.abs().flatten(1).amax(1).clamp(min=1.0)
