@@ -29,11 +29,6 @@ def oracle_vs_learned() -> ModuleType:
     return load_script("oracle_vs_learned")
 
 
-@pytest.fixture(scope="session")
-def paper() -> ModuleType:
-    return load_script("paper")
-
-
 @pytest.fixture
 def tiny() -> dict[str, Any]:
     return dict(TINY)

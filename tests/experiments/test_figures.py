@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from paper_experiments.performance import Performance
 
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import command, figures
@@ -75,14 +76,14 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
 
 
-def test_a_sweep_whose_figure_fails_still_writes_its_numbers(paper, tiny, tmp_path, monkeypatch, capsys, caplog):
+def test_a_sweep_whose_figure_fails_still_writes_its_numbers(tiny, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setitem(
-        paper.Performance.BUDGETS, "smoke", {k: v for k, v in tiny.items() if k not in ("preset", "checkpoint_every")}
+        Performance.BUDGETS, "smoke", {k: v for k, v in tiny.items() if k not in ("preset", "checkpoint_every")}
     )
-    monkeypatch.setattr(paper.Performance, "VARIANTS", {"TD3": dict(method="td3")})
+    monkeypatch.setattr(Performance, "VARIANTS", {"TD3": dict(method="td3")})
     monkeypatch.setattr(figures, "_draw_panel", lambda *_: 1 / 0)
     with caplog.at_level(logging.CRITICAL):
-        code = command.run(paper.Performance(size="smoke", out=tmp_path, workers=1))
+        code = command.run(Performance(size="smoke", out=tmp_path, workers=1))
     said, table = capsys.readouterr().out, (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert code == 1 and "figure.png could not be drawn (division by zero); the numbers are complete." in table
     assert (tmp_path / "summary.csv").is_file() and (tmp_path / "curves.csv").is_file()

@@ -7,6 +7,16 @@ import math
 
 import pytest
 import torch
+from paper import EXPERIMENTS, parse
+from paper_experiments.asymptotic import Asymptotic
+from paper_experiments.capacity import Capacity
+from paper_experiments.comparison import Comparison, best_of, peaks_of, smoothed
+from paper_experiments.gradient_error import GradientError, gradient_error_findings
+from paper_experiments.lambda_ import Lambda
+from paper_experiments.learned_reward import LearnedReward
+from paper_experiments.performance import Performance
+from paper_experiments.unconstrained import Unconstrained, unconstrained_findings
+from paper_experiments.verdicts import Claim, speed_findings, verdict_of
 
 from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
@@ -20,45 +30,45 @@ def last(q0, q2, reward=0.005):
     return {lam: [{"grad_q": q * f, "grad_reward": reward} for f in (0.9, 1.1)] for lam, q in ((0.0, q0), (0.2, q2))}
 
 
-def test_unconstrained_trains_every_lambda_and_seed_in_one_cell(paper):
-    (cell,) = paper.Unconstrained(seeds=(3, 4), steps=600).cells()
+def test_unconstrained_trains_every_lambda_and_seed_in_one_cell():
+    (cell,) = Unconstrained(seeds=(3, 4), steps=600).cells()
     config = cell.config
     assert (config.method, config.dynamics, config.backend) == ("mage-ddpg", "oracle", "torch")
     assert config.runs == ((3, 0.0), (4, 0.0), (3, 0.2), (4, 0.2)) and (config.steps, config.eval_every) == (600, 12)
 
 
-def test_a_gradient_below_a_hundredth_of_the_rewards_is_counted(paper):
-    found = paper.unconstrained_findings(last(1e-5, 1.0))
+def test_a_gradient_below_a_hundredth_of_the_rewards_is_counted():
+    found = unconstrained_findings(last(1e-5, 1.0))
     assert found[0].startswith("λ = 0:") and "below 1% of it in 2 of 2 seeds" in found[0]
     assert "below 1% of it in 0 of 2 seeds" in found[1]
 
 
-def test_collapse_beside_the_contrast_is_told_seed_by_seed(paper):
+def test_collapse_beside_the_contrast_is_told_seed_by_seed():
     assert (
         "is 0.00500 [0.005, 0.005] times that of λ = 0.2, seed by seed. It collapses beside it."
-        in (paper.unconstrained_findings(last(0.005, 1.0))[2])
+        in (unconstrained_findings(last(0.005, 1.0))[2])
     )
-    assert paper.unconstrained_findings(last(0.5, 1.0))[2].endswith("No collapse.")
+    assert unconstrained_findings(last(0.5, 1.0))[2].endswith("No collapse.")
     apart = last(0.5, 1.0)
     apart[0.0][0]["grad_q"] = 1e-6
-    assert paper.unconstrained_findings(apart)[2].endswith("These seeds do not tell whether it collapses beside it.")
+    assert unconstrained_findings(apart)[2].endswith("These seeds do not tell whether it collapses beside it.")
 
 
-def test_a_run_that_ended_in_its_warm_up_has_nothing_to_say(paper):
+def test_a_run_that_ended_in_its_warm_up_has_nothing_to_say():
     rows = [{"grad_q": None, "grad_reward": None}]
-    assert "ended before its first critic update" in paper.unconstrained_findings({0.0: rows})[0]
+    assert "ended before its first critic update" in unconstrained_findings({0.0: rows})[0]
 
 
 @pytest.mark.parametrize("steps", [0, -5])
-def test_steps_are_not_silently_replaced(paper, steps):
+def test_steps_are_not_silently_replaced(steps):
     with pytest.raises(ValueError, match=f"steps is {steps}; accepted is 1 or more"):
-        paper.Unconstrained(steps=steps).cells()
+        Unconstrained(steps=steps).cells()
 
 
-def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
+def test_every_experiment_of_the_paper_has_cells_of_every_size():
     assert {"performance", "gradient-error", "unconstrained", "learned-reward", "capacity", "lambda", "asymptotic",
-            "graph"} == set(paper.EXPERIMENTS)  # fmt: skip
-    for name, experiment in paper.EXPERIMENTS.items():
+            "graph"} == set(EXPERIMENTS)  # fmt: skip
+    for name, experiment in EXPERIMENTS.items():
         assert name == experiment.NAME
         for size in ("smoke", "cpu", "paper"):
             cells = experiment(size=size).cells()
@@ -67,10 +77,10 @@ def test_every_experiment_of_the_paper_has_cells_of_every_size(paper):
             assert presets == ({"paper"} if size == "paper" and name != "graph" else {"cpu"})
             if size == "paper" and name in ("performance", "learned-reward", "capacity", "lambda"):
                 assert {c.config.steps for c in cells} == {100_000} and {len(c.config.seeds) for c in cells} == {5}
-    assert paper.Performance(size="paper").cells()[0].config.hyper.updates_per_step == 10
+    assert Performance(size="paper").cells()[0].config.hyper.updates_per_step == 10
 
 
-def test_paper_sizes_are_those_of_appendix_d_2(paper):
+def test_paper_sizes_are_those_of_appendix_d_2():
     six = ["CartPole", "HalfCheetah", "Pendulum", "Pusher", "Swimmer", "Walker2d"]
     for name, tasks, lam in (
         ("performance", six, 0.2),
@@ -78,71 +88,71 @@ def test_paper_sizes_are_those_of_appendix_d_2(paper):
         ("capacity", ["Pusher"], 0.05),
         ("asymptotic", ["HalfCheetah"], 0.05),
     ):
-        configs = [cell.config for cell in paper.EXPERIMENTS[name](size="paper").cells()]
+        configs = [cell.config for cell in EXPERIMENTS[name](size="paper").cells()]
         assert sorted({config.task for config in configs}) == tasks, name
         assert {(config.eval_every, config.eval_episodes) for config in configs} == {(1000, 10)}, name
         assert {config.lambdas for config in configs} == {(lam,)}, name
-    assert {c.config.eval_every for c in paper.Lambda(size="paper").cells()} == {1000}
-    members = [c.config.hyper.ensemble_hidden for c in paper.Capacity(size="paper").cells()[:3]]
+    assert {c.config.eval_every for c in Lambda(size="paper").cells()} == {1000}
+    members = [c.config.hyper.ensemble_hidden for c in Capacity(size="paper").cells()[:3]]
     assert members == [(512,) * 4, (256,) * 4, (256,) * 2]
 
 
-def test_table_1_gives_td3_its_ten_million_steps_and_ten_runs_unless_flags_say_otherwise(paper):
-    sizes = {c.name: (c.config.steps, len(c.config.seeds)) for c in paper.Asymptotic(size="paper").cells()}
+def test_table_1_gives_td3_its_ten_million_steps_and_ten_runs_unless_flags_say_otherwise():
+    sizes = {c.name: (c.config.steps, len(c.config.seeds)) for c in Asymptotic(size="paper").cells()}
     assert sizes == {
         "HalfCheetah_MAGE-TD3": (3_000_000, 5),
         "HalfCheetah_Dyna-TD3": (3_000_000, 5),
         "HalfCheetah_TD3": (10_000_000, 10),
     }
-    given = paper.Asymptotic(size="paper", steps=5000, seeds=(3,)).cells()
+    given = Asymptotic(size="paper", steps=5000, seeds=(3,)).cells()
     assert {(c.config.steps, c.config.seeds) for c in given} == {(5000, (3,))}
 
 
-def test_cells_of_the_paper_that_were_not_run_stand_where_their_results_would(paper):
-    runs = [{"task": "Pendulum", "variant": name, "env_steps": 10_000} for name in paper.Performance.VARIANTS] * 5
-    rows, said = paper.Performance().not_run(runs)
+def test_cells_of_the_paper_that_were_not_run_stand_where_their_results_would():
+    runs = [{"task": "Pendulum", "variant": name, "env_steps": 10_000} for name in Performance.VARIANTS] * 5
+    rows, said = Performance().not_run(runs)
     assert len(rows) == 20 and ("Pendulum", "TD3") not in {row[:2] for row in rows}
     # 3.75 ms a step, 10 updates of 2.97 ms, 120 / 25 model batches of 2.76 ms: 1.3 h for 100,000 steps
     assert rows[0] == ("CartPole", "MAGE-TD3", "not run: 1.3 h", "-", "-", "500", "-", "0 of 5")
     assert any(s.startswith("Not run at the paper's size, 100,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on Pendulum, ")
                for s in said)  # fmt: skip
     long = [{"task": "HalfCheetah", "variant": "TD3", "env_steps": 10_000_000}] * 10
-    rows, said = paper.Asymptotic(size="paper").not_run(long)
+    rows, said = Asymptotic(size="paper").not_run(long)
     assert [row[:2] for row in rows] == [("HalfCheetah", "MAGE-TD3"), ("HalfCheetah", "Dyna-TD3")]
     assert len(said) == 1 and "3,000,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on HalfCheetah (up to" in said[0]
-    assert len(paper.Asymptotic(size="paper", preset="cpu").not_run(long)[1]) == 2, "smaller networks are not its size"
-    assert len(paper.Lambda().not_run([])[0]) == 5, "one for each lambda, and Dyna"
-    assert paper.Performance(size="smoke").not_run([]) == ([], [])
+    assert len(Asymptotic(size="paper", preset="cpu").not_run(long)[1]) == 2, "smaller networks are not its size"
+    assert len(Lambda().not_run([])[0]) == 5, "one for each lambda, and Dyna"
+    assert Performance(size="smoke").not_run([]) == ([], [])
 
 
-def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart(paper):
-    experiment = paper.Lambda(size="smoke")
+def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart():
+    experiment = Lambda(size="smoke")
     mage, dyna = experiment.cells()
     assert mage.config.lambdas == (0.02, 0.05, 0.2, 1.0) and dyna.config.method == "dyna-td3"
     rows = [(mage, {"lambda": weight}) for weight in mage.config.lambdas] + [(dyna, {"lambda": 1.0})]
-    assert [experiment.variant_of(*row) for row in rows] == list(paper.Lambda.VARIANTS)
+    assert [experiment.variant_of(*row) for row in rows] == list(Lambda.VARIANTS)
 
 
-def test_a_task_of_another_length_has_it_but_a_flag_wins(paper):
-    steps = {c.config.task: c.config.steps for c in paper.Performance().cells()}
+def test_a_task_of_another_length_has_it_but_a_flag_wins():
+    steps = {c.config.task: c.config.steps for c in Performance().cells()}
     assert steps == {"Pendulum": 10_000, "CartPole": 20_000}
-    assert {c.config.steps for c in paper.Performance(steps=700).cells()} == {700}
+    assert {c.config.steps for c in Performance(steps=700).cells()} == {700}
 
 
-def test_the_truth_of_mujoco_tasks_is_taken_through_warp_over_whole_episodes(paper):
-    configs = {c.config.task: c.config for c in paper.GradientError(tasks=("Pendulum", "HalfCheetah")).cells()}
+def test_the_truth_of_mujoco_tasks_is_taken_through_warp_over_whole_episodes():
+    configs = {c.config.task: c.config for c in GradientError(tasks=("Pendulum", "HalfCheetah")).cells()}
     assert (configs["Pendulum"].environment, configs["HalfCheetah"].environment) == (None, "warp")
     assert all(c.freeze_actor and c.gradient_horizon == 1000 for c in configs.values())
 
 
-def test_the_variants_are_what_they_are_called(paper):
-    rewards = {c.name: c.config.reward for c in paper.LearnedReward(size="smoke").cells()}
+def test_the_variants_are_what_they_are_called():
+    rewards = {c.name: c.config.reward for c in LearnedReward(size="smoke").cells()}
     assert rewards["Pendulum_MAGE-TD3 (learned reward)"] == "learned" and rewards["Pendulum_MAGE-TD3"] == "task"
-    sizes = {c.name: c.config.hyper.ensemble_members for c in paper.Capacity(size="paper").cells()}
+    sizes = {c.name: c.config.hyper.ensemble_members for c in Capacity(size="paper").cells()}
     assert (
         sizes["Pusher_MAGE-TD3"] == 8 and sizes["Pusher_Dyna-TD3-small"] == 2 and sizes["Pusher_MAGE-TD3-smaller"] == 1
     )
-    errors = paper.GradientError(size="cpu").cells()
+    errors = GradientError(size="cpu").cells()
     assert all(c.config.freeze_actor and c.config.eval_every == 10 for c in errors)
     assert {c.config.hyper.updates_per_step for c in errors} == {10}
     assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]
@@ -169,40 +179,40 @@ LOW, HIGH = [-305.0, -310.0, -300.0, -320.0, -315.0], [-140.0, -150.0, -145.0, -
          "higher, as in the paper (500 against 20)"),
     ],
 )  # fmt: skip
-def test_verdicts_follow_from_ranks_and_from_the_papers_numbers(paper, ours, theirs, relation, numbers, words):
-    assert paper.verdict_of(ours, theirs, relation, numbers) == words
+def test_verdicts_follow_from_ranks_and_from_the_papers_numbers(ours, theirs, relation, numbers, words):
+    assert verdict_of(ours, theirs, relation, numbers) == words
 
 
-def test_sentences_name_scores_pairs_and_all_tasks(paper):
+def test_sentences_name_scores_pairs_and_all_tasks():
     scores = {(task, name): HIGH if name == "MAGE-TD3" else LOW for task in ("Pendulum", "CartPole")
               for name in ("MAGE-TD3", "Dyna-TD3")}  # fmt: skip
-    first, _, over = paper.Performance().sentences(scores)
+    first, _, over = Performance().sentences(scores)
     assert first.startswith("Pendulum: MAGE-TD3 -145 ± 10 against Dyna-TD3 -310 ± 10: higher, as in the paper")
     assert first.endswith("it wins 100% of the pairs of runs (rank test, p = 0.0079).")
     assert over == "Over the 2 tasks a run of MAGE-TD3 beats one of Dyna-TD3 with probability 1.00 [1.00, 1.00]."
-    assert paper.Lambda()._interval([1.0, 2.0, 9.0]).mean == 2.0
+    assert Lambda()._interval([1.0, 2.0, 9.0]).mean == 2.0
 
 
-def test_the_best_evaluation_of_a_run_is_a_trained_one(paper):
+def test_the_best_evaluation_of_a_run_is_a_trained_one():
     rows = [dict(task="T", variant="v", seed=seed, env_step=step, return_mean=value) | {"lambda": 1.0}
             for seed, step, value in ((0, 0, 99.0), (0, 10, 1.0), (0, 20, 5.0), (1, 10, 7.0))]  # fmt: skip
-    assert paper.best_of(rows) == {("T", "v"): [5.0, 7.0]}
+    assert best_of(rows) == {("T", "v"): [5.0, 7.0]}
 
 
-def test_a_task_in_a_file_gives_cells_of_its_name_and_no_task_twice_or_none(paper, tmp_path):
+def test_a_task_in_a_file_gives_cells_of_its_name_and_no_task_twice_or_none(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from mage_diffsim.envs.tasks.pendulum import Pendulum\nclass Mine(Pendulum):\n    name = 'Mine'\n")
-    experiments = [e for e in paper.EXPERIMENTS.values() if issubclass(e, paper.Comparison)]
+    experiments = [e for e in EXPERIMENTS.values() if issubclass(e, Comparison)]
     for experiment in experiments:
         assert {c.name.partition("_")[0] for c in experiment(tasks=(f"{file}:Mine",)).cells()} == {"Mine"}
     with pytest.raises(InputError, match="tasks is empty; accepted is one or more tasks"):
-        paper.Performance(tasks=()).cells()
+        Performance(tasks=()).cells()
     with pytest.raises(InputError, match="not all different: name every task only once"):
-        run(paper.Performance(size="smoke", tasks=("Pendulum", "Pendulum"), out=tmp_path / "out"))
+        run(Performance(size="smoke", tasks=("Pendulum", "Pendulum"), out=tmp_path / "out"))
 
 
-def test_gradient_errors_and_cosines_are_compared_seed_by_seed(paper):
-    found = paper.gradient_error_findings(
+def test_gradient_errors_and_cosines_are_compared_seed_by_seed():
+    found = gradient_error_findings(
         "Pendulum",
         {  # actors differ a hundredfold: only within a seed can variants be told apart
             "MAGE-TD3": {0: (1.0, 0.5), 1: (11.0, 0.6), 7: (90.0, 0.1)},
@@ -218,26 +228,26 @@ def test_gradient_errors_and_cosines_are_compared_seed_by_seed(paper):
     assert "MAGE-TD3 is below that of shuffled" in found[3]
     assert "MAGE-TD3 is below that of untrained critic (0.4" in found[4]
     constant = {"MAGE-TD3": {0: (1.0, math.nan)}, "Dyna-TD3": {0: (2.0, math.nan)}}
-    assert paper.gradient_error_findings("T", constant)[0].endswith("seed by seed).")
+    assert gradient_error_findings("T", constant)[0].endswith("seed by seed).")
     few = {"MAGE-TD3": {0: (1.0, 0.0)}, "Dyna-TD3": {0: (2.0, 0.0)}}
-    assert "too few seeds" in paper.gradient_error_findings("T", few)[0]
+    assert "too few seeds" in gradient_error_findings("T", few)[0]
 
 
-def test_solving_earlier_is_told_by_ranks_and_never_solving_ranks_last(paper):
+def test_solving_earlier_is_told_by_ranks_and_never_solving_ranks_last():
     def rows(name, steps):
         return [{"task": "T", "variant": name, "steps_to_threshold": step} for step in steps]
 
     runs = rows("A", (10, 20, 30, 40, 50)) + rows("B", (60, 70, None, None, None)) + rows("C", (None,) * 5)
-    first, second = paper.speed_findings(runs, (paper.Claim("A", "B"), paper.Claim("B", "C")))
+    first, second = speed_findings(runs, (Claim("A", "B"), Claim("B", "C")))
     assert first.startswith("T is first solved by A at step 30 (median), in 5 of 5 runs and by B in 2 of 5 runs: ")
     assert "earlier (rank test, p = 0.0079)" in first and "not told apart" in second
-    few = paper.speed_findings(rows("A", (10, 20)) + rows("B", (50, None)), (paper.Claim("A", "B"),))[0]
+    few = speed_findings(rows("A", (10, 20)) + rows("B", (50, None)), (Claim("A", "B"),))[0]
     assert "by A at step 15 (median), in 2 of 2 runs and by B in 1 of 2 runs: too few seeds to be told apart" in few
-    assert paper.speed_findings(rows("C", (None,)), (paper.Claim("C", "C"),)) == []
+    assert speed_findings(rows("C", (None,)), (Claim("C", "C"),)) == []
 
 
-def test_the_untrained_critic_is_measured_just_before_its_first_update(paper):
-    experiment = paper.GradientError(size="smoke")
+def test_the_untrained_critic_is_measured_just_before_its_first_update():
+    experiment = GradientError(size="smoke")
     trainer = Trainer(experiment.cells()[0].config)
     first, warmup = next(iter(experiment.VARIANTS)), trainer.hyper.warmup_steps
     rows = [
@@ -254,14 +264,14 @@ def test_the_untrained_critic_is_measured_just_before_its_first_update(paper):
     assert experiment._untrained(rows, trainer) == {0: (pytest.approx(2.0), 0.2), 4: (pytest.approx(6.0), 0.6)}
 
 
-def test_the_peak_of_the_mean_curve_is_that_of_all_runs_together(paper):
+def test_the_peak_of_the_mean_curve_is_that_of_all_runs_together():
     rows = [{"task": "T", "variant": "v", "env_step": step, "return_mean": value}
             for step, value in ((0, 99.0), (10, 1.0), (10, 5.0), (20, 8.0), (20, 0.0))]  # fmt: skip
-    assert paper.peaks_of(rows) == {("T", "v"): 4.0}
+    assert peaks_of(rows) == {("T", "v"): 4.0}
 
 
-def test_variants_of_a_seed_share_their_actor_and_their_trajectories(paper):
-    trainers = [Trainer(c.config) for c in paper.GradientError(size="smoke").cells()]
+def test_variants_of_a_seed_share_their_actor_and_their_trajectories():
+    trainers = [Trainer(c.config) for c in GradientError(size="smoke").cells()]
     first, *others = trainers
     start = first.initial_states(10, first.streams.evaluation(30))
     obs = first.task.observe(start)
@@ -273,7 +283,7 @@ def test_variants_of_a_seed_share_their_actor_and_their_trajectories(paper):
         torch.testing.assert_close(other.policy(obs), first.policy(obs), rtol=0, atol=0)
 
 
-def test_curves_are_smoothed_within_their_run(paper):
+def test_curves_are_smoothed_within_their_run():
     rows = [
         dict(
             task="T",
@@ -289,7 +299,7 @@ def test_curves_are_smoothed_within_their_run(paper):
         for t in range(30)
         for seed in (0, 1)
     ]
-    found = {(r["seed"], r["env_step"]): r["return_mean"] for r in paper.smoothed(rows)}
+    found = {(r["seed"], r["env_step"]): r["return_mean"] for r in smoothed(rows)}
     assert len(found) == 60 and found[1, 0] == 0.0 and found[1, 4] == 2.0, "as far as there are evaluations yet"
     assert (
         found[1, 24] == 12.0 and found[1, 25] == 13.0 and found[1, 29] == sum(range(5, 30)) / 25 and found[0, 29] == 0.0
@@ -297,11 +307,11 @@ def test_curves_are_smoothed_within_their_run(paper):
 
 
 @pytest.mark.slow
-def test_a_comparison_writes_its_table_beside_the_papers_numbers(paper, tmp_path, capsys):
-    assert run(paper.Performance(size="smoke", out=tmp_path, workers=1)) == 0
+def test_a_comparison_writes_its_table_beside_the_papers_numbers(tmp_path, capsys):
+    assert run(Performance(size="smoke", out=tmp_path, workers=1)) == 0
     with open(tmp_path / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {r["variant"] for r in rows} == set(paper.Performance.VARIANTS) and len(rows) == 8
+    assert {r["variant"] for r in rows} == set(Performance.VARIANTS) and len(rows) == 8
     text = (tmp_path / "summary.md").read_text()
     assert "| Pendulum | MAGE-TD3 |" in text and "| -140 |" in text and "smoke test" in text
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -310,8 +320,8 @@ def test_a_comparison_writes_its_table_beside_the_papers_numbers(paper, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gradient-error", "unconstrained", "lambda", "graph"])
-def test_every_kind_of_report_is_written_from_a_smoke_run(name, paper, tmp_path, capsys):
-    experiment = paper.EXPERIMENTS[name](size="smoke", out=tmp_path, workers=2)
+def test_every_kind_of_report_is_written_from_a_smoke_run(name, tmp_path, capsys):
+    experiment = EXPERIMENTS[name](size="smoke", out=tmp_path, workers=2)
     assert run(experiment) == 0
     for file in experiment.FILES:
         assert (tmp_path / file).stat().st_size > 100
@@ -361,9 +371,9 @@ def test_an_oracles_next_state_is_not_drawn_and_a_learned_reward_sees_it():
     assert set(learned["r"].parents) == {"s", "a", "s'"}, "r_hat(s, a, s') must depend on s'"
 
 
-def test_a_misspelt_experiment_is_one_sentence(paper, monkeypatch, capsys):
+def test_a_misspelt_experiment_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["paper.py", "performence", "--size", "smoke"])
-    assert main(paper.parse) == 2
+    assert main(parse) == 2
     assert capsys.readouterr().err == (
         "error: unknown experiment 'performence': choose one of asymptotic, capacity, gradient-error, graph, lambda, "
         "learned-reward, performance, unconstrained\n"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from paper import EXPERIMENTS
+from paper_experiments.gradient_error import GradientError
+from paper_experiments.performance import Performance
 
 from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
@@ -13,13 +16,10 @@ from mage_diffsim.experiments.command import run, used_by
 from mage_diffsim.runs import read_versions, resume, train
 from mage_diffsim.training import Trainer
 
-EXPERIMENTS = ("performance", "gradient-error", "unconstrained", "learned-reward", "capacity", "lambda", "asymptotic",
-               "graph")  # fmt: skip
-
 
 @pytest.mark.parametrize("name", ["oracle_vs_learned", *EXPERIMENTS])
-def test_every_sweep_takes_the_settings_of_speed(name, paper, oracle_vs_learned):
-    experiment = oracle_vs_learned.OracleVsLearned if name == "oracle_vs_learned" else paper.EXPERIMENTS[name]
+def test_every_sweep_takes_the_settings_of_speed(name, oracle_vs_learned):
+    experiment = oracle_vs_learned.OracleVsLearned if name == "oracle_vs_learned" else EXPERIMENTS[name]
     settings = dict(device="cuda", compile="on", graphs="on", matmul="high", environment="jax", solver="model")
     task = {} if name in ("graph", "unconstrained") else {"tasks": ("Pendulum",)}
     for cell in experiment(size="smoke", **task, **settings).cells():
@@ -30,10 +30,10 @@ def test_every_sweep_takes_the_settings_of_speed(name, paper, oracle_vs_learned)
         assert config.solver == "converged"
 
 
-def test_a_real_environment_that_a_task_does_not_have_is_refused_before_anything_is_trained(paper):
+def test_a_real_environment_that_a_task_does_not_have_is_refused_before_anything_is_trained():
     with pytest.raises(InputError, match="unknown backend of task Pendulum 'mujoco'"):
-        paper.Performance(size="smoke", environment="mujoco").cells()
-    given = paper.GradientError(tasks=("HalfCheetah",), environment="mujoco").cells()
+        Performance(size="smoke", environment="mujoco").cells()
+    given = GradientError(tasks=("HalfCheetah",), environment="mujoco").cells()
     assert {cell.config.environment for cell in given} == {"mujoco"}, "a flag wins over the experiment's own choice"
 
 
@@ -83,11 +83,11 @@ def test_cells_that_differ_are_named_each(tmp_path):
     assert found["commit of the cells"] == "c0ffee"
 
 
-def test_the_summary_says_what_was_used(paper, tiny, tmp_path, monkeypatch, capsys):
+def test_the_summary_says_what_was_used(tiny, tmp_path, monkeypatch, capsys):
     budget = {k: v for k, v in tiny.items() if k not in ("preset", "checkpoint_every")}
-    monkeypatch.setitem(paper.Performance.BUDGETS, "smoke", budget)
-    monkeypatch.setattr(paper.Performance, "VARIANTS", {"TD3": dict(method="td3")})
-    assert run(paper.Performance(size="smoke", environment="torch", out=tmp_path, workers=1)) == 0
+    monkeypatch.setitem(Performance.BUDGETS, "smoke", budget)
+    monkeypatch.setattr(Performance, "VARIANTS", {"TD3": dict(method="td3")})
+    assert run(Performance(size="smoke", environment="torch", out=tmp_path, workers=1)) == 0
     table = (tmp_path / "summary.md").read_text(encoding="utf-8")
     for row in ("| device | cpu |", "| environment | torch |", "| solver | converged |", "| compile | off |",
                 "| graphs | off |", "| matmul | highest |"):  # fmt: skip

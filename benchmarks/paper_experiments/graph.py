@@ -1,0 +1,55 @@
+"""Fig. 9: the computation graph of the TD error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mage_diffsim.config import make_config
+from mage_diffsim.experiments import report
+from mage_diffsim.experiments.cells import Cell, Outcome
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size
+from mage_diffsim.experiments.graph import computation_graph, draw_graph
+from mage_diffsim.runs import load_trainer
+
+
+@dataclass(frozen=True)
+class Graph(Experiment):
+    """Appendix C, Fig. 9: the computation graph of delta, read from autograd's graph of one update after a little
+    training, with the learned model and with the oracle; what is drawn at random is found by drawing it again."""
+
+    NAME: ClassVar[str] = "graph"
+    FILES: ClassVar[tuple[str, ...]] = ("graph.csv", "learned.png", "oracle.png")
+    BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = dict.fromkeys(
+        ("smoke", "cpu", "paper"), SMOKE | dict(seeds=(0,), gradient_episodes=0)
+    )
+
+    task: str = "Pendulum"
+    """Registered task."""
+
+    def cells(self) -> list[Cell]:
+        return [
+            Cell(dynamics, make_config(self.task, dynamics=dynamics, shared=self._settings()))
+            for dynamics in ("learned", "oracle")
+        ]
+
+    def _settings(self) -> dict[str, Any]:
+        return self.budget(self.task) | ({} if self.preset else {"preset": "cpu"})  # the graph is that of any size
+
+    def report(self, outcomes: list[Outcome], out: Path) -> Findings:
+        rows, table, found = [], [], []
+        for outcome in (o for o in outcomes if o.status == "done"):
+            graph = computation_graph(load_trainer(outcome.run_dir, device="cpu"))
+            name = outcome.cell.name
+            draw_graph(out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (compare Fig. 9)")
+            for quantity in graph:
+                parents = ", ".join(quantity.parents) or "-"
+                kind = "drawn" if quantity.stochastic else "computed"
+                rows.append(dict(dynamics=name, quantity=quantity.name, kind=kind, parents=parents))
+                table.append((name, quantity.name, kind, parents, str(quantity.operations)))
+            drawn = [q.name for q in graph if q.stochastic]
+            found.append(f"{name}: drawn at random are {report.enumeration(drawn)}; the rest is computed from them.")
+        report.write_csv(out / "graph.csv", ("dynamics", "quantity", "kind", "parents"), rows)
+        header = ("dynamics", "quantity", "kind", "computed from", "operations")
+        return Findings("Fig. 9: the computation graph of δ", header, table, found)
