@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import throughput as script
 import torch
+from throughput_sections import bridges, variants
+from throughput_sections.options import Options
+from throughput_sections.rows import Failed
 
+from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import timing
 
 CPU = torch.device("cpu")
@@ -56,7 +60,7 @@ def test_percentiles():
 
 def small(tmp_path, **settings):
     defaults = dict(tasks=("Pendulum",), preset="cpu", repeats=1, compile=False, threads=torch.get_num_threads())
-    return script.Options(**(defaults | settings), out=tmp_path)
+    return Options(**(defaults | settings), out=tmp_path)
 
 
 def test_the_learner_sections_measure_both_formulations(tmp_path, capsys):
@@ -98,7 +102,7 @@ def test_the_learner_sections_measure_both_formulations(tmp_path, capsys):
 
 
 def test_the_other_sections_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "CALLS", 3)
+    monkeypatch.setattr(bridges, "CALLS", 3)
     options = small(tmp_path, sections=("env", "bridges", "physics", "oracles"), batches=(1, 8))
     script.main(options)
     with (tmp_path / "throughput.csv").open() as file:
@@ -116,12 +120,12 @@ def test_the_other_sections_run(tmp_path, monkeypatch):
 
 
 def test_wrong_results_are_not_timed(tmp_path, monkeypatch):
-    class Wrong(script.PublishedUpdate):
+    class Wrong(variants.PublishedUpdate):
         def critic_gradient(self, *arguments):
             return 1.1 * super().critic_gradient(*arguments)
 
-    monkeypatch.setattr(script, "PublishedUpdate", Wrong)
-    with pytest.raises(script.Failed, match="the critic gradients differ by"):
+    monkeypatch.setattr(variants, "PublishedUpdate", Wrong)
+    with pytest.raises(Failed, match="the critic gradients differ by"):
         script.main(small(tmp_path, sections=("learner",), methods=("mage-td3",), runs=(1,)))
     assert not (tmp_path / "throughput.csv").exists()
 
@@ -139,5 +143,5 @@ def test_wrong_results_are_not_timed(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, settings, message):
-    with pytest.raises(script.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         script.main(small(tmp_path, **settings))

@@ -1,0 +1,1 @@
+"""The sections of ``benchmarks/throughput.py``, one module per question, and what they share."""

@@ -1,0 +1,134 @@
+"""The flags of ``benchmarks/throughput.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from mage_diffsim.config import METHODS, make_config
+from mage_diffsim.envs.physics import BACKENDS
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.training import Trainer, torch_device
+
+Section = Literal["learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
+STEPS = 300
+"""Environment steps of a warm trainer, which are the transitions in its buffer."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how often."""
+
+    sections: tuple[Section, ...] = get_args(Section)
+    """learner: one update of critic, targets and (every second time) actor. model: one batch of the ensemble. loop: one
+    environment step with its updates and its share of model training. runs: one update of R runs side by side against R
+    times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch functions. physics:
+    environment steps per second. oracles: one MAGE-TD3 update on every oracle."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks; by default Pendulum and HalfCheetah (with --quick Pendulum). Task and preset decide the sizes."""
+    methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
+    """Methods of section learner, each on the learned ensemble; section runs takes the first."""
+    runs: tuple[int, ...] | None = None
+    """Numbers of runs of section runs, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full
+    size)."""
+    batches: tuple[int, ...] | None = None
+    """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
+    backends: tuple[str, ...] | None = None
+    """Physics backends of sections physics and oracles; by default all that the task has."""
+    dtypes: tuple[Literal["float32", "float64"], ...] = ("float32",)
+    """Precisions of section physics."""
+    jacobians: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
+    """Section physics measures whole action-Jacobians, too, which takes minutes on MJX. --no-jacobians leaves
+    them out."""
+    preset: str = "paper"
+    """Hyper-parameter set, which gives the sizes. paper on Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch
+    512; on larger tasks 8x4x512, 2x384, batch 1024."""
+    repeats: int | None = None
+    """Rounds, over which median and 95th percentile are taken; by default 20, or 10 for tasks of full size on a CPU
+    (with --quick 5)."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
+    """Compiled updates and model batches are measured, too; with --quick in section model only. --no-compile leaves
+    them out."""
+    device: str = "cpu"
+    """Torch device: cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """Torch threads on the CPU; by default torch's own choice."""
+    out: Path | None = None
+    """Folder for results; by default runs/throughput (runs/throughput-quick with --quick)."""
+    json: Path | None = None
+    """Also write all rows and the hardware to this file."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Pendulum only, few repeats and sizes."""
+
+    @property
+    def folder(self) -> Path:
+        """The out folder."""
+        return self.out or Path("runs") / ("throughput-quick" if self.quick else "throughput")
+
+    def check(self) -> None:
+        """Refuses what cannot be measured.
+
+        Raises:
+            InputError: names the flag, what was given and what is accepted.
+        """
+        imagining = [name for name, entry in METHODS.items() if entry.imagines]
+        for method in self.methods:
+            if method not in imagining:
+                raise unknown_name("method that imagines", method, imagining)
+        for backend in self.backends or ():
+            if backend not in BACKENDS:
+                raise unknown_name("backend", backend, BACKENDS)
+        for flag in ("sections", "tasks", "methods", "runs", "batches", "backends", "dtypes"):
+            given = getattr(self, flag)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise InputError(f"--{flag} is {given}; accepted is one or more different values")
+        numbers = [("repeats", self.repeats), ("threads", self.threads)]
+        numbers += [(flag, n) for flag in ("runs", "batches") for n in getattr(self, flag) or ()]
+        if self.json is not None:
+            if not self.json.parent.is_dir():
+                raise InputError(f"cannot write {self.json}: there is no folder {self.json.parent}")
+            if self.json.is_dir():
+                raise InputError(f"cannot write {self.json}: it is a folder; accepted is a file")
+        for flag, value in numbers:
+            if value is not None and value < 1:
+                raise InputError(f"--{flag} is {value}; accepted is 1 or more")
+        torch_device(self.device)
+
+    def task_names(self) -> tuple[str, ...]:
+        """Returns the tasks in force."""
+        return self.tasks or (("Pendulum",) if self.quick else ("Pendulum", "HalfCheetah"))
+
+    def rounds(self, task: str) -> int:
+        """Returns the rounds in force."""
+        return self.repeats or (5 if self.quick else 10 if self.heavy(task) else 20)
+
+    def run_counts(self, task: str) -> tuple[int, ...]:
+        """Returns the numbers of runs in force."""
+        return self.runs or ((1, 5) if self.quick or self.heavy(task) else (1, 5, 20))
+
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Returns the numbers of environments in force."""
+        return self.batches or ((64,) if self.quick else (1, 64, 1024))
+
+    def heavy(self, task: str) -> bool:
+        """Returns whether an update takes this device long."""
+        return self.device == "cpu" and make_task(task).network_size == "full"
+
+    def trainer(self, task: str, **settings: Any) -> Trainer:
+        """Returns a trainer with transitions in its buffer and nothing learned yet, eager unless settings say
+        otherwise."""
+        settings = {"graphs": "off"} | settings
+        hyper = {"warmup_steps": STEPS + 1, "model_every": 10 * STEPS}
+        config = make_config(
+            task, preset=self.preset, steps=STEPS, device=self.device, shared={"hyper": hyper} | settings
+        )
+        trainer = Trainer(config)
+        for _ in range(STEPS):
+            trainer.step()
+        if trainer.ensemble is not None:
+            trainer.ensemble.adopt_statistics(trainer.agent.obs, trainer.action_statistics, trainer.delta_statistics)
+        return trainer
