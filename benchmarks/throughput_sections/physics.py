@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mage_diffsim.envs.physics import Physics, make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.sampling import sample_states
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.quality import jacobian_of
 from mage_diffsim.experiments.timing import interleaved
@@ -43,30 +44,17 @@ def measure_physics(options: Options, console: Console) -> Iterator[Row]:
             yield from measure_sources(options, task, sources, n)
 
 
-def visited(task: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns states [n, S] after up to 40 random actions, and actions [n, A], in float64."""
-    physics = make_physics(make_task(task), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    state, rows = physics.task.reset(n, generator).double(), torch.arange(n)
-    found = state.clone()
-    for t in range(40):
-        action = 2.0 * torch.rand(n, physics.task.action_dim, dtype=torch.float64, generator=generator) - 1.0
-        state = physics.step(state, action)
-        found = torch.where((rows % 40 == t)[:, None], state, found)
-    return found, action
-
-
 def measure_sources(options: Options, task: str, sources: Mapping[str, tuple[Physics, float]], n: int) -> Iterator[Row]:
     """Times all sources at one size, compared with the first. Making a physics counts as its first call.
 
     Raises:
         Failed: a result is not finite, or a pull-back is not that of the Jacobian.
     """
-    states, actions = visited(task, n)
+    sample = sample_states(make_physics(make_task(task), dtype=torch.float64), n, ways=("uniform",), steps=40)
     functions: dict[str, Callable[[], torch.Tensor]] = {}
     for name, (physics, _) in sources.items():
-        state = states.to(physics.device, physics.dtype)
-        action = actions.to(state)
+        state = sample.state.to(physics.device, physics.dtype)
+        action = sample.action.to(state)
 
         def forward(physics=physics, state=state, action=action) -> torch.Tensor:
             with torch.no_grad():
