@@ -27,11 +27,8 @@ demo: $(DEMO_STAMP)
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-# All three run even when one finds something. pyright follows folders, not package-dir: links show it the layout that
-# an installation has.
+# All three run even when one finds something.
 lint: $(TEST_STAMP)
-	@rm -rf .cache/pyright && mkdir -p .cache/pyright/mage_diffsim
-	@ln -s $(CURDIR)/mage_diffsim/* $(CURDIR)/envs $(CURDIR)/bridges .cache/pyright/mage_diffsim/
 	@status=0; set -x; \
 	  $(BIN)/ruff check . || status=1; \
 	  $(BIN)/ruff format --check . || status=1; \

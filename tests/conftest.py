@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache"
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
 
 # Compiling one MJX step takes tens of seconds: keep what was compiled, from one run and worker to the next.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
@@ -50,6 +54,22 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The project's wheel, built from a copy so that the checkout keeps no build folder."""
+    source = tmp_path_factory.mktemp("source")
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("src", "mage_diffsim", "envs", "bridges"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=left_out)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip_wheel = [sys.executable, "-m", "pip", "wheel"]
+    command = [*pip_wheel, "--no-build-isolation", "--no-deps", "--no-index", "-w", "dist", "."]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return zipfile.ZipFile(next((source / "dist").glob("mage_diffsim-*.whl")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
