@@ -1,6 +1,6 @@
-"""Statistics over a few seeds: means with Student-t confidence intervals, and what two intervals allow one to say.
+"""Statistics over a few seeds: means with Student-t confidence intervals, and tests of differences.
 
-Over several tasks at once: the aggregates of Agarwal et al., "Deep RL at the Edge of the Statistical Precipice", 2021.
+Over several tasks: the aggregates of Agarwal et al., "Deep RL at the Edge of the Statistical Precipice", 2021.
 """
 
 from __future__ import annotations
@@ -263,13 +263,20 @@ def probability_of_improvement(
 
     def mean_over_tasks(drawn: Sequence[np.ndarray]) -> Any:
         half = len(drawn) // 2
-        wins = []
-        for x, y in zip(drawn[:half], drawn[half:], strict=True):
-            apart = x[..., :, None] - y[..., None, :]
-            wins.append((0.5 * (apart == 0.0) + (apart > 0.0)).mean((-2, -1)))
-        return np.mean(wins, axis=0)
+        return np.mean([_wins(x, y) for x, y in zip(drawn[:half], drawn[half:], strict=True)], axis=0)
 
     return _bootstrap(strata, mean_over_tasks, seed)
+
+
+def _wins(ours: np.ndarray, theirs: np.ndarray) -> Any:
+    """The share of pairs of runs that ours win, ties half, over the last axis; shapes [..., n] and [..., m]."""
+    n, m = ours.shape[-1], theirs.shape[-1]
+    # Twice the wins of a value: how many of theirs lie below it, and how many do not lie above it.
+    twice = [
+        (y.searchsorted(x) + y.searchsorted(x, "right")).sum()
+        for x, y in zip(ours.reshape(-1, n), np.sort(theirs, axis=-1).reshape(-1, m), strict=True)
+    ]
+    return np.reshape(twice, ours.shape[:-1]) / (2 * n * m)
 
 
 def _bootstrap(strata: Sequence[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], Any], seed: int) -> Aggregate:

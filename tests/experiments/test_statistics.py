@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -154,8 +155,20 @@ def test_the_probability_of_improvement_counts_pairs():
     assert probability_of_improvement([(normal[0] + 1.0).tolist()], [normal[1].tolist()]).value == pytest.approx(
         0.5 * (1.0 + math.erf(0.5)), abs=0.03
     )
+    # Ties by hand: 1 beats none of {1, 2, 2} and ties one; 2 beats one and ties two.
+    assert probability_of_improvement([[1.0, 2.0]], [[2.0, 1.0, 2.0]]).value == pytest.approx((0.5 + 2.0) / 6)
     with pytest.raises(ValueError, match="1 tasks are compared with 2"):
         probability_of_improvement([[1.0]], [[1.0], [2.0]])
+
+
+def test_the_probability_of_improvement_never_holds_all_pairs_of_all_samples():
+    x, y = np.random.default_rng(0).normal(size=(2, 200)).tolist()
+    tracemalloc.start()
+    try:
+        probability_of_improvement([x], [y])
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20  # the pairs are 80 million
+    finally:
+        tracemalloc.stop()
 
 
 def test_aggregates_of_nothing_and_of_broken_runs_are_undefined():
