@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
-import functools
 import hashlib
 import math
 import multiprocessing
@@ -51,9 +50,9 @@ from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.sampling import INSIDE
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
-from mage_diffsim.experiments.command import provenance
-from mage_diffsim.experiments.display import make_display
+from mage_diffsim.experiments.command import exit_code, provenance
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
+from mage_diffsim.experiments.sweep_display import make_sweep_display
 from mage_diffsim.runs import make_folder, write_atomically
 from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
@@ -572,7 +571,7 @@ def measure_all(models: Sequence[Model], options: Options) -> list[dict[str, Any
     path, commit = options.out / "results.csv", versions().get("commit")
     rows = [] if options.fresh else _read(path)
     todo = [(m, b) for m in models for b in options.backends if not _is_done(rows, m, b, options)]
-    display = make_display()
+    display = make_sweep_display()
     names = [f"{model.name} {backend}" for model, backend in todo]
     with display:
         display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, 1))
@@ -740,17 +739,5 @@ def run(options: Options) -> int:
     return int(any(r["status"].startswith("failed") for r in rows))
 
 
-def main(parse: Any) -> int:
-    """Parse the flags and run; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
-    try:
-        return run(parse())
-    except (InputError, MissingExtra) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main(functools.partial(tyro.cli, Options, description=__doc__)))
+    sys.exit(exit_code(lambda: run(tyro.cli(Options, description=__doc__))))

@@ -36,10 +36,10 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.sampling import WAYS, Policy
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments import quality
-from mage_diffsim.experiments.command import provenance
-from mage_diffsim.experiments.display import Display, make_display
+from mage_diffsim.experiments.command import exit_code, provenance
 from mage_diffsim.experiments.figures import PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
+from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_display
 from mage_diffsim.runs import load_trainer, make_folder, write_atomically
 from mage_diffsim.training import device_text, torch_device
 
@@ -367,7 +367,7 @@ def _row(source: Source, status: str) -> dict[str, Any]:
     return dict.fromkeys(FIELDS) | vars(source) | {"status": status}
 
 
-def measure_all(subjects: Sequence[Subject], options: Options, display: Display) -> list[dict[str, Any]]:
+def measure_all(subjects: Sequence[Subject], options: Options, display: SweepDisplay) -> list[dict[str, Any]]:
     """Measure every source that is not finished and write each into the out folder; rows of those that broke."""
     cells = options.folder / "cells"
     names = [source.name for subject in subjects for source in subject.sources]
@@ -607,7 +607,7 @@ def run(options: Options) -> int:
     """Measure what is not finished, then report everything in the out folder; 1 if something failed, else 0."""
     subjects = subjects_of(options)
     open_folder(options)
-    broken = measure_all(subjects, options, make_display())
+    broken = measure_all(subjects, options, make_sweep_display())
     order = {name: i for i, name in enumerate(TASKS)}
     results = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.folder / "cells").glob("*.json"))
@@ -634,7 +634,7 @@ def run_sweep(options: Options) -> int:
     header = ("task", "block", *(f"{h:.0e}" for h in SWEEP_STEPS), "unresolved", "plateau", "the task's step")
     table = []
     make_folder(options.folder)
-    display = make_display()
+    display = make_sweep_display()
     with display:
         display.begin({s.task.name: 0 for s in subjects}, {s.task.name: 1 for s in subjects})
         for subject in subjects:
@@ -676,7 +676,7 @@ def run_soak(options: Options, states: int) -> int:
     if options.fresh:
         shutil.rmtree(cells, ignore_errors=True)
     make_folder(cells)
-    display = make_display()
+    display = make_sweep_display()
     with display:
         names = [source.name for _, source in sources]
         display.begin(dict.fromkeys(names, 0), dict.fromkeys(names, states))
@@ -718,7 +718,7 @@ def run_soak(options: Options, states: int) -> int:
     return int(bad > 0 or not ok or any(r["status"].startswith("failed") for r in rows))
 
 
-def _soak_one(subject: Subject, source: Source, states: int, seed: int, display: Display) -> dict[str, Any]:
+def _soak_one(subject: Subject, source: Source, states: int, seed: int, display: SweepDisplay) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SOAK_FIELDS)
     row |= {k: v for k, v in vars(source).items() if k in SOAK_FIELDS}
     began = time.perf_counter()
@@ -737,18 +737,15 @@ def _soak_one(subject: Subject, source: Source, states: int, seed: int, display:
 
 
 def main(options: Options) -> int:
-    """Run the mode; user errors become one sentence and exit code 2, Ctrl-C exit code 130."""
-    try:
+    """Run the chosen mode; returns the exit code."""
+
+    def body() -> int:
         with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
             if options.soak is not None:
                 return run_soak(options, options.soak)
             return run_sweep(options) if options.sweep else run(options)
-    except (InputError, MissingExtra) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
+
+    return exit_code(body)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from mage_diffsim.config import METHODS, TrainConfig
 from mage_diffsim.display import show_log
 from mage_diffsim.errors import InputError, MissingExtra
+from mage_diffsim.experiments.eta import CellClock
 from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.runs import Progress, is_run, resume, train
 
@@ -23,7 +24,7 @@ PROGRESS_EVERY_S = 0.25
 """Seconds between two progress messages of a cell."""
 
 Send = Callable[[str, Any], None]
-"""Takes what a process tells its sweep: ``("progress", env_step)`` or ``("note", text)``."""
+"""Takes what a process tells its sweep: ``("progress", (env_step, seconds left or None))`` or ``("note", text)``."""
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -62,21 +63,22 @@ class Outcome:
 
 def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
     """Train a cell, or go on with it from its newest checkpoint."""
-    last = 0.0
+    clock, last = CellClock(config), 0.0
 
     def report(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
+        clock.step(progress, now)
         if now - last > PROGRESS_EVERY_S:
             last = now
-            send("progress", progress.env_step)
+            send("progress", (progress.env_step, clock.left_s))
 
     if is_run(run_dir):
         resume(run_dir, graphs=config.graphs, progress=report)
     else:  # a run killed before its configuration was written is none
         shutil.rmtree(run_dir, ignore_errors=True)
         train(config, run_dir, progress=report)
-    send("progress", config.steps)
+    send("progress", (config.steps, 0.0))
 
 
 def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, send: Send) -> tuple[Status, str]:

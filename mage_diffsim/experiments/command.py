@@ -25,12 +25,12 @@ from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.display import make_display
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
 from mage_diffsim.experiments.report import markdown_table, rich_table
 from mage_diffsim.experiments.sweep import held, run_cells
+from mage_diffsim.experiments.sweep_display import make_sweep_display
 from mage_diffsim.runs import read_versions, write_atomically
 
 Size = Literal["smoke", "cpu", "paper"]
@@ -188,7 +188,11 @@ def run(experiment: Experiment) -> int:
     """
     out = experiment.folder
     outcomes = run_cells(
-        experiment.cells(), out, launcher=experiment.make_launcher(), fresh=experiment.fresh, display=make_display()
+        experiment.cells(),
+        out,
+        launcher=experiment.make_launcher(),
+        fresh=experiment.fresh,
+        display=make_sweep_display(),
     )
     failed = [o for o in outcomes if o.status == "failed"]
     undrawn: list[tuple[Path, str]] = []
@@ -269,15 +273,19 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def main(parse: Callable[[], Experiment]) -> int:
-    """Parse the flags and run; user errors become one sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
-
+def exit_code(body: Callable[[], int]) -> int:
+    """Run the body of a command; bad input becomes one sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
     try:
         with _interrupted_by_sigterm():
-            return run(parse())
+            return body()
     except (InputError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def main(parse: Callable[[], Experiment]) -> int:
+    """Parse the flags and run the experiment; returns the exit code."""
+    return exit_code(lambda: run(parse()))

@@ -24,7 +24,7 @@ import torch
 
 from mage_diffsim.errors import InputError, missing_extra
 from mage_diffsim.experiments.cells import PROGRESS_EVERY_S, Cell, Outcome, Status, run_body, train_cell
-from mage_diffsim.experiments.display import Display, duration
+from mage_diffsim.experiments.sweep_display import SweepDisplay, duration
 
 LAST_STEP_S = 15.0
 """Seconds that the workers of an interrupted sweep have, together, to end their steps and save them."""
@@ -53,7 +53,7 @@ class Launcher(abc.ABC):
         return contextlib.nullcontext()
 
     @abc.abstractmethod
-    def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
+    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
         """Train cells in ``out/<cell name>``, their output in ``out/<cell name>.log``; yield outcomes as they come.
 
         Leaving the iterator (an exception, Ctrl-C) ends what still trains.
@@ -72,7 +72,7 @@ class LocalLauncher(Launcher):
     def check(self, cells: Sequence[Cell]) -> None:
         _check_workers(self.workers)
 
-    def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
+    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
         def arguments(cell: Cell) -> tuple[Any, ...]:
             return cell.config, out / cell.name
 
@@ -91,7 +91,7 @@ def run_processes(
     arguments: Callable[[Cell], tuple[Any, ...]],
     logs: Path | None = None,
     workers: int = 1,
-    display: Display | None = None,
+    display: SweepDisplay | None = None,
 ) -> Iterator[tuple[Cell, Status, str]]:
     """Run ``target(*arguments(cell), send)`` in a process per cell; yield how they ended as they do.
 
@@ -136,10 +136,10 @@ def run_processes(
                 process.join()
 
 
-def _shown(display: Display | None, name: str, status: str, content: Any) -> bool:
+def _shown(display: SweepDisplay | None, name: str, status: str, content: Any) -> bool:
     """Show a message that does not end a cell; False for one that does."""
     if display is not None and status == "progress":
-        display.update(name, content)
+        display.update(name, *content)
     elif display is not None and status == "note":
         display.say(f"{name}: {content}")
     return status in ("progress", "note")
@@ -238,7 +238,7 @@ class RayLauncher(Launcher):
         finally:
             ray.shutdown()
 
-    def train(self, todo: Sequence[Cell], out: Path, display: Display) -> Iterator[Outcome]:
+    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
         ray = _import_ray()
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -279,7 +279,7 @@ class RayLauncher(Launcher):
     def _gpus(self, cell: Cell) -> float:
         return self.gpus_per_cell if torch.device(cell.config.device).type == "cuda" else 0.0
 
-    def _check_gpus(self, ray: Any, todo: Sequence[Cell], display: Display) -> None:
+    def _check_gpus(self, ray: Any, todo: Sequence[Cell], display: SweepDisplay) -> None:
         """A cell that no machine has the GPUs for would wait without a word."""
         needed = max(map(self._gpus, todo))
         most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)

@@ -21,14 +21,14 @@ from mage_diffsim.envs.identity import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
-from mage_diffsim.experiments.display import Display
 from mage_diffsim.experiments.launchers import Launcher, run_processes
+from mage_diffsim.experiments.sweep_display import SweepDisplay
 from mage_diffsim.runs import changes, is_finished, is_run, locked, newest_checkpoint, read_config, read_identity
 from mage_diffsim.training import torch_device
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool = False, display: Display
+    cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool = False, display: SweepDisplay
 ) -> list[Outcome]:
     """Train every cell that is not finished yet in ``out/<cell name>``.
 

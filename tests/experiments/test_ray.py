@@ -15,9 +15,9 @@ from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import launchers, report
 from mage_diffsim.experiments.cells import Cell
-from mage_diffsim.experiments.display import PlainDisplay
 from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
+from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.runs import is_finished, newest_checkpoint
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")
@@ -48,7 +48,7 @@ class Fatal(Pendulum):
 """
 
 
-class Recorder(PlainDisplay):
+class Recorder(PlainSweepDisplay):
     """Keeps its lines."""
 
     def __init__(self):
@@ -109,7 +109,7 @@ def test_an_interrupted_sweep_stops_the_ray_that_it_started(tmp_path):
     endless = Cell("endless", dataclasses.replace(cell(TINY).config, steps=10**6))
 
     class Interrupting(Recorder):
-        def update(self, name, env_step):
+        def update(self, name, env_step, left_s=None):
             if newest_checkpoint(tmp_path / name) is not None:
                 raise KeyboardInterrupt
 

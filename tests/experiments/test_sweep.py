@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import importlib.metadata
 import io
@@ -19,23 +18,18 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from rich.console import Console
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.config import make_config
-from mage_diffsim.envs.physics import backends_of
-from mage_diffsim.envs.registry import make_task
-from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments import display as display_module
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome, train_cell
 from mage_diffsim.experiments.command import main
-from mage_diffsim.experiments.display import LiveDisplay, PlainDisplay, duration
 from mage_diffsim.experiments.launchers import LocalLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
+from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, read_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +80,8 @@ def two_sweeps(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", lines)
         outcomes = [
-            run_cells(cells, straight, launcher=LocalLauncher(1), display=PlainDisplay()),
-            run_cells([broken, *cells], killed, launcher=LocalLauncher(2), display=PlainDisplay()),
+            run_cells(cells, straight, launcher=LocalLauncher(1), display=PlainSweepDisplay()),
+            run_cells([broken, *cells], killed, launcher=LocalLauncher(2), display=PlainSweepDisplay()),
         ]
     return cells, (straight, killed), outcomes, lines.getvalue()
 
@@ -126,7 +120,7 @@ def test_the_mean_return_is_that_of_evaluations_after_the_first_update(tmp_path)
 def test_a_finished_sweep_trains_nothing_again(two_sweeps, capsys):
     cells, (folder, _), outcomes, _ = two_sweeps
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    again = run_cells(cells, folder, launcher=LocalLauncher(2), display=PlainDisplay())
+    again = run_cells(cells, folder, launcher=LocalLauncher(2), display=PlainSweepDisplay())
     assert [o.status for o in again] == ["done", "done"]
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert capsys.readouterr().out.count("already finished") == 2
@@ -303,7 +297,7 @@ def test_somebody_elses_folder_is_never_deleted(tiny, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="is in the way: it is not a run folder"):
-        run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), fresh=True, display=PlainDisplay())
+        run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), fresh=True, display=PlainSweepDisplay())
     assert (tmp_path / "a" / "thesis.tex").exists()
 
 
@@ -313,7 +307,7 @@ def test_two_sweeps_in_one_folder_are_refused(tiny, tmp_path):
     with open(tmp_path / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another sweep is working in"):
-            run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), display=PlainDisplay())
+            run_cells([cell(tiny)], tmp_path, launcher=LocalLauncher(1), display=PlainSweepDisplay())
 
 
 def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, tmp_path, monkeypatch):
@@ -353,159 +347,6 @@ def test_a_model_that_a_backend_does_not_cover_is_refused_before_anything_trains
         check([cell(tiny, "torch"), pusher], tmp_path, launcher=LocalLauncher(1))
 
 
-# --- the script ----------------------------------------------------------------------------------------------------
-
-
-def test_default_cells_are_the_eight_of_the_comparison(oracle_vs_learned):
-    cells = oracle_vs_learned.OracleVsLearned().cells()
-    assert [c.name.removeprefix("Pendulum_") for c in cells] == [
-        "mage-td3_learned",
-        "mage-td3_oracle_torch",
-        "mage-td3_oracle_jax",
-        "mage-td3_oracle_warp",
-        "mage-td3_hybrid-oracle-gradients_torch",
-        "mage-td3_hybrid-learned-gradients_torch",
-        "dyna-td3_learned",
-        "dyna-td3_oracle_torch",
-    ]
-    assert {c.config.preset for c in cells} == {"cpu"} and len({c.config.steps for c in cells}) == 1
-
-
-@pytest.mark.parametrize(("task", "backend"), [("HalfCheetah", "warp"), ("Pusher", "mujoco")])
-def test_mujoco_tasks_have_one_oracle_unless_more_are_asked_for(oracle_vs_learned, task, backend):
-    cells = oracle_vs_learned.OracleVsLearned(tasks=(task,)).cells()
-    assert {c.simulator for c in cells} == {None, backend}
-    assert [c.name for c in cells if "dyna" in c.name] == [
-        f"{task}_dyna-td3_learned",
-        f"{task}_dyna-td3_oracle_{backend}",
-    ]
-
-
-def test_where_warp_is_not_installed_mujoco_is_the_oracle(oracle_vs_learned, monkeypatch):
-    def version(name: str, real=importlib.metadata.version) -> str:
-        if name == "warp-lang":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    assert oracle_vs_learned.default_backends(make_task("HalfCheetah")) == ("mujoco",)
-
-
-def test_a_mujoco_task_without_warp_kernels_has_the_backends_it_names(oracle_vs_learned):
-    class Without(HalfCheetah):
-        physics = {name: made for name, made in HalfCheetah.physics.items() if name != "warp"}  # noqa: RUF012
-
-    assert oracle_vs_learned.default_backends(Without()) == backends_of(Without())
-
-
-@pytest.mark.parametrize("task", ["Pendulum", "HalfCheetah", "Hopper"])
-@pytest.mark.parametrize("steps", [None, 4000, 4001, 7])
-def test_evaluations_are_even_and_no_more_than_asked_for(oracle_vs_learned, task, steps):
-    experiment = oracle_vs_learned.OracleVsLearned(tasks=(task,), steps=steps)
-    config = experiment.cells()[0].config
-    asked = 15 if task == "HalfCheetah" else 10
-    at = sorted({*range(config.eval_every, config.steps + 1, config.eval_every), config.steps})
-    assert len(at) <= asked
-    assert config.steps < asked or len(at) == asked
-    if len(at) > 1:
-        assert at[-1] - at[-2] > config.eval_every / 2
-
-
-def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
-    cells = oracle_vs_learned.OracleVsLearned(methods=("td3",), backends=("jax", "warp")).cells()
-    assert [c.name for c in cells] == ["Pendulum_td3"] and cells[0].simulator is None
-    assert report.identity(cells[0])["dynamics"] == ""
-
-
-def run_script(oracle_vs_learned, capsys, *flags):
-    code = main(lambda: tyro.cli(oracle_vs_learned.OracleVsLearned, args=["--size", "smoke", *flags]))
-    return code, capsys.readouterr()
-
-
-def test_a_smoke_run_writes_every_file_with_its_columns(oracle_vs_learned, tmp_path, capsys):
-    flags = ("--dynamics", "oracle", "--backends", "torch", "--methods", "mage-td3", "--out", str(tmp_path))
-    code, printed = run_script(oracle_vs_learned, capsys, *flags)
-    assert code == 0, printed.err
-    with open(tmp_path / "summary.csv", newline="") as file:
-        summary = list(csv.DictReader(file))
-    assert tuple(summary[0]) == report.SUMMARY_FIELDS
-    assert [row["seed"] for row in summary] == ["0", "1"] and all(float(row["final_return"]) < 0 for row in summary)
-    with open(tmp_path / "curves.csv", newline="") as file:
-        curves = list(csv.DictReader(file))
-    assert tuple(curves[0]) == report.CURVE_FIELDS
-    assert [int(row["env_step"]) for row in curves[::2]] == [0, 60, 120]
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    markdown = (tmp_path / "summary.md").read_text()
-    for word in ("MAGE-TD3, oracle (torch)", "Command: `", "| torch |", "smoke test"):
-        assert word in markdown
-    assert "MAGE-TD3, oracle (torch)" in printed.out and "was solved by no cell" in printed.out
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-@pytest.mark.slow
-def test_the_whole_smoke_run_ends_well_from_the_command_line(tmp_path):
-    script = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "oracle_vs_learned.py"),
-        "--size",
-        "smoke",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stderr
-    with open(tmp_path / "summary.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 8 * 2
-
-
-# --- what is shown -------------------------------------------------------------------------------------------------
-
-
-def test_lines_tell_how_much_is_left(monkeypatch, capsys):
-    clock = iter([0.0, 30.0, 60.0])
-    monkeypatch.setattr(display_module.time, "monotonic", lambda: next(clock))
-    with PlainDisplay() as shown:
-        shown.begin({"a": 50, "b": 0}, {"a": 100, "b": 100})
-        shown.start("a")
-        shown.update("a", 75)  # 25 of the 150 steps to do took 30 s: 125 are left
-        shown.finish("a", "done")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a: goes on from step 50"
-    assert lines[1] == "38% of all cells done, about 2 min 30 s left (a 75%)"
-    assert lines[2] == "a: done"
-
-
-def test_no_line_estimates_from_the_first_steps(monkeypatch, capsys):
-    clock = iter([0.0, 30.0, 60.0])
-    monkeypatch.setattr(display_module.time, "monotonic", lambda: next(clock))
-    with PlainDisplay() as shown:
-        shown.begin({"a": 50}, {"a": 150})
-        shown.start("a")
-        shown.update("a", 51)
-        shown.update("a", 54)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "34% of all cells done, too early to say how long (a 34%)"
-    assert lines[2] == "36% of all cells done, about 24 min 0 s left (a 36%)"
-
-
-def test_bars_show_each_running_cell_and_the_whole():
-    out = io.StringIO()
-    with LiveDisplay(Console(file=out, force_terminal=True, width=100)) as shown:
-        shown.begin({"a": 0}, {"a": 10})
-        shown.start("a")
-        shown.update("a", 5)
-        shown.progress.refresh()
-        shown.finish("a", "done [in brackets]")
-    assert "50%" in out.getvalue() and "all cells" in out.getvalue() and "a: done [in brackets]" in out.getvalue()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (185.0, "3 min 5 s"), (7830.0, "2 h 10 min")])
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_a_run_killed_before_its_configuration_was_written_starts_anew(tiny, tmp_path):
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "config.json.tmp").write_text(json.dumps({}))
@@ -531,7 +372,7 @@ class Chatty(Pendulum):
 def test_what_a_worker_logs_is_shown_beside_the_bars_and_kept_in_its_log(tiny, tmp_path, capsys):
     (tmp_path / "chatty.py").write_text(LOGGING_TASK)
     config = make_config(f"{tmp_path / 'chatty.py'}:Chatty", **{**tiny, "dynamics": "oracle", "seeds": (0,)})
-    run_cells([Cell("a", config)], tmp_path / "out", launcher=LocalLauncher(1), display=PlainDisplay())
+    run_cells([Cell("a", config)], tmp_path / "out", launcher=LocalLauncher(1), display=PlainSweepDisplay())
     assert "a: compiling Chatty" in capsys.readouterr().out.splitlines()
     assert "compiling Chatty" in (tmp_path / "out" / "a.log").read_text()
 
