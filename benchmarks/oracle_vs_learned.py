@@ -42,6 +42,7 @@ class OracleVsLearned(Experiment):
     }
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {
         "cpu": {
+            "Pendulum": dict(steps=3500, evaluations=14),
             "CartPole": dict(steps=20_000),
             "InvertedPendulum": dict(steps=8000),
             "HalfCheetah": dict(steps=4000, evaluations=15),
