@@ -57,14 +57,20 @@ def _seeds() -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The project's wheel, built from a copy so that the checkout keeps no build folder."""
-    source = tmp_path_factory.mktemp("source")
+def source(tmp_path_factory) -> Path:
+    """A copy of what the package is built from, so that the checkout keeps no build folder."""
+    copy = tmp_path_factory.mktemp("source")
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in ("src", "mage_diffsim", "envs", "bridges"):
-        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=left_out)
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=left_out)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+        shutil.copy(ROOT / file, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def wheel(source: Path) -> zipfile.ZipFile:
+    """The project's wheel, built from the checkout's files as ``pip install .`` builds it."""
     pip_wheel = [sys.executable, "-m", "pip", "wheel"]
     command = [*pip_wheel, "--no-build-isolation", "--no-deps", "--no-index", "-w", "dist", "."]
     built = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)

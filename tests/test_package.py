@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_wheel_holds_every_module_and_data_file(wheel):
     for name, path in package_folders().items():
         expected |= {f"{name.replace('.', '/')}/{file.name}" for file in path.iterdir() if file.is_file()}
     assert expected <= set(wheel.namelist())
+
+
+def test_a_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
+    command = [sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path), "."]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    again = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    contents = [{i.filename: i.CRC for i in w.infolist() if not i.filename.endswith("RECORD")} for w in (wheel, again)]
+    assert contents[0] == contents[1]
 
 
 def test_wheel_installs_no_top_level_package_but_ours(wheel):
