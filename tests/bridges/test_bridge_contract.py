@@ -274,25 +274,26 @@ def test_torch_compile_steps_around_it_without_recompiling():
     assert done.returncode == 0, done.stderr
 
 
-LEAK = 10e6
-"""One [1024, 2] float64 gradient lost in each of 5000 calls would be 80 MB, of which freed memory may absorb some."""
+LEAK = 4e6
+"""One [1024, 2] float64 gradient lost in each of 1000 calls is 16 MB."""
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what malloc or /proc tells")
 @pytest.mark.parametrize("kind", ["jax-vjp", "jax-keep", "warp"])
-def test_memory_is_flat_over_5000_calls(kind, make_op):
+def test_memory_is_flat_over_1000_calls(kind, make_op):
     op = make_op(kind)
     x = torch.randn(1024, 3, dtype=torch.float64)
     u = torch.randn(1024, 2, dtype=torch.float64, requires_grad=True)
-    assert memory_growth(lambda: torch.autograd.grad(op(x, u).sum(), u), 5000) < LEAK
+    assert memory_growth(lambda: torch.autograd.grad(op(x, u).sum(), u), 1000) < LEAK
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_leak_would_be_seen():
-    """The control of the test above."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what malloc or /proc tells")
+def test_a_leak_is_seen_however_much_memory_is_free():
+    """The control of the test above, in a process that keeps 200 MB of freed memory."""
+    freed = [torch.ones(1024, 2, dtype=torch.float64) for _ in range(12_000)]
+    del freed[:-1]
     kept: list[Tensor] = []
-    assert memory_growth(lambda: kept.append(torch.ones(1024, 2, dtype=torch.float64)), 5000) > LEAK
+    assert memory_growth(lambda: kept.append(torch.ones(1024, 2, dtype=torch.float64)), 1000) > LEAK
 
 
 class _Wrong(Op):
