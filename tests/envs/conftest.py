@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mage_diffsim.envs import registry
+from mage_diffsim.envs import make_task, registry
 
 
 @pytest.fixture
@@ -20,3 +20,12 @@ def forgotten(monkeypatch):
         if "pytest" in str(getattr(module, "__file__", None) or getattr(module, "__path__", "")):
             del sys.modules[name]
     assert sys.path == path
+
+
+@pytest.fixture(
+    params=[("Pendulum", {}), ("Pendulum", {"clip_order": "v0"}), ("CartPole", {})],
+    ids=lambda p: "-".join((p[0], *p[1].values())),
+)
+def analytic_task(request):
+    """Each task whose equations are written in torch, JAX and Warp."""
+    return make_task(request.param[0], **request.param[1])
