@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -24,8 +24,11 @@ BACKENDS: dict[str, str] = {
     "mujoco-warp": "mage_diffsim.envs.mujoco_warp:MujocoWarpPhysics",
 }
 """Backend name to the class that implements it, imported on first use."""
-SOLVERS = ("converged", "model")
+Solver = Literal["converged", "model"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 """How far a solver of constraints goes, see :attr:`Physics.solvers`."""
+Residuals = Literal["recompute", "keep"]
+"""What a backward pass may start from, see :attr:`Physics.residual_policies`."""
 
 
 def load(reference: str) -> Any:

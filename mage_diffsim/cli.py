@@ -18,10 +18,10 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -31,6 +31,8 @@ from rich.padding import Padding
 from rich.table import Column, Table
 
 from mage_diffsim import __version__
+from mage_diffsim.choices import choices_of, require_choices
+from mage_diffsim.errors import InputError, MissingExtra, missing_extra, unknown_name
 
 PROGRAM = "mage-diffsim"
 
@@ -65,8 +67,6 @@ def _train(arguments: list[str]) -> int:
     if "resume" in flags:
         extra = sorted(flags - set(WITH_RESUME))
         if extra:
-            from mage_diffsim.errors import InputError
-
             raise InputError(
                 f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
                 "accepted beside it are --steps, --compile, --tensorboard and --quiet"
@@ -80,7 +80,6 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     from mage_diffsim.config import TrainConfig, require_effect, validate
     from mage_diffsim.display import describe
     from mage_diffsim.envs.physics import BACKENDS, backends_of, load
-    from mage_diffsim.errors import unknown_name
 
     @dataclass(frozen=True)
     class Train:
@@ -125,23 +124,14 @@ def _defaults(arguments: list[str]) -> Any:
     Raises:
         InputError: one of the names is unknown, or they do not go together.
     """
-    from mage_diffsim.config import CriticLoss, make_config
+    from mage_diffsim.config import make_config
     from mage_diffsim.envs.identity import parse_options
-    from mage_diffsim.errors import unknown_name
 
+    found: dict[str, Any] = _given(NAMED, arguments)
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in NAMED:
-        scan.add_argument(f"--{name}", nargs="?")  # a missing value is for tyro to report
     scan.add_argument("--task-options", "--task_options", nargs="*")
-    found = {name: value for name, value in vars(scan.parse_known_args(arguments)[0]).items() if value is not None}
-    if found.get("loss") == "None":
-        del found["loss"]
-    if "task_options" in found:
-        found["task_options"] = parse_options(found["task_options"])
-    # These two are Literals in TrainConfig, which must not be made with another value.
-    for name, accepted in (("loss", get_args(CriticLoss)), ("reward", ("task", "learned"))):
-        if name in found and found[name] not in accepted:
-            raise unknown_name(name, found[name], accepted)
+    if (options := scan.parse_known_args(arguments)[0].task_options) is not None:
+        found["task_options"] = parse_options(options)
     return make_config(found.pop("task", "Pendulum"), shared=found)  # what has no effect is told of all flags together
 
 
@@ -150,7 +140,6 @@ def _train_or_resume(
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
     from mage_diffsim.display import Display, describe
-    from mage_diffsim.errors import InputError
     from mage_diffsim.files import as_path
     from mage_diffsim.runs import newest_checkpoint, read_config, resume, train
 
@@ -220,8 +209,6 @@ class Eval:
 
 
 def _eval(options: Eval) -> int:
-    from mage_diffsim.errors import InputError
-
     _check_writable(options.json)
     write_video = _video_writer(options.video) if options.video else None
     if options.episodes < 1:
@@ -286,8 +273,6 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         InputError: not a .mp4 or .gif, or a file that cannot be written.
         MissingExtra: imageio is not installed.
     """
-    from mage_diffsim.errors import InputError, missing_extra
-
     if path.suffix not in (".mp4", ".gif"):
         raise InputError(f"--video is {path}; accepted is a name that ends in .mp4 or .gif")
     _check_writable(path)
@@ -330,7 +315,6 @@ class ListTasks:
 def _list_tasks(options: ListTasks) -> int:
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task, task_names
-    from mage_diffsim.errors import InputError
 
     rows: list[tuple[str, ...]] = []
     for name in task_names():
@@ -402,7 +386,6 @@ def _check_task(options: CheckTask) -> int:
     from mage_diffsim.envs.coverage import read_states
     from mage_diffsim.envs.identity import parse_options
     from mage_diffsim.envs.registry import make_task
-    from mage_diffsim.errors import MissingExtra
 
     _check_writable(options.json)
     task = make_task(options.name, **parse_options(options.task_options))
@@ -460,7 +443,6 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
     from mage_diffsim.envs.batched import rollout
     from mage_diffsim.envs.coverage import pick
     from mage_diffsim.envs.identity import options_of
-    from mage_diffsim.errors import InputError
     from mage_diffsim.runs import load_trainer
 
     trainer = load_trainer(run_dir, device="cpu")
@@ -517,7 +499,6 @@ def _check_writable(path: Path | None) -> None:
     Raises:
         InputError: it is a folder itself, or its folder cannot be created or written to, or its disk is full.
     """
-    from mage_diffsim.errors import InputError
     from mage_diffsim.files import is_replaceable
 
     if path is None:
@@ -551,11 +532,25 @@ def _say_written(path: Path) -> None:
     _console().print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _given(names: Iterable[str], arguments: Sequence[str]) -> dict[str, str]:
+    """The values of those of the named flags that are given; None, and a missing value, are left to tyro."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        scan.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?", dest=name)
+    return {k: v for k, v in vars(scan.parse_known_args(arguments)[0]).items() if v not in (None, "None")}
+
+
 def _flag(argument: str) -> str:
     return argument.partition("=")[0].removeprefix("--").replace("_", "-")
 
 
 def _parse(options: Any, command: str, arguments: list[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    """The options that the arguments give.
+
+    Raises:
+        InputError: a value is not among its option's choices. Other mistakes are reported by tyro, with SystemExit(2).
+    """
+    require_choices(options, _given(choices_of(options), arguments))
     return tyro.cli(
         options,
         prog=f"{PROGRAM} {command}",
@@ -601,17 +596,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     command = COMMANDS.get(first)
-    # Read before torch is imported, so that `eval --help` answers at once.
-    options = _parse(command.options, first, arguments[1:]) if command and command.options else arguments[1:]
-
-    from mage_diffsim.display import show_log
-    from mage_diffsim.errors import InputError, MissingExtra, unknown_name
-    from mage_diffsim.memory import keep_freed_memory
-
-    keep_freed_memory()
     try:
         if command is None:
             raise unknown_name("command", first, COMMANDS)
+        # Read before torch is imported, so that `eval --help` answers at once.
+        options = _parse(command.options, first, arguments[1:]) if command.options else arguments[1:]
+
+        from mage_diffsim.display import show_log
+        from mage_diffsim.memory import keep_freed_memory
+
+        keep_freed_memory()
         with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
             return command.run(options)
     except KeyboardInterrupt:

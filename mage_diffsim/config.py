@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from mage_diffsim.choices import require_choices
 from mage_diffsim.envs.identity import (
     absolute,
     format_options,
@@ -28,15 +29,18 @@ from mage_diffsim.envs.identity import (
     reference_of,
     require_reproducible,
 )
-from mage_diffsim.envs.physics import SOLVERS
+from mage_diffsim.envs.physics import Residuals, Solver
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, unknown_name
 
+MethodName = Literal["mage-td3", "mage-ddpg", "dyna-td3", "dyna-ddpg", "td3", "ddpg", "data-efficient-td3"]
 Preset = Literal["paper", "authors", "cpu"]
 CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]
 LossWeights = Literal["paper", "authors"]
 DynamicsName = Literal["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"]
 EnsembleName = Literal["full", "small", "smaller"]
+RewardName = Literal["task", "learned"]
+OnOff = Literal["off", "on"]
 Graphs = Literal["auto", "on", "off"]
 Matmul = Literal["highest", "high"]
 
@@ -100,7 +104,7 @@ class Hyper:
     """Standard deviation of the Gaussian on target actions, sigma-bar, in action units [D.2]."""
     target_noise_clip: float = 0.5
     """Bound of that noise, c [D.2]."""
-    loss_weights: str = "paper"
+    loss_weights: LossWeights = "paper"
     """Weights of the critic's gradient and TD terms: paper, 1 and lambda [Algorithm 2]; authors, 0.5 / lambda and 0.5
     [published code, which weighs its terms 5 = 1 / lambda and 1 and halves both]. A loss without lambda: 1 or 0.5."""
     taylor_variance: float = 0.25
@@ -137,7 +141,7 @@ class Hyper:
     """Hidden layers of the learned reward model; (128,) for small tasks [D.2]."""
 
     @staticmethod
-    def preset(name: str, size: Literal["small", "full"], ensemble: str = "full") -> Hyper:
+    def preset(name: Preset, size: Literal["small", "full"], ensemble: EnsembleName = "full") -> Hyper:
         """The documented hyper-parameters.
 
         Args:
@@ -228,29 +232,30 @@ class TrainConfig:
     """Registered task, ``path/to/file.py:Class`` or ``module:Class``."""
     task_options: Annotated[dict[str, Any], TASK_OPTIONS] = field(default_factory=dict, hash=False)
     """Options of the task's constructor, such as mass=20: numbers, text, true, false, null, JSON lists and objects."""
-    method: str = "mage-td3"
-    """mage-td3, mage-ddpg, dyna-td3, dyna-ddpg, td3, ddpg or data-efficient-td3."""
-    dynamics: str = "learned"
-    """What imagines s': learned, oracle, hybrid-oracle-gradients (values learned) or hybrid-learned-gradients."""
+    method: MethodName = "mage-td3"
+    """Which transitions the critic sees, how many critics there are, and how they are fitted."""
+    dynamics: DynamicsName = "learned"
+    """What imagines s'. hybrid-oracle-gradients takes values from the ensemble and Jacobians from the simulator;
+    hybrid-learned-gradients the other way round."""
     backend: str | None = None
     """Physics backend of the oracle: one that the task has (see ``mage-diffsim list-tasks``); None is its first."""
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
-    residuals: str = "recompute"
+    residuals: Residuals = "recompute"
     """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values (jax, mjx)."""
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
-    solver: str = "converged"
+    solver: Solver = "converged"
     """Of the constraints of MuJoCo models, in environment and oracle alike: converged, or model: as far as the model's
     own iterations and tolerances go, as in Gymnasium's environments (backends mujoco and mujoco-warp)."""
-    reward: str = "task"
+    reward: RewardName = "task"
     """task: the task's own reward; learned: a reward model r_hat(s, a, s') [B.2]."""
-    loss: str | None = None
-    """mage, dyna, squared, taylor, sobolev, shuffled or random (the last two are controls); None: the method's own."""
-    preset: str = "paper"
-    """Hyper-parameter set: paper, authors or cpu."""
-    ensemble: str = "full"
-    """Capacity of the ensemble: full, small or smaller [B.3]."""
+    loss: CriticLoss | None = None
+    """Critic loss; None is the method's own. shuffled and random are negative controls."""
+    preset: Preset = "paper"
+    """Hyper-parameter set: the paper's, the published code's, or a reduced one for a laptop."""
+    ensemble: EnsembleName = "full"
+    """Capacity of the ensemble [B.3]."""
     seeds: tuple[int, ...] = (0,)
     """One run per seed (and lambda); they train together on the run axis."""
     lambdas: tuple[float, ...] = (0.2,)
@@ -274,12 +279,12 @@ class TrainConfig:
     """Torch device of the whole run: cpu, cuda, cuda:1, ..."""
     float64: bool = False
     """Train in double precision (tests do)."""
-    compile: str = "off"
+    compile: OnOff = "off"
     """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
-    graphs: str = "auto"
+    graphs: Graphs = "auto"
     """on: replay the updates of an environment step, and each model batch, as CUDA graphs (CUDA devices, learned
     dynamics or an oracle on backend torch or warp); off; auto: on wherever that is possible."""
-    matmul: str = "highest"
+    matmul: Matmul = "highest"
     """Float32 matrix products of training: highest, or high: TF32 (10 bits of mantissa, faster; CUDA devices).
     Evaluations are at highest."""
     hyper: Hyper = field(default_factory=Hyper)
@@ -291,14 +296,8 @@ class TrainConfig:
         return tuple((seed, lam) for lam in self.lambdas for seed in self.seeds)
 
     @property
-    def critic_loss(self) -> str:
-        """The critic loss in force: the chosen one, or the method's own.
-
-        Raises:
-            InputError: an unknown method.
-        """
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS)
+    def critic_loss(self) -> CriticLoss:
+        """The critic loss in force: the chosen one, or the method's own."""
         return self.loss or METHODS[self.method].loss
 
     @property
@@ -357,6 +356,7 @@ def _typed(settings: dict[str, Any], defaults: TrainConfig | Hyper) -> dict[str,
 
     Raises:
         TypeError: a value of another kind; names the field.
+        InputError: a value that is not among its field's choices.
     """
 
     def number(value: Any, like: Any) -> Any:
@@ -384,6 +384,7 @@ def _typed(settings: dict[str, Any], defaults: TrainConfig | Hyper) -> dict[str,
                 found[name] = number(value, default)
         except TypeError:
             raise TypeError(f"{name} is {value!r}, and {default!r} is the kind of value it takes") from None
+    require_choices(type(defaults), found)
     return found
 
 
@@ -632,38 +633,20 @@ def validate(config: TrainConfig) -> None:
     Raises:
         InputError: names the field, what was given and what is accepted.
     """
-    if config.method not in METHODS:
-        raise unknown_name("method", config.method, METHODS)
-    if config.dynamics not in get_args(DynamicsName):
-        raise unknown_name("dynamics", config.dynamics, get_args(DynamicsName))
-    if config.loss is not None and config.loss not in get_args(CriticLoss):
-        raise unknown_name("loss", config.loss, get_args(CriticLoss))
-    if config.preset not in get_args(Preset):
-        raise unknown_name("preset", config.preset, get_args(Preset))
+    require_choices(TrainConfig, vars(config))
+    require_choices(Hyper, vars(config.hyper))
     if config.residuals == "keep" and config.dynamics == "learned":
         raise InputError("residuals 'keep' is about an oracle, and dynamics is 'learned': leave it at 'recompute'")
-    if config.compile not in ("off", "on"):
-        raise unknown_name("compile", config.compile, ("off", "on"))
-    if config.graphs not in get_args(Graphs):
-        raise unknown_name("graphs", config.graphs, get_args(Graphs))
     if config.graphs == "on" and not config.device.startswith("cuda"):
         raise InputError(
             f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
         )
-    if config.matmul not in get_args(Matmul):
-        raise unknown_name("matmul", config.matmul, get_args(Matmul))
     if config.matmul == "high" and (config.float64 or not config.device.startswith("cuda")):
         kind = "float64" if config.float64 else "float32"
         raise InputError(
             f"matmul is 'high', which is about float32 products on a CUDA device, and this trains in {kind} on "
             f"{config.device!r}: use matmul 'highest'"
         )
-    if config.solver not in SOLVERS:
-        raise unknown_name("solver", config.solver, SOLVERS)
-    if config.residuals not in ("recompute", "keep"):
-        raise unknown_name("residuals", config.residuals, ("recompute", "keep"))
-    if config.reward not in ("task", "learned"):
-        raise unknown_name("reward", config.reward, ("task", "learned"))
     method, hyper = METHODS[config.method], config.hyper
     if not method.imagines:
         drawn = f"method {config.method} draws transitions from the replay buffer"
@@ -673,8 +656,6 @@ def validate(config: TrainConfig) -> None:
             raise InputError(f"reward {config.reward!r} is for imagined transitions, and {drawn}: leave it at 'task'")
         if config.dynamics != "learned":
             raise InputError(f"dynamics {config.dynamics!r} was given, and {drawn}: leave it at its default")
-    if hyper.loss_weights not in get_args(LossWeights):
-        raise unknown_name("loss_weights", hyper.loss_weights, get_args(LossWeights))
     if config.critic_loss in WITHOUT_LAMBDA and len(config.lambdas) > 1:
         raise InputError(f"lambdas are {config.lambdas}, and the loss {config.critic_loss} has no lambda: give one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from mage_diffsim.cli import COMMANDS
+from mage_diffsim.choices import choices_of
 from mage_diffsim.config import Hyper, TrainConfig, make_config
 from tests.learner.cli.commands import run
 
@@ -55,7 +56,7 @@ def test_help_shows_the_values_of_the_chosen_preset(flags, settings, capsys):
     expected = make_config(**settings)
     for flag, value in (
         ("--task STR", expected.task),
-        ("--preset STR", expected.preset),
+        (r"--preset \{paper,authors,cpu\}", expected.preset),
         ("--batch-size INT", expected.hyper.batch_size),
         ("--learning-rate FLOAT", expected.hyper.learning_rate),
         ("--model-batches INT", expected.hyper.model_batches),
@@ -63,6 +64,15 @@ def test_help_shows_the_values_of_the_chosen_preset(flags, settings, capsys):
         (r"--ensemble-hidden \[INT \[INT ...\]\]", " ".join(map(str, expected.hyper.ensemble_hidden))),
     ):
         assert shown(text, flag) == str(value)
+
+
+def test_help_lists_the_names_that_a_setting_chooses_among(capsys):
+    text = help_of(capsys, "train")
+    choices = choices_of(TrainConfig)
+    assert {"method", "dynamics", "loss", "reward", "preset", "ensemble", "solver", "loss_weights"} <= choices.keys()
+    for name, accepted in choices.items():
+        none = "None," if name == "loss" else ""
+        assert f"--{name.replace('_', '-')} {{{none}{','.join(accepted)}}} " in text, name
 
 
 def test_every_setting_is_a_flag_with_a_help_text(capsys):
