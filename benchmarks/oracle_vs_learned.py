@@ -16,7 +16,7 @@ from typing import Any, ClassVar, get_args
 
 import tyro
 
-from mage_diffsim.config import METHODS, DynamicsName, make_config
+from mage_diffsim.config import DynamicsName
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import backends_of
@@ -28,6 +28,8 @@ from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.horizons import write_horizons
+from mage_diffsim.methods import METHODS
+from mage_diffsim.settings import make_config
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class OracleVsLearned(Experiment):
                 for backend in backends if dynamics == "oracle" and METHODS[method].loss == "mage" else backends[:1]:
                     config = make_config(
                         reference,
-                        method=method,
-                        dynamics=dynamics,
                         shared=settings
                         | dict(
+                            method=method,
+                            dynamics=dynamics,
                             backend=backend,
                             lambdas=self.lambdas if METHODS[method].loss == "mage" else self.lambdas[:1],
                         ),

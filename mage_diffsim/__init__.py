@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mage_diffsim.bridges.jax import from_jax
     from mage_diffsim.bridges.warp import from_warp
-    from mage_diffsim.config import TrainConfig, make_config
+    from mage_diffsim.config import TrainConfig
     from mage_diffsim.envs.batched import BatchedEnv
     from mage_diffsim.envs.mujoco.task import MujocoTask
     from mage_diffsim.envs.physics import make_physics
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mage_diffsim.errors import InputError, MissingExtra
     from mage_diffsim.policy import load_policy
     from mage_diffsim.runs import load_trainer, resume, train
+    from mage_diffsim.settings import make_config
     from mage_diffsim.training import Trainer
 
 __version__ = "0.1.0"
@@ -59,7 +60,7 @@ _MODULES = {
     "from_warp": "mage_diffsim.bridges.warp",
     "load_policy": "mage_diffsim.policy",
     "load_trainer": "mage_diffsim.runs",
-    "make_config": "mage_diffsim.config",
+    "make_config": "mage_diffsim.settings",
     "make_physics": "mage_diffsim.envs.physics",
     "make_task": "mage_diffsim.envs.registry",
     "register_task": "mage_diffsim.envs.registry",

@@ -12,7 +12,7 @@ import torch
 from mage_diffsim.autodiff import pull_back, value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
-from mage_diffsim.config import METHODS, CriticLoss, LossWeights, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import (
     GRADIENT_FREE,
     RewardFunction,
@@ -30,6 +30,7 @@ from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
+from mage_diffsim.methods import METHODS, CriticLoss, LossWeights
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average

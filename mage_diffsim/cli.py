@@ -77,9 +77,11 @@ def _train(arguments: list[str]) -> int:
 
 
 def _train_new(arguments: list[str], flags: set[str]) -> int:
-    from mage_diffsim.config import TrainConfig, require_effect, validate
+    from mage_diffsim.config import TrainConfig
     from mage_diffsim.display import describe
+    from mage_diffsim.effects import require_effect
     from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+    from mage_diffsim.validation import validate
 
     @dataclass(frozen=True)
     class Train:
@@ -124,8 +126,8 @@ def _defaults(arguments: list[str]) -> Any:
     Raises:
         InputError: one of the names is unknown, or they do not go together.
     """
-    from mage_diffsim.config import make_config
     from mage_diffsim.envs.identity import parse_options
+    from mage_diffsim.settings import make_config
 
     found: dict[str, Any] = _given(NAMED, arguments)
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 
 from mage_diffsim.autodiff import value_and_gradients
-from mage_diffsim.config import WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.dynamics import Dynamics, Imagined
+from mage_diffsim.methods import WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]

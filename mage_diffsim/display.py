@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.identity import format_options
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 from mage_diffsim.envs.task import Task
+from mage_diffsim.methods import METHODS
 from mage_diffsim.runs import Progress
 
 LINE_EVERY_S = 60.0

@@ -10,8 +10,9 @@ import torch
 from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
-from mage_diffsim.config import Hyper, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.graphs import Captured
+from mage_diffsim.hyper import Hyper
 from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam

@@ -42,7 +42,7 @@ except ImportError:  # not a POSIX system: two trainings in one folder are then 
 
 import mage_diffsim
 from mage_diffsim import columns
-from mage_diffsim.config import HARMLESS, TrainConfig, differences, recorded_options, validate
+from mage_diffsim.config import HARMLESS, TrainConfig, differences
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
 from mage_diffsim.envs.registry import task_class
@@ -51,7 +51,9 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.files import AnyPath, as_path, is_replaceable, replacing, writing
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, describe_task, policy_content, write_policy
+from mage_diffsim.settings import recorded_options
 from mage_diffsim.training import Trainer
+from mage_diffsim.validation import validate
 
 CHECKPOINT_VERSION = 3
 """Raised whenever the layout of a checkpoint changes, or what a run of the same settings does."""

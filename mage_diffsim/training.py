@@ -13,7 +13,7 @@ import torch
 from mage_diffsim.agent import Agent
 from mage_diffsim.bridges.op import indexed
 from mage_diffsim.buffer import ReplayBuffer
-from mage_diffsim.config import METHODS, TrainConfig, validate
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import GRADIENT_FREE, RewardFunction
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv, rollout
@@ -22,11 +22,13 @@ from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, fin
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
+from mage_diffsim.methods import METHODS
 from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
 from mage_diffsim.shapes import Float, Tensor
+from mage_diffsim.validation import validate
 
 
 def torch_device(name: str) -> torch.device:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import report
@@ -24,6 +23,7 @@ from mage_diffsim.experiments.statistics import (
     probability_of_improvement,
     rank_test,
 )
+from mage_diffsim.settings import make_config
 from paper_experiments.gpu_hours import gpu_hours
 from paper_experiments.verdicts import Claim, aggregate_text, speed_findings, verdict_of
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.config import TrainConfig
+from mage_diffsim.methods import METHODS
 
 GPU_MS = dict(step=3.75, update=2.97, model_batch=2.76)
 """Wall time of an environment step's host work, of an update and of a model batch of MAGE-TD3 on HalfCheetah, five runs

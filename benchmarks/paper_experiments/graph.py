@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size
 from mage_diffsim.experiments.graph import computation_graph, draw_graph
 from mage_diffsim.runs import load_trainer
+from mage_diffsim.settings import make_config
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Graph(Experiment):
 
     def cells(self) -> list[Cell]:
         return [
-            Cell(dynamics, make_config(self.task, dynamics=dynamics, shared=self._settings()))
+            Cell(dynamics, make_config(self.task, shared=self._settings() | dict(dynamics=dynamics)))
             for dynamics in ("learned", "oracle")
         ]
 

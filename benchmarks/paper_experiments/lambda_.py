@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.command import Size
+from mage_diffsim.settings import make_config
 from paper_experiments.budgets import ABLATED
 from paper_experiments.comparison import Comparison
 from paper_experiments.verdicts import Claim
@@ -36,7 +36,7 @@ class Lambda(Comparison):
 
     def cells(self) -> list[Cell]:
         return [
-            Cell(f"{name}_{label}", make_config(task, method=method, shared=self.budget(task) | dict(lambdas=lambdas)))
+            Cell(f"{name}_{label}", make_config(task, shared=self.budget(task) | dict(method=method, lambdas=lambdas)))
             for task, name in self.chosen()
             for label, method, lambdas in (("MAGE-TD3", "mage-td3", self.LAMBDAS), ("Dyna-TD3", "dyna-td3", (1.0,)))
         ]

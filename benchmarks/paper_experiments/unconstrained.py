@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import Experiment, Findings, Size
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
 from mage_diffsim.experiments.statistics import interval
+from mage_diffsim.settings import make_config
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.timing import Times, interleaved, percentile
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer, torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Row, row

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from mage_diffsim.config import METHODS, make_config
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.hyper import Preset
+from mage_diffsim.methods import METHODS
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer, torch_device
 
 Section = Literal["learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
@@ -44,7 +46,7 @@ class Options:
     jacobians: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
     """Section physics measures whole action-Jacobians, too, which takes minutes on MJX. --no-jacobians leaves
     them out."""
-    preset: str = "paper"
+    preset: Preset = "paper"
     """Hyper-parameter set, which gives the sizes. paper on Pendulum: 8x2x128 ensemble, 2x128 actor and critic, batch
     512; on larger tasks 8x4x512, 2x384, batch 1024."""
     repeats: int | None = None

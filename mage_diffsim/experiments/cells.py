@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from mage_diffsim.config import METHODS, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.display import show_log
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.eta import CellClock
 from mage_diffsim.memory import keep_freed_memory
+from mage_diffsim.methods import METHODS
 from mage_diffsim.runs import Progress, is_run, resume, train
 
 PROGRESS_EVERY_S = 0.25

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.dynamics import Imagined, LearnedDynamics
 from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.checks import KINK, ROUNDING, STEP_SIZES
@@ -25,6 +24,7 @@ from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.sampling import Policy, action_sequences, actions_inside, sample_states
 from mage_diffsim.envs.task import Task
 from mage_diffsim.experiments import timing
+from mage_diffsim.settings import make_config
 from mage_diffsim.shapes import Bool, Float, Tensor
 from mage_diffsim.training import Trainer
 

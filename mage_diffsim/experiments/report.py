@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mage_diffsim import columns
-from mage_diffsim.config import METHODS
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
@@ -30,6 +29,7 @@ from mage_diffsim.experiments.statistics import (
     steps_to_threshold,
     t_quantile,
 )
+from mage_diffsim.methods import METHODS
 from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
 
 LAST_EVALUATIONS = f"last {FINAL_EVALUATIONS} evaluations (of fewer than {4 * FINAL_EVALUATIONS} the last quarter)"

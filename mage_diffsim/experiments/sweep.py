@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mage_diffsim.config import TrainConfig, differences, validate
+from mage_diffsim.config import TrainConfig, differences
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
@@ -25,6 +25,7 @@ from mage_diffsim.experiments.launchers import Launcher, run_processes
 from mage_diffsim.experiments.sweep_display import SweepDisplay
 from mage_diffsim.runs import changes, is_finished, is_run, locked, newest_checkpoint, read_config, read_identity
 from mage_diffsim.training import torch_device
+from mage_diffsim.validation import validate
 
 
 def run_cells(

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mage_diffsim.cli import main
-from mage_diffsim.config import make_config
 from mage_diffsim.envs import MujocoTask, Task, make_task, uniform
 from mage_diffsim.envs.contract import MOST_STATES, check_task
 from mage_diffsim.envs.coverage import pick, read_states, spread_out
@@ -18,6 +17,7 @@ from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, save_checkpoint, train
+from mage_diffsim.settings import make_config
 
 WRONG_STATE = "step torch/autograd: gradient state"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments.cells import Cell
+from mage_diffsim.settings import make_config
 
 CLOCK = ("updates_per_s", "wall_s")
 """Summary columns that no two runs share."""

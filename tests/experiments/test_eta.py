@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments.eta import CellClock, SweepClock
 from mage_diffsim.runs import Progress
+from mage_diffsim.settings import make_config
 
 STEPS, WARMUP, EVERY = 700, 100, 50
 CONFIG = make_config("Pendulum", preset="cpu", steps=STEPS, eval_every=EVERY, hyper=dict(warmup_steps=WARMUP))

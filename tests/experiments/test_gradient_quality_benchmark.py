@@ -11,7 +11,6 @@ import gradient_quality as script
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs import physics as physics_module
 from mage_diffsim.envs.physics import TorchPhysics, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -19,6 +18,7 @@ from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import quality
 from mage_diffsim.runs import train
+from mage_diffsim.settings import make_config
 
 BLOCKS = {"action": range(2, 3), "state": range(2)}
 X = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.7, -0.4], [-0.6, 0.1, 0.9]], dtype=torch.float64)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_training import TINY
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.experiments import horizons
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.runs import train
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 

@@ -11,7 +11,6 @@ import pytest
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
-from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import launchers, report
 from mage_diffsim.experiments.cells import Cell
@@ -19,6 +18,7 @@ from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.runs import is_finished, newest_checkpoint
+from mage_diffsim.settings import make_config
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")
 psutil = pytest.importorskip("psutil")

@@ -8,11 +8,11 @@ import math
 import pytest
 from rich.console import Console
 
-from mage_diffsim.config import make_config
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import Panel, draw, line
 from mage_diffsim.experiments.statistics import Interval
+from mage_diffsim.settings import make_config
 
 SPREAD = (-1.0, 0.0, 1.0)
 """Three seeds around a mean; the 95% interval is then +- 2.48 spreads."""

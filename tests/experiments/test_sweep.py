@@ -22,7 +22,6 @@ from sweeps import cell, without_clock
 from tiny_training import TINY
 
 from mage_diffsim.cli import main as cli_main
-from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome, train_cell
@@ -31,6 +30,7 @@ from mage_diffsim.experiments.launchers import LocalLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, read_config, train
+from mage_diffsim.settings import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 HYPER = {

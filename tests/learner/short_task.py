@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.settings import make_config
 
 HYPER = {"batch_size": 8, "warmup_steps": 3, "updates_per_step": 1, "actor_hidden": (4,), "critic_hidden": (4,)}
 MODEL = {"ensemble_hidden": (4,), "model_batches": 1, "model_batch_size": 4}

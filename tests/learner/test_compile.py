@@ -15,10 +15,10 @@ import torch
 from mage_diffsim import agent as agent_module
 from mage_diffsim import graphs
 from mage_diffsim.agent import uses_graphs
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.graphs import NothingForTheHost
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 SCRIPT = Path(__file__).with_name("compiled_against_eager.py")

@@ -8,7 +8,6 @@ from typing import get_args
 import pytest
 import torch
 
-from mage_diffsim.config import CriticLoss, make_config
 from mage_diffsim.critic import (
     clip_norm,
     control_gradient,
@@ -20,6 +19,8 @@ from mage_diffsim.critic import (
     term_weights,
 )
 from mage_diffsim.dynamics import Dynamics, Imagined
+from mage_diffsim.methods import CriticLoss
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 

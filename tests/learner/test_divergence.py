@@ -13,8 +13,9 @@ from test_guards import Poisoned
 from test_published_formulation import published_rows
 
 from mage_diffsim.agent import Draws
-from mage_diffsim.config import METHODS, make_config
 from mage_diffsim.envs.tasks.pendulum import Pendulum
+from mage_diffsim.methods import METHODS
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 TINY = {

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from mage_diffsim import runs
-from mage_diffsim.config import make_config
 from mage_diffsim.errors import InputError
 from mage_diffsim.files import as_path
 from mage_diffsim.runs import load_trainer, read_config, read_evaluations, read_metrics, resume, train
+from mage_diffsim.settings import make_config
 
 SETTINGS: dict[str, Any] = {
     "preset": "cpu",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.physics import backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.gradients import TrueGradients, gradient_quality, true_action_gradients
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 GAMMA = 0.9

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.critic import td_target
 from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
 from mage_diffsim.envs import Task, make_physics, uniform
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.runs import train
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 TINY = {

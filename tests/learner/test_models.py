@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from mage_diffsim.buffer import ReplayBuffer
-from mage_diffsim.config import Hyper, make_config
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, Imagined, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
+from mage_diffsim.hyper import Hyper
 from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.policy import load_policy
 from mage_diffsim.runs import load_trainer, read_evaluations, resume, train
+from mage_diffsim.settings import make_config
 
 SETTINGS: dict[str, Any] = {
     "preset": "cpu",

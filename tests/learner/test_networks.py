@@ -6,8 +6,8 @@ import pytest
 import torch
 from published import flatten, mlp
 
-from mage_diffsim.config import make_config
 from mage_diffsim.networks import MLP, ScalarPullback
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 import mage_diffsim
-from mage_diffsim.config import make_config
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
 from mage_diffsim.policy import load_policy
 from mage_diffsim.runs import load_trainer, resume, train
+from mage_diffsim.settings import make_config
 
 SETTINGS: dict[str, Any] = {
     "preset": "cpu",

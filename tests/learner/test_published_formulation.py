@@ -9,7 +9,7 @@ import torch
 from published import PublishedDraws, PublishedModelTraining, PublishedRewardTraining, PublishedUpdate, Stored, flatten
 
 from mage_diffsim.agent import Draws
-from mage_diffsim.config import make_config
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 TINY = {

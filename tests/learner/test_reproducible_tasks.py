@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
 from mage_diffsim.envs import registry
 from mage_diffsim.envs.identity import reference_of, require_reproducible, sources_of
 from mage_diffsim.envs.registry import make_task
@@ -19,6 +18,7 @@ from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.runs import train
+from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SLIDE, SMALL, Base, Derived
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mage_diffsim.config import make_config
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 TINY = {

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from mage_diffsim.cli import main
-from mage_diffsim.config import make_config
 from mage_diffsim.display import show_log
 from mage_diffsim.envs.identity import sources_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, read_config, resume, train
+from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SMALL, Base
 
 

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from mage_diffsim import runs
-from mage_diffsim.config import TrainConfig, make_config
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_checkpoint, load_trainer, locked, newest_checkpoint, read_config, resume, train
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
 TINY: dict[str, Any] = {

@@ -130,7 +130,7 @@ def test_where_no_gradient_is_needed_a_cut_is_no_fault_and_equation_14_is_left_e
             assert [v for k, v in row.items() if k.startswith("gradient_")] == [None] * 4
         with open(tmp_path / str(i) / "eval.csv") as file:
             assert [row["gradient_cosine"] for row in csv.DictReader(file)] == [""] * 3
-        records = [r for r in caplog.records if r.name != "mage_diffsim.config"]  # settings that td3 does not use
+        records = [r for r in caplog.records if r.name != "mage_diffsim.settings"]  # settings that td3 does not use
         said = [r.getMessage() for r in records if r.levelno >= logging.WARNING]
         assert len(said) == 1 and f"are left empty, as {CUTS[task]}() " in said[0]
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from mage_diffsim.cli import main
-from mage_diffsim.config import TrainConfig, make_config
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.identity import format_options, options_of, parse_options
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
 from mage_diffsim.runs import load_trainer, read_config, resume, train
+from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SMALL, Base, Derived, Plain, velocity_after_a_push
 
 

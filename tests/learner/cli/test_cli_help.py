@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
-from mage_diffsim.cli import COMMANDS
 from mage_diffsim.choices import choices_of
-from mage_diffsim.config import Hyper, TrainConfig, make_config
+from mage_diffsim.cli import COMMANDS
+from mage_diffsim.config import TrainConfig
+from mage_diffsim.hyper import Hyper
+from mage_diffsim.settings import make_config
 from tests.learner.cli.commands import run
 
 

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from mage_diffsim.config import MISLEADING, USES, Hyper, TrainConfig, make_config
+from mage_diffsim.config import TrainConfig
+from mage_diffsim.effects import MISLEADING, USES
 from mage_diffsim.envs.identity import absolute
 from mage_diffsim.errors import InputError
+from mage_diffsim.hyper import Hyper
 from mage_diffsim.runs import newest_checkpoint, read_config, read_evaluations
+from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 from tests.learner.cli.commands import TINY, run
 
