@@ -1,5 +1,6 @@
 # make demo   install into .venv, then compare the learned model with the simulators as oracle
-# make test   install with the development extras, then run every test
+# make test   install with the development extras, then run the fast tests: every subsystem, in about six minutes
+# make test-slow   run the tests with the mark slow
 # make lint   ruff (rules and format) and pyright
 # make clean  remove the virtual environment, caches and builds
 #
@@ -19,13 +20,17 @@ comma := ,
 DEMO_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TEST_STAMP := $(VENV)/.installed-dev-mjx-warp-mujoco-warp-log-sweep
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python benchmarks/oracle_vs_learned.py $(ARGS)
 
+# A file's tests share a process, and with it what they compile and train.
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+
+test-slow: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile $(ARGS)
 
 # All three run even when one finds something.
 lint: $(TEST_STAMP)

@@ -10,6 +10,7 @@ from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError, MissingExtra, missing_extra
+from tests.marks import LARGE, slow_but
 
 EVERYTHING = [
     (name, backend)
@@ -21,6 +22,8 @@ EVERYTHING = [
     and backend != "mujoco-warp"
     and (name, backend) != ("Pusher", "warp")
 ]
+FAST = [case for case in EVERYTHING if case[1] != "mjx" and case != ("Ant", "mujoco")]
+FAST = [(name, backend) for name, backend in FAST if not (backend == "warp" and name in LARGE)]
 
 
 def lines(report):
@@ -31,7 +34,7 @@ def failures(report):
     return {f"{c.subject}: {c.name}" for c in report.failures}
 
 
-@pytest.mark.parametrize("name, backend", EVERYTHING)
+@pytest.mark.parametrize("name, backend", slow_but(FAST, EVERYTHING))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_every_registered_task_keeps_the_contract_on_every_backend(name, backend, dtype):
     task = make_task(name)

@@ -19,6 +19,7 @@ from mage_diffsim.bridges import from_jax
 from mage_diffsim.envs import BatchedEnv, Physics, backends_of, make_physics, make_task, task_names
 from mage_diffsim.envs.identity import options_of as options_of_task
 from mage_diffsim.errors import InputError
+from tests.marks import LARGE, slow_but
 
 pytest.importorskip("mujoco")
 
@@ -33,6 +34,9 @@ def every_physics():
         for backend in backends_of(make_task(name)):
             if backend not in COMPILING or name in ("InvertedPendulum", "Reacher"):
                 yield name, backend
+
+
+FAST = [(name, backend) for name, backend in every_physics() if not (backend == "warp" and name in LARGE)]
 
 
 @functools.cache
@@ -52,7 +56,7 @@ def options_of(physics):
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize(("name", "backend"), tuple(every_physics()))
+@pytest.mark.parametrize(("name", "backend"), slow_but(FAST, every_physics()))
 def test_copied_physics_give_the_same_steps_and_gradients(name, backend, how):
     physics = made(name, backend)
     again = HOWS[how](physics)

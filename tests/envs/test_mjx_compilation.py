@@ -18,6 +18,7 @@ from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum  # noqa: 
 from tests.envs.mjx_models import Fluid, Leg, N, physics_of, samples  # noqa: E402
 
 
+@pytest.mark.slow
 def test_kept_residuals_give_the_gradient_of_recomputing(caplog):
     task = InvertedPendulum()
     generator = torch.Generator().manual_seed(0)

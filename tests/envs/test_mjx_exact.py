@@ -132,6 +132,7 @@ LOG = """<mujoco><option timestep="0.004"/><worldbody><geom type="capsule" size=
  size=".1 .3" euler="90 0 0"/></body></worldbody><actuator><motor joint="z" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 def test_nearly_parallel_and_collinear_capsules_have_two_contacts():
     simulation = simulation_of(LOG)
     angles = np.array([0.0, 1e-9, 1e-6, 1e-5, 9e-5, 1.1e-4, 1e-3, 1e-2, -1e-5, -5e-5])
@@ -148,6 +149,7 @@ CAPPED = """<mujoco><option timestep="0.004"/><custom><numeric name="max_contact
  size=".15"/></body></body></worldbody><actuator><motor joint="h" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 def test_custom_numbers_that_limit_mjx_drop_no_contact():
     simulation = simulation_of(CAPPED)
     moving, control = thrown(simulation, 0.1)
@@ -185,6 +187,7 @@ LIMITS = f"""<mujoco><option timestep="0.004" integrator="INTEGRATOR"><flag ener
  ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("integrator", "flag"), [("Euler", "spring"), ("implicitfast", "damper")])
 def test_limits_of_joints_and_tendons_are_those_of_mujoco_c(integrator, flag):
     """Narrower than twice their margin too, where both ends push; across trees, tendons add no inertia."""
@@ -202,6 +205,7 @@ NARROW = f"""<mujoco><worldbody>{chain(*JOINTS[:2])}</worldbody><actuator><motor
  ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 def test_narrow_limits_have_the_derivative_of_mujoco_c():
     """In the middle of the range too, where both ends are as near."""
     physics = physics_of(NARROW)
@@ -223,6 +227,7 @@ FAST = """<mujoco><option timestep="0.01" gravity="0 0 0" integrator="INTEGRATOR
  ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integrator", ["Euler", "RK4"])
 def test_what_mujoco_c_counts_as_diverged_is_nan_and_so_is_its_derivative(integrator):
     mjcf = FAST.replace("INTEGRATOR", integrator)
@@ -278,6 +283,7 @@ WRAPPED = """<mujoco><worldbody><geom name="post" type="TYPE" size=".1 .3" euler
  </tendon><actuator><motor joint="x" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sphere", "cylinder"])
 def test_tendons_wrap_as_in_mujoco_c_without_a_sidesite_and_are_refused_with_one(kind):
     mjcf = WRAPPED.replace("TYPE", kind)
@@ -299,6 +305,7 @@ STATIC = """<mujoco><worldbody><geom type="hfield" hfield="hills" contype="0" co
  </mujoco>"""
 
 
+@pytest.mark.slow
 def test_geoms_that_never_meet_and_sensors_are_not_refused():
     simulation = simulation_of(STATIC)
     moving, control = thrown(simulation, 0.3)

@@ -30,16 +30,17 @@ from tests.envs.mjx_models import (  # noqa: E402
     samples,
 )
 from tests.envs.small_models import jacobian  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
 
 
-@pytest.mark.parametrize("task_class", [*SMALL, HalfCheetah])
+@pytest.mark.parametrize("task_class", slow_but([Leg], [*SMALL, HalfCheetah]))
 def test_a_step_is_that_of_converged_mujoco_c(task_class):
     expected, _, _ = reference(task_class)
     found = physics_of(task_class).step(*samples(task_class))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("task_class", [*SMALL, HalfCheetah])
+@pytest.mark.parametrize("task_class", slow_but([Leg], [*SMALL, HalfCheetah]))
 def test_derivatives_are_the_central_differences_of_mujoco_c(task_class):
     _, expected, clean = reference(task_class)
     found = jacobian_of(task_class)
@@ -48,6 +49,7 @@ def test_derivatives_are_the_central_differences_of_mujoco_c(task_class):
     assert error(found, expected)[clean].max() < 1e-6
 
 
+@pytest.mark.slow
 def test_forward_mode_through_the_solver_agrees():
     assert error(jacobian_of(EllipticLeg, "jvp"), jacobian_of(EllipticLeg)).max() < 1e-8
     values = (physics_of(EllipticLeg, derivative).step(*samples(EllipticLeg)) for derivative in ("jvp", "implicit"))
@@ -87,6 +89,7 @@ def stock_step(simulation, iterations):
     return lambda moving, control: jax.lax.map(one, (moving, control))
 
 
+@pytest.mark.slow
 def test_one_solver_iteration_is_found_out():
     """The folk remedy for MJX's reverse mode: a step and a derivative that the comparisons here must reject."""
     load_jax()
@@ -110,6 +113,7 @@ def test_stock_reverse_mode_through_a_converging_solver_raises():
         jax.eval_shape(lambda m, c: jax.vjp(step, m, c)[1](m), moving, control)
 
 
+@pytest.mark.slow
 def test_float32_is_close():
     state, action = samples(Leg)
     expected, central, _ = reference(Leg)
@@ -122,6 +126,7 @@ def test_float32_is_close():
     assert error(derivative, central).median() < 1e-3
 
 
+@pytest.mark.slow
 def test_quaternions_stay_unit_and_derivatives_are_tangent():
     state, action = samples(Free)
     simulation = Free().simulation
@@ -138,7 +143,7 @@ def test_quaternions_stay_unit_and_derivatives_are_tangent():
         assert radial.abs().max() < 1e-9 * derivative.abs().max()
 
 
-@pytest.mark.parametrize("task_class", SMALL)
+@pytest.mark.parametrize("task_class", slow_but([Leg], SMALL))
 def test_degenerate_states_have_finite_derivatives(task_class):
     """Zeros, the initial position at rest, no velocity, the action at its bounds; huge values do not hang."""
     task = task_class()
@@ -155,6 +160,7 @@ def test_degenerate_states_have_finite_derivatives(task_class):
     assert found[5].isnan().any()
 
 
+@pytest.mark.slow
 def test_a_resting_free_body_turns_with_its_velocity():
     """d q' / d omega = dt / 2 at rest, where the derivative of a norm is not defined."""
     task = Free()
@@ -170,7 +176,7 @@ def test_a_resting_free_body_turns_with_its_velocity():
     torch.testing.assert_close(found[0, 4, omega].item(), 0.5 * task.dt, rtol=1e-2, atol=0.0)
 
 
-@pytest.mark.parametrize("task_class", [Leg, EllipticLeg])
+@pytest.mark.parametrize("task_class", slow_but([Leg], [Leg, EllipticLeg]))
 def test_nothing_calls_lapack(task_class):
     """jaxlib's batched LAPACK calls can starve their own threads on a CPU."""
     load_jax()

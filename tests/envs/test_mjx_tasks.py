@@ -28,6 +28,7 @@ def visited(task, n, steps=100, seed=0):
     return torch.stack([states[i * steps // n][i] for i in range(n)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_one_step_is_that_of_converged_mujoco_c(name):
     task = make_task(name)

@@ -7,6 +7,7 @@ import torch
 from mage_diffsim.envs import make_physics
 from mage_diffsim.envs.batched import advance
 from tests.envs.mujoco_tasks import physics_of, slider
+from tests.marks import slow_but
 
 UNSTABLE = """
 <mujoco><option timestep="0.01" gravity="0 0 0"/>
@@ -27,7 +28,7 @@ def warned(task, state, action):
     return any(w.number for w in data.warning)
 
 
-@pytest.mark.parametrize("backend", ["mujoco", "mjx", "warp"])
+@pytest.mark.parametrize("backend", slow_but(["mujoco", "warp"], ["mujoco", "mjx", "warp"]))
 @pytest.mark.parametrize("damping, gear", [("-95", "1"), ("0", "1"), ("0", "2e10"), ("1e6", "2e10")])
 def test_a_state_that_mujoco_c_would_reset_is_not_finite(backend, damping, gear):
     pytest.importorskip({"mjx": "mujoco.mjx"}.get(backend, backend))
@@ -59,7 +60,7 @@ LIGHT = """
  ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
-@pytest.mark.parametrize("backend", ["mujoco", "mjx", "warp"])
+@pytest.mark.parametrize("backend", slow_but(["mujoco", "warp"], ["mujoco", "mjx", "warp"]))
 @pytest.mark.parametrize(
     "model, frame_skip, state",
     [

@@ -30,6 +30,7 @@ def visited(task, n=24):
     return state, 0.9 * action
 
 
+@pytest.mark.slow
 def test_values_and_action_derivatives_are_those_of_mujoco_c(task):
     state, action = visited(task)
     reference = make_physics(task, "mujoco", dtype=torch.float64)

@@ -8,13 +8,14 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from small_models import Body, jacobian
 
 from mage_diffsim import InputError, make_config, make_physics, make_task
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.mujoco import MujocoPhysics, _Stepper, convergence
 from mage_diffsim.training import Trainer
+from tests.envs.small_models import Body, jacobian
+from tests.marks import slow_but
 
 CAPPED = """
 <mujoco><option timestep="0.004" {}/>
@@ -85,7 +86,7 @@ def test_each_solver_is_mujoco_c_with_these_settings():
     torch.testing.assert_close(step["converged"](state, action), converged, rtol=0.0, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", ["mujoco", "warp", "mjx"])
+@pytest.mark.parametrize("backend", slow_but(["mujoco", "warp"], ["mujoco", "warp", "mjx"]))
 def test_environment_and_oracle_are_one_function_by_default(backend):
     pytest.importorskip({"mjx": "mujoco.mjx"}.get(backend, backend))
     task = CappedLeg()

@@ -98,6 +98,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a thread's stack")
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_a_small_stack_is_not_overflown(where):
@@ -110,6 +111,7 @@ def test_a_small_stack_is_not_overflown(where):
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump reads the frames")
 @pytest.mark.parametrize("model", [Pile, "Ant"], ids=str)
 def test_the_stack_reserved_is_more_than_the_frames_are(model):
@@ -139,6 +141,7 @@ def test_a_bad_row_is_not_a_number_alone():
     assert gradient[3].isnan().any()
 
 
+@pytest.mark.slow
 def test_models_do_not_take_one_anothers_kernels():
     """Each native function has a name of its own; two threads may build two models at once."""
     found = {}
@@ -244,6 +247,7 @@ for real, kind in (("double", warp.float64), ("float", warp.float32)):
 """
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     """For sm_90, with the scalar form of the same code."""
     subprocess.run([sys.executable, "-c", AOT, str(tmp_path)], check=True, timeout=600, capture_output=True)
@@ -251,6 +255,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     assert len(listings) == 4 and all(".target sm_90" in text for text in listings)
 
 
+@pytest.mark.slow
 def test_the_scalar_form_computes_the_same(monkeypatch):
     """One lane, as on a GPU, run here on the CPU."""
     monkeypatch.setattr(warp_model, "VECTOR", 8)

@@ -11,9 +11,13 @@ from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import SMALL, TASKS, EulerLeg, Leg, Pile, Trees, physics_of, samples, scaled  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
+
+FAST = ("InvertedPendulum", "HalfCheetah", Leg, EulerLeg)
+"""Models whose kernels the fast tests compile."""
 
 
-@pytest.mark.parametrize("model", (*TASKS, *SMALL), ids=lambda m: m if isinstance(m, str) else m.name)
+@pytest.mark.parametrize("model", slow_but(FAST, (*TASKS, *SMALL)), ids=lambda m: m if isinstance(m, str) else m.name)
 def test_a_step_is_that_of_converged_mujoco_c(model):
     task, state, action = samples(model, 1024, 30) if model in TASKS else samples(model)
     expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
@@ -23,7 +27,7 @@ def test_a_step_is_that_of_converged_mujoco_c(model):
     assert (found - state).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model", SMALL, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", slow_but(FAST, SMALL), ids=lambda m: m.name)
 def test_derivatives_are_the_central_differences_of_mujoco_c(model):
     task, state, action = samples(model)
     found = jacobian(physics_of(model).step, state, action)
@@ -36,7 +40,9 @@ def test_derivatives_are_the_central_differences_of_mujoco_c(model):
     assert expected[:, :, task.state_dim :].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model", (*SMALL, "HalfCheetah"), ids=lambda m: m if isinstance(m, str) else m.name)
+@pytest.mark.parametrize(
+    "model", slow_but([Leg], (*SMALL, "HalfCheetah")), ids=lambda m: m if isinstance(m, str) else m.name
+)
 def test_adjoint_and_tangents_agree(model):
     task, state, action = samples(model)
     adjoint = jacobian(physics_of(model).step, state, action)
@@ -68,7 +74,7 @@ def test_samples_touch_and_reach_limits():
             assert frictionless in kinds and pairs >= {(0, 2), (0, 3), (2, 2), (2, 3)}, pairs
 
 
-@pytest.mark.parametrize("model", ["HalfCheetah", Leg, Trees], ids=str)
+@pytest.mark.parametrize("model", slow_but([Leg], ["HalfCheetah", Leg, Trees]), ids=str)
 def test_float32_is_close(model):
     _, state, action = samples(model)
     exact = physics_of(model)
@@ -80,6 +86,7 @@ def test_float32_is_close(model):
     assert scaled(found.double() - expected, expected).median() <= 1e-3
 
 
+@pytest.mark.slow
 def test_bodies_thrown_deep_into_the_ground_come_out_as_in_mujoco_c():
     task, _, _ = samples("HalfCheetah")
     generator = torch.Generator().manual_seed(3)
@@ -129,6 +136,7 @@ def test_a_solver_that_does_not_converge_is_reported(monkeypatch):
     assert gradient[failed].isnan().any(1).all() and gradient[~failed].isfinite().all()
 
 
+@pytest.mark.slow
 def test_exact_rest_and_symmetry_have_finite_derivatives():
     for model in ("Ant", "Hopper", "Walker2d", Trees, Pile):
         task, _, _ = samples(model)

@@ -76,6 +76,7 @@ def tasks(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(cluster, tasks, tmp_path, monkeypatch):
     monkeypatch.chdir(tasks.parent)
     relative = {**TINY, "dynamics": "oracle", "backend": "torch"}
@@ -105,6 +106,7 @@ def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(clust
     assert report.summary_rows(again) == report.summary_rows(found)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_stops_the_ray_that_it_started(tmp_path):
     endless = Cell("endless", dataclasses.replace(cell(TINY).config, steps=10**6))
 
@@ -179,6 +181,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_
     assert (tmp_path / "a" / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_gpus_that_nobody_has_are_named(cluster, tmp_path, monkeypatch):
     """The check that device cuda exists here is passed over, as on a machine with one."""
     monkeypatch.setattr("mage_diffsim.experiments.sweep.torch_device", lambda name: None)

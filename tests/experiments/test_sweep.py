@@ -217,6 +217,7 @@ def living(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(number, tmp_path):
     out = tmp_path / "out"

@@ -101,6 +101,7 @@ def test_the_learner_sections_measure_both_formulations(tmp_path, capsys):
     assert "critic gradient" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_other_sections_run(tmp_path, monkeypatch):
     monkeypatch.setattr(bridges, "CALLS", 3)
     options = small(tmp_path, sections=("env", "bridges", "physics", "oracles"), batches=(1, 8))

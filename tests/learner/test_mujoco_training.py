@@ -148,6 +148,7 @@ def test_the_real_environment_may_be_another_backend():
         Trainer(make_config("Pendulum", environment="mjx", **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["HalfCheetah", "Hopper"])
 def test_the_warp_oracle_trains_as_mujoco_c_does(task, monkeypatch):
     """From one seed, 20 updates with the oracle in float64: the actions, and so the states, are the same."""

@@ -1,0 +1,21 @@
+"""Marks for some cases of a parametrised test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
+"""Tasks whose Warp kernels take about ten seconds to compile, or more."""
+
+
+def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """The cases of ``pytest.mark.parametrize``, those outside ``fast`` with the mark slow."""
+    fast = list(fast)
+    return [case if case in fast else pytest.param(*_arguments(case), marks=pytest.mark.slow) for case in cases]
+
+
+def _arguments(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
