@@ -74,7 +74,8 @@ class Physics(abc.ABC):
     task; unpickled elsewhere they are compiled there.
 
     ``step`` checks its input, clips the action to [-1, 1] *in torch* (simulators disagree about the derivative at the
-    bound: torch passes the gradient there) and hands it to :meth:`_advance`, the one method a backend writes.
+    bound: torch passes the gradient there) and hands it to :meth:`_advance`. A backend is a subclass of the class
+    attributes below and of two methods: :meth:`_build`, which the constructor calls last, and :meth:`_advance`.
     """
 
     backend: ClassVar[str]
@@ -91,6 +92,8 @@ class Physics(abc.ABC):
     """How far the solver of a model's constraints goes: ``converged``, to the solution, so that all backends of a task
     are one function; or ``model``, as far as the model's own iterations and tolerances let it. Physics without
     constraints have nothing to solve, and are ``converged``."""
+    dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
+    """Precisions this backend computes in; None where it leaves that to the task's own code."""
     environment_dtype: ClassVar[torch.dtype] = torch.float32
     """Precision in which this backend serves as the real environment, unless another is asked for."""
 
@@ -125,6 +128,19 @@ class Physics(abc.ABC):
         self.derivative = derivative or offered[0]
         self.residuals = residuals
         self.solver = solver
+        if self.dtypes is not None and dtype not in self.dtypes:
+            accepted = " and ".join(str(accepted) for accepted in self.dtypes)
+            verb = "is" if len(self.dtypes) == 1 else "are"
+            raise InputError(f"{self}: dtype {dtype} was asked for; accepted {verb} {accepted}")
+        self._build()
+
+    def _build(self) -> None:  # noqa: B027  torch needs nothing
+        """Load the backend's package and make what :meth:`_advance` uses. The constructor's arguments are set.
+
+        Raises:
+            InputError: the backend does not see the device, or does not cover the task.
+            MissingExtra: a package is not installed.
+        """
 
     def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The state one ``task.dt`` later.

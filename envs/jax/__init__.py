@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
-
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals, x64
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.envs.physics import Physics, implementation
-from mage_diffsim.envs.task import Task
 from mage_diffsim.shapes import Float, Tensor
 
 
@@ -34,22 +31,12 @@ class JaxPhysics(Physics):
     derivatives = ("vjp", "jvp", "fd")
     residual_policies = RESIDUALS
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        derivative: str | None = None,
-        residuals: str = "recompute",
-        solver: str = "converged",
-    ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
+    def _build(self) -> None:
         jax = load_jax()
         check_device(self.device, str(self))
         with x64():
-            step: Any = implementation(task, "jax")(task)
-        self._op = _differentiated(jax.vmap(step), self.derivative, residuals, str(self))
+            step: Any = implementation(self.task, "jax")(self.task)
+        self._op = _differentiated(jax.vmap(step), self.derivative, self.residuals, str(self))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         return self._op(state, action)

@@ -23,7 +23,7 @@ from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.errors import missing_extra
 from mage_diffsim.shapes import Float, Tensor
 
 _logger = logging.getLogger("mage_diffsim")
@@ -56,27 +56,16 @@ class MjxPhysics(Physics):
     backend = "mjx"
     derivatives = ("implicit", "jvp")
     residual_policies = RESIDUALS
+    dtypes = (torch.float32, torch.float64)
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        derivative: str | None = None,
-        residuals: str = "recompute",
-        solver: str = "converged",
-    ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
+    def _build(self) -> None:
         load_mujoco()
         load_jax()
         _load_step()
         check_device(self.device, str(self))
-        self.simulation: Simulation = implementation(task, "mjx")(task)
-        name_gap(self.simulation, solver)
-        self._op = _shared_op(self.simulation, self.derivative, residuals)
+        self.simulation: Simulation = implementation(self.task, "mjx")(self.task)
+        name_gap(self.simulation, self.solver)
+        self._op = _shared_op(self.simulation, self.derivative, self.residuals)
 
     @classmethod
     def check_covers(cls, task: Task) -> None:

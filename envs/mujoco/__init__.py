@@ -13,7 +13,6 @@ from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
-from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Tensor
 
@@ -46,29 +45,18 @@ class MujocoPhysics(Physics):
     derivatives = ("fd", "fd-forward")
     solvers = ("converged", "model")
     accuracy = {"fd": 1e-5, "fd-forward": 1e-3}  # noqa: RUF012  (the base class declares it a ClassVar)
+    dtypes = (torch.float32, torch.float64)
     environment_dtype = torch.float64
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        derivative: str | None = None,
-        residuals: str = "recompute",
-        solver: str = "converged",
-    ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
+    def _build(self) -> None:
         load_mujoco()
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
-        self.simulation: Simulation = implementation(task, "mujoco")(task)
-        steps = getattr(task, "difference_steps", MujocoTask.difference_steps)
+        self.simulation: Simulation = implementation(self.task, "mujoco")(self.task)
+        steps = getattr(self.task, "difference_steps", MujocoTask.difference_steps)
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")
-        name_gap(self.simulation, solver)
+        name_gap(self.simulation, self.solver)
         self._op = FiniteDifference(
-            _Stepper(self.simulation, solver),
+            _Stepper(self.simulation, self.solver),
             step=steps,
             one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),

@@ -14,7 +14,6 @@ from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
-from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, missing_extra
 from mage_diffsim.shapes import Float, Tensor
 
@@ -42,29 +41,18 @@ class MujocoWarpPhysics(Physics):
     backend = "mujoco-warp"
     derivatives = ("fd", "fd-forward")
     solvers = ("converged", "model")
+    dtypes = (torch.float32,)
     accuracy = {"fd": 0.05, "fd-forward": 0.05}  # noqa: RUF012  (the base class declares it a ClassVar)
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        derivative: str | None = None,
-        residuals: str = "recompute",
-        solver: str = "converged",
-    ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
+    def _build(self) -> None:
         load_warp()
         load_mujoco()
         _load()
-        if dtype != torch.float32:
-            raise InputError(f"{self}: dtype {dtype} was asked for; accepted is torch.float32")
         check_device(self.device, str(self))
-        self.simulation: Simulation = implementation(task, "mujoco-warp")(task)
-        name_gap(self.simulation, solver)
+        self.simulation: Simulation = implementation(self.task, "mujoco-warp")(self.task)
+        name_gap(self.simulation, self.solver)
         self._op = FiniteDifference(
-            _Stepper(self.simulation, solver, self.device, str(self)),
+            _Stepper(self.simulation, self.solver, self.device, str(self)),
             step=STEP,
             one_sided=(2,) if self.derivative == "fd-forward" else (),
             name=str(self),

@@ -16,7 +16,6 @@ from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.intake import read
-from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Tensor
 
 
@@ -44,33 +43,22 @@ class WarpPhysics(Physics):
     backend = "warp"
     derivatives = ("adjoint", "fd")
     capturable = True
+    dtypes = (torch.float32, torch.float64)
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        derivative: str | None = None,
-        residuals: str = "recompute",
-        solver: str = "converged",
-    ) -> None:
-        super().__init__(task, dtype=dtype, device=device, derivative=derivative, residuals=residuals, solver=solver)
+    def _build(self) -> None:
         load_warp()
         check_device(self.device, str(self))
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{self}: dtype {dtype} was asked for; accepted are torch.float32 and torch.float64")
-        made: Any = implementation(task, "warp")(task)
+        made: Any = implementation(self.task, "warp")(self.task)
         self.simulation: Simulation | None = None
         kernels: Op
         if isinstance(made, Simulation):
             from mage_diffsim.envs.warp.model import ModelOp
 
-            name_gap(made, solver)
+            name_gap(made, self.solver)
             self.simulation = made
-            kernels = ModelOp(made, dtype, self.device, tangents=self.derivative == "jvp")
+            kernels = ModelOp(made, self.dtype, self.device, tangents=self.derivative == "jvp")
         else:
-            kernels = written = made(dtype)
+            kernels = written = made(self.dtype)
             assert isinstance(written, WarpOp)
             written.load(self.device)
         self._op = FiniteDifference(kernels.forward, name=str(self)) if self.derivative == "fd" else kernels

@@ -32,11 +32,8 @@ def make_kernels(task: Task) -> Callable[[torch.dtype], WarpOp]:
         cartpole.dt,
     )
 
-    def build(dtype: torch.dtype) -> WarpOp:
-        forward, adjoint = _kernels(dtype)
-        return from_warp(forward, adjoint, dtype=dtype, output_dim=4, constants=constants, name=f"{task} warp kernels")
-
-    return build
+    name = f"{task} warp kernels"
+    return lambda dtype: from_warp(*_kernels(dtype), dtype=dtype, output_dim=4, constants=constants, name=name)
 
 
 @functools.cache

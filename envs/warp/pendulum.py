@@ -32,11 +32,8 @@ def make_kernels(task: Task) -> Callable[[torch.dtype], WarpOp]:
         1 if pendulum.clip_order == "v1" else 0,
     )
 
-    def build(dtype: torch.dtype) -> WarpOp:
-        forward, adjoint = _kernels(dtype)
-        return from_warp(forward, adjoint, dtype=dtype, output_dim=2, constants=constants, name=f"{task} warp kernels")
-
-    return build
+    name = f"{task} warp kernels"
+    return lambda dtype: from_warp(*_kernels(dtype), dtype=dtype, output_dim=2, constants=constants, name=name)
 
 
 @functools.cache
