@@ -12,7 +12,8 @@ import numpy as np
 
 from mage_diffsim.envs.mjx.contacts import Group
 from mage_diffsim.envs.mjx.solver import Cones
-from mage_diffsim.envs.mujoco.mixing import LARGEST_IMPEDANCE, LEAST_IMPEDANCE, SMALLEST, STANDARD_SOLREF
+from mage_diffsim.envs.mujoco.impedance import Impedance, spring
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 
 Array = jax.Array
@@ -32,52 +33,20 @@ class Rows:
     """Largest force of a friction-loss row, 0 in the others, [n]."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Softness:
-    """How rows give way, from their solref and solimp as MuJoCo C reads them; known when the step is compiled."""
-
-    stiffness: np.ndarray
-    """k of aref = -b v - k d(r) r [1/s^2], [n]."""
-    damping: np.ndarray
-    """b of the same [1/s], [n]."""
-    solimp: np.ndarray
-    """Within its bounds, [n, 5]."""
-
-    @classmethod
-    def of(cls, model: Any, solref: Any, solimp: Any) -> Softness:
-        """Of rows [n, 2] and [n, 5] of a ``mujoco.MjModel``."""
-        solimp = np.array(solimp, dtype=np.float64).reshape(-1, 5)
-        solimp[:, [0, 1, 3]] = np.clip(solimp[:, [0, 1, 3]], LEAST_IMPEDANCE, LARGEST_IMPEDANCE)
-        solimp[:, 2], solimp[:, 4] = np.maximum(solimp[:, 2], 0.0), np.maximum(solimp[:, 4], 1.0)
-        stiffness, damping = _reference(model, solref, solimp[:, 1], STANDARD_SOLREF)
-        return cls(stiffness, damping, solimp)
-
-    def impedance(self, x: Array) -> Array:
-        """d(r) of the violations [n]."""
-        least, largest, width, middle, power = (jnp.asarray(column, x.dtype) for column in self.solimp.T)
-        flat = (least == largest) | (width <= SMALLEST)
-        x = jnp.abs(x) / jnp.where(flat, 1.0, width)
-        within = (x > 0.0) & (x < 1.0)
-        inner = jnp.where(within, x, 0.5)
-        below = inner**power / middle ** (power - 1.0)
-        above = 1.0 - (1.0 - inner) ** power / (1.0 - middle) ** (power - 1.0)
-        share = jnp.where(within, jnp.where(inner <= middle, below, above), jnp.where(x > 0.0, 1.0, 0.0))
-        return jnp.where(flat, 0.5 * (least + largest), least + share * (largest - least))
-
-
-def _reference(model: Any, solref: Any, largest: np.ndarray, default: tuple[float, float]) -> tuple[Any, Any]:
-    """Stiffness and damping [n] of solref [n, 2], one of which positive and the other not counts as the default."""
-    solref = np.array(solref, dtype=np.float64).reshape(-1, 2)
-    solref[(solref[:, 0] > 0.0) != (solref[:, 1] > 0.0)] = default
-    first, second = solref.T
-    if not model.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_REFSAFE:
-        first = np.where(first > 0.0, np.maximum(first, 2.0 * model.opt.timestep), first)
-    standard = (
-        1.0 / np.maximum(SMALLEST, largest**2 * first**2 * second**2),
-        2.0 / np.maximum(SMALLEST, largest * first),
+def curve(impedance: Impedance, x: Array) -> Array:
+    """d(r) of the violations [n]."""
+    least, largest, width, middle, power = (
+        jnp.asarray(column, x.dtype)
+        for column in (impedance.smallest, impedance.largest, impedance.width, impedance.midpoint, impedance.power)
     )
-    direct = -first / largest**2, -second / largest
-    return np.where(first > 0.0, standard[0], direct[0]), np.where(second > 0.0, standard[1], direct[1])
+    flat = (least == largest) | (width <= SMALLEST)
+    x = jnp.abs(x) / jnp.where(flat, 1.0, width)
+    within = (x > 0.0) & (x < 1.0)
+    inner = jnp.where(within, x, 0.5)
+    below = inner**power / middle ** (power - 1.0)
+    above = 1.0 - (1.0 - inner) ** power / (1.0 - middle) ** (power - 1.0)
+    share = jnp.where(within, jnp.where(inner <= middle, below, above), jnp.where(x > 0.0, 1.0, 0.0))
+    return jnp.where(flat, 0.5 * (least + largest), least + share * (largest - least))
 
 
 class Constraints:
@@ -132,16 +101,16 @@ class Constraints:
         return Rows(**joined), friction, cones
 
     def _made(
-        self, d: Any, jacobian: Array, position: Array, weight: Any, softness: Softness, loss: Any = None
+        self, d: Any, jacobian: Array, position: Array, weight: Any, impedance: Impedance, loss: Any = None
     ) -> Rows:
         """Rows of a Jacobian and a position (distance less margin) [n]; weight is the diagonal of A approximately."""
         kind = jacobian.dtype
-        impedance = softness.impedance(position)
+        d_r = curve(impedance, position)
         stiffness, damping, weight = (
-            jnp.asarray(x, kind) for x in (softness.stiffness, softness.damping, np.asarray(weight, np.float64))
+            jnp.asarray(x, kind) for x in (impedance.stiffness, impedance.damping, np.asarray(weight, np.float64))
         )
-        regular = jnp.maximum(weight * (1.0 - impedance) / impedance, SMALLEST)
-        reference = -damping * (jacobian @ d.qvel) - stiffness * impedance * position
+        regular = jnp.maximum(weight * (1.0 - d_r) / d_r, SMALLEST)
+        reference = -damping * (jacobian @ d.qvel) - stiffness * d_r * position
         friction = jnp.zeros_like(position) if loss is None else jnp.asarray(loss, kind)
         return Rows(jacobian, reference, 1.0 / regular, friction)
 
@@ -155,9 +124,9 @@ class Constraints:
             made, which = private("constraint", name)(m, d), which[active]
             one, other = model.eq_obj1id[which], model.eq_obj2id[which]
             inverse = weight[one] + np.where(other >= 0, weight[other], 0.0)
-            softness = Softness.of(model, model.eq_solref[which], model.eq_solimp[which])
+            impedance = Impedance.of(model, model.eq_solref[which], model.eq_solimp[which])
             keep = np.flatnonzero(active)
-            rows.append(self._made(d, made.J[keep], made.pos_aref[keep], inverse, softness))
+            rows.append(self._made(d, made.J[keep], made.pos_aref[keep], inverse, impedance))
         return rows
 
     def _friction_rows(self, d: Any) -> list[Rows]:
@@ -182,8 +151,8 @@ class Constraints:
         ):
             if len(which):
                 still = jnp.zeros(len(which), d.qvel.dtype)
-                softness = Softness.of(model, solref[which], solimp[which])
-                rows.append(self._made(d, jacobian[which], still, weight[which], softness, loss[which]))
+                impedance = Impedance.of(model, solref[which], solimp[which])
+                rows.append(self._made(d, jacobian[which], still, weight[which], impedance, loss[which]))
         return rows
 
     def _ball_limits(self, d: Any, private: Callable[[str, str], Any]) -> list[Rows]:
@@ -200,10 +169,10 @@ class Constraints:
         dofs = model.jnt_dofadr[which]
         jacobian = jnp.zeros((len(which), model.nv), d.qvel.dtype)
         jacobian = jacobian.at[np.arange(len(which))[:, None], dofs[:, None] + np.arange(3)].set(-jnp.stack(axes))
-        softness = Softness.of(model, model.jnt_solref[which], model.jnt_solimp[which])
+        impedance = Impedance.of(model, model.jnt_solref[which], model.jnt_solimp[which])
         return [
             self._pushing(
-                d, jacobian, jnp.stack(distances), model.jnt_margin[which], model.dof_invweight0[dofs], softness
+                d, jacobian, jnp.stack(distances), model.jnt_margin[which], model.dof_invweight0[dofs], impedance
             )
         ]
 
@@ -245,17 +214,19 @@ class Constraints:
             below, above = value[which] - low, high - value[which]
             at_low = (below < above) != farther
             distance, sign = jnp.where(at_low, below, above), jnp.where(at_low, 1.0, -1.0)
-            softness = Softness.of(self.model, soft[0][which], soft[1][which])
+            impedance = Impedance.of(self.model, soft[0][which], soft[1][which])
             rows.append(
-                self._pushing(d, sign[:, None] * jacobian[which], distance, margin[which], weight[which], softness)
+                self._pushing(d, sign[:, None] * jacobian[which], distance, margin[which], weight[which], impedance)
             )
         return rows
 
-    def _pushing(self, d: Any, jacobian: Array, distance: Array, margin: Any, weight: Any, softness: Softness) -> Rows:
+    def _pushing(
+        self, d: Any, jacobian: Array, distance: Array, margin: Any, weight: Any, impedance: Impedance
+    ) -> Rows:
         """Rows that act below a margin."""
         position = distance - jnp.asarray(margin, distance.dtype)
         active = position < 0.0
-        return self._made(d, jacobian * active[:, None], jnp.where(active, position, 0.0), weight, softness)
+        return self._made(d, jacobian * active[:, None], jnp.where(active, position, 0.0), weight, impedance)
 
     def _contact_rows(
         self, m: Any, d: Any, private: Callable[[str, str], Any], first: int
@@ -300,36 +271,36 @@ class Constraints:
         model, kind, k = self.model, distance.dtype, len(distance)
         weight = model.body_invweight0[parameter("bodies"), 0].sum(1)
         friction, impratio = parameter("friction")[:, : dim - 1], max(SMALLEST, model.opt.impratio)
-        softness = Softness.of(model, parameter("solref"), parameter("solimp"))
+        impedance = Impedance.of(model, parameter("solref"), parameter("solimp"))
         if dim > 1 and not elliptic:
             pushed = jnp.asarray(np.repeat(friction, 2, axis=1) * np.tile([1.0, -1.0], dim - 1), kind)[..., None]
             jacobian = along[:, :1] + pushed * jnp.repeat(along[:, 1:dim], 2, axis=1)
             weight = weight * (1.0 + friction[:, 0] ** 2)
             scale = np.repeat(2.0 * friction[:, :1] ** 2 / impratio, 2 * (dim - 1), axis=1)
             stiff, damping = (
-                np.repeat(x[:, None], 2 * (dim - 1), axis=1) for x in (softness.stiffness, softness.damping)
+                np.repeat(x[:, None], 2 * (dim - 1), axis=1) for x in (impedance.stiffness, impedance.damping)
             )
         else:
             jacobian = along[:, :dim]
             scale, stiff, damping = (
-                np.repeat(x[:, None], dim, axis=1) for x in (np.ones(k), softness.stiffness, softness.damping)
+                np.repeat(x[:, None], dim, axis=1) for x in (np.ones(k), impedance.stiffness, impedance.damping)
             )
             if dim > 1:
                 scale[:, 1:] = friction[:, :1] ** 2 / friction**2 / impratio
                 stiff[:, 1:] = 0.0
                 tangential = parameter("solreffriction")
                 given = ((tangential[:, 0] > 0.0) == (tangential[:, 1] > 0.0)) & tangential.any(1)
-                own = _reference(model, tangential, softness.solimp[:, 1], (0.0, 0.0))[1]
-                damping[:, 1:] = np.where(given, own, softness.damping)[:, None]
+                own = spring(model, tangential, impedance.largest, (0.0, 0.0))[1]
+                damping[:, 1:] = np.where(given, own, impedance.damping)[:, None]
         position = distance - jnp.asarray(parameter("margin"), kind)
         active = position < 0.0
         position = jnp.where(active, position, 0.0)
         jacobian = jacobian * active[:, None, None]
-        impedance = softness.impedance(position)
-        regular = jnp.maximum(jnp.asarray(weight, kind) * (1.0 - impedance) / impedance, SMALLEST)
+        d_r = curve(impedance, position)
+        regular = jnp.maximum(jnp.asarray(weight, kind) * (1.0 - d_r) / d_r, SMALLEST)
         regular = regular[:, None] * jnp.asarray(scale, kind)
         reference = -jnp.asarray(damping, kind) * (jacobian @ d.qvel)
-        reference = reference - jnp.asarray(stiff, kind) * (impedance * position)[:, None]
+        reference = reference - jnp.asarray(stiff, kind) * (d_r * position)[:, None]
         flat = jacobian.reshape(-1, jacobian.shape[-1])
         return Rows(flat, reference.reshape(-1), 1.0 / regular.reshape(-1), jnp.zeros(len(flat), kind))
 

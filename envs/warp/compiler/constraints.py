@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import PARALLEL, SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
@@ -28,7 +29,7 @@ from mage_diffsim.envs.warp.compiler.graph import (
     sub,
     where,
 )
-from mage_diffsim.envs.warp.compiler.intake import Impedance, Limit, Pair
+from mage_diffsim.envs.warp.compiler.intake import Limit, Pair
 
 SINGLE = 1e-6
 """In float32, what takes the place of mjMINVAL: a vector so short, made of unit vectors or of the geoms' size, is

@@ -7,58 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.envs.mujoco.mixing import (
-    LARGEST_IMPEDANCE,
-    LEAST_FRICTION,
-    LEAST_IMPEDANCE,
-    SMALLEST,
-    STANDARD_SOLREF,
-    kind_of,
-    mixed,
-)
+from mage_diffsim.envs.mujoco.impedance import Impedance
+from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, kind_of, mixed
 from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
 from mage_diffsim.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Impedance:
-    """How hard and how damped a constraint row is, from its solref and solimp (MuJoCo's documentation, "Solver")."""
-
-    smallest: float
-    largest: float
-    width: float
-    midpoint: float
-    power: float
-    stiffness: float
-    """k of aref = -b v - k d(r) r [1/s^2]."""
-    damping: float
-    """b of the same [1/s]."""
-
-    @classmethod
-    def of(cls, solref: Any, solimp: Any, timestep: float) -> Impedance:
-        """From the model's numbers.
-
-        As in MuJoCo, a time constant below two timesteps is raised to that, and a solref of one positive number and
-        one that is not is replaced by the standard one.
-        """
-        if (solref[0] > 0.0) != (solref[1] > 0.0):
-            solref = STANDARD_SOLREF
-        low, high = (float(np.clip(x, LEAST_IMPEDANCE, LARGEST_IMPEDANCE)) for x in solimp[:2])
-        if solref[0] > 0.0:
-            constant, ratio = max(float(solref[0]), 2.0 * timestep), float(solref[1])
-            stiffness = 1.0 / max(SMALLEST, high**2 * constant**2 * ratio**2)
-            damping = 2.0 / max(SMALLEST, high * constant)
-        else:
-            stiffness, damping = -float(solref[0]) / high**2, -float(solref[1]) / high
-        return cls(
-            smallest=low,
-            largest=high,
-            width=max(0.0, float(solimp[2])),
-            midpoint=float(np.clip(solimp[3], LEAST_IMPEDANCE, LARGEST_IMPEDANCE)),
-            power=max(1.0, float(solimp[4])),
-            stiffness=stiffness,
-            damping=damping,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +219,7 @@ def _pairs(model: Any) -> list[Pair]:
                 friction=max(LEAST_FRICTION, float(given.friction[0])) if given.dim == 3 else 0.0,
                 margin=given.margin,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
-                impedance=Impedance.of(given.solref, given.solimp, model.opt.timestep),
+                impedance=Impedance.of(model, given.solref, given.solimp).single(),
             )
         )
     return pairs
@@ -283,7 +235,7 @@ def _limits(mujoco: Any, model: Any) -> list[Limit]:
             high=float(model.jnt_range[j, 1]),
             margin=float(model.jnt_margin[j]),
             inverse_weight=float(model.dof_invweight0[model.jnt_dofadr[j]]),
-            impedance=Impedance.of(model.jnt_solref[j], model.jnt_solimp[j], model.opt.timestep),
+            impedance=Impedance.of(model, model.jnt_solref[j], model.jnt_solimp[j]).single(),
         )
         for j in range(model.njnt)
         if model.jnt_limited[j]
