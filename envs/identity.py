@@ -517,7 +517,7 @@ class _Sources:
             self._add(Path(spec.origin).resolve(), module)
 
     def _add_model(self, task: Any) -> None:
-        from mage_diffsim.envs.mujoco.model import find
+        from mage_diffsim.envs.mujoco.loading import find
 
         if not isinstance(task.mjcf, str):
             return

@@ -1,4 +1,4 @@
-"""MJCF models: how they are found, what is read from them, what is refused."""
+"""A compiled MuJoCo model with what a step needs of it, and the ``mujoco`` package itself."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mage_diffsim.errors import InputError, missing_extra, unknown_name
+from mage_diffsim.errors import InputError, missing_extra
 
-AXES = ("x", "y", "z")
 LARGEST = 1e10
 """MuJoCo's mjMAXVAL: a state or an acceleration beyond it has diverged, and every backend makes NaN of it."""
-CONTACT_MARGINS = ("sum", "maximum")
-"""How the margins of two geoms make the margin of their contact: as MuJoCo 3.5 and later combine them, or as earlier
-versions did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +43,6 @@ class MeanVelocity:
     coordinate: int = 0
     """Which of the joint's coordinates: 0, or 0 to 2 (x, y, z) of a free joint."""
 
-
-HIDDEN = {
-    "mjSTATE_PLUGIN": "plugins with a state of their own",
-    "mjSTATE_PLASTIC": "plastic springs or flexes (springyield, yield)",
-}
-"""Parts of MuJoCo's state that a step reads and changes besides qpos, qvel and what has an error of its own here."""
 
 Readout = BodyPosition | SitePosition | MeanVelocity
 
@@ -231,176 +219,6 @@ def quiet() -> Iterator[None]:
                 before.set()
 
 
-def find(mjcf: str, folder: Path) -> Path | None:
-    """The file that ``mjcf`` names (see :attr:`.task.MujocoTask.mjcf`); None if it is the XML itself.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if mjcf.lstrip("\ufeff \t\r\n").startswith("<"):
-        return None
-    if mjcf.startswith("gymnasium:"):
-        package = importlib.util.find_spec("gymnasium")
-        assert package is not None and package.origin is not None
-        path = Path(package.origin).parent / "envs" / "mujoco" / "assets" / mjcf.removeprefix("gymnasium:")
-        if not path.is_file() and path.parent.is_dir():
-            raise unknown_name("model of gymnasium", path.name, (p.name for p in path.parent.glob("*.xml")))
-    else:
-        path = folder / Path(mjcf).expanduser()
-    if not path.is_file():
-        raise InputError(
-            f"there is no MJCF file {path}: give the path of one, the XML itself, or gymnasium:FILE.xml for an asset "
-            "of gymnasium's"
-        )
-    return path
-
-
-def load_simulation(
-    name: str, mjcf: Any, folder: Path, frame_skip: Any, readouts: Any, contact_margin: Any = "sum"
-) -> Simulation:
-    """Compile a model and read what a task needs from it.
-
-    Args:
-        name: of the task, for error messages.
-        mjcf: which model, see :attr:`.task.MujocoTask.mjcf`.
-        folder: where relative paths start.
-        frame_skip: simulator steps per action.
-        readouts: name to :data:`Readout`.
-        contact_margin: one of :data:`CONTACT_MARGINS`, see :attr:`.task.MujocoTask.contact_margin`.
-
-    Raises:
-        InputError: the model does not load, has no joint or no actuator, has an actuator without a control range or
-            with a state of its own, has other state than qpos and qvel, lacks what a readout names, or has margins that
-            cannot be combined as asked.
-        MissingExtra: mujoco is not installed.
-    """
-    mujoco = load_mujoco()
-    where = f"task {name}"
-    if type(frame_skip) is not int or frame_skip < 1:
-        raise InputError(f"{where}: frame_skip is {frame_skip!r}; accepted is a whole number of 1 or more")
-    if not isinstance(mjcf, str) or not mjcf:
-        raise InputError(f"{where}: mjcf is {mjcf!r}; accepted is text: a path, the XML, or gymnasium:FILE.xml")
-    if not isinstance(readouts, Mapping):
-        raise InputError(f"{where}: readouts is {readouts!r}; accepted is a mapping from names to readouts")
-    if contact_margin not in CONTACT_MARGINS:
-        raise unknown_name(f"contact_margin of {where}", contact_margin, CONTACT_MARGINS)
-    path = find(mjcf, folder)
-    try:
-        with quiet():
-            model = mujoco.MjModel.from_xml_string(mjcf) if path is None else mujoco.MjModel.from_xml_path(str(path))
-    except ValueError as error:
-        what = "its MJCF text" if path is None else f"the MJCF file {path}"
-        raise InputError(f"{where}: MuJoCo cannot load {what}: {' '.join(str(error).split())}") from error
-    if contact_margin == "maximum":
-        _take_larger_margins(mujoco, model, where)
-    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
-
-    if not model.nv:
-        raise InputError(f"{where}: the model has no joint, so there is nothing to control; give it one")
-    if not model.nu:
-        raise InputError(f"{where}: the model has no actuator, so there is nothing to control; give it one")
-    if getattr(model, "nactuator", model.nu) != model.nu:
-        raise InputError(
-            f"{where}: the model has an actuator of several controls, which actions are not mapped to; use actuators "
-            "of one control"
-        )
-    if model.na:
-        stateful = next(i for i in range(model.nu) if model.actuator_actadr[i] >= 0)
-        raise InputError(
-            f"{where}: actuator {element_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its "
-            "own (muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators "
-            "without"
-        )
-    if np.any(model.actuator_delay):
-        late = _actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
-        raise InputError(
-            f"{where}: actuator {late!r} has a delay, whose history the state qpos | qvel leaves out; use actuators "
-            "without"
-        )
-    for part, what in HIDDEN.items():
-        if mujoco.mj_stateSize(model, getattr(mujoco.mjtState, part)):
-            raise InputError(f"{where}: the model has {what}, whose state qpos | qvel leaves out; use a model without")
-    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
-        raise InputError(f"{where}: the model lets bodies sleep, which the state qpos | qvel leaves out; disable it")
-    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
-        raise InputError(f"{where}: the flag ipc keeps multipliers that the state qpos | qvel leaves out; disable it")
-    joint_names, quaternions = _joint_names(mujoco, model)
-    actions = _actuator_names(mujoco, model)
-    for i, action in enumerate(actions):
-        low, high = model.actuator_ctrlrange[i]
-        if not model.actuator_ctrllimited[i] or not low < high or not np.isfinite(high - low):
-            raise InputError(
-                f"{where}: actuator {action!r} has no finite control range, which actions in [-1, 1] are scaled to; "
-                "give it ctrlrange='LOW HIGH'"
-            )
-    resolved, slices, names = [], {}, [*joint_names]
-    for key, readout in readouts.items():
-        kind, i = _resolve(mujoco, model, where, key, readout)
-        width = 1 if kind is MeanVelocity else 3
-        slices[key] = slice(len(names), len(names) + width)
-        names += [key] if width == 1 else [f"{key}_{axis}" for axis in AXES]
-        resolved.append((kind, i))
-    twice = sorted({x for x in names if names.count(x) > 1})
-    if twice:
-        raise InputError(
-            f"{where}: the readout name {twice[0]!r} names a component of the state already; give the readout another"
-        )
-    return Simulation(
-        name=name,
-        model=model,
-        frame_skip=frame_skip,
-        readouts=tuple(resolved),
-        readout_slices=slices,
-        state_names=tuple(names),
-        action_names=actions,
-        action_low=tuple(model.actuator_ctrlrange[:, 0].tolist()),
-        action_high=tuple(model.actuator_ctrlrange[:, 1].tolist()),
-        quaternions=quaternions,
-    )
-
-
-def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
-    """Change the geoms' margins so that their sum in each contact is the larger of the two as they were.
-
-    Two equal margins are halved, and one beside a margin of 0 stays; no other two can be served. Explicit contact pairs
-    have a margin of their own, which MuJoCo has always taken from the larger one.
-
-    Raises:
-        InputError: two geoms that can touch have other margins, or a gap, whose meaning changed as well; or the model
-            has a flex.
-    """
-    halved: set[int] = set()
-    kept: set[int] = set()
-    advice = "give geoms that can touch the same margin and no gap, or take contact_margin = 'sum'"
-    if model.nflex and contacts_enabled(model):
-        raise InputError(f"{where}: contact_margin = 'maximum' does not cover flexes; take contact_margin = 'sum'")
-    for pair in colliding_geoms(model):
-        first, second = (element_name(mujoco, model, "GEOM", g) for g in pair)
-        margins, gaps = model.geom_margin[list(pair)].tolist(), model.geom_gap[list(pair)].tolist()
-        if any(gaps):
-            raise InputError(
-                f"{where}: geoms {first!r} and {second!r} have gaps {gaps[0]:g} and {gaps[1]:g}, which contact_margin "
-                f"= 'maximum' does not cover; {advice}"
-            )
-        if margins[0] == margins[1]:
-            halved |= {g for g in pair if model.geom_margin[g]}
-        elif min(margins) == 0.0:
-            kept |= {g for g in pair if model.geom_margin[g]}
-        else:
-            raise InputError(
-                f"{where}: geoms {first!r} and {second!r} have margins {margins[0]:g} and {margins[1]:g}, which no sum "
-                f"makes the larger of; {advice}"
-            )
-    both = sorted(halved & kept)
-    if both:
-        raise InputError(
-            f"{where}: geom {element_name(mujoco, model, 'GEOM', both[0])!r} can touch geoms of its own margin "
-            f"{model.geom_margin[both[0]]:g} and geoms of margin 0, which contact_margin = 'maximum' cannot serve "
-            f"together; {advice}"
-        )
-    model.geom_margin[sorted(halved)] *= 0.5
-
-
 def contacts_enabled(model: Any) -> bool:
     """Whether the model's flags let contacts act."""
     flags = load_mujoco().mjtDisableBit
@@ -437,88 +255,3 @@ def colliding_geoms(model: Any) -> list[tuple[int, int]]:
 def element_name(mujoco: Any, model: Any, kind: str, i: int) -> str:
     """The element's name, or its kind and number if it has none."""
     return mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), i) or f"{kind.lower()}{i}"
-
-
-def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
-    """The actuators' names; one without takes that of the joint it drives, with ``_2`` and so on where it is taken."""
-    own = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
-    joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
-    names = []
-    for i, name in enumerate(own):
-        if not name and mujoco.mjtTrn(model.actuator_trntype[i]) in joints:
-            name = element_name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
-        names.append(name or f"actuator{i}")
-    return tuple(_distinct(names, keep=[bool(name) for name in own]))
-
-
-def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
-    """The names, all different: of equal ones the later get ``_2``, ``_3``, ...; those to ``keep`` are as given."""
-    used = {name for name, kept in zip(names, keep, strict=True) if kept}
-    found = []
-    for name, kept in zip(names, keep, strict=True):
-        place, unique = 2, name
-        while not kept and unique in used:
-            unique, place = f"{name}_{place}", place + 1
-        used.add(unique)
-        found.append(unique)
-    return found
-
-
-def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
-    """Names of all positions, then of all velocities, all different; and where quaternions start in qpos.
-
-    The position of a hinge or slide joint that has a name keeps it, whatever other names are made of.
-    """
-    positions: list[str] = []
-    given: list[bool] = []
-    velocities: list[str] = []
-    quaternions = []
-    for i in range(model.njnt):
-        name, kind = element_name(mujoco, model, "JOINT", i), mujoco.mjtJoint(model.jnt_type[i])
-        if kind == mujoco.mjtJoint.mjJNT_FREE:
-            positions += [f"{name}_{axis}" for axis in AXES]
-            velocities += [f"{name}_v{axis}" for axis in AXES]
-        if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL):
-            quaternions.append(len(positions))
-            positions += [f"{name}_q{axis}" for axis in ("w", *AXES)]
-            velocities += [f"{name}_w{axis}" for axis in AXES]
-        else:
-            positions.append(name)
-            velocities.append(f"{name}_velocity")
-        own = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_JOINT, i) == positions[-1]
-        given += [own] * (len(positions) - len(given))
-    return _distinct(positions + velocities, keep=given + [False] * len(velocities)), tuple(quaternions)
-
-
-def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:
-    """A readout's kind, and the number it stands for in the compiled model."""
-    element, name = {
-        BodyPosition: ("BODY", getattr(readout, "body", None)),
-        SitePosition: ("SITE", getattr(readout, "site", None)),
-        MeanVelocity: ("JOINT", getattr(readout, "joint", None)),
-    }.get(type(readout), (None, None))
-    coordinate = getattr(readout, "coordinate", 0)
-    if element is None or not isinstance(name, str) or type(coordinate) is not int:
-        raise InputError(
-            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition and MeanVelocity of a "
-            "name"
-        )
-    kind = element.lower()
-    i = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{element}"), name)
-    if i < 0:
-        number: int = getattr(model, {"BODY": "nbody", "SITE": "nsite", "JOINT": "njnt"}[element])
-        names = [element_name(mujoco, model, element, j) for j in range(number)]
-        raise InputError(
-            f"{where}: readout {key!r} names the {kind} {name!r}, which the model does not have; it has: "
-            f"{', '.join(names) or 'none'}"
-        )
-    if not isinstance(readout, MeanVelocity):
-        return type(readout), i
-    type_of_joint = mujoco.mjtJoint(model.jnt_type[i])
-    free = type_of_joint == mujoco.mjtJoint.mjJNT_FREE
-    if type_of_joint == mujoco.mjtJoint.mjJNT_BALL or not 0 <= readout.coordinate < (3 if free else 1):
-        raise InputError(
-            f"{where}: readout {key!r} wants the mean velocity of coordinate {readout.coordinate} of joint {name!r}; "
-            "accepted is coordinate 0 of a hinge or slide joint, and 0 to 2 of a free joint"
-        )
-    return MeanVelocity, int(model.jnt_qposadr[i]) + readout.coordinate

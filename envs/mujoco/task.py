@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from mage_diffsim.envs.files import source_file
-from mage_diffsim.envs.mujoco.model import Readout, Simulation, load_simulation
+from mage_diffsim.envs.mujoco.loading import load_simulation
+from mage_diffsim.envs.mujoco.model import Readout, Simulation
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, unknown_name
 from mage_diffsim.shapes import Float, Tensor
@@ -28,7 +29,7 @@ class MujocoTask(Task):
     Reading anything that comes from the model needs ``mujoco`` (extra ``mjx``).
 
     Raises:
-        InputError: the model does not load, or has what a task cannot use (see :func:`.model.load_simulation`).
+        InputError: the model does not load, or has what a task cannot use (see :func:`.loading.load_simulation`).
         MissingExtra: mujoco is not installed.
     """
 
@@ -42,7 +43,7 @@ class MujocoTask(Task):
     contact_margin: ClassVar[Literal["sum", "maximum"]] = "sum"
     """How the margins of two geoms make the margin of their contact. MuJoCo adds them since 3.5 (``sum``); earlier
     versions, the paper's among them, took the larger one. ``maximum`` restores that by an edit of the model, which all
-    backends then share; it is exact, and refused where no edit can be (see :func:`.model.load_simulation`)."""
+    backends then share; it is exact, and refused where no edit can be (see :func:`.loading.load_simulation`)."""
     position_noise: ClassVar[float] = 0.0
     """:meth:`reset` adds a number uniform in +- this to every component of the model's initial qpos."""
     velocity_noise: ClassVar[float] = 0.0

@@ -15,7 +15,7 @@ pytest.importorskip("mujoco.mjx")
 
 from mage_diffsim.bridges.jax import load_jax, x64  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step  # noqa: E402
-from mage_diffsim.envs.mujoco.model import load_simulation  # noqa: E402
+from mage_diffsim.envs.mujoco.loading import load_simulation  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.geom_pairs import PAIRS, batch, mjcf  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402

@@ -14,7 +14,8 @@ from gymnasium.utils.env_checker import check_env
 import mage_diffsim.envs.gymnasium_env  # noqa: F401  (registers the environments)
 from mage_diffsim.envs import make_task, rollout
 from mage_diffsim.envs import mujoco as mujoco_backend
-from mage_diffsim.envs.mujoco.model import colliding_geoms, find
+from mage_diffsim.envs.mujoco.loading import find
+from mage_diffsim.envs.mujoco.model import colliding_geoms
 from tests.envs.mujoco_tasks import TASKS, physics_of
 
 PAPER_MODELS = {"Walker2d": "walker2d.xml", "Pusher": "pusher.xml"}
