@@ -131,9 +131,9 @@ def _load_step() -> Any:
     """
     if importlib.util.find_spec("mujoco.mjx") is None:
         raise missing_extra("mujoco-mjx", "mjx")
-    from mage_diffsim.envs.mjx import step
+    from mage_diffsim.envs.mjx import private, step
 
-    missing = step.missing_names()
+    missing = private.missing_names()
     if missing:
         raise ImportError(missing[0])
     return step

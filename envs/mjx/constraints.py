@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mage_diffsim.envs.mjx.contacts import Group
+from mage_diffsim.envs.mjx.private import private
 from mage_diffsim.envs.mjx.solver import Cones
 from mage_diffsim.envs.mujoco.impedance import Impedance, spring
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
@@ -78,21 +79,20 @@ class Constraints:
         self.quadratic = sum(active.sum() for _, _, active in self._equalities) + len(self._lossy_dofs)
         self.quadratic = int(self.quadratic + len(self._lossy_tendons))
 
-    def rows(self, m: Any, d: Any, private: Callable[[str, str], Any]) -> tuple[Rows, Array | None, Cones | None]:
+    def rows(self, m: Any, d: Any) -> tuple[Rows, Array | None, Cones | None]:
         """The rows; friction (mu, then 5 coefficients) [k, 6] and rows of the elliptic contacts, if there are any.
 
         Args:
             m, d: MJX's model and data, up to the tendons and the mass matrix.
-            private: gives names that MJX does not export.
         """
         parts = [
-            *self._equality_rows(m, d, private),
+            *self._equality_rows(m, d),
             *self._friction_rows(d),
-            *self._ball_limits(d, private),
+            *self._ball_limits(d),
             *self._joint_limits(d),
             *self._tendon_limits(d),
         ]
-        contacts, friction, cones = self._contact_rows(m, d, private, sum(part.jacobian.shape[0] for part in parts))
+        contacts, friction, cones = self._contact_rows(m, d, sum(part.jacobian.shape[0] for part in parts))
         parts += contacts
         if not parts:
             empty = jnp.zeros(0, d.qvel.dtype)
@@ -114,7 +114,7 @@ class Constraints:
         friction = jnp.zeros_like(position) if loss is None else jnp.asarray(loss, kind)
         return Rows(jacobian, reference, 1.0 / regular, friction)
 
-    def _equality_rows(self, m: Any, d: Any, private: Callable[[str, str], Any]) -> list[Rows]:
+    def _equality_rows(self, m: Any, d: Any) -> list[Rows]:
         model, rows = self.model, []
         of_joints = "_efc_equality_joint", "_efc_equality_tendon"
         weights = model.dof_invweight0[model.jnt_dofadr], model.tendon_invweight0
@@ -155,7 +155,7 @@ class Constraints:
                 rows.append(self._made(d, jacobian[which], still, weight[which], impedance, loss[which]))
         return rows
 
-    def _ball_limits(self, d: Any, private: Callable[[str, str], Any]) -> list[Rows]:
+    def _ball_limits(self, d: Any) -> list[Rows]:
         model, which = self.model, self._limited_balls
         if not len(which):
             return []
@@ -228,9 +228,7 @@ class Constraints:
         active = position < 0.0
         return self._made(d, jacobian * active[:, None], jnp.where(active, position, 0.0), weight, impedance)
 
-    def _contact_rows(
-        self, m: Any, d: Any, private: Callable[[str, str], Any], first: int
-    ) -> tuple[list[Rows], Array | None, Cones | None]:
+    def _contact_rows(self, m: Any, d: Any, first: int) -> tuple[list[Rows], Array | None, Cones | None]:
         """The rows of all contacts; ``first`` rows come before them."""
         elliptic = self.model.opt.cone == load_mujoco().mjtCone.mjCONE_ELLIPTIC
         rows, frictions, starts, dims = [], [], [], []
@@ -244,7 +242,7 @@ class Constraints:
             def parameter(name: str, groups: list[Group] = groups) -> np.ndarray:
                 return np.concatenate([np.repeat(getattr(g, name), g.slots, axis=0) for g in groups])
 
-            moved = _relative_motion(m, d, private, position, parameter("bodies"), dim)
+            moved = _relative_motion(m, d, position, parameter("bodies"), dim)
             along = jnp.einsum("kij,kjv->kiv", frame, moved[:, :3])
             if dim > 3:
                 along = jnp.concatenate([along, jnp.einsum("kij,kjv->kiv", frame, moved[:, 3:])], axis=1)
@@ -305,9 +303,7 @@ class Constraints:
         return Rows(flat, reference.reshape(-1), 1.0 / regular.reshape(-1), jnp.zeros(len(flat), kind))
 
 
-def _relative_motion(
-    m: Any, d: Any, private: Callable[[str, str], Any], position: Array, bodies: np.ndarray, dim: int
-) -> Array:
+def _relative_motion(m: Any, d: Any, position: Array, bodies: np.ndarray, dim: int) -> Array:
     """Velocity of the second body's point less the first's by qvel [k, 3, nv], and the angular one from dim 4 on."""
     jac = jax.vmap(private("support", "jac"), in_axes=(None, None, 0, 0))
     (one, turn1), (other, turn2) = (jac(m, d, position, jnp.asarray(body)) for body in bodies.T)

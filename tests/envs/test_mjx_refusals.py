@@ -10,7 +10,7 @@ jax = pytest.importorskip("jax")
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 from mage_diffsim.bridges.jax import load_jax  # noqa: E402
-from mage_diffsim.envs.mjx import MjxPhysics, _load_step  # noqa: E402
+from mage_diffsim.envs.mjx import MjxPhysics, _load_step, private  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
 from tests.envs.mjx_models import ELLIPTIC, LEG, Fluid, Leg  # noqa: E402
@@ -23,14 +23,13 @@ def test_residuals_of_forward_mode_are_refused():
 
 
 def test_the_private_names_of_mjx_are_there():
-    missing = _load_step().missing_names()
+    missing = private.missing_names()
     assert not missing, "\n".join(missing)
 
 
 def test_a_missing_private_name_is_named(monkeypatch):
-    step = _load_step()
-    monkeypatch.setitem(step.PRIVATE, "smooth", ("no_such_name",))
-    (message,) = step.missing_names()
+    monkeypatch.setitem(private.PRIVATE, "smooth", ("no_such_name",))
+    (message,) = private.missing_names()
     assert "mujoco.mjx._src.smooth.no_such_name" in message
     assert "mujoco-mjx 3." in message
 
