@@ -126,7 +126,7 @@ def _defaults(arguments: list[str]) -> Any:
     Raises:
         InputError: one of the names is unknown, or they do not go together.
     """
-    from mage_diffsim.envs.identity import parse_options
+    from mage_diffsim.envs.identity.options import parse_options
     from mage_diffsim.settings import make_config
 
     found: dict[str, Any] = _given(NAMED, arguments)
@@ -386,7 +386,7 @@ def _check_task(options: CheckTask) -> int:
 
     from mage_diffsim.envs.contract import check_task
     from mage_diffsim.envs.coverage import read_states
-    from mage_diffsim.envs.identity import parse_options
+    from mage_diffsim.envs.identity.options import parse_options
     from mage_diffsim.envs.registry import make_task
 
     _check_writable(options.json)
@@ -429,7 +429,7 @@ def _print_coverage(console: Console, coverage: Any) -> None:
 
 
 def _words(options: dict[str, Any]) -> str:
-    from mage_diffsim.envs.identity import format_options
+    from mage_diffsim.envs.identity.options import format_options
 
     return f"--task-options {shlex.join(format_options(options))}" if options else "no task options"
 
@@ -444,7 +444,7 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
 
     from mage_diffsim.envs.batched import rollout
     from mage_diffsim.envs.coverage import pick
-    from mage_diffsim.envs.identity import options_of
+    from mage_diffsim.envs.identity.options import options_of
     from mage_diffsim.runs import load_trainer
 
     trainer = load_trainer(run_dir, device="cpu")

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mage_diffsim.choices import require_choices
-from mage_diffsim.envs.identity import format_options, is_elsewhere, parse_options, plain
+from mage_diffsim.envs.identity.options import format_options, parse_options, plain
+from mage_diffsim.envs.identity.reference import is_elsewhere
 from mage_diffsim.envs.physics import Residuals, Solver
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.envs.identity import format_options
+from mage_diffsim.envs.identity.options import format_options
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 from mage_diffsim.envs.task import Task
 from mage_diffsim.methods import METHODS

@@ -44,7 +44,9 @@ import mage_diffsim
 from mage_diffsim import columns
 from mage_diffsim.config import HARMLESS, TrainConfig, differences
 from mage_diffsim.doctor import versions
-from mage_diffsim.envs.identity import absolute, changed_parts, options_of, reference_of, sources_of
+from mage_diffsim.envs.identity.options import options_of
+from mage_diffsim.envs.identity.reference import absolute, reference_of
+from mage_diffsim.envs.identity.sources import changed_parts, sources_of
 from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError

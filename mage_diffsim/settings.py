@@ -20,7 +20,9 @@ from mage_diffsim.config import (
     with_tuples,
 )
 from mage_diffsim.effects import LABELS, MISLEADING, require_effect
-from mage_diffsim.envs.identity import absolute, options_of, plain, reference_of, require_reproducible
+from mage_diffsim.envs.identity.options import options_of, plain
+from mage_diffsim.envs.identity.reference import absolute, reference_of
+from mage_diffsim.envs.identity.reproducible import require_reproducible
 from mage_diffsim.envs.physics import Residuals, Solver, backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task

@@ -17,7 +17,7 @@ import torch
 
 from mage_diffsim.config import TrainConfig, differences
 from mage_diffsim.doctor import check_installed
-from mage_diffsim.envs.identity import absolute
+from mage_diffsim.envs.identity.reference import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome, Send

@@ -17,7 +17,7 @@ import torch
 import mage_diffsim.envs.gymnasium_env as gymnasium_env
 from mage_diffsim.bridges import from_jax
 from mage_diffsim.envs import BatchedEnv, Physics, backends_of, make_physics, make_task, task_names
-from mage_diffsim.envs.identity import options_of as options_of_task
+from mage_diffsim.envs.identity.options import options_of as options_of_task
 from mage_diffsim.errors import InputError
 from tests.marks import LARGE, slow_but
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from mage_diffsim.envs import registry
-from mage_diffsim.envs.identity import reference_of, require_reproducible, sources_of
+from mage_diffsim.envs.identity.reference import reference_of
+from mage_diffsim.envs.identity.reproducible import require_reproducible
+from mage_diffsim.envs.identity.sources import sources_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.tasks.pendulum import Pendulum

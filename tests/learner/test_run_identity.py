@@ -14,7 +14,7 @@ import torch
 
 from mage_diffsim.cli import main
 from mage_diffsim.display import show_log
-from mage_diffsim.envs.identity import sources_of
+from mage_diffsim.envs.identity.sources import sources_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError

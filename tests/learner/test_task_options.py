@@ -14,7 +14,7 @@ import torch
 
 from mage_diffsim.cli import main
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.envs.identity import format_options, options_of, parse_options
+from mage_diffsim.envs.identity.options import format_options, options_of, parse_options
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError

@@ -17,7 +17,7 @@ import pytest
 
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.effects import MISLEADING, USES
-from mage_diffsim.envs.identity import absolute
+from mage_diffsim.envs.identity.reference import absolute
 from mage_diffsim.errors import InputError
 from mage_diffsim.hyper import Hyper
 from mage_diffsim.runs import newest_checkpoint, read_config, read_evaluations
