@@ -38,7 +38,7 @@ def load(reference: str) -> Any:
 
 
 def implementation(task: Task, backend: str) -> Any:
-    """What a task lists in ``physics`` for a backend; a module named there may lie beside the task's own file.
+    """Finds what a task lists in ``physics`` for a backend. A module named there may lie beside the task's own file.
 
     Raises:
         InputError: what is listed is text and not of the form module:attribute, or there is no such module or
@@ -70,12 +70,14 @@ def implementation(task: Task, backend: str) -> Any:
 class Physics(abc.ABC):
     """One task's dynamics in one backend.
 
-    Physics keep nothing from one step to the next. ``copy.deepcopy`` and ``pickle`` make them anew, of a copy of the
-    task; unpickled elsewhere they are compiled there.
+    A physics keeps nothing from one step to the next. ``copy.deepcopy`` and ``pickle`` make it again from a copy of the
+    task, so that kernels are compiled where it is unpickled.
 
     ``step`` checks its input, clips the action to [-1, 1] *in torch* (simulators disagree about the derivative at the
-    bound: torch passes the gradient there) and hands it to :meth:`_advance`. A backend is a subclass of the class
-    attributes below and of two methods: :meth:`_build`, which the constructor calls last, and :meth:`_advance`.
+    bound: torch passes the gradient there) and hands both to :meth:`_advance`.
+
+    A backend is a subclass that sets the class attributes below and writes two methods: :meth:`_build`, which the
+    constructor calls last, and :meth:`_advance`.
     """
 
     backend: ClassVar[str]
@@ -83,19 +85,20 @@ class Physics(abc.ABC):
     derivatives: ClassVar[tuple[str, ...]]
     """Derivative sources this backend offers, its default first (see :meth:`derivatives_of`)."""
     accuracy: ClassVar[Mapping[str, float]] = {}
-    """Derivative source to the relative error it makes by design, for sources that are approximations."""
+    """Relative error that a derivative source makes by design, for the sources that are approximations."""
     residual_policies: ClassVar[tuple[str, ...]] = ("recompute",)
-    """What a backward pass may start from: ``recompute`` its forward, or ``keep`` the forward's residuals."""
+    """Residual policies this backend offers: ``recompute`` computes the forward again in the backward pass, ``keep``
+    holds the forward's residuals until then."""
     capturable: ClassVar[bool] = False
-    """Whether a step and its derivative can be held by a CUDA graph: kernels on torch's stream, no look at the host."""
+    """Whether a CUDA graph can hold a step and its derivative: kernels run on torch's stream, the host never waits."""
     solvers: ClassVar[tuple[str, ...]] = ("converged",)
-    """How far the solver of a model's constraints goes: ``converged``, to the solution, so that all backends of a task
-    are one function; or ``model``, as far as the model's own iterations and tolerances let it. Physics without
-    constraints have nothing to solve, and are ``converged``."""
+    """Solver policies this backend offers. ``converged`` solves a model's constraints to the solution, so that all
+    backends of a task are one function; ``model`` stops at the model's own iterations and tolerance. A physics without
+    constraints is ``converged``."""
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
-    """Precisions this backend computes in; None where it leaves that to the task's own code."""
+    """Precisions this backend computes in; None where the task's own code decides."""
     environment_dtype: ClassVar[torch.dtype] = torch.float32
-    """Precision in which this backend serves as the real environment, unless another is asked for."""
+    """Default precision of this backend as the real environment."""
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class Physics(abc.ABC):
         self._build()
 
     def _build(self) -> None:  # noqa: B027  torch needs nothing
-        """Load the backend's package and make what :meth:`_advance` uses. The constructor's arguments are set.
+        """Load the backend's package and make what :meth:`_advance` uses; the constructor's arguments are attributes.
 
         Raises:
             InputError: the backend does not see the device, or does not cover the task.
@@ -170,7 +173,7 @@ class Physics(abc.ABC):
 
     @classmethod  # noqa: B027  most cover every task that names them
     def check_covers(cls, task: Task) -> None:
-        """Whether this backend can simulate the task, where that shows before anything is compiled.
+        """Check that this backend can simulate the task, without compiling anything.
 
         Raises:
             InputError: it cannot; the message names what it does not cover.
@@ -190,7 +193,7 @@ class Physics(abc.ABC):
             )
 
     def _options(self) -> dict[str, Any]:
-        """The constructor's arguments besides the task; a backend that takes others adds them."""
+        """The constructor's arguments besides the task."""
         return {
             "dtype": self.dtype,
             "device": self.device,
@@ -200,7 +203,7 @@ class Physics(abc.ABC):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are made anew from task and options: kernels, buffers and locks cannot be copied."""
+        """Copies and pickles are made from task and options: kernels, buffers and locks cannot be copied."""
         return _made_anew, (type(self), self.task, self._options())
 
     def __repr__(self) -> str:
@@ -239,13 +242,20 @@ def make_physics(
     residuals: str = "recompute",
     solver: str = "converged",
 ) -> Physics:
-    """The physics of ``task`` in the named backend, by default the task's first.
-
-    With the solver ``converged``, the default, all backends of a task are one function. ``model`` stops the solver of a
-    model's constraints where the model says, as Gymnasium's environments do; see :attr:`Physics.solvers`.
+    """Makes the physics of ``task``, whose ``step`` is a torch operation with gradients for state and action.
 
     Settings of the backend's package stay the caller's: JAX has 64-bit types during a call and not after it. The
     exceptions, which leave results as they are, are in :func:`.bridges.jax.load_jax`.
+
+    Args:
+        task: the task, of :func:`.make_task` or of a class of your own.
+        backend: one of :func:`backends_of`; by default the first.
+        dtype: precision of states, actions and gradients.
+        device: where states and actions lie.
+        derivative: one of the backend's derivative sources; by default its first (:meth:`Physics.derivatives_of`).
+        residuals: ``recompute`` or ``keep``, see :attr:`Physics.residual_policies`.
+        solver: ``converged`` makes all backends of a task one function. ``model`` stops the solver of a model's
+            constraints where the model says, as Gymnasium's environments do; see :attr:`Physics.solvers`.
 
     Raises:
         InputError: the task has no such backend, or the backend no such derivative source, residual policy or solver.

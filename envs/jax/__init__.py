@@ -16,11 +16,11 @@ class JaxPhysics(Physics):
     """A task whose ``physics["jax"]`` is ``implementation(task) -> step(state[S], action[A]) -> next_state[S]``.
 
     ``step`` is a pure, jittable JAX function of one environment; it gets the action within [-1, 1] and scales it. It
-    is batched with ``vmap`` and compiled once per number of environments (and once more for the gradient). Both
-    functions run with JAX's 64-bit types on, as :func:`.from_jax` says, and nothing else does.
+    is batched with ``vmap``, and compiled for each number of environments, once for values and once for gradients.
+    ``implementation`` and ``step`` run with JAX's 64-bit types on (see :func:`.from_jax`).
 
-    Derivative sources: ``vjp`` reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences. Residuals can
-    be kept of ``vjp``.
+    Derivative sources: ``vjp`` is reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences. Only
+    ``vjp`` can keep residuals.
 
     Raises:
         InputError: JAX does not see the device, or residuals are to be kept of another source than ``vjp``.

@@ -33,22 +33,22 @@ _logger = logging.getLogger("mage_diffsim")
 class MjxPhysics(Physics):
     """A task whose ``physics["mjx"]`` is ``implementation(task) -> Simulation``, stepped by MJX.
 
-    The equations are MuJoCo C's; the constraint solver is this package's own and converges in every state, so that in
-    float64 a step differs from converged MuJoCo C by rounding only. Contacts and limits are made here as MuJoCo C makes
-    them, whatever custom numbers of the model ask of MJX. Where MuJoCo C counts a state as diverged (a position,
-    velocity or acceleration beyond 1e10) the next state and its derivative are NaN.
+    In float64 a step differs from converged MuJoCo C by rounding only: kinematics and smooth dynamics are MJX's;
+    contacts, limits, integrators and a constraint solver that converges are this package's own. MJX's custom numbers in
+    a model are ignored. Where MuJoCo C counts a state as diverged (a position, velocity or acceleration beyond 1e10)
+    the next state and its derivative are NaN.
 
-    The step is compiled for each number of environments, once for values and once for derivatives; each takes tens of
-    seconds, is logged at level INFO when it happens, and is kept on disk (see :func:`kept_on_disk`). Physics of equal
+    The step is compiled for each number of environments, once for values and once for derivatives. Each compilation
+    takes tens of seconds, is logged at level INFO and is kept on disk (see :func:`kept_on_disk`). Physics of equal
     models share what was compiled in a process.
 
-    Derivative sources: ``implicit`` reverse mode, with the implicit function theorem at the solver's solution; ``jvp``
-    forward mode by columns through the solver's iterations. Residuals can be kept of ``implicit``.
+    Derivative sources: ``implicit`` is reverse mode, with the implicit function theorem at the solver's solution;
+    ``jvp`` is forward mode by columns, through the solver's iterations. Only ``implicit`` can keep residuals.
 
     Raises:
-        InputError: MJX does not support the model, or steps it otherwise than MuJoCo C; the message names what and
-            offers backend mujoco, and :meth:`check_covers` gives the same one. JAX does not see the device, the dtype
-            is not float32 or float64, or residuals are to be kept of ``jvp``.
+        InputError: MJX does not support the model, or steps it otherwise than MuJoCo C (the message says what, as that
+            of :meth:`check_covers` does); JAX does not see the device; the dtype is neither float32 nor float64; or
+            residuals of ``jvp`` are to be kept.
         MissingExtra: jax or mujoco-mjx is not installed.
         ImportError: the installed mujoco-mjx lacks a private name that is used here.
     """
@@ -79,15 +79,15 @@ class MjxPhysics(Physics):
 
 _keeping = threading.Lock()
 _inside = 0
-"""How many callers are within :func:`kept_on_disk`, of those that found no folder of JAX's own."""
+"""Number of callers inside :func:`kept_on_disk` that found no folder of JAX's own."""
 
 
 @contextlib.contextmanager
 def kept_on_disk() -> Iterator[None]:
-    """What is compiled within is kept in ``mage_diffsim/jax`` of the user's cache folder, unless JAX has a folder.
+    """A context in which JAX keeps what it compiles in ``mage_diffsim/jax`` of the user's cache folder.
 
-    ``JAX_COMPILATION_CACHE_DIR`` and JAX's own configuration come first. JAX decides what is worth keeping: by default
-    what took more than a second. Outside, JAX keeps what it kept before.
+    A folder named by ``JAX_COMPILATION_CACHE_DIR`` or by JAX's own configuration comes first. JAX decides what is worth
+    keeping: by default what took more than a second.
     """
     global _inside
     with _keeping:
@@ -142,8 +142,8 @@ def _load_step() -> Any:
 def forget_compilations() -> None:
     """Drop all compiled steps from memory; on disk they stay.
 
-    Every compiled function maps pieces of memory, whose number the operating system limits per process: one that goes
-    through a dozen models reaches the limit, and compilation then fails for want of memory.
+    Every compiled function maps pieces of memory, and the operating system limits their number per process. A process
+    that goes through a dozen models reaches the limit, and compilation then fails for want of memory.
     """
     with _ops_lock:
         _ops.clear()

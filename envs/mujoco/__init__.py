@@ -1,4 +1,4 @@
-"""MuJoCo C: what the other backends are compared with, the real environment, and a correct oracle on a CPU."""
+"""MuJoCo C as physics: the reference for the other backends, the real environment, and a correct oracle on a CPU."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from mage_diffsim.shapes import Float, Tensor
 ROWS = 1024
 """Environments stepped by one call into MuJoCo; more are stepped in turn."""
 SUSPECT = 1e3, 1e6
-"""An environment step that starts or ends with a larger velocity, or has a larger acceleration at a simulator step (SI
-units), may have been beyond LARGEST on the way: it is done again to see."""
+"""Velocity and acceleration (SI units) beyond which an environment step is done again, to see whether it passed
+LARGEST on the way."""
 
 
 @final
 class MujocoPhysics(Physics):
     """A task whose ``physics["mujoco"]`` is ``implementation(task) -> Simulation``, stepped by MuJoCo C.
 
-    Everything inside is float64 on the CPU, on as many threads as torch uses; float32 tensors and CUDA tensors are
-    converted on the way in and out. Values and their differences are of one function: with solver ``converged`` that of
-    the other backends, with ``model`` Gymnasium's environment's (to 1e-12 from one state). A model whose own settings
-    are far from the converged solution is named in a warning. A row that C warns of as unstable (a component of qpos,
-    qvel or qacc that is not finite or beyond 1e10) is NaN.
+    It computes in float64 on the CPU, on as many threads as torch uses; float32 tensors and CUDA tensors are converted
+    on the way in and out. With solver ``converged`` a step is that of the other backends; with ``model`` it is that of
+    Gymnasium's environment, to 1e-12. A warning names a model whose own settings are far from the converged solution.
+    A row that C warns of as unstable (a component of qpos, qvel or qacc that is not finite or beyond 1e10) is NaN.
 
-    Derivative sources: ``fd`` central differences over action and state; ``fd-forward`` forward differences over the
-    action, for half the price, and central ones over the state; steps: :attr:`.task.MujocoTask.difference_steps`.
+    Derivative sources: ``fd`` takes central differences over action and state; ``fd-forward`` takes forward differences
+    over the action, for half the price. Their steps are :attr:`.task.MujocoTask.difference_steps`.
 
     Raises:
         InputError: a dtype other than float32 and float64, an unknown solver, or a model that a task cannot use.
@@ -84,7 +83,7 @@ class _Stepper:
             name: self._batch.bind(name)
             for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "qacc", "xpos", "site_xpos")
         }
-        # Positions of bodies lag one substep behind the state unless they are computed anew.
+        # Positions of bodies are those before the last simulator step unless they are computed again.
         positions = bool(simulation.bodies or simulation.sites)
         self._stage = mujoco.mjtStage.mjSTAGE_POS if positions else mujoco.mjtStage.mjSTAGE_NONE
         self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
@@ -118,7 +117,7 @@ class _Stepper:
         for i in np.flatnonzero(~calm):
             if self._warns(start[i], velocity[i], control[i], qpos[i], qvel[i]):
                 state[i] = np.nan
-        # MuJoCo takes a control that is not finite for none at all.
+        # MuJoCo sets all controls to 0 where one is not finite.
         state[~np.isfinite(control).all(axis=1)] = np.nan
         return state
 

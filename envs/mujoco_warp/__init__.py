@@ -1,4 +1,4 @@
-"""MuJoCo Warp, DeepMind's and NVIDIA's port of MuJoCo to Warp: a forward step without gradients, to compare with."""
+"""MuJoCo Warp (DeepMind's and NVIDIA's port of MuJoCo to Warp) as physics, to compare with: it has no gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mage_diffsim.errors import InputError, missing_extra
 from mage_diffsim.shapes import Float, Tensor
 
 KEPT = 4
-"""Numbers of worlds whose memory is kept at once."""
+"""Different numbers of worlds whose memory is kept at once."""
 STEP = 5e-3
 """Step of differences over the action and the state: the cube root of float32's precision."""
 
@@ -27,11 +27,11 @@ STEP = 5e-3
 class MujocoWarpPhysics(Physics):
     """A task whose ``physics["mujoco-warp"]`` is ``implementation(task) -> Simulation``, stepped by MuJoCo Warp.
 
-    float32 only, by finite differences only: 2 A further worlds a step for the action. Over the action those are usable
-    (errors of 1e-3 and less); over the state float32 leaves percents, and stiff contacts more. On a CPU its kernels
-    take a minute to compile and are slow: it is there for comparison, and for a GPU.
+    It is there for comparison, on a GPU: on a CPU its kernels take a minute to compile and are slow. It has float32
+    only, and derivatives by finite differences only, which take 2 A further worlds a step. Over the action they are
+    usable (errors of 1e-3 and less); over the state float32 leaves errors of percents, and of more in stiff contacts.
 
-    Derivative sources: ``fd`` central differences, ``fd-forward`` forward differences over the action.
+    Derivative sources: ``fd`` takes central differences, ``fd-forward`` forward differences over the action.
 
     Raises:
         InputError: a dtype other than float32, a device that Warp does not see, or a model that MuJoCo Warp refuses.
@@ -121,7 +121,7 @@ class _Stepper:
             warp.to_torch(data.time).zero_()
             for _ in range(self.simulation.frame_skip):
                 mujoco_warp.step(self._model, data)
-            if self.simulation.bodies or self.simulation.sites:  # they lag one substep behind the state
+            if self.simulation.bodies or self.simulation.sites:  # else they are those before the last simulator step
                 mujoco_warp.kinematics(self._model, data)
             end = (views[n] for n in ("qpos", "qvel", "xpos", "site_xpos"))
             return self.simulation.assemble(*end, qpos, torch.cat)  # pyright: ignore[reportCallIssue]

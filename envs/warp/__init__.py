@@ -21,22 +21,23 @@ from mage_diffsim.shapes import Float, Tensor
 
 @final
 class WarpPhysics(Physics):
-    """A task whose ``physics["warp"]`` is ``implementation(task)``: a model or a maker of hand-written kernels.
+    """A task whose ``physics["warp"]`` is an ``implementation(task)`` that returns a model or hand-written kernels.
 
-    A model (``Simulation``, for every :class:`.MujocoTask`) is compiled to one fused kernel per environment step (see
-    :mod:`.compiler`): on a CPU a SIMD vector of environments at a time on as many threads as torch uses, on a GPU one
-    environment a thread. A state whose constraint solver does not converge gives NaN, which the learner's guards
-    report. Otherwise it is ``(dtype) -> WarpOp`` from (state, action) to state, whose kernels get the action within
-    [-1, 1] and scale it. Kernels are compiled and loaded for the device here, so that steps can be captured in a CUDA
-    graph at once.
+    * A model (``Simulation``, of every :class:`.MujocoTask`) is compiled to one fused kernel per environment step (see
+      :mod:`.compiler`). On a CPU a kernel steps a SIMD vector of environments at a time, on as many threads as torch
+      uses; on a GPU one environment a thread. A state whose constraint solver does not converge gives NaN, which the
+      learner's guards report.
+    * Hand-written kernels are ``(dtype) -> WarpOp``, from (state, action) to state. They get the action within [-1, 1]
+      and scale it.
 
-    Derivative sources: ``adjoint`` the adjoint kernel; for models also ``jvp``, tangents, one sweep per component; for
-    hand-written kernels also ``fd``, central differences.
+    The constructor compiles and loads the kernels, so that steps can be captured in a CUDA graph at once.
+
+    Derivative sources: ``adjoint`` is the adjoint kernel. Models also have ``jvp``, a sweep of tangents per component;
+    hand-written kernels also have ``fd``, central differences.
 
     Raises:
-        InputError: Warp does not see the device, the dtype is not float32 or float64, or the compiler does not cover
-            the model or would take too long for it (:mod:`.compiler.cost`); the message names what, with the numbers,
-            and offers other backends.
+        InputError: Warp does not see the device; the dtype is neither float32 nor float64; or the compiler does not
+            cover the model, or would take too long for it (:mod:`.compiler.cost`).
         MissingExtra: warp is not installed.
     """
 
