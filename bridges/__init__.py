@@ -1,6 +1,7 @@
-"""Arrays and gradients across frameworks: any operation implemented outside torch as a torch operation.
+"""Makes operations written outside torch (in JAX, as Warp kernels, as any function) torch operations with gradients.
 
-Knows nothing of learning or physics. Importing it imports neither jax nor warp; each is imported when first used.
+The bridges know nothing of learning or physics. Importing them imports neither jax nor warp; each is imported when it
+is first used.
 """
 
 from mage_diffsim.bridges.columns import ColumnsOp

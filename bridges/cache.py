@@ -26,12 +26,12 @@ def user_cache() -> Path | None:
 
 @functools.cache
 def usable_folder(wanted: Path | None, purpose: str, remedy: str) -> Path:
-    """``wanted``, made where it is missing; where it cannot be written, a temporary folder and one logged warning.
+    """Returns ``wanted``, made where it is missing; if it is not writable, a temporary folder, and logs a warning.
 
-    The temporary folder serves until the process ends, and asking again for the same gives the same.
+    The temporary folder lasts until the process ends. A second call with the same arguments returns the same folder.
 
     Args:
-        wanted: None where there is not even a name for it.
+        wanted: the folder; None where there is not even a name for it.
         purpose: what is kept in the folder, as the warning says.
         remedy: the environment variable that names another folder.
 
@@ -55,7 +55,7 @@ def usable_folder(wanted: Path | None, purpose: str, remedy: str) -> Path:
 
 
 def _why_unusable(folder: Path) -> str | None:
-    """Found out by writing: permissions say nothing of a read-only disk, and everything is allowed to root."""
+    """Why the folder cannot be written, found out by writing: root and read-only disks make permissions useless."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -68,6 +68,6 @@ def _why_unusable(folder: Path) -> str | None:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    """A child that was forked leaves its parent's folder alone."""
+    """Remove the folder, unless this process is a forked child of its owner."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Gradients from Jacobian columns: what a simulator that offers d next_state / d action supplies."""
+"""Torch gradients from Jacobian columns, such as the d next_state / d action that a simulator supplies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ColumnsOp(Op):
 
     Args:
         function: ``function([N, K1], ..., [N, A]) -> [N, S]`` on plain tensors.
-        columns: same arguments, returns d output / d last input, shape [N, S, A].
+        columns: function of the same arguments that returns d output / d last input, shape [N, S, A].
         others: what happens when another input needs a gradient: ``"refuse"`` raises in the backward pass, ``"fd"``
             uses central differences of ``function`` for it.
         name: what error messages call the operation.

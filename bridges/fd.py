@@ -1,4 +1,4 @@
-"""Derivatives by finite differences, for an operation that offers no other."""
+"""Derivatives by finite differences, for an operation that has no others."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class FiniteDifference(Op):
     """An operation on rows, ``function([N, K1], [N, K2], ...) -> [N, D]``, differentiated by finite differences.
 
     Row n of the output may depend on row n of the inputs only. A backward pass evaluates the function once, on
-    2 K N rows, K being the columns of the inputs that need a gradient; a one-sided input costs half of its share, and
-    one evaluation at the inputs themselves.
+    2 K N rows, where K counts the columns of the inputs that need a gradient. One-sided inputs need half of their rows,
+    and N more for the inputs themselves.
 
     Args:
         function: what is differentiated, on plain tensors.
-        step: absolute step, in the unit of the input, for all inputs or one for each; None takes the cube root of the
+        step: absolute step in the unit of the input, for all inputs or one for each. None takes the cube root of the
             dtype's machine epsilon, which balances truncation against rounding for quantities of order one.
         one_sided: numbers of the inputs that take forward differences instead of central ones.
         name: what error messages call the operation.

@@ -1,4 +1,4 @@
-"""JAX in a forked process: the child inherits JAX's state and none of its threads, and would wait for them for ever."""
+"""Refuses JAX in a forked process: the child inherits JAX's state without its threads and would wait for ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _inherited = False
 
 
 class ForkedJax(InputError):
-    """JAX was asked for in a process forked from one in which it was running."""
+    """JAX was asked for in a process that was forked from one in which it was running."""
 
 
 def check_not_forked() -> None:

@@ -1,7 +1,4 @@
-"""JAX functions as torch functions: DLPack views in and out, jitted forward, jitted pull-back.
-
-The pull-back recomputes the forward, or takes what a forward that keeps its residuals left it.
-"""
+"""JAX functions as torch functions: arrays cross as DLPack views, forward and pull-back are jitted."""
 
 from __future__ import annotations
 
@@ -24,17 +21,18 @@ from mage_diffsim.shapes import Float, Tensor
 DERIVATIVES = ("vjp", "jvp")
 """How a JAX function can be differentiated here: reverse mode, or forward mode column by column."""
 RESIDUALS = ("recompute", "keep")
-"""What a backward pass starts from: the inputs, from which it recomputes the forward, or what the forward kept."""
+"""What a backward pass starts from: ``recompute`` from the inputs, ``keep`` from what the forward kept."""
 
 
 @functools.cache
 def load_jax() -> Any:
     """The ``jax`` module, imported on the first call.
 
-    Of JAX's settings for the whole process two are made here, because JAX reads them once, when it first computes. Both
-    leave results as they are, and give way to the environment variables of the same purpose:
-    ``JAX_CPU_ENABLE_ASYNC_DISPATCH`` (here off: a call on the CPU returns when it has computed) and, where torch sees a
-    GPU, ``XLA_PYTHON_CLIENT_PREALLOCATE`` (here false: JAX leaves torch its share of the GPU's memory).
+    It makes two settings for the whole process, because JAX reads them once, when it first computes. Neither changes
+    results, and an environment variable of the same name wins:
+
+    * ``JAX_CPU_ENABLE_ASYNC_DISPATCH`` is off: a call on the CPU returns when it has computed.
+    * ``XLA_PYTHON_CLIENT_PREALLOCATE`` is false where torch sees a GPU: JAX leaves torch its share of the memory.
 
     Raises:
         ForkedJax: this process was forked from one in which JAX was running.
@@ -55,16 +53,16 @@ def load_jax() -> Any:
 
 
 def x64() -> contextlib.AbstractContextManager[Any]:
-    """Within it JAX has 64-bit types, whatever the caller's ``jax_enable_x64``, which is left as it is.
+    """A context in which JAX has 64-bit types; the caller's ``jax_enable_x64`` is the same afterwards.
 
-    It holds for the thread that enters it, so every call into JAX enters it anew: torch runs backward passes in threads
+    It holds for the thread that enters it. Every call into JAX enters it, because torch runs backward passes in threads
     of its own.
     """
     return load_jax().enable_x64(True)
 
 
 def check_device(device: torch.device, name: str) -> None:
-    """Raise unless JAX has devices of this kind; ``name`` is what the message calls the asker.
+    """Refuse a CUDA device where JAX has none; ``name`` begins the message.
 
     Raises:
         InputError: a CUDA device, and JAX sees none.
@@ -78,9 +76,9 @@ def check_device(device: torch.device, name: str) -> None:
 
 
 def to_jax(x: Float[Tensor, "..."]) -> Any:
-    """A JAX array of a row-major torch tensor, without its graph.
+    """A JAX array that shares the memory of a row-major torch tensor, without its graph.
 
-    It is a view, except that JAX copies CPU memory that is not 64-byte aligned (an offset view).
+    JAX copies CPU memory that is not 64-byte aligned (an offset view).
 
     Raises:
         InputError: JAX has no such device, or would change the dtype: float64 needs :func:`x64` around it.
@@ -103,8 +101,8 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
 
 
 class _CpuCalls(NamedTuple):
-    """``jax.dlpack.from_dlpack`` and ``torch.from_dlpack`` for CPU memory by the native calls that they end in, at an
-    eighth and a fifth of their time."""
+    """The native calls behind ``jax.dlpack.from_dlpack`` and ``torch.from_dlpack`` for CPU memory, which take an eighth
+    and a fifth of their time."""
 
     to_jax: Callable[[Tensor], Any]
     to_torch: Callable[[Any], Tensor]
@@ -112,7 +110,7 @@ class _CpuCalls(NamedTuple):
 
 @functools.cache
 def _cpu_calls() -> _CpuCalls | None:
-    """They are not public: where one is missing, or does not give a view of the same numbers, the answer is None."""
+    """The native calls, or None where one is missing or does not give a view of the same numbers: they are private."""
     try:
         from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
         from torch._C import _from_dlpack, _to_dlpack  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,20 +160,20 @@ def to_torch(array: Any, device: torch.device) -> Float[Tensor, "..."]:
 def from_jax(
     function: Callable[..., Any], *, derivative: str = "vjp", residuals: str = "recompute", name: str | None = None
 ) -> Op:
-    """A JAX function of arrays as a torch function with gradients for all inputs.
+    """Makes a JAX function of arrays a torch function with gradients for all inputs.
 
-    The function is traced and called with JAX's 64-bit types on, in this thread and for this call alone: arrays that it
-    makes itself (``jnp.ones(3)``) are float64, also where the inputs are float32, unless it says otherwise. The
-    caller's own ``jax_enable_x64`` stays as it is; see :func:`load_jax` for what does change.
+    The function is traced and called with JAX's 64-bit types on, whatever the caller's ``jax_enable_x64`` is. Arrays
+    that it makes itself (``jnp.ones(3)``) are float64 unless it says otherwise, also where the inputs are float32.
 
     Args:
         function: pure and jittable, arrays in, one array out, all of one float dtype. Compiled once per input shape.
         derivative: ``"vjp"`` is reverse mode, for any shapes. ``"jvp"`` is forward mode, one pass per column of the
-            inputs that need a gradient, for a function of rows: [N, K1], [N, K2], ... -> [N, D], where row n of the
-            output depends on row n of the inputs only. It also works where JAX has no reverse mode (while loops).
+            inputs that need a gradient; it works where JAX has no reverse mode (while loops). ``"jvp"`` is for
+            functions of rows, [N, K1], [N, K2], ... -> [N, D], where row n of the output depends on row n of the inputs
+            only.
         residuals: ``"recompute"`` saves the inputs and computes the forward again in the backward pass. ``"keep"`` (of
-            ``"vjp"`` only) computes it once and holds the intermediate values that reverse mode needs until the output
-            is gone; without a gradient to compute, nothing is held.
+            ``"vjp"`` only) computes it once, and holds the intermediate values until the output is gone. Nothing is
+            held where no input needs a gradient.
         name: what error messages call the operation; the function's own name by default.
 
     Raises:
@@ -255,7 +253,7 @@ class _JaxOp(Op):
 
 
 def _to_torch_copy(array: Any, device: torch.device) -> Tensor:
-    """A torch tensor of a JAX array whose memory residuals may share: the caller may edit the one, not the others."""
+    """A torch tensor that the caller may edit, of a JAX array whose memory residuals may share."""
     y = to_torch(array, device)
     return y.clone() if device.type == "cpu" else y
 
@@ -317,5 +315,5 @@ def _release_when_read(view: Tensor) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # In a forked child both are to be asked for anew, and to be refused if need be.
+    # A forked child asks for both again, and may be refused them.
     os.register_at_fork(after_in_child=lambda: (load_jax.cache_clear(), _cpu_calls.cache_clear()))

@@ -1,4 +1,4 @@
-"""One differentiable operation computed outside torch, and the pair of autograd Functions that makes it a torch one."""
+"""The base of every bridge: an operation computed outside torch, and the autograd Functions that call it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def indexed(device: torch.device | str) -> torch.device:
-    """A CPU or CUDA device with its number spelled out: "cuda" is the current CUDA device, as tensors on it say.
+    """A CPU or CUDA device with its number, as tensors name it: "cuda" is the current CUDA device.
 
     Raises:
         InputError: it is no device name, or a device of another kind.
@@ -36,10 +36,10 @@ class Op(abc.ABC):
     """``op(*inputs) -> output``, a first-order differentiable torch function of float tensors.
 
     A subclass writes :meth:`forward` and :meth:`vjp` on plain tensors (no autograd graph, contiguous, all of one dtype
-    and device) and is called like a function. Nothing of a call is kept on the object: inputs are saved by autograd,
-    which refuses a backward pass after one of them was edited in place, and the forward is recomputed there. A subclass
-    with ``keeps`` set writes :meth:`forward_keeping` and :meth:`vjp_kept` too and spares that second forward: what it
-    keeps of a call lives until the output is gone.
+    and device) and is called like a function. Autograd saves the inputs, and refuses a backward pass after one of them
+    was edited in place; the backward pass computes the forward again. A subclass that sets ``keeps`` also writes
+    :meth:`forward_keeping` and :meth:`vjp_kept`, which save that second forward: what they keep of a call lives until
+    the output is gone. The object itself keeps nothing of a call.
 
     Second derivatives raise; ``torch.func`` transforms and forward-mode differentiation are refused by torch.
     """
@@ -47,22 +47,22 @@ class Op(abc.ABC):
     name: str
     """What error messages call this operation."""
     keeps: bool = False
-    """Whether a call that wants a gradient keeps residuals for the backward pass, instead of recomputing there."""
+    """Whether a call that needs a gradient keeps residuals for the backward pass instead of recomputing there."""
 
     @abc.abstractmethod
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The output, of the inputs' dtype and device."""
+        """Returns the output, of the inputs' dtype and device."""
 
     @abc.abstractmethod
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        """The cotangent times the Jacobian of the output with respect to each input.
+        """Returns the cotangent times the Jacobian of the output, for each input.
 
         Args:
             inputs: what :meth:`forward` was given.
             cotangent: derivative of a scalar by the output, the output's shape.
-            needs: which inputs want a gradient; at least one does.
+            needs: which inputs need a gradient; at least one does.
 
         Returns:
             one tensor of the input's shape for every needed input, None for the others.
@@ -71,7 +71,7 @@ class Op(abc.ABC):
     def forward_keeping(
         self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."], Any]:
-        """The output, and whatever :meth:`vjp_kept` wants of this call; called where an input needs a gradient.
+        """Returns the output and the residuals for :meth:`vjp_kept`; called where an input needs a gradient.
 
         The residuals may share memory with the inputs, whose edits autograd detects, but not with the output.
         """
@@ -80,15 +80,15 @@ class Op(abc.ABC):
     def vjp_kept(
         self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        """:meth:`vjp` from residuals, which are left as they are: a graph may be differentiated again."""
+        """:meth:`vjp` from residuals. It must not change them: a graph may be differentiated again."""
         raise NotImplementedError
 
     @final
     def __call__(self, *inputs: Any) -> Float[Tensor, "..."]:
-        """The output, with gradients for every input that requires one.
+        """Returns the output, with gradients for every input that requires one.
 
         Args:
-            inputs: float32 or float64 tensors of any layout; whatever else comes in is refused here.
+            inputs: float32 or float64 tensors of any layout.
 
         Raises:
             InputError: no input, a dtype other than float32 and float64, a device other than CPU and CUDA, or inputs
@@ -102,7 +102,7 @@ class Op(abc.ABC):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Op:
-        """The same object: nothing of a call is kept on it, and compiled functions cannot be copied."""
+        """Returns the same object, which keeps nothing of a call: compiled functions cannot be copied."""
         return self
 
     def __repr__(self) -> str:
@@ -111,7 +111,7 @@ class Op(abc.ABC):
 
 def _run(op: Op, inputs: tuple[Any, ...]) -> Tensor:
     _check_inputs(op, inputs)
-    # Within the Function gradients are always off, so whether there will be a backward pass is found out here.
+    # Inside the Function gradients are always off, so whether there will be a backward pass is decided here.
     keeps = op.keeps and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return _Forward.apply(op, keeps, *inputs)
 
@@ -206,7 +206,7 @@ def _check_inputs(op: Op, inputs: tuple[Any, ...]) -> None:
 
 
 def _check_result(op: Op, what: str, y: object, *, like: Tensor, shape: torch.Size | None = None) -> Tensor:
-    """``y``, if it is exactly what torch would have returned: nothing is cast, summed or moved."""
+    """Returns ``y`` if its shape, dtype and device are those torch would have returned: nothing is cast or moved."""
     if not isinstance(y, Tensor):
         raise InputError(f"{op.name}: {what} is a {type(y).__name__}; accepted is one array")
     if y.dtype != like.dtype or y.device != like.device:
@@ -220,7 +220,7 @@ def _check_result(op: Op, what: str, y: object, *, like: Tensor, shape: torch.Si
 
 
 def _plain(x: Tensor) -> Tensor:
-    """The same values without a graph, in row-major layout; a view of ``x`` whenever it has that layout."""
+    """The values of ``x`` without its graph, in row-major layout: a view where ``x`` has that layout."""
     x = x.detach().contiguous()
     if 1 in x.shape:
         # torch calls any stride of a size-1 axis contiguous, but another framework would compile anew for it.

@@ -1,4 +1,4 @@
-"""Which array frameworks work here, and whether arrays reach them without a copy."""
+"""Reports which array frameworks work here, and whether arrays reach them without a copy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mage_diffsim.bridges.warp import load_warp
 
 
 def backend_report() -> dict[str, dict[str, Any]]:
-    """What ``doctor`` prints: one entry each for ``jax`` and ``warp``.
+    """Says for ``jax`` and ``warp`` what ``doctor`` prints. It imports both packages.
 
-    Every entry holds ``version`` (str or None), ``importable`` (bool), ``devices`` (list of str), ``zero_copy`` (the
-    same address both ways; None if it could not be tried) and ``error`` (str or None). Imports both packages.
+    Every entry holds ``version`` (str or None), ``importable`` (bool), ``devices`` (list of str), ``zero_copy`` (bool:
+    arrays keep their address both ways; None if it could not be tried) and ``error`` (str or None).
     """
     return {"jax": _report("jax", _probe_jax), "warp": _report("warp-lang", _probe_warp)}
 

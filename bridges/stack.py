@@ -1,8 +1,8 @@
-"""Native code that needs much stack: run where it is, or on a thread whose stack is large enough.
+"""Runs native code that needs much stack on a thread whose stack is large enough.
 
-A frame that does not fit ends the process with a signal. What is left of a stack cannot be asked for, so a function
-runs on its caller's thread if it needs at most half of that thread's stack, and else on a thread made for it. Stacks
-are mapped when they are touched: a large one costs address space.
+A frame that does not fit ends the process with a signal. What is left of a stack cannot be found out, so a function
+runs on its caller's thread if it needs at most half of that thread's stack, and otherwise on a thread made for it. A
+stack takes memory only where it is touched.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ except ModuleNotFoundError:  # Windows
 T = TypeVar("T")
 
 UNKNOWN = 512 << 10
-"""Bytes of stack of a thread whose system does not tell: the least that a common system gives."""
+"""Bytes of stack assumed where the system does not tell: the least that a common system gives."""
 LARGEST = 1 << 40
-"""What an unlimited stack counts as."""
+"""Bytes that an unlimited stack counts as."""
 
 
 class _Known(threading.local):
@@ -40,7 +40,7 @@ class _Known(threading.local):
 
 _known = _Known()
 _making = threading.Lock()
-"""Held while ``threading.stack_size`` is another than the process's."""
+"""Held while ``threading.stack_size`` differs from the process's."""
 _pools = threading.Lock()
 
 
@@ -71,7 +71,7 @@ def fits(needed: int) -> bool:
 
 
 def on_stack(needed: int, function: Callable[[], T]) -> T:
-    """What the function returns or raises, run with at least this many bytes of stack.
+    """Run the function with at least this many bytes of stack; returns or raises what it does.
 
     Raises:
         InputError: the system refuses a thread with such a stack.
@@ -117,7 +117,7 @@ def _wait(started: threading.Barrier) -> None:
 
 
 def _in_child() -> None:
-    """A forked child has none of its parent's threads, and perhaps locks that they held."""
+    """Forget the parent's threads, which a forked child does not have, and locks that they may hold."""
     global _making, _pools
     _making, _pools = threading.Lock(), threading.Lock()
     _workers.cache_clear()

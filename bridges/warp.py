@@ -22,10 +22,10 @@ from mage_diffsim.errors import InputError, missing_extra
 from mage_diffsim.shapes import Float, Tensor
 
 OWN_STACK = 384 << 10
-"""Bytes of stack that a launch on a CPU takes beside what the kernel's own code does: Warp puts 256 KiB for tiles
-there, used or not."""
+"""Bytes of stack that a launch on a CPU takes besides the kernel's own: Warp puts 256 KiB for tiles there, used or
+not."""
 COMPILER_STACK = 32 << 20
-"""Bytes of stack for the compiler, which descends into expressions."""
+"""Bytes of stack for the compiler, which recurses into expressions."""
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def _start(warp: Any) -> None:
         return str(usable_folder(folder, "what Warp compiles", "WARP_CACHE_PATH"))
 
     def start() -> None:
-        # Without CUDA in torch, Warp's native complaint about a missing CUDA driver is no news.
+        # Without CUDA in torch, Warp's native message about a missing CUDA driver tells the user nothing.
         with contextlib.nullcontext() if torch.cuda.is_available() else _native_stderr_closed():
             warp.init()
 
@@ -62,7 +62,7 @@ def _start(warp: Any) -> None:
         config.kernel_cache_dir = usable(None)
     try:
         start()
-    except OSError:  # it has noted the folder that it could not make
+    except OSError:  # Warp's configuration names the folder that it could not make
         config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
         start()
     config.kernel_cache_dir = usable(Path(config.kernel_cache_dir))
@@ -70,12 +70,12 @@ def _start(warp: Any) -> None:
 
 _level = threading.Lock()
 _before: list[int] = []
-"""Warp's log level as it was, once for every caller of :func:`quiet` that is inside it."""
+"""Warp's own log level, once for every caller inside :func:`quiet`."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what Warp says of loading modules off the console, in all threads; its warnings are shown."""
+    """A context in which Warp loads modules without messages, in all threads; warnings are shown."""
     import warp
 
     with _level:
@@ -92,7 +92,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _native_stderr_closed() -> Iterator[None]:
-    """Drop what native code writes to file descriptor 2, which no Python setting reaches."""
+    """A context that drops what native code writes to file descriptor 2, which no Python setting reaches."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -108,19 +108,20 @@ def check_device(device: torch.device, name: str) -> None:
     """Refuse a CUDA device that Warp does not see.
 
     Raises:
-        InputError: it does not; ``name`` says for what the device was asked.
+        InputError: it does not see it; ``name`` begins the message.
     """
     if device.type == "cuda" and not load_warp().is_cuda_available():
         raise InputError(f"{name}: device {device} was asked for, but Warp sees no CUDA device; use device cpu")
 
 
 def kernel(function: Callable[..., None]) -> Any:
-    """Decorator: ``function`` as a Warp kernel in a module of its own, without the adjoint that Warp would generate.
+    """Decorator that makes a function a Warp kernel in a module of its own, without the adjoint that Warp generates.
 
-    A closure over a dtype gives one kernel per dtype; each is compiled when first loaded and cached on disk. Under
-    ``from __future__ import annotations`` the body must use the dtype too, or the annotations cannot be resolved.
+    A closure over a dtype gives one kernel per dtype. Each is compiled when it is first loaded, and cached on disk.
+    Under ``from __future__ import annotations`` the body must use the dtype too, or Warp cannot resolve the
+    annotations.
     """
-    # Warp reads source and closure of what it is given, so it must not be given a type-checking wrapper.
+    # Warp reads the source and the closure of the function: it must not get a type-checking wrapper.
     return load_warp().kernel(inspect.unwrap(function), enable_backward=False, module="unique")
 
 
@@ -136,7 +137,7 @@ def load_module(kernel: Any, device: torch.device | str) -> None:
 
 
 def launch(kernel: Any, threads: int, arguments: Sequence[Tensor | float | int]) -> None:
-    """Launch a kernel on the tensors' device and torch's current stream, with tensors as arrays that it shares."""
+    """Launch a kernel on the tensors' device and torch's current stream; the tensors are passed without a copy."""
     warp = load_warp()
     device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
     warp.launch(
@@ -162,12 +163,12 @@ def from_warp(
     constants: Sequence[float | int] = (),
     name: str | None = None,
 ) -> WarpOp:
-    """A pair of Warp kernels over rows as a torch function ``([N, K1], [N, K2], ...) -> [N, output_dim]``.
+    """Makes two Warp kernels over rows a torch function ``([N, K1], [N, K2], ...) -> [N, output_dim]`` with gradients.
 
     Args:
         forward: kernel launched over N threads with (inputs..., constants..., output).
-        adjoint: kernel launched over N threads with (inputs..., constants..., cotangent, gradients...), one gradient
-            per input, which it must write (they arrive as zeros). Launched directly: no tape is involved.
+        adjoint: kernel launched over N threads with (inputs..., constants..., cotangent, gradients...). It writes one
+            gradient per input, which arrives as zeros. Warp's tape is not used.
         dtype: the dtype both kernels are compiled for; every array is 2-D of it.
         output_dim: columns of the output.
         constants: scalars passed to both kernels.
