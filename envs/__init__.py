@@ -1,4 +1,4 @@
-"""What a task is (physics, observation, reward, termination, reset) and how to step it.
+"""Tasks (physics, observation, reward, termination, reset), and physics that step them with gradients.
 
 >>> task = make_task("Pendulum")
 >>> physics = make_physics(task, "torch")

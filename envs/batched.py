@@ -1,4 +1,4 @@
-"""Many copies of one task stepped as one tensor on the device, and whole episodes rolled out in one go."""
+"""Steps many environments of one task as one tensor on the device, and rolls out whole episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 
 class Transition(NamedTuple):
-    """What one step of N environments gave, on the physics' device. Each tensor has memory of its own."""
+    """One step of N environments, on the physics' device. Each tensor has memory of its own."""
 
     obs: Float[Tensor, "N O"]
     """Observation the action was chosen in."""
@@ -31,11 +31,11 @@ class Transition(NamedTuple):
     next_state: Float[Tensor, "N S"]
     """Simulator state after the step and before any reset."""
     diverged: Bool[Tensor, " N"]
-    """State, observation or reward are not finite: a row to leave out of training (s' repeats s, reward 0)."""
+    """State, observation or reward were not finite: leave the row out of training (s' repeats s, the reward is 0)."""
 
 
 class Moved(NamedTuple):
-    """One step without a reset; no tensor shares memory with what the step was given, or with another."""
+    """One step without a reset. No tensor shares memory with the step's arguments or with another."""
 
     next_state: Float[Tensor, "N S"]
     """Simulator state after the step; the old one where the step diverged."""
@@ -46,13 +46,13 @@ class Moved(NamedTuple):
     terminated: Bool[Tensor, " N"]
     """The episode ended for good in s'."""
     diverged: Bool[Tensor, " N"]
-    """State, observation or reward are not finite."""
+    """State, observation or reward were not finite."""
 
 
 def advance(
     physics: Physics, state: Float[Tensor, "N S"], obs: Float[Tensor, "N O"], action: Float[Tensor, "N A"]
 ) -> Moved:
-    """One step of physics, observation, reward and termination: the same for every kind of environment and rollout.
+    """Step physics, observation, reward and termination once; every environment and rollout does it by this function.
 
     Args:
         physics: the physics; its task gives observation, reward and termination.
@@ -68,7 +68,7 @@ def advance(
     next_obs = task.observe(next_state)
     reward = task.reward(obs, action, next_obs)
     diverged = ~(next_state.isfinite().all(-1) & next_obs.isfinite().all(-1) & reward.isfinite())
-    # What a task returns may be a view of what it was given, or a tensor that it keeps: each line below copies.
+    # A task may return a view of its argument, or a tensor that it keeps: each line below copies.
     next_state = torch.where(diverged[:, None], state, next_state)
     next_obs = torch.where(diverged[:, None], obs, next_obs)
     terminated = task.terminated(next_obs) & ~diverged
@@ -78,10 +78,10 @@ def advance(
 class BatchedEnv:
     """``n`` environments of one task in one [n, S] state tensor, with same-step automatic reset.
 
-    The environments form ``len(generators)`` equal groups, the run axis: environments ``r * n / R`` to
+    The environments form R = ``len(generators)`` equal groups, the run axis: environments ``r * n / R`` to
     ``(r + 1) * n / R - 1`` draw their resets from ``generators[r]`` alone, so R groups behave exactly as R separate
-    BatchedEnvs would. Physics run without gradients; observation, reward and termination come from the task.
-    All tensors that it gives out are copies: editing one in place changes nothing here. :meth:`reset` sets states.
+    BatchedEnvs would. The physics runs without gradients; observation, reward and termination come from the task.
+    All tensors that it gives out are copies: editing one in place changes nothing here.
 
     Args:
         task: the task; the one ``physics`` was made for.
@@ -198,7 +198,7 @@ class BatchedEnv:
         chosen: Float[Tensor, "K S"],
         elapsed: Int[Tensor, " N"],
     ) -> None:
-        """Go on from ``state`` and ``elapsed``, with the environments of a mask in ``chosen`` states at 0 instead."""
+        """Go on from ``state`` and ``elapsed``; the environments of the mask start in the ``chosen`` states, at 0."""
         state = state.clone()
         state[which] = chosen
         obs = self.task.observe(state).clone()
@@ -234,7 +234,7 @@ class BatchedEnv:
             truncated = (elapsed >= self.horizon) | moved.diverged
             done = moved.terminated | truncated
 
-            # The one place the host waits for the device: how many resets each group needs, and were actions finite.
+            # The host waits for the device here only: how many resets each group needs, and whether actions are finite.
             per_group = done.view(len(self.generators), self.group_size).sum(1)
             *counts, bad_actions = torch.cat((per_group, (~action.isfinite()).sum()[None])).tolist()
             if bad_actions:
@@ -247,7 +247,7 @@ class BatchedEnv:
                 self._begin(done, moved.next_state, self._draw(counts), elapsed)
             else:
                 self._state, self._obs, self._elapsed = moved.next_state.clone(), moved.next_obs.clone(), elapsed
-        # ``state`` and ``obs`` are given away: from here on, nothing in this object refers to them.
+        # The caller owns ``state`` and ``obs`` now: nothing in this object refers to them.
         return Transition(
             obs, moved.next_obs, moved.reward, moved.terminated, truncated, state, moved.next_state, moved.diverged
         )
@@ -325,7 +325,7 @@ def rollout(
 
     Args:
         physics: the physics; its task gives observation, reward and termination.
-        policy: from observations [N, O] to actions [N, A] in [-1, 1]; it gets a copy.
+        policy: function from observations [N, O], of which it gets a copy, to actions [N, A] in [-1, 1].
         initial_state: initial states, [N, S]; converted to the physics' dtype and device.
         horizon: number of steps at most; the task's own by default.
         record: also return the states, observations, actions and rewards of every step.
@@ -348,7 +348,7 @@ def rollout(
     states, observations, actions, rewards = [state], [obs], [], []
     for t in range(horizon):
         running = ~(terminated | diverged)
-        # Asking the device whether all have ended makes the host wait, so it is asked only now and then.
+        # The host waits for this answer, so it asks only every 32 steps.
         if t % 32 == 0 and t and not running.any():
             break
         action = policy(obs.clone()).clone()  # the policy may edit what it was given, and use again what it gave

@@ -1,4 +1,4 @@
-"""Pictures of a state as plain arrays, with numpy alone: enough to see what a policy does."""
+"""Draws a state with numpy alone, well enough to see what a policy does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks in single files: how a file is executed, and how its code finds the modules that lie beside it."""
+"""Executes the file of a task, whose code finds the modules that lie beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 PREFIX = "mage_diffsim_task_"
-"""How the modules made of such files are called in ``sys.modules``; what follows tells file and folder apart."""
+"""Start of the names that these files' modules have in ``sys.modules``; a hash of the path follows."""
 
 
 def source_file(definition: Any) -> Path | None:
@@ -29,12 +29,12 @@ def source_file(definition: Any) -> Path | None:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Execute a file anew, as a module of its own.
+    """Execute a file again, as a module of its own.
 
-    Its code, and that of the modules beside it, imports these modules by their plain names, whenever it runs, as a
-    script would, and never those of another file's folder. They are executed once, and again when one of them has
-    changed. The standard library is never taken from a folder. While the file is executed, the import system finds
-    these modules as well, for what is not an import statement of this code (``importlib.import_module``, say).
+    Its code imports the modules beside it by their plain names, as a script does, whenever it runs; so do those
+    modules. Modules beside another file are never found, and the standard library is never taken from the folder. The
+    modules are executed once, and again when one of them has changed. While the file is executed, the import system
+    finds them too, for calls such as ``importlib.import_module``.
     """
     path = path.resolve()
     _forget_changed(path.parent)
@@ -58,7 +58,7 @@ def load_file(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let the import system find modules of a folder that it finds nowhere else; their names are free again after."""
+    """A context in which the import system finds modules of a folder that it finds nowhere else."""
     known, last = set(sys.modules), _Last(folder)
     sys.meta_path.append(last)
     try:
@@ -70,7 +70,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 class _Last(importlib.abc.MetaPathFinder):
-    """Asked after all others: finds the top-level modules of a folder."""
+    """Finds the top-level modules of a folder that no other finder knows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,8 +88,8 @@ class _Last(importlib.abc.MetaPathFinder):
 
 
 def reduce_class(definition: type) -> str | tuple[Any, ...]:
-    """What pickle keeps of a class: where to import it from; of a class of a task file the file and its name there, so
-    that another process executes the file."""
+    """What pickle keeps of a class: where to import it. For a class of a task file that is the file and the class's
+    name, so that another process executes the file."""
     file = source_file(definition) if definition.__module__.startswith(PREFIX) else None
     if file is None:
         return definition.__qualname__
@@ -101,7 +101,7 @@ def _class_of_file(path: str, module: str, qualname: str) -> Any:
 
 
 def import_beside(definitions: Iterable[Any], name: str) -> ModuleType:
-    """The module of this name as the code of one of these classes or functions would import it, the first's first."""
+    """Import a module as the code of these classes or functions would; the first that finds it decides."""
     top, dot, rest = name.partition(".")
     for definition in definitions:
         folder = _folder_of(sys.modules.get(definition.__module__))
@@ -116,7 +116,7 @@ def _private_name(path: Path) -> str:
 
 
 def _folder_of(module: ModuleType | None) -> Path | None:
-    """Where the absolute imports of a task file's module, or of one beside it, look first."""
+    """The folder where absolute imports of a task file's module, or of one beside it, look first."""
     top = sys.modules.get(module.__name__.partition(".")[0]) if module is not None else None
     if top is None or not top.__name__.startswith(PREFIX):
         return None
@@ -126,7 +126,7 @@ def _folder_of(module: ModuleType | None) -> Path | None:
 
 
 def _beside(folder: Path, top: str) -> str | None:
-    """The private name of a module in a folder; None if it is not there, or if an ordinary import finds this one."""
+    """The private name of a module in a folder; None if it is not there, or if an ordinary import finds the same."""
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return None
     found = importlib.machinery.PathFinder.find_spec(top, [str(folder)])
@@ -151,7 +151,7 @@ def _same_file(a: str, b: str | None) -> bool:
 
 
 def _importer(folder: Path) -> Any:
-    """What an import statement calls in code of this folder."""
+    """The function that import statements call in code of this folder."""
 
     def import_(
         name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
@@ -166,13 +166,13 @@ def _importer(folder: Path) -> Any:
 
 
 _PLACES: dict[str, tuple[str, Path]] = {}
-"""Private name of a module that code beside it has imported to its plain name and its folder."""
+"""Private name of an imported module, to its plain name and its folder."""
 _SOURCES: dict[str, bytes] = {}
-"""Name of a module to what its file held when it was executed."""
+"""Name of a module, to the content of its file when it was executed."""
 
 
 def executed_source(path: Path) -> bytes | None:
-    """What a task file, or one beside it, held when it was executed; None if it is not loaded."""
+    """The content of a task file, or of one beside it, when it was executed; None if it is not loaded."""
     for name, source in _SOURCES.items():
         if name in sys.modules and Path(str(sys.modules[name].__file__)).resolve() == path:
             return source
@@ -183,7 +183,7 @@ class TaskFileLoader(importlib.machinery.SourceFileLoader):
     """Executes task files and the modules beside them."""
 
     def get_code(self, fullname: str) -> Any:
-        """Compiled anew: a cached file of bytecode is told from an edit within the same second by nothing."""
+        """Compile the file again: cached bytecode looks valid after an edit within the same second."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
@@ -191,13 +191,13 @@ class TaskFileLoader(importlib.machinery.SourceFileLoader):
         folder = _folder_of(module)
         assert folder is not None
         _SOURCES[module.__name__] = self.get_data(self.path)
-        # Its own import function: statements that run later, in a function, find the same modules.
+        # An import function of its own: statements that run later, in a function, find the same modules.
         vars(module)["__builtins__"] = vars(builtins) | {"__import__": _importer(folder)}
         super().exec_module(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the private names."""
+    """Finds modules by their private names."""
 
     def find_spec(
         self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""The tasks by name: this project's, those registered by a caller, those of installed packages, those in a file."""
+"""Finds tasks by name: this project's, those a caller registered, those of installed packages, those in a file."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _known() -> dict[str, str | type[Task]]:
 def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
     """Make a task available by its ``name``; usable as a class decorator.
 
-    Defining the same class again replaces it: a file executed anew or imported under another name, a notebook cell run
-    twice. It is the same if its source file is, or its module where there is no file, and its name within that.
+    Defining the same class again replaces it, as when a notebook cell runs twice. It is the same if it has the same
+    name in the same source file, or in the same module where there is no file.
 
     Raises:
         InputError: the definition is incomplete or contradicts itself, or the name is taken by another class and
@@ -61,7 +61,7 @@ def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
 
 
 def _is_definition_of(known: str | type[Task], task: type[Task]) -> bool:
-    """Whether what is known under a name, perhaps not imported yet, is an earlier state of this class."""
+    """Whether what is known under a name, perhaps not imported yet, is an earlier definition of this class."""
     if isinstance(known, str):
         module, _, name = known.rpartition(":")
         try:
@@ -83,7 +83,7 @@ def is_of_this_process(name: str) -> bool:
 
 
 def definition_of(name: str) -> str | type[Task]:
-    """What another process registers to know the task too: the reference of a file, else the class itself.
+    """What another process needs to register the task: a reference to its file, else the class itself.
 
     Raises:
         InputError: no task of this name is registered.
@@ -98,7 +98,7 @@ def definition_of(name: str) -> str | type[Task]:
 
 
 def adopt(name: str, definition: str | type[Task]) -> None:
-    """Register another process' :func:`definition_of` a task, unless this process has registered one of this name."""
+    """Register the :func:`definition_of` a task from another process, unless this one has a task of that name."""
     if not is_of_this_process(name):
         _TASKS[name] = definition
 
@@ -109,9 +109,9 @@ def task_names() -> tuple[str, ...]:
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a registered task, of ``"path/to/file.py:ClassName"`` or of ``"package.module:ClassName"``.
+    """Finds the class of a registered task, of ``"path/to/file.py:ClassName"`` or of ``"package.module:ClassName"``.
 
-    A file is executed anew at every call; its code may import the modules beside it (see :func:`.files.load_file`).
+    A file is executed again at every call; its code may import the modules beside it (see :func:`.files.load_file`).
 
     Raises:
         InputError: no such task, file, module or attribute; or it is not a complete Task.
@@ -127,7 +127,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_class_again(reference: str, cls: type[Task]) -> type[Task]:
-    """As :func:`task_class`, to look at only: what is registered, and the module of ``cls``, stay as they are.
+    """As :func:`task_class`, but the registry and the module of ``cls`` stay as they are.
 
     Raises:
         InputError: see :func:`task_class`.
@@ -143,7 +143,7 @@ def task_class_again(reference: str, cls: type[Task]) -> type[Task]:
 
 
 def make_task(name: str, **options: object) -> Task:
-    """The named task, e.g. ``make_task("Pendulum", clip_order="v0")`` or ``make_task("my_task.py:MyTask")``.
+    """Makes the named task, e.g. ``make_task("Pendulum", clip_order="v0")`` or ``make_task("my_task.py:MyTask")``.
 
     Raises:
         InputError: see :func:`task_class`; or the task does not take these options, needs others, or refuses their
@@ -176,7 +176,7 @@ def make_task(name: str, **options: object) -> Task:
 
 
 def _registered(reference: str) -> type[Task] | None:
-    """The class registered in this process that no import finds: one of a function, or of ``exec``."""
+    """The class registered in this process that no import finds, such as one made in a function or by ``exec``."""
     for cls in _TASKS.values():
         if inspect.isclass(cls) and f"{cls.__module__}:{cls.__qualname__}" == reference:
             found = sys.modules.get(cls.__module__)
@@ -185,7 +185,11 @@ def _registered(reference: str) -> type[Task] | None:
 
 
 def _import(reference: str) -> Any:
-    """The attribute named by ``file.py:Class`` or ``module:Class``; only its absence is turned into an InputError."""
+    """The attribute that ``file.py:Class`` or ``module:Class`` names; its own import errors pass through.
+
+    Raises:
+        InputError: there is no such file, module or attribute.
+    """
     where, _, attribute = reference.rpartition(":")
     if where.endswith(".py"):
         path = Path(where).expanduser().resolve()
@@ -219,13 +223,13 @@ def _import(reference: str) -> Any:
 
 
 def check_definition(task: object) -> None:
-    """Check what can be told about a task class without running it.
+    """Check a task class as far as possible without running it.
 
     Attributes that are properties (a task may read them from a model file) are left to the contract of
-    :mod:`mage_diffsim.envs.contract`; ``name`` may not be one.
+    :mod:`mage_diffsim.envs.contract`; ``name`` may not be a property.
 
     Raises:
-        InputError: the first thing that is missing or contradictory.
+        InputError: an attribute or method is missing or contradicts another; the message names the first.
     """
     if not (inspect.isclass(task) and issubclass(task, Task)):
         raise InputError(f"{task!r} is not a task: give a subclass of mage_diffsim.envs.Task")

@@ -1,4 +1,4 @@
-"""What a task is: observation, reward, termination and reset, written once in torch for every physics backend."""
+"""The base class of tasks: observation, reward, termination and reset, written once in torch for every backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mage_diffsim.envs.files import reduce_class
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 GIVEN = "_options_given"
-"""Where a task keeps the arguments that it was made with: an attribute of its own, so that copies have it too."""
+"""Name of the attribute in which a task keeps the arguments it was made with, so that copies have them too."""
 
 
 class TaskType(abc.ABCMeta):
@@ -31,7 +31,7 @@ class TaskType(abc.ABCMeta):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """That of the constructor, which :meth:`__call__` would hide."""
+        """The constructor's signature, which :meth:`__call__` would hide."""
         if cls.__init__ is object.__init__:
             return inspect.Signature()
         parameters = list(inspect.signature(cls.__init__).parameters.values())
@@ -42,7 +42,7 @@ copyreg.pickle(TaskType, reduce_class)  # pyright: ignore[reportArgumentType]
 
 
 def python_numbers(value: Any) -> Any:
-    """The value with Python's numbers and text for NumPy's, in lists, tuples and dicts too."""
+    """The value with NumPy's numbers and text replaced by Python's, in lists, tuples and dicts too."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (list, tuple):
@@ -125,7 +125,7 @@ class Task(metaclass=TaskType):
 
     @abc.abstractmethod
     def observe(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch O"]:
-        """What actor and critic see."""
+        """The observation, which actor and critic see."""
 
     @abc.abstractmethod
     def reward(
@@ -168,7 +168,7 @@ class Task(metaclass=TaskType):
 
 
 def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torch.Generator) -> Float[Tensor, "n S"]:
-    """``n`` vectors uniform in a box, float64, on the generator's device: what most resets are made of."""
+    """Draws ``n`` vectors uniform in a box, float64, on the generator's device; most resets are made of these."""
     low_t = torch.tensor(low, dtype=torch.float64, device=generator.device)
     high_t = torch.tensor(high, dtype=torch.float64, device=generator.device)
     draw = torch.rand(n, len(low), dtype=torch.float64, device=generator.device, generator=generator)
@@ -176,5 +176,5 @@ def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torc
 
 
 def norm(x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-    """||x||_2 over the last axis, with derivative 0 where x is 0."""
+    """||x||_2 over the last axis; its derivative is 0 where x is 0."""
     return torch.linalg.vector_norm(x, dim=-1)
