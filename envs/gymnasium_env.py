@@ -7,12 +7,12 @@
 
 Without an import statement: ``gymnasium.make("mage_diffsim.envs.gymnasium_env:mage_diffsim/Pendulum-v0")``.
 
-A task of one's own is there after :func:`register_gymnasium`, also in the worker processes of
-``make_vec(..., vectorization_mode="async")``, whatever their start method. Backends that run on JAX need
+Call :func:`register_gymnasium` after registering a task of your own. The worker processes of
+``make_vec(..., vectorization_mode="async")`` know it too, whatever their start method. Backends that run on JAX need
 ``vector_kwargs={"context": "spawn"}`` once JAX has computed something in the process that starts the workers.
 
-The info of every step says under ``diverged`` whether the episode was cut because a state, an observation or a reward
-was not finite; the step then leaves the state as it was and gives reward 0, ``truncated`` and not ``terminated``.
+``info["diverged"]`` of every step says whether the episode was cut because a state, an observation or a reward was not
+finite. Such a step leaves the state as it was, and returns reward 0, ``truncated`` and not ``terminated``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gymnasium.vector.utils import batch_space
 
 from mage_diffsim.bridges.forking import ForkedJax
 from mage_diffsim.envs.batched import BatchedEnv, advance
+from mage_diffsim.envs.identity.options import short
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import adopt, definition_of, is_of_this_process, make_task, task_class, task_names
 from mage_diffsim.envs.task import Task
@@ -42,12 +43,11 @@ Array = np.ndarray
 def register_gymnasium() -> tuple[str, ...]:
     """Register every task as ``mage_diffsim/<Name>-v0``; call it again after registering a task of your own.
 
-    Episodes are limited to the horizon of the task made without options; give ``max_episode_steps`` with options that
-    change it. A task that cannot be imported, or has no horizon without options, is left out with a warning.
+    Episodes end at the horizon of the task made without options; pass ``max_episode_steps`` with options that change
+    it. A task that cannot be imported, or has no horizon without options, is left out with a warning.
 
     Returns:
-        the identifiers registered by this call: new ones, and those of tasks that were defined anew with another
-        horizon.
+        the identifiers registered by this call: new ones, and those of tasks whose horizon has changed.
     """
     registered = []
     for name in task_names():
@@ -79,7 +79,7 @@ def _horizon(name: str) -> int:
     """The horizon of the named task without options.
 
     Raises:
-        InputError: it is none, or only an instance has it and the task cannot be made without options.
+        InputError: it is not one, or only an instance has it and the task cannot be made without options.
         ImportError: the task's module cannot be imported.
     """
     cls = task_class(name)
@@ -119,12 +119,12 @@ class GymEnv(gymnasium.Env[Array, Array]):
     Args:
         task: a task, or a name for :func:`make_task`.
         backend: the task's physics backend; its first one by default.
-        dtype: ``"float32"`` or ``"float64"``, of the physics and of the observations; by default what the backend
-            prefers, float64 for MuJoCo C and float32 for the others.
+        dtype: ``"float32"`` or ``"float64"``, of the physics and of the observations; by default float64 for backend
+            ``mujoco`` and float32 for the others.
         device: where the physics runs.
         render_mode: None or ``"rgb_array"``.
-        solver: of the constraints of MuJoCo models: ``"converged"``, or ``"model"``, as far as the model's own settings
-            go, as in Gymnasium's own environments; see :attr:`.Physics.solvers`.
+        solver: how far the constraints of MuJoCo models are solved: ``"converged"``, or ``"model"`` for the model's own
+            settings, as in Gymnasium's environments; see :attr:`.Physics.solvers`.
         task_options: options of the named task.
 
     Raises:
@@ -148,7 +148,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
         try:
             self.physics = make_physics(self.task, backend, dtype=torch_dtype, device=device, solver=solver)
         except ForkedJax as error:
-            # Of a worker's errors Gymnasium brings only those of reset and step to the process that started it.
+            # Gymnasium passes on only those errors of a worker process that reset and step raise.
             self._refusal = error
         self.render_mode = render_mode
         self.observation_space, self.action_space = _spaces(self.task, torch_dtype)
@@ -199,11 +199,11 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
     """``num_envs`` environments of a task as one :class:`BatchedEnv`, seen through Gymnasium's vector interface.
 
     Environments are reset in the step that ends them (``AutoresetMode.SAME_STEP``): the returned observation is the
-    new episode's first, the old one's last is ``infos["final_obs"]``. ``infos["diverged"]`` is that of the step, also
-    where an episode ended, and stands in ``infos["final_info"]`` too.
+    new episode's first, the old one's last is ``infos["final_obs"]``. ``infos["diverged"]`` belongs to the step, also
+    where an episode ended, and is in ``infos["final_info"]`` too.
 
-    ``reset`` takes the options ``state``, simulator states [N, S] to start from or one [S] for all, and ``reset_mask``,
-    a boolean array [N] of which environments to reset, as Gymnasium's own vector environments do; the others go on.
+    ``reset`` takes two options: ``state``, the simulator states [N, S] to start from or one [S] for all; and
+    ``reset_mask``, a boolean array [N] of the environments to reset, as in Gymnasium's own vector environments.
 
     Args:
         num_envs: number of environments.
@@ -314,7 +314,7 @@ def _options(options: Any, accepted: tuple[str, ...], task: Task) -> dict[str, A
         return {}
     if not isinstance(options, dict):
         raise InputError(
-            f"{task.name}: options is {_short(options)}; accepted are None or a dict of {', '.join(accepted)}"
+            f"{task.name}: options is {short(options)}; accepted are None or a dict of {', '.join(accepted)}"
         )
     for option in options:
         if option not in accepted:
@@ -326,7 +326,7 @@ def _mask(given: Any, n: int, task: Task) -> torch.Tensor:
     mask = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
     if mask.shape != (n,) or mask.dtype != np.bool_ or not mask.any():
         raise InputError(
-            f"{task.name}: options['reset_mask'] is {_short(given)}; accepted is a boolean array of shape ({n},), at "
+            f"{task.name}: options['reset_mask'] is {short(given)}; accepted is a boolean array of shape ({n},), at "
             "least one entry true"
         )
     return torch.as_tensor(mask.copy())
@@ -344,7 +344,7 @@ def _start(
         if asked.isfinite().all():
             return converted
     raise InputError(
-        f"{physics.task.name}: options['state'] is {_short(given)}; accepted are {physics.task.state_dim} finite "
+        f"{physics.task.name}: options['state'] is {short(given)}; accepted are {physics.task.state_dim} finite "
         f"numbers for each state, of shape {accepted}"
     )
 
@@ -353,19 +353,13 @@ def _actions(action: Any, shape: tuple[int, ...], physics: Physics) -> torch.Ten
     given = _floats(action)
     if given is None or given.shape != shape or not np.isfinite(given).all():
         raise InputError(
-            f"{physics.task.name}: action is {_short(action)}; accepted are finite numbers of shape {shape}"
+            f"{physics.task.name}: action is {short(action)}; accepted are finite numbers of shape {shape}"
         )
     return torch.as_tensor(given).to(physics.device, physics.dtype)
 
 
-def _short(value: object) -> str:
-    """A value in one line of an error message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 def _floats(given: Any) -> Array | None:
-    """A float64 copy; None if these are no numbers."""
+    """A float64 copy; None if these are not numbers."""
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
     try:
@@ -375,7 +369,7 @@ def _floats(given: Any) -> Array | None:
 
 
 def _numpy(x: torch.Tensor) -> Array:
-    """A copy the caller may keep and change."""
+    """A copy that the caller may keep and change."""
     return x.detach().cpu().numpy().copy()
 
 

@@ -1,4 +1,4 @@
-"""The compiled code of classes and functions: what stands for their source where there is no file."""
+"""The compiled code of classes and functions, which stands for their source where there is no file."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def vars_of_module(definition: Any) -> Mapping[str, Any]:
 def code_texts(
     codes: Iterable[types.CodeType], names: Mapping[str, Any], without: Collection[str] = ()
 ) -> Iterator[str | bytes]:
-    """What compiled functions do, with the plain values and functions that they use by a global name.
+    """Texts that tell compiled functions apart: their code, and the plain values and functions of their global names.
 
-    Of the names in ``without`` the values do not count.
+    The values of the names in ``without`` do not count.
     """
     todo, seen = list(codes), set()
     while todo:

@@ -18,9 +18,9 @@ RECORDABLE = "numbers, text, true, false, None, and lists or dicts of these"
 
 
 def options_of(task: Task) -> dict[str, Any]:
-    """The options that a task was made with and that differ from their defaults: ``make_task`` takes them again.
+    """The options that a task was made with and that differ from their defaults, as ``make_task`` takes them.
 
-    Lists are tuples in it, and NumPy's numbers plain ones.
+    Lists become tuples, and NumPy's numbers plain ones.
 
     Raises:
         InputError: one of them cannot be recorded, or has no name.
@@ -58,7 +58,7 @@ def _is_default(option: Any, default: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON gives it back, with tuples for lists.
+    """The value as it is after a passage through JSON, with tuples for lists.
 
     Raises:
         TypeError: JSON cannot hold it.
@@ -88,16 +88,16 @@ def is_plain(value: Any) -> bool:
     return True
 
 
-def short(value: Any) -> str:
-    """A value in one line of an error message."""
+def short(value: object) -> str:
+    """A value in at most 60 characters of one line, for an error message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """A task's options from a command line: ``name=value`` each, the value as JSON or else as text.
+    """Reads a task's options from a command line: ``name=value`` each, where the value is JSON or else text.
 
-    True, False and None may be spelt as Python spells them; as text they stand in quotes.
+    True, False and None may be spelt as in Python; quotes around them make them text.
 
     Raises:
         InputError: a word is not of this form, or names an option a second time.
@@ -124,7 +124,7 @@ def _value_of(text: str) -> Any:
 
 
 def format_options(options: Mapping[str, Any]) -> list[str]:
-    """The inverse of :func:`parse_options`."""
+    """Writes options as :func:`parse_options` reads them."""
     return [
         f"{name}={value if isinstance(value, str) and _value_of(value) == value else json.dumps(value)}"
         for name, value in options.items()

@@ -15,11 +15,11 @@ from mage_diffsim.envs.task import Task
 
 
 def reference_of(cls: type[Task]) -> str:
-    """By what ``make_task`` finds a class again.
+    """The text by which ``make_task`` finds a class again.
 
-    The registered name of a task of this package or of an entry point; else ``/path/to/file.py:Class``, or
-    ``package.module:Class``. A class of a notebook, a script or a function gets ``module:Class`` too, by which other
-    processes do not find it (see :func:`is_elsewhere`).
+    That is the registered name of a task of this package or of an entry point, else ``/path/to/file.py:Class`` or
+    ``package.module:Class``. Other processes do not find ``module:Class`` of a notebook, a script or a function (see
+    :func:`is_elsewhere`).
     """
     known = registry._known().get(cls.name)
     module, _, attribute = known.partition(":") if isinstance(known, str) else ("", "", "")
@@ -32,7 +32,7 @@ def reference_of(cls: type[Task]) -> str:
 
 
 def is_elsewhere(reference: str) -> bool:
-    """Whether only the process that defined the class can find it: a notebook's, a script's, a function's, exec's."""
+    """Whether only the process that defined the class finds it: it is of a notebook, a script, a function or exec."""
     module, _, name = reference.rpartition(":")
     if module.endswith(".py") or not module:
         return False
@@ -40,7 +40,7 @@ def is_elsewhere(reference: str) -> bool:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a new process, too, can import a module: ``exec`` makes classes of modules that never existed."""
+    """Whether a new process can import a module: ``exec`` makes classes of modules that never existed."""
     if "." in module and not _is_there(module.rpartition(".")[0]):
         return False
     try:
@@ -50,13 +50,13 @@ def _is_there(module: str) -> bool:
 
 
 def absolute(reference: str) -> str:
-    """A task in a file by its absolute path, so that a run can go on from another folder; others as they are."""
+    """The reference with an absolute path, so that a run can go on from another folder; without a path as it is."""
     file, colon, name = reference.rpartition(":")
     return f"{Path(file).expanduser().resolve()}{colon}{name}" if file.endswith(".py") else reference
 
 
 def file_of(definition: Any) -> Path | None:
-    """The file that a class or function was read from; None also for one executed by ``exec`` in a file's module."""
+    """The file that a class or function was read from; None also if ``exec`` executed it in a file's module."""
     path = source_file(definition)
     codes = [definition.__code__] if isinstance(definition, types.FunctionType) else list(codes_of(definition))
     if path is None or (codes and not any(Path(code.co_filename).resolve() == path for code in codes)):

@@ -18,10 +18,10 @@ from mage_diffsim.errors import InputError
 
 
 def require_reproducible(task: Task) -> None:
-    """Refuse a task that its options do not make again, as its runs could not go on with it.
+    """Refuse a task that its options do not make again: its runs could not go on with it.
 
-    It is made again from its options, and the attributes are compared. Private attributes that are empty in a new task,
-    and in the class, are taken for caches.
+    A second task is made from the options, and the attributes of both are compared. Private attributes that are empty
+    in the new task and in the class are taken for caches.
 
     Raises:
         InputError: an option cannot be recorded, or an attribute was changed after the task was made.
@@ -55,10 +55,10 @@ def require_reproducible(task: Task) -> None:
 
 
 def _require_found_again(task: Task) -> None:
-    """Refuse a task whose class is not what its reference leads to: a run makes its task from that one.
+    """Refuse a task whose class differs from the one that its reference leads to: a run makes its task from that.
 
-    Compared are class attributes, the code of methods, and the plain globals that it uses. A class that its reference
-    does not lead to at all is asked for when the run goes on.
+    Class attributes, the code of methods and the plain globals that it uses are compared. A class that its reference
+    does not lead to passes; it is needed when the run goes on.
 
     Raises:
         InputError: a class was changed after its file was read, or its file or a definition of the same name has.
@@ -83,17 +83,17 @@ def _require_found_again(task: Task) -> None:
 
 
 def _changed_member(cls: type, fresh: type) -> str | None:
-    """What differs between a class and the same one made anew, as the start of a sentence."""
+    """What differs between a class and the same one read again, as the start of a sentence."""
     if cls is fresh:
         return None
     mine, theirs = vars(cls), vars(fresh)
-    # What a loader of its own made of the source, as pytest's rewriting of assert does, is not comparable.
+    # Code from another loader is not comparable: pytest's, for one, rewrites assert.
     loader = getattr(sys.modules.get(cls.__module__), "__loader__", None)
     own = (SourceFileLoader.get_code, TaskFileLoader.get_code)
     comparable = loader is None or getattr(type(loader), "get_code", None) in own
     for name in sorted(mine.keys() | theirs.keys()):
         if name.startswith("__") and name.endswith("__") and not (functions_of(mine.get(name)) and theirs.get(name)):
-            continue  # what Python itself notes of a class
+            continue  # Python's own attributes of a class
         if name.startswith("_") and name in theirs and is_empty(theirs[name]):
             continue  # a cache
         if name not in mine or name not in theirs:

@@ -1,4 +1,4 @@
-"""Whether two values are the same: attributes of two tasks, or members of two readings of one class."""
+"""Compares values: attributes of two tasks, or members of one class read twice from its file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mage_diffsim.envs.mujoco.model import Simulation
 
 
 def alike(a: Any, b: Any, comparable: bool, seen: set[int]) -> bool:
-    """Whether two values say the same, where classes and functions of one file stand for those of its other reading."""
+    """Whether two values mean the same, where classes and functions of one reading of a file equal those of another."""
     if a is b or id(a) in seen:
         return True
     seen.add(id(a))
@@ -70,7 +70,7 @@ def _both_are(kind: Any, a: Any, b: Any) -> bool:
 
 
 def same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
-    """Whether two attributes hold the same, as far as it can be told."""
+    """Whether two attributes hold the same value, as far as that can be found out."""
     if a is b or (id(a), id(b)) in seen:
         return True
     seen.add((id(a), id(b)))

@@ -25,22 +25,22 @@ from mage_diffsim.envs.task import Task
 def sources_of(task: Task) -> dict[str, str]:
     """Digests of everything that decides what a task computes, by the name of the file or part.
 
-    That is the files of its class and of the bases below :class:`Task`, the modules beside them that they import and
-    those named in ``physics``, the MJCF model with the files it includes, and plain class attributes. Comments,
-    docstrings and layout do not count. A class without a file is known by its compiled functions.
+    Parts are: the files of its class and of the bases below :class:`Task`; the modules beside them that they import;
+    the modules named in ``physics``; the MJCF model with the files it includes; plain class attributes. Comments,
+    docstrings and layout do not count. Compiled functions stand for a class without a file.
     """
     return _Sources().of(task)
 
 
 def code_part(name: str) -> str:
-    """The part that stands for a class without a file; bytecode is that of one Python version only."""
+    """The name of the part for a class without a file; another Python version makes other bytecode."""
     return f"class {name} (compiled by Python {'.'.join(platform.python_version_tuple()[:2])})"
 
 
 def changed_parts(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """The parts in which two digests of a task differ."""
     if any("(compiled by" in part for part in was.keys() ^ now.keys()):
-        # another Python made the code, which can then not be compared
+        # Another Python version made the code, so it cannot be compared.
         was, now = ({k: v for k, v in parts.items() if "(compiled by" not in k} for parts in (was, now))
     return sorted(part for part in was.keys() | now.keys() if was.get(part) != now.get(part))
 
@@ -158,7 +158,7 @@ class _Sources:
 
 
 class _Meaning(ast.NodeTransformer):
-    """Drops what does not decide what a file's definitions do: docstrings, and what runs as a script only."""
+    """Drops what does not change a file's definitions: docstrings, and code that runs in a script only."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -171,7 +171,7 @@ class _Meaning(ast.NodeTransformer):
 
 
 def _is_shadowed(root: Path, top: str) -> bool:
-    """Whether a folder without __init__.py gives way to an installed module of this name, as it does in Python."""
+    """Whether Python would import an installed module of this name instead of a folder without __init__.py."""
     if not (root / top).is_dir() or (root / top / "__init__.py").is_file() or (root / f"{top}.py").is_file():
         return False
     try:
@@ -196,7 +196,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _canonical(content: bytes) -> str | bytes:
-    """A model without comments and layout."""
+    """The text of a model without comments and layout."""
     try:
         return xml.etree.ElementTree.canonicalize(content.decode("utf-8-sig"), strip_text=True)
     except (xml.etree.ElementTree.ParseError, UnicodeDecodeError):
