@@ -1,4 +1,4 @@
-"""How far MuJoCo C's constraint solver goes: to the solution, or as far as a model's own settings let it."""
+"""Sets how far MuJoCo C's constraint solver goes, and measures what a model's own settings leave undone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 TOLERANCE = 1e-20
 """Solver tolerance of a converged step: 1e-14 leaves 1e-7 in rare states with elliptic cones, in as many steps."""
 NOTEWORTHY = 1e-4
-"""A model whose own settings leave its steps farther than this from the converged ones is named when it is loaded."""
+"""A warning names a model whose own settings leave its steps farther than this from the converged ones."""
 ROLLOUTS, STEPS = 4, 16
-"""States that :func:`solver_gap` looks at: so many rollouts from the model's initial state, of so many steps each."""
+"""Number of rollouts from the model's initial state that :func:`solver_gap` compares, and of steps in each."""
 LONGEST = 20
-"""Simulator steps of an environment step that it takes at most."""
+"""Simulator steps of an environment step that :func:`solver_gap` takes at most."""
 
 _logger = logging.getLogger("mage_diffsim")
 
@@ -26,25 +26,23 @@ def with_solver(model: Any, solver: str) -> Any:
     """A copy of a ``mujoco.MjModel`` whose constraints are solved as ``solver`` says (see :attr:`.Physics.solvers`)."""
     model = copy.copy(model)
     if solver == "converged":
-        # The problem is convex: Newton's method finds the solution that slower solvers approach.
+        # The problem is convex: Newton's method and slower solvers have one solution.
         model.opt.tolerance, model.opt.solver = TOLERANCE, load_mujoco().mjtSolver.mjSOL_NEWTON
-        # A model made for speed may allow itself a handful of each.
+        # A model made for speed may allow only a handful of each.
         model.opt.iterations = max(model.opt.iterations, 200)
         model.opt.ls_iterations = max(model.opt.ls_iterations, 100)
     return model
 
 
 def solver_gap(simulation: Simulation) -> float:
-    """How far the model's own solver settings leave an environment step (of :data:`LONGEST` simulator steps at most)
-    from the converged one.
+    """How far the model's own solver settings leave an environment step from the converged one.
 
-    Both start from the same states: those of a few rollouts with uniformly random controls, converged, from the model's
-    initial state.
+    Both start from the states of a few converged rollouts with uniformly random controls. A step is of
+    :data:`LONGEST` simulator steps at most. Equal models are measured once per process.
 
     Returns:
         the largest difference of a component of qpos or qvel, relative to max(1, its size); infinite where only the
         model's own step is not finite.
-        Equal models are measured once per process.
     """
     key = simulation.fingerprint
     if key not in _gaps:
@@ -53,7 +51,7 @@ def solver_gap(simulation: Simulation) -> float:
 
 
 _gaps: dict[str, float] = {}
-"""What was measured, by the fingerprint of the simulation."""
+"""Gaps by the fingerprint of the simulation."""
 
 
 def _measured(simulation: Simulation) -> float:
@@ -84,15 +82,15 @@ def _measured(simulation: Simulation) -> float:
 
 
 _named: set[str] = set()
-"""Of which models :func:`name_gap` has warned, by the fingerprint of the simulation."""
+"""Fingerprints of the simulations of which :func:`name_gap` has warned."""
 
 
 def name_gap(simulation: Simulation, solver: str) -> None:
     """Warn, once per process, of a model whose :func:`solver_gap` is :data:`NOTEWORTHY`.
 
     Args:
-        simulation: of the model.
-        solver: the one in force.
+        simulation: the model.
+        solver: the solver policy in force.
     """
     gap = solver_gap(simulation)
     if gap <= NOTEWORTHY or simulation.fingerprint in _named:

@@ -24,17 +24,17 @@ from mage_diffsim.errors import InputError, unknown_name
 
 AXES = ("x", "y", "z")
 CONTACT_MARGINS = ("sum", "maximum")
-"""How the margins of two geoms make the margin of their contact: as MuJoCo 3.5 and later combine them, or as earlier
-versions did."""
+"""How the margins of two geoms make the margin of their contact: ``sum`` as in MuJoCo 3.5 and later, ``maximum`` as in
+earlier versions."""
 HIDDEN = {
     "mjSTATE_PLUGIN": "plugins with a state of their own",
     "mjSTATE_PLASTIC": "plastic springs or flexes (springyield, yield)",
 }
-"""Parts of MuJoCo's state that a step reads and changes besides qpos, qvel and what has an error of its own here."""
+"""Parts of MuJoCo's state that a step changes besides qpos and qvel, and that have no refusal of their own below."""
 
 
 def find(mjcf: str, folder: Path) -> Path | None:
-    """The file that ``mjcf`` names (see :attr:`.task.MujocoTask.mjcf`); None if it is the XML itself.
+    """Finds the file that ``mjcf`` names (see :attr:`.task.MujocoTask.mjcf`); None if it is the XML itself.
 
     Raises:
         InputError: there is no such file.
@@ -63,9 +63,9 @@ def load_simulation(
     """Compile a model and read what a task needs from it.
 
     Args:
-        name: of the task, for error messages.
-        mjcf: which model, see :attr:`.task.MujocoTask.mjcf`.
-        folder: where relative paths start.
+        name: the task's name, for error messages.
+        mjcf: the model, see :attr:`.task.MujocoTask.mjcf`.
+        folder: the folder where relative paths start.
         frame_skip: simulator steps per action.
         readouts: name to :data:`Readout`.
         contact_margin: one of :data:`CONTACT_MARGINS`, see :attr:`.task.MujocoTask.contact_margin`.
@@ -213,7 +213,7 @@ def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
 
 
 def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
-    """The actuators' names; one without takes that of the joint it drives, with ``_2`` and so on where it is taken."""
+    """The actuators' names. One without a name takes its joint's, with ``_2`` and so on where that is taken."""
     own = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
     joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
     names = []
@@ -225,7 +225,7 @@ def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
 
 
 def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
-    """The names, all different: of equal ones the later get ``_2``, ``_3``, ...; those to ``keep`` are as given."""
+    """The names, made different: later ones of equals get ``_2``, ``_3``, ...; those to ``keep`` stay as they are."""
     used = {name for name, kept in zip(names, keep, strict=True) if kept}
     found = []
     for name, kept in zip(names, keep, strict=True):
@@ -240,7 +240,7 @@ def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
 def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
     """Names of all positions, then of all velocities, all different; and where quaternions start in qpos.
 
-    The position of a hinge or slide joint that has a name keeps it, whatever other names are made of.
+    The position of a hinge or slide joint that has a name keeps it; other names give way.
     """
     positions: list[str] = []
     given: list[bool] = []
@@ -264,7 +264,7 @@ def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:
-    """A readout's kind, and the number it stands for in the compiled model."""
+    """A readout's kind, and the number of its element in the compiled model."""
     element, name = {
         BodyPosition: ("BODY", getattr(readout, "body", None)),
         SitePosition: ("SITE", getattr(readout, "site", None)),

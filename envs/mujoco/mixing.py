@@ -1,4 +1,4 @@
-"""MuJoCo's constants, and how it mixes the contact parameters of two geoms: for every backend that makes contacts."""
+"""MuJoCo's constants, and its rule for mixing the contact parameters of two geoms, for backends that make contacts."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Mixed(NamedTuple):
 
 
 def kind_of(model: Any, geom: int) -> str:
-    """ "plane", "sphere", ..."""
+    """The kind of a geom: "plane", "sphere", ..."""
     return load_mujoco().mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
 
 
 def mixed(model: Any, g1: int, g2: int) -> Mixed:
-    """The parameters of two geoms of a ``mujoco.MjModel``, as MuJoCo's mj_contactParam mixes them."""
+    """Mixes the parameters of two geoms of a ``mujoco.MjModel`` as MuJoCo's mj_contactParam does."""
     margin = float(model.geom_margin[g1] + model.geom_margin[g2])
     if model.geom_priority[g1] != model.geom_priority[g2]:
         g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2

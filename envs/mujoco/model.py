@@ -1,4 +1,4 @@
-"""A compiled MuJoCo model with what a step needs of it, and the ``mujoco`` package itself."""
+"""Holds a compiled MuJoCo model with what a step needs of it, and imports the ``mujoco`` package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from mage_diffsim.errors import InputError, missing_extra
 
 LARGEST = 1e10
-"""MuJoCo's mjMAXVAL: a state or an acceleration beyond it has diverged, and every backend makes NaN of it."""
+"""MuJoCo's mjMAXVAL: a state or an acceleration beyond it has diverged, and every backend returns NaN for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,9 @@ class Simulation:
     """A compiled model, one environment step long, and its names. Treat it as read only."""
 
     name: str
-    """Of the task, for error messages."""
+    """The task's name, for error messages."""
     model: Any
-    """``mujoco.MjModel``. Controls are not clamped in the simulator (torch clips the action), and an unstable state
-    stays what it is instead of being reset."""
+    """``mujoco.MjModel``, which neither clamps controls (torch clips the action) nor resets an unstable state."""
     frame_skip: int
     readouts: tuple[tuple[type, int], ...]
     """(kind, id of the body or site, or address of the coordinate in qpos), in state order."""
@@ -100,8 +99,8 @@ class Simulation:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for simulations with the same name, model and readouts: what compilations are shared by. Taken of the
-        model as it is now, as a copy may have been changed."""
+        """A hash of name, model and readouts, by which compilations are shared. It is taken of the model as it is now,
+        because a copy may have been changed."""
         mujoco = load_mujoco()
         buffer = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
         mujoco.mj_saveModel(self.model, None, buffer)
@@ -114,13 +113,13 @@ class Simulation:
         return contacts_enabled(self.model) and bool(self.model.npair or colliding_geoms(self.model))
 
     def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
-        """The state ``qpos | qvel | readouts`` of numpy, JAX or torch arrays with any leading axes.
+        """Joins the state ``qpos | qvel | readouts`` from numpy, JAX or torch arrays with any leading axes.
 
         Args:
             qpos, qvel: at the end of the step.
             xpos, site_xpos: all bodies' and sites' positions there, [..., number, 3].
             start: qpos at the beginning of the step.
-            concatenate: the arrays' own.
+            concatenate: the function of the arrays' framework.
         """
         parts = [qpos, qvel]
         for kind, i in self.readouts:
@@ -163,7 +162,7 @@ class Simulation:
 
     @functools.cached_property
     def _stage(self) -> tuple[Any, Any]:
-        """What pictures are made with; an OpenGL context lives as long as the simulation."""
+        """Data and renderer for pictures; their OpenGL context lives as long as the simulation."""
         mujoco = load_mujoco()
         try:
             return mujoco.MjData(self.model), mujoco.Renderer(self.model, 240, 320)
@@ -195,14 +194,14 @@ def load_mujoco() -> Any:
 
 _quiet = threading.Lock()
 _before: list[Any] = []
-"""MuJoCo's logging as it was, once for every caller of :func:`quiet` that is inside it."""
+"""MuJoCo's own logging settings, once for every caller inside :func:`quiet`."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep MuJoCo's warnings off the console and out of a file in the working directory, in all threads.
+    """A context that keeps MuJoCo's warnings, in all threads, off the console and out of the file MUJOCO_LOG.TXT.
 
-    A state that MuJoCo warns about comes back as not finite and is reported by whoever uses it.
+    A state that MuJoCo warns of comes back as not finite, and its user reports it.
     """
     config = load_mujoco().MjLogConfig
     with _quiet:
@@ -226,7 +225,7 @@ def contacts_enabled(model: Any) -> bool:
 
 
 def colliding_geoms(model: Any) -> list[tuple[int, int]]:
-    """Pairs of geoms that MuJoCo's filters let come into contact, the lower type first; explicit pairs apart."""
+    """Pairs of geoms that MuJoCo's filters let touch, the lower type first; explicit pairs are not among them."""
     if not contacts_enabled(model):
         return []
     mujoco = load_mujoco()

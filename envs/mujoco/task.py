@@ -1,4 +1,4 @@
-"""A task whose physics is an MJCF model: what its author declares, and what is read from the model."""
+"""The base class of tasks on MJCF models: what an author declares, and what is read from the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MujocoTask(Task):
     The state is ``qpos | qvel | readouts``. Joints, actuators and their ranges are read from the model; the action in
     [-1, 1] is scaled to each actuator's control range. A *readout* is what the step computes besides the next
     positions and velocities, differentiable in every backend; ``self.readout(state, name)`` finds it in the state.
-    A step starts the constraint solver anew, so the state is all that it depends on.
+    A step depends on the state alone: the constraint solver starts without memory of earlier steps.
 
     Reading anything that comes from the model needs ``mujoco`` (extra ``mjx``).
 
@@ -39,11 +39,11 @@ class MujocoTask(Task):
     frame_skip: ClassVar[int]
     """Simulator steps per action; ``dt`` is this many timesteps of the model."""
     readouts: ClassVar[Mapping[str, Readout]] = {}
-    """Name to what is read out: :class:`BodyPosition`, :class:`SitePosition` or :class:`MeanVelocity`."""
+    """Name to readout: :class:`BodyPosition`, :class:`SitePosition` or :class:`MeanVelocity`."""
     contact_margin: ClassVar[Literal["sum", "maximum"]] = "sum"
-    """How the margins of two geoms make the margin of their contact. MuJoCo adds them since 3.5 (``sum``); earlier
-    versions, the paper's among them, took the larger one. ``maximum`` restores that by an edit of the model, which all
-    backends then share; it is exact, and refused where no edit can be (see :func:`.loading.load_simulation`)."""
+    """How the margins of two geoms make the margin of their contact. ``sum`` adds them, as MuJoCo does since 3.5;
+    ``maximum`` takes the larger one, as earlier versions did, the paper's among them. It edits the model, which all
+    backends then share, and is refused where no edit is exact (see :func:`.loading.load_simulation`)."""
     position_noise: ClassVar[float] = 0.0
     """:meth:`reset` adds a number uniform in +- this to every component of the model's initial qpos."""
     velocity_noise: ClassVar[float] = 0.0
@@ -51,8 +51,8 @@ class MujocoTask(Task):
     normal_velocity: ClassVar[bool] = False
     """Whether the initial qvel is normally distributed instead of uniformly."""
     difference_steps: ClassVar[tuple[float, float, float]] = (1e-7, 1e-6, 1e-6)
-    """Steps of finite differences through MuJoCo C for qpos, qvel and controls, in their units. These lie on the
-    plateau of every task here: ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
+    """Steps of finite differences through MuJoCo C for qpos, qvel and controls, in their units. These are good for
+    every task here; ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
     gradient_horizon = 50
     """Through hundreds of steps of contact the true gradient explodes, and its finite differences cost minutes."""
     physics = {  # noqa: RUF012  (the base class declares it a ClassVar)
@@ -157,7 +157,7 @@ class MujocoTask(Task):
 
 
 def simulation_of(task: Any) -> Simulation:
-    """What the backends of MuJoCo models are built from."""
+    """The implementation of every backend of MuJoCo models: the compiled model."""
     return task.simulation
 
 
