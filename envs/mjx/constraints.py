@@ -1,4 +1,4 @@
-"""The rows of the constraint problem as MuJoCo C makes them. Arrays are those of one environment, of n rows each."""
+"""Makes the rows of the constraint problem as MuJoCo C does. Arrays are those of one environment, of n rows each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Constraint rows with everything that the solver takes of them."""
+    """Constraint rows, with everything that the solver needs of them."""
 
     jacobian: Any
     """[n, nv]."""
@@ -35,7 +35,7 @@ class Rows:
 
 
 def curve(impedance: Impedance, x: Array) -> Array:
-    """d(r) of the violations [n]."""
+    """MuJoCo's d(r) at the violations x [n]."""
     least, largest, width, middle, power = (
         jnp.asarray(column, x.dtype)
         for column in (impedance.smallest, impedance.largest, impedance.width, impedance.midpoint, impedance.power)
@@ -80,7 +80,7 @@ class Constraints:
         self.quadratic = int(self.quadratic + len(self._lossy_tendons))
 
     def rows(self, m: Any, d: Any) -> tuple[Rows, Array | None, Cones | None]:
-        """The rows; friction (mu, then 5 coefficients) [k, 6] and rows of the elliptic contacts, if there are any.
+        """The rows; and, if there are elliptic contacts, their friction (mu, then 5 coefficients) [k, 6] and rows.
 
         Args:
             m, d: MJX's model and data, up to the tendons and the mass matrix.
@@ -103,7 +103,7 @@ class Constraints:
     def _made(
         self, d: Any, jacobian: Array, position: Array, weight: Any, impedance: Impedance, loss: Any = None
     ) -> Rows:
-        """Rows of a Jacobian and a position (distance less margin) [n]; weight is the diagonal of A approximately."""
+        """Rows of a Jacobian and a position (distance less margin) [n]; weight is about the diagonal of A."""
         kind = jacobian.dtype
         d_r = curve(impedance, position)
         stiffness, damping, weight = (
@@ -163,7 +163,7 @@ class Constraints:
         for joint in which:
             first = int(model.jnt_qposadr[joint])
             axis, angle = private("math", "quat_to_axis_angle")(d.qpos[first : first + 4])
-            # The angle of a rotation is positive.
+            # MuJoCo C's angle is positive.
             axes.append(jnp.where(angle < 0.0, -axis, axis))
             distances.append(model.jnt_range[joint].max() - jnp.abs(angle))
         dofs = model.jnt_dofadr[which]
@@ -204,7 +204,7 @@ class Constraints:
     def _ends(
         self, d: Any, value: Array, jacobian: Any, ends: Any, margin: Any, weight: Any, soft: tuple[Any, Any]
     ) -> list[Rows]:
-        """Rows of values [n] within ends [n, 2]: of the nearer end, and of both where both can be within the margin."""
+        """Rows of values [n] within ends [n, 2]: of the nearer end, or of both where both can be within the margin."""
         rows = []
         both = np.flatnonzero(ends[:, 1] - ends[:, 0] < 2.0 * margin)
         for which, farther in ((np.arange(len(ends)), False), (both, True)):

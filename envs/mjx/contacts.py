@@ -1,4 +1,4 @@
-"""Contacts as MuJoCo C makes them: which geoms, with what parameters, where. MJX's own collisions differ in places."""
+"""Makes contacts as MuJoCo C does; MJX's own collisions differ in places. :data:`COLLISIONS` lists the geom pairs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Geom:
     """One geom, or several with a leading axis."""
 
     position: Any
-    """[3]."""
+    """World position [m], [3]."""
     rotation: Any
-    """Its axes are the columns, [3, 3]."""
+    """Rotation matrix, whose columns are the geom's axes, [3, 3]."""
     size: Any
     """As in MJCF, [3]."""
 
@@ -55,7 +55,7 @@ class Group:
 
     @property
     def slots(self) -> int:
-        """Contacts of one pair at most."""
+        """Largest number of contacts of one pair."""
         return COLLISIONS[self.kinds][0]
 
     def collide(self, size: Array, position: Array, rotation: Array) -> tuple[Array, Array, Array]:
@@ -70,7 +70,7 @@ class Group:
 
 
 def pairs(model: Any) -> list[tuple[int, int, int]]:
-    """Pairs of geoms whose contacts can act, the lower type first, and the number of the explicit pair, or -1."""
+    """Pairs of geoms whose contacts can act, the lower type first, with the number of their explicit pair or -1."""
     if not contacts_enabled(model):
         return []
     explicit = []
@@ -83,7 +83,7 @@ def pairs(model: Any) -> list[tuple[int, int, int]]:
 
 
 def _can_act(model: Any, g1: int, g2: int) -> bool:
-    """Whether a contact of the two could move anything, and their distance can become small enough for one."""
+    """Whether the two can come close enough for a contact, and a contact can move something."""
     w1, w2 = (int(model.body_weldid[model.geom_bodyid[g]]) for g in (g1, g2))
     # Mocap bodies and the world have no degrees of freedom.
     if w1 == w2 or not (model.body_dofnum[w1] or model.body_dofnum[w2]):
@@ -127,18 +127,18 @@ def _explicit(model: Any, i: int) -> tuple[Any, ...]:
 
 
 def _mixed(model: Any, g1: int, g2: int) -> tuple[Any, ...]:
-    """The same of two geoms."""
+    """The same parameters of two geoms without an explicit pair."""
     dim, margin, friction, solref, solimp = mixed(model, g1, g2)
     return dim, margin, friction[[0, 0, 1, 2, 2]], solref, np.zeros(2), solimp
 
 
 def _smallest(x: Array) -> float:
-    """Length below which a vector has no direction: MuJoCo's in float64, rounding's in float32."""
+    """Length below which a vector has no direction: MuJoCo's limit in float64, rounding in float32."""
     return SMALLEST if x.dtype == jnp.float64 else 1e-6
 
 
 def _unit(x: Array, otherwise: Array | None = None, smallest: float = SMALLEST) -> tuple[Array, Array]:
-    """x [3] at length 1, or another vector (by default the x axis) if x is shorter than that; and x's length."""
+    """x [3] at length 1, or another vector (by default the x axis) if x is too short; and x's length."""
     squared = x @ x
     clear = squared >= smallest**2
     length = jnp.sqrt(jnp.where(clear, squared, 1.0))
@@ -167,7 +167,7 @@ def _plane_sphere(plane: Geom, sphere: Geom) -> tuple[Array, Array, Array]:
 
 
 def _plane_capsule(plane: Geom, capsule: Geom) -> tuple[Array, Array, Array]:
-    """Of the two ends; the tangents lie along the capsule."""
+    """Contacts at the two ends; the first tangent lies along the capsule."""
     normal, axis = plane.rotation[:, 2], capsule.rotation[:, 2]
     frame = _frame(normal, axis)
     ends = [capsule.position + sign * capsule.size[1] * axis for sign in (1.0, -1.0)]
@@ -184,7 +184,7 @@ def _plane_ellipsoid(plane: Geom, ellipsoid: Geom) -> tuple[Array, Array, Array]
 
 
 def _plane_cylinder(plane: Geom, cylinder: Geom) -> tuple[Array, Array, Array]:
-    """Of the lowest points of both rims, and of two more on the lower rim, which make a triangle."""
+    """Contacts at the lowest points of both rims, and at two more points on the lower rim, which make a triangle."""
     normal, axis = plane.rotation[:, 2], cylinder.rotation[:, 2]
     radius, half = cylinder.size[0], cylinder.size[1]
     axis = jnp.where(normal @ axis > 0.0, -axis, axis)
@@ -209,7 +209,7 @@ def _plane_cylinder(plane: Geom, cylinder: Geom) -> tuple[Array, Array, Array]:
 
 
 def _spheres(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
-    """Spheres, of the radii ``size[0]``. Coincident centres are pushed apart across both z axes."""
+    """The contact of spheres with radii ``size[0]``. Coincident centres are pushed apart across both z axes."""
     across, _ = _unit(jnp.cross(first.rotation[:, 2], second.rotation[:, 2]))
     normal, length = _unit(second.position - first.position, across)
     distance = length - first.size[0] - second.size[0]
@@ -223,11 +223,11 @@ def _sphere_capsule(sphere: Geom, capsule: Geom) -> tuple[Array, Array, Array]:
 
 
 def _sphere_box(sphere: Geom, box: Geom) -> tuple[Array, Array, Array]:
-    """At the box's nearest point; a centre inside the box leaves by the nearest face."""
+    """The contact at the box's nearest point; a centre inside the box leaves by the nearest face."""
     centre, radius = box.rotation.T @ (sphere.position - box.position), sphere.size[0]
     nearest = jnp.clip(centre, -box.size, box.size)
     inwards, outside = _unit(nearest - centre)
-    # Faces in the order -x, x, -y, ..., of which the first of the nearest counts.
+    # Faces are in the order -x, x, -y, ...; of equally near ones the first counts.
     faces = jnp.stack([-box.size, box.size], axis=1).reshape(-1)
     depths = jnp.abs(faces - jnp.repeat(centre, 2))
     face = jnp.argmin(depths)
@@ -241,7 +241,7 @@ def _sphere_box(sphere: Geom, box: Geom) -> tuple[Array, Array, Array]:
 
 
 def _capsules(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
-    """Between the nearest points of the axes; of parallel axes, between two pairs of points, which may be the same."""
+    """The contact at the nearest points of the axes; parallel axes have two, which may coincide."""
     axis1, axis2 = (2.0 * g.size[1] * g.rotation[:, 2] for g in (first, second))
     start1, start2 = first.position - 0.5 * axis1, second.position - 0.5 * axis2
     apart = start1 - start2
@@ -252,7 +252,7 @@ def _capsules(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
     parallel = squared <= PARALLEL**2 * aa * bb
 
     def held(s: Array) -> tuple[Array, Array]:
-        """Where the axes are nearest, from 0 to 1, near s of the first."""
+        """Places on both axes, from 0 to 1, that are nearest to each other when the first is held near s."""
         t = (b + ab * s) / bb
         s = jnp.where(t < 0.0, jnp.clip(-a / aa, 0.0, 1.0), jnp.where(t > 1.0, jnp.clip((ab - a) / aa, 0.0, 1.0), s))
         return s, jnp.clip(t, 0.0, 1.0)
@@ -278,4 +278,4 @@ COLLISIONS: dict[tuple[str, str], tuple[int, Callable[[Geom, Geom], tuple[Array,
     ("sphere", "box"): (1, _sphere_box),
     ("capsule", "capsule"): (2, _capsules),
 }
-"""Kinds of geoms, to how many contacts a pair has at most and the rule for them."""
+"""Kinds of two geoms, to the largest number of their contacts and the function that makes them."""

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 
 ITERATIONS = 50
-"""Newton steps at most; one to three are the rule, and a batch takes as many as its slowest row."""
+"""Largest number of Newton steps; one to three are common, and a batch takes as many as its slowest row."""
 LINE_SEARCH_ITERATIONS = 30
-"""Points that one line search evaluates at most; one or two are the rule."""
+"""Largest number of points that a line search evaluates; one or two are common."""
 TOLERANCE = {"float64": 1e-12, "float32": 3e-6}
 """Residual force at which the solver stops, relative to the sum of the forces, in the norm of M^-1. The cost is
 strongly convex with M, so the acceleration's error in the norm of M is at most the residual in the norm of M^-1."""
@@ -28,10 +28,10 @@ SLOPE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Cones:
-    """Which rows are elliptic contacts, known when the step is compiled."""
+    """The rows of elliptic contacts, known when the step is compiled."""
 
     rows: np.ndarray
-    """Rows of each contact, the normal first; what a contact of fewer dimensions lacks repeats the first, [k, 6]."""
+    """Rows of each contact, the normal first; a contact of fewer dimensions repeats its first row, [k, 6]."""
     used: np.ndarray
     """Which of those entries are rows of the contact, [k, 6]."""
 
@@ -39,7 +39,7 @@ class Cones:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One constrained acceleration problem; everything may carry a derivative."""
+    """One problem for the constrained acceleration; every array may carry a derivative."""
 
     inertia: Any
     """M, [nv, nv]."""
@@ -56,7 +56,7 @@ class Problem:
     cone: Any
     """Regularised friction mu, then the friction coefficients, of each elliptic contact, [k, 6]; else None."""
     quadratic: int = dataclasses.field(metadata=dict(static=True))
-    """Rows at the front that push and pull (equalities, friction loss); the others only push."""
+    """Number of rows at the front that push and pull (equalities, friction loss); the others only push."""
     cones: Cones | None = dataclasses.field(metadata=dict(static=True))
     """Elliptic contacts, if there are any."""
 
@@ -100,7 +100,7 @@ def constraint_force(problem: Problem, x: jax.Array) -> jax.Array:
 
 
 def _with_cones(problem: Problem, cones: Cones, x: jax.Array, force: jax.Array, pushed: jax.Array) -> jax.Array:
-    """The forces with those of the elliptic contacts, which are free, stick (a quadratic), or slide on the cone."""
+    """The forces, with those of elliptic contacts set: a contact is free, sticks (quadratic), or slides on the cone."""
     u = x[cones.rows] * problem.cone * cones.used
     mu, normal = problem.cone[:, 0], u[:, 0]
     squared = (u[:, 1:] ** 2).sum(-1)
@@ -167,8 +167,8 @@ def _line_search(problem: Problem, x: jax.Array, gradient: jax.Array, search: ja
 def newton(problem: Problem, factor: jax.Array, unconstrained: jax.Array, warm: jax.Array) -> jax.Array:
     """The constrained acceleration [nv].
 
-    Every start takes at least one step, and near the solution that is a full Newton step: the result's forward-mode
-    derivative is that of the solution whatever the start's was.
+    Every start takes at least one step, which near the solution is a full Newton step. The forward-mode derivative of
+    the result is therefore the solution's, whatever the start's is.
 
     Args:
         problem: with at least one row.
@@ -194,7 +194,7 @@ def newton(problem: Problem, factor: jax.Array, unconstrained: jax.Array, warm: 
 
     def unfinished(carry: Any) -> jax.Array:
         i, (_, _, _, now, scale), before = carry
-        # Not finite compares false, which ends the loop; so does a residual that rounding keeps from falling further.
+        # A residual that is not finite compares false and ends the loop; so does one at the level of rounding.
         stuck = (now < tolerance * scale) & (now > 0.25 * before)
         return (i == 0) | ((i < ITERATIONS) & (now > tolerance**2 * scale) & ~stuck)
 
@@ -210,9 +210,9 @@ def solve(problem: Problem, warm: jax.Array, implicit: bool) -> jax.Array:
     Args:
         problem: inertia, forces and constraints.
         warm: where the solver may start.
-        implicit: whether the derivative is the implicit function theorem's at the solution, ``dq = -H^-1 dg`` with
-            ``g = M q - b - J^T f`` and H = dg/dq, in both modes; otherwise the loop itself is differentiated, which
-            only forward mode can.
+        implicit: whether the derivative, in both modes, is that of the implicit function theorem at the solution:
+            ``dq = -H^-1 dg`` with ``g = M q - b - J^T f`` and H = dg/dq. Otherwise the loop itself is differentiated,
+            in forward mode only.
     """
     factor = inverse_factor(lax.stop_gradient(problem.inertia))
     unconstrained = solve_with(factor, problem.inertia, problem.smooth)

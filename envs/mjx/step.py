@@ -1,4 +1,4 @@
-"""One environment step in JAX: MJX's kinematics and smooth dynamics; constraints, solver and integrators made here."""
+"""One environment step in JAX: MJX's kinematics and smooth dynamics, with constraints and integrators of our own."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _reasons: dict[str, str | None] = {}
 
 
 def check_supported(simulation: Simulation) -> None:
-    """Look for what MJX does not support, leaves out or gets wrong; nothing is compiled.
+    """Check, without compiling, that MJX supports the whole model and computes it as MuJoCo C does.
 
     Raises:
-        InputError: there is something.
+        InputError: it does not; the message names the first reason.
     """
     key = simulation.fingerprint
     if key not in _reasons:
@@ -47,7 +47,7 @@ def check_supported(simulation: Simulation) -> None:
 
 
 def _untraceable(simulation: Simulation) -> str | None:
-    """What MJX itself says against the model; None if it takes it."""
+    """MJX's own message if it does not support the model, else None."""
     shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
     try:
         step = make_step(simulation, implicit=True)
@@ -59,18 +59,17 @@ def _untraceable(simulation: Simulation) -> str | None:
 
 
 def checked_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array], Array]:
-    """:func:`make_step` of a model that MJX is known to step.
+    """:func:`make_step` after :func:`check_supported`.
 
     Raises:
-        InputError: it does not, or wrongly.
+        InputError: see :func:`check_supported`.
     """
     check_supported(simulation)
     return make_step(simulation, implicit)
 
 
 def oracle_model(model: Any) -> Any:
-    """A copy of the ``mujoco.MjModel`` for MJX, which takes the smooth dynamics of it: without what it would refuse
-    and what is done here, contacts and sensors."""
+    """A copy of the ``mujoco.MjModel`` for MJX's smooth dynamics: without contacts, sensors and what MJX refuses."""
     model = copy.copy(model)
     option, flags = model.opt, mujoco.mjtDisableBit
     option.jacobian = mujoco.mjtJacobian.mjJAC_DENSE
@@ -96,7 +95,7 @@ def make_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array]
     """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``, traceable for float32 and float64.
 
     Args:
-        simulation: what is stepped.
+        simulation: the model.
         implicit: how the constraint solver is differentiated, see :func:`.solver.solve`.
 
     Raises:
@@ -122,7 +121,7 @@ def make_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array]
 
 @contextlib.contextmanager
 def _root_logger_left_alone() -> Iterator[None]:
-    """MJX calls ``logging.debug``, which gives a root logger without a handler one that prints: here it has one."""
+    """A context in which MJX's calls of ``logging.debug`` do not give the root logger a handler that prints."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
@@ -132,7 +131,7 @@ def _root_logger_left_alone() -> Iterator[None]:
 
 
 class _Environment:
-    """The model of one trace; steps one environment."""
+    """Steps one environment, with the arrays of one trace."""
 
     def __init__(self, simulation: Simulation, model: Any, data: Any, implicit: bool) -> None:
         self.simulation = simulation
@@ -144,7 +143,7 @@ class _Environment:
             mjx.IntegratorType.RK4: self._runge_kutta,
             mjx.IntegratorType.IMPLICITFAST: self._implicit_fast,
         }[model.opt.integrator]
-        # Which entries of the mass matrix MuJoCo C keeps: of dofs of which one moves the other. Tendons add no others.
+        # Entries of the mass matrix that MuJoCo C keeps: those of two dofs of which one moves the other.
         rows = np.repeat(np.arange(simulation.nv), simulation.model.M_rownnz)
         self._coupled = np.zeros((simulation.nv, simulation.nv), bool)
         self._coupled[rows, simulation.model.M_colind] = self._coupled[simulation.model.M_colind, rows] = True
@@ -176,9 +175,9 @@ class _Environment:
     def _accelerate(
         self, control: Array, qpos: Array, qvel: Array, warm: Array, first: Array | bool = True
     ) -> tuple[Array, Any]:
-        """The acceleration [nv], and MJX's data it was computed from.
+        """The acceleration [nv], and the MJX data that it was computed from.
 
-        In the ``first`` stage of a step it is NaN, and so is its derivative, where MuJoCo C counts the state as
+        In the ``first`` stage of a step, the acceleration and its derivative are NaN where MuJoCo C counts the state as
         diverged.
         """
         m, d = self.model, self.data.replace(qpos=qpos, qvel=qvel, ctrl=control)
@@ -247,10 +246,10 @@ class _Environment:
         return self._move(qpos, mean_rate, dt), qvel + dt * mean_acceleration, acceleration
 
     def _rate(self, moved: Array, velocity: Array) -> Array:
-        """The rate [nv] at which ``moved``, the way come from a step's start, grows at a velocity.
+        """The rate [nv] at which ``moved``, the displacement since a step's start, grows at a velocity.
 
-        It is the velocity but for quaternions, whose rotation vector grows at dexp^-1 of the angular velocity
-        (Munthe-Kaas; MuJoCo from 4.0 on, MJX 3.17 takes the velocity).
+        It is the velocity, except for quaternions, whose rotation vector grows at dexp^-1 of the angular velocity
+        (Munthe-Kaas, as in MuJoCo 4.0; MJX 3.17 takes the velocity).
         """
         for v in self._rotations:
             part = slice(v, v + 3)
@@ -280,12 +279,12 @@ def _damped(inertia: Array, added: Array, qacc: Array) -> Array:
 
 
 def _bounded(*arrays: Array) -> Array:
-    """Whether no component has diverged, as MuJoCo C judges it; not a number has."""
+    """Whether no component has diverged by MuJoCo C's rule; NaN has."""
     return jnp.stack([jnp.all(jnp.abs(x) <= LARGEST) for x in arrays]).all()
 
 
 def _nan_unless(sound: Array, like: Array) -> Array:
-    """A factor that leaves values and derivatives as they are, or makes them NaN."""
+    """A factor that leaves values and derivatives as they are where ``sound``, and makes them NaN elsewhere."""
     return jnp.where(sound, 1.0, jnp.nan).astype(like.dtype)
 
 

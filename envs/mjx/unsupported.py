@@ -1,4 +1,4 @@
-"""What MJX does not support, leaves out or computes otherwise than MuJoCo C, by the name of the model's element."""
+"""Finds the elements of a model that MJX does not support, ignores, or computes otherwise than MuJoCo C."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IGNORED = {
     "tendon_springyield": "plastic tendon springs",
     "tendon_stiffnesspoly": "nonlinear tendon stiffness",
 }
-"""What MJX accepts and leaves out of the equations: field of ``mujoco.MjModel`` that is 0 without it, to its name."""
+"""Features that MJX accepts and ignores: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
 
 STEADY = {
@@ -48,7 +48,7 @@ INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICITFAST": "implicitfast"}
 
 
 def unsupported(model: Any) -> str | None:
-    """Why this model cannot be stepped here, as far as can be seen without calling MJX; None if it may."""
+    """The first reason why this model cannot be stepped, found without calling MJX; None if there is none."""
     return (
         next((f"MJX ignores {feature}" for field, feature in IGNORED.items() if np.any(getattr(model, field, 0))), None)
         or _unsupported_option(model)
@@ -107,7 +107,7 @@ def _unsupported_element(model: Any) -> str | None:
 
 
 def _unsupported_rotation(model: Any) -> str | None:
-    """Forces that depend on the angle of a rotation in space, whose derivative MJX takes for 0 at a small angle."""
+    """Refuses forces that depend on the angle of a rotation in space: MJX's derivative of a small angle is 0."""
     joints = mujoco.mjtJoint
     if not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_SPRING:
         turning = np.isin(model.jnt_type, (joints.mjJNT_FREE, joints.mjJNT_BALL))
