@@ -1,4 +1,4 @@
-"""MuJoCo models as fused Warp kernels: what the compiler emits, compiled by Warp and wrapped as a torch operation."""
+"""MuJoCo models as fused Warp kernels: Warp compiles the emitted code, and a torch operation launches it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _logger = logging.getLogger("mage_diffsim")
 VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
 MEMORY = {"cpu": 256 << 20, "cuda": 400 << 10}
-"""Bytes that a thread's kernel may use for contact records and tape: on a CPU of the heap, and memory is touched as it
-is needed; on a GPU of the thread's local memory, of which there are 512 KiB, for what does not fit registers, too."""
+"""Bytes that a thread's kernel may use for contact records and tape: of the heap on a CPU; on a GPU of the thread's
+512 KiB of local memory, which also hold what does not fit registers."""
 LEAST_ROWS = 64
-"""Environments for which another CPU thread pays."""
+"""Number of environments from which another CPU thread pays."""
 
 
 def build(code: str, which: str, real: Any) -> Any:
     """One of a program's kernels as a Warp kernel, not yet compiled.
 
     Args:
-        code: what the program's method of this name returned.
+        code: the program's code for this kernel.
         which: "forward", "adjoint" or "tangent".
-        real: ``warp.float32`` or ``warp.float64``, as the program's.
+        real: ``warp.float32`` or ``warp.float64``, as in the program.
     """
     warp = load_warp()
     kinds = {"thread": int, "scratch": warp.uint64}
@@ -98,12 +98,12 @@ class Loaded:
     """Bytes of stack that are enough for a launch on a CPU."""
 
     def launch(self, threads: int, arrays: tuple[Tensor, ...]) -> None:
-        """Launch it over arrays. On a CPU Warp runs a launch's threads one after the other, in the calling thread."""
+        """Launch the kernel over arrays. On a CPU, Warp runs its threads in the calling thread, one after the other."""
         launch(self.kernel, threads, (*arrays, _scratch.at_least(self.scratch) if self.scratch else 0))
 
 
 class _Scratch(threading.local):
-    """Memory of the calling thread, kept for its next launch."""
+    """Memory of the calling thread, which it keeps for its next launch."""
 
     bytes = 0
     address = 0
@@ -153,7 +153,7 @@ class ModelKernels:
             )
 
     def load(self, which: str, device: torch.device) -> Loaded:
-        """The kernel, compiled and loaded for the device; compilations are kept on disk by Warp."""
+        """The kernel, compiled and loaded for the device; Warp keeps compilations on disk."""
         if (which, device) in self._loaded:
             return self._loaded[which, device]
         warp = load_warp()
@@ -161,7 +161,7 @@ class ModelKernels:
             if which not in self._built:
                 code = getattr(self._program, which)()
                 built = build(code, which, warp.dtype_from_torch(self._dtype))
-                # Warp keeps what it compiled in folders named so; the kernel's own name ends in a hash of its code.
+                # Warp's cache has a folder of this name if the kernel, whose name ends in a hash, was compiled before.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
                     # The adjoint is most of it.
@@ -169,7 +169,7 @@ class ModelKernels:
                     long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {self._cost.gib:.1f} GiB"
                     _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)
                 self._built[which] = built
-                # As if every vector that is computed were kept for the whole kernel; a tenth of that has been seen.
+                # An upper bound: as if every computed vector lived through the kernel. Measured frames are a tenth.
                 self._stack[which] = OWN_STACK + operations(code) * self._program.vector
             load_module(self._built[which], device)
             scratch, stack = sum(self._memory.values()), self._stack[which]
@@ -184,7 +184,7 @@ _shared_lock = threading.Lock()
 
 
 def _kernels_of(simulation: Simulation, dtype: torch.dtype, device: torch.device) -> ModelKernels:
-    """Those of an equal model, made once per process."""
+    """The kernels of an equal model, made once per process."""
     key = (simulation.fingerprint, dtype, device.type)
     with _shared_lock:
         if key not in _shared:
@@ -196,9 +196,8 @@ def _kernels_of(simulation: Simulation, dtype: torch.dtype, device: torch.device
 class ModelOp(Op):
     """``(state [N, S], control [N, nu]) -> next state [N, S]``, quaternions of unit length in and out.
 
-    Readouts in the given state are not looked at, and have derivative 0. A state whose constraint solver does not
-    converge gives NaN in its row of value and derivative; one that is not finite gives what arithmetic makes of it,
-    which is not finite either.
+    Readouts in the given state are ignored and have derivative 0. A state whose constraint solver does not converge
+    gives NaN in its row of value and derivative; a state that is not finite gives a row that is not finite.
 
     Args:
         simulation: the model.

@@ -126,7 +126,7 @@ def about(axis: Vector, sine: Any, cosine: Any) -> Matrix:
 
 
 def direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> Vector:
-    """v / |v|, and ``otherwise``, with derivative 0, where v is shorter than ``smallest``."""
+    """v / |v|; where v is shorter than ``smallest`` it is ``otherwise``, with derivative 0."""
     if all(is_zero(x) for x in v):
         return otherwise
     length, safe = guarded_norm(v, smallest)
@@ -135,7 +135,7 @@ def direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> Vecto
 
 
 def line_direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> Vector:
-    """A unit vector along the line of v, either way round; of a line along a coordinate axis that axis, a constant."""
+    """A unit vector along the line of v, in either direction; a line along a coordinate axis gives that axis."""
     present = [i for i in range(3) if not is_zero(v[i])]
     if len(present) == 1:
         return [1.0 if i == present[0] else 0.0 for i in range(3)]
@@ -143,7 +143,7 @@ def line_direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> 
 
 
 def guarded_norm(v: Vector, smallest: float = SMALLEST) -> tuple[Any, Any]:
-    """|v| with derivative 0 where it is below ``smallest``, and the same with 1 in place of such lengths."""
+    """|v|, with derivative 0 where it is below ``smallest``; and |v| with 1 in place of such lengths."""
     square = dot(v, v)
     short = less(square, smallest**2)
     safe = sqrt(where(short, 1.0, square))

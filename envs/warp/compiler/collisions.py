@@ -71,8 +71,8 @@ def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]
         length, safe = al.guarded_norm(apart, short)
         touching = less(length, short)
         normal = [where(touching, b, div(a, safe)) for a, b in zip(apart, across, strict=True)]
-        # The nearest points of two lines are apart along what is orthogonal to both. Their difference says so too, but
-        # where the lines all but meet it is rounding: in a plane nothing else, whose direction is any.
+        # The nearest points of two lines differ by a vector orthogonal to both lines. Where the lines almost meet, as
+        # all do in a planar model, the computed difference is a rounding error without direction.
         gap = al.dot(apart, across)
         sign = where(less(gap, -short), -1.0, 1.0)
         normal = [where(crossing, mul(sign, b), a) for a, b in zip(normal, across, strict=True)]
@@ -86,13 +86,16 @@ def _clip(x: Any, bound: Any) -> Any:
 
 
 _Place = tuple[al.Vector, al.Vector, Any, Any]
-"""(point on the first segment, point on the second, condition that they are the nearest points of two lines that are
-not parallel, condition that this place does not count)."""
+"""(point on the first segment, point on the second, whether they are the nearest points of two lines that are not
+parallel, whether this place does not count)."""
 
 
 def _capsule_points(centres: Sequence[al.Vector], axes: Sequence[al.Vector], halves: Sequence[float]) -> list[_Place]:
-    """Where MuJoCo puts spheres on the segments centre +- half axis: at the nearest points, or, if the axes are
-    parallel, at both ends of the first segment, or what the second one leaves of it, and beside them."""
+    """The places at which MuJoCo puts spheres on the segments centre +- half axis.
+
+    They are the nearest points. Parallel axes have two places: the ends of the first segment, or of its part beside the
+    second, and the points of the second beside them.
+    """
     apart = al.minus(centres[0], centres[1])
     cosine, along = al.dot(axes[0], axes[1]), [neg(al.dot(axes[0], apart)), al.dot(axes[1], apart)]
     across = al.cross(axes[0], axes[1])
@@ -102,8 +105,10 @@ def _capsule_points(centres: Sequence[al.Vector], axes: Sequence[al.Vector], hal
     ends = [(2.0 * h) ** 2 <= SMALLEST for h in halves]
 
     def place(x1: Any) -> tuple[al.Vector, al.Vector, Any]:
-        """From a place on the first segment: the nearest one on the second, and if that is its end, the nearest one of
-        the first to it. Last, how far beyond its end the second one would be; negative within."""
+        """The point of the second segment nearest to x1 on the first; if that is an end, the first's nearest to it.
+
+        Last, how far beyond its end the second point would be; negative within the segment.
+        """
         if ends[1]:
             x1, x2, beyond = x1 if ends[0] else _clip(sub(along[0], mul(cosine, halves[1])), halves[0]), -halves[1], 1.0
         else:

@@ -33,10 +33,10 @@ from mage_diffsim.envs.warp.compiler.graph import (
 from mage_diffsim.envs.warp.compiler.intake import Limit, Pair
 
 SINGLE = 1e-6
-"""In float32, what takes the place of mjMINVAL: a vector so short, made of unit vectors or of the geoms' size, is
-rounding and has no direction."""
+"""Takes the place of mjMINVAL in float32: a shorter vector, made of unit vectors or relative to the geoms' size, is a
+rounding error and has no direction."""
 EDGES = 4
-"""Rows of a contact; one without friction has them all along the normal, and a quarter of the weight on each."""
+"""Rows of a contact. One without friction has all of them along the normal, each with a quarter of the weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Contact:
     normal: al.Vector
     """From the first geom to the second."""
     tangents: tuple[al.Vector, ...]
-    """Times the friction; without those along which nothing can move."""
+    """Tangents times the friction, without those along which nothing can move."""
     normal_row: list[Any]
     tangent_rows: tuple[list[Any], ...]
 
@@ -79,7 +79,7 @@ class Contact:
 
 
 def impedance(parameters: Impedance, depth: Any) -> Any:
-    """MuJoCo's d(r), given how far inside the margin the row is, 0 or more."""
+    """MuJoCo's d(r) at a depth inside the margin, 0 or more."""
     low, high = parameters.smallest, parameters.largest
     if low == high or parameters.width <= SMALLEST:
         return 0.5 * (low + high)
@@ -131,7 +131,7 @@ def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
-    """All possible contacts of the model's pairs, in MuJoCo's order within a pair; not ``exact`` for float32."""
+    """All possible contacts of the model's pairs, in MuJoCo's order within a pair; ``exact`` means float64."""
     pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
     every = (_contact(kinematics, pair, noise, found) for pair in pairs for found in collide(kinematics, pair, noise))
     return [c for c in every if c.present is not False]
@@ -176,7 +176,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
 
 
 def _tangents(normal: al.Vector, hint: al.Vector | None, noise: float) -> tuple[al.Vector, al.Vector]:
-    """MuJoCo's contact frame: the hint (or y, or z) made orthogonal to the normal, and what is orthogonal to both."""
+    """Tangents of MuJoCo's contact frame: the hint (or y, or z) made orthogonal to the normal, and one across both."""
     if hint is None:
         beside = less(absolute(normal[1]), 0.5)
         hint = [0.0, where(beside, 1.0, 0.0), where(beside, 0.0, 1.0)]

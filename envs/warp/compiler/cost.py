@@ -1,8 +1,8 @@
-"""What compiling a model will take, from counts that are known as soon as it is read; what takes too much is refused.
+"""Estimates what compiling a model takes from counts of its parts, and refuses a model that takes too much.
 
-Each possible contact is code of its own, as long as the chains of joints behind its two bodies; factoring the Hessian
-is code of one statement per multiplication, and the C++ compiler takes far more than twice as long for twice as many.
-The constants are fitted to forward and adjoint in float64 on one core of a 2020s server:
+The code of a contact is as long as the chains of joints of its two bodies. Factoring the Hessian is one statement per
+multiplication, and the C++ compiler takes far more than twice as long for twice as many statements. The constants are
+fitted to forward and adjoint in float64 on one core of a 2020s server:
 
 | model | degrees of freedom | pairs | CPU-seconds | GiB | estimated |
 |---|---|---|---|---|---|
@@ -31,11 +31,11 @@ LIMIT = 15 * 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What compiling forward and adjoint is estimated to take."""
+    """Estimated cost of compiling forward and adjoint."""
 
     seconds: float
     gib: float
-    """Largest memory of the process."""
+    """Largest memory of the process [GiB]."""
 
 
 def estimate(model: Model) -> Cost:
@@ -77,7 +77,7 @@ def check(model: Model) -> Cost:
 
 
 def _memory_of_machine() -> float:
-    """GiB, infinite where the system does not say."""
+    """Memory of the machine [GiB]; infinite where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     except (AttributeError, ValueError, OSError):  # Windows

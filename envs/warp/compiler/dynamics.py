@@ -1,7 +1,7 @@
 """Stage 2, rigid bodies: kinematics, mass matrix and inverse dynamics of a model as expressions.
 
 Spatial vectors (Featherstone, "Rigid Body Dynamics Algorithms", 2008) are pairs (angular, linear at an origin). The
-origin of a tree is where its root body is now, so that in float32 nothing loses digits far from the world's origin.
+origin of a tree is where its root body is now, so that float32 loses no digits far from the world's origin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REST: Spatial = (al.ZERO, al.ZERO)
 
 
 class Kinematics:
-    """Where every body, joint axis and centre of mass is, for positions q (nq expressions, unit quaternions).
+    """Places of all bodies, joint axes and centres of mass, for positions q (nq expressions, unit quaternions).
 
     Positions of bodies are relative to :meth:`origin` of their tree.
     """
@@ -51,7 +51,7 @@ class Kinematics:
         return al.plus(self.origin(body), self.point(body, at))
 
     def point(self, body: int, at: al.Vector) -> al.Vector:
-        """The same relative to the body's origin."""
+        """The same point relative to :meth:`origin`."""
         return al.plus(self.position[body], al.apply(self.rotation[body], at))
 
     def _add(self, m: Any, b: int, q: Sequence[Any]) -> None:
@@ -184,7 +184,7 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
             axis, joint = kinematics.axes[d], int(m.dof_jntid[d])
             of_joint = d - int(m.jnt_dofadr[joint])
             if of_joint == 0 or (kinds[joint] == "free" and of_joint == 3):
-                # The three axes of a rotation move with what carries them, not with one another.
+                # The three axes of a rotation move with the body that carries them, not with one another.
                 carrier = now
             rate = (al.plus(rate[0], al.times(axis[0], qacc[d])), al.plus(rate[1], al.times(axis[1], qacc[d])))
             if kinds[joint] != "free" or of_joint >= 3:  # a free joint's translation is along the world's axes

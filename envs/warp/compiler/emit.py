@@ -1,8 +1,8 @@
 """Stage 5, emission: expressions become straight-line C++, once per scope.
 
 The code runs on *lanes*: a ``vec`` holds one number for each of a few environments, a ``mask`` one condition. On a CPU
-these are SIMD vectors; on a GPU, where a thread has one environment, they are a plain number and a bool. Branches
-and loops are taken if any lane wants them, and a lane that does not is left as it is by :data:`PRELUDE`'s ``select``.
+these are SIMD vectors; on a GPU, where a thread has one environment, they are a plain number and a bool. A branch
+or loop is taken if any lane needs it; ``select`` leaves the other lanes as they are.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def prelude(real: str, lanes: int) -> str:
 
 
 class Writer:
-    """Lines of C++ with blocks, each of which knows what expressions have been computed in it and around it."""
+    """Writes lines of C++ in blocks; each block knows the expressions computed in it and around it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -83,7 +83,7 @@ class Writer:
 
     @property
     def text(self) -> str:
-        """What was written."""
+        """The code written so far."""
         return "\n".join(self.lines)
 
     def __call__(self, line: str) -> None:
@@ -91,11 +91,11 @@ class Writer:
 
     @contextlib.contextmanager
     def block(self, header: str, fresh: bool = False) -> Iterator[None]:
-        """``header { ... }``; what is computed inside is forgotten after it.
+        """A context that writes ``header { ... }`` around the code inside, and forgets after it what that computes.
 
         Args:
-            header: what comes before the brace; may be empty.
-            fresh: compute everything anew inside, as variables have changed since.
+            header: the code before the brace; may be empty.
+            fresh: whether to compute everything again inside, because variables have changed.
         """
         self(header + " {")
         before = self._visible
@@ -108,7 +108,7 @@ class Writer:
         self("}")
 
     def compute(self, *expressions: Any) -> list[str]:
-        """Write what the expressions need and is not computed yet; how each is referred to."""
+        """Write the operations of the expressions that are not computed yet; returns how the code refers to each."""
         for node in reachable(expressions, set().union(*self._known[self._visible :])):
             self._known[-1].add(node.index)
             if node.kind != "input":
@@ -117,19 +117,19 @@ class Writer:
         return [reference(x) for x in expressions]
 
     def array(self, name: str, shape: tuple[int, int], begin: int | None) -> None:
-        """A two-dimensional array of ``vec``: local, or as many numbers behind the start of the kernel's scratch."""
+        """Write a two-dimensional array of ``vec``: a local one, or from number ``begin`` of the kernel's scratch."""
         if begin is None:
             self(f"vec {name}[{shape[0]}][{shape[1]}];")
         else:
             self(f"vec (* __restrict__ {name})[{shape[1]}] = (vec (*)[{shape[1]}])((vec*)scratch + {begin});")
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
-        """Variables that will change."""
+        """Write declarations of variables that will change."""
         for name in names:
             self(f"vec {name} = {value};")
 
     def assign(self, names: Sequence[str], expressions: Sequence[Any]) -> None:
-        """Set variables to expressions of their old values."""
+        """Write assignments of variables to expressions of their old values."""
         self.compute(*expressions)
         for name, value in zip(names, map(vector, expressions), strict=True):
             if value != name:
@@ -146,7 +146,7 @@ def reference(x: Any) -> str:
 
 
 def vector(x: Any) -> str:
-    """The same as a ``vec`` in any case, also of a number."""
+    """How emitted code refers to a computed expression as a ``vec``, also to a number."""
     return f"splat({reference(x)})" if is_constant(x) else reference(x)
 
 
@@ -177,9 +177,9 @@ def _operation(node: Node) -> str:
 
 
 OPERATIONS = (" + ", " - ", " * ", " / ", " < ", " <= ", " >= ", " & ", " | ", " = -", "+=", "-=", "*=", "!", "(")
-"""What there is one of, at least, in emitted code for every vector that it computes."""
+"""Pieces of code, of which every vector that emitted code computes has at least one."""
 
 
 def operations(code: str) -> int:
-    """The number of vectors that emitted code computes, or somewhat more."""
+    """An upper bound of the number of vectors that emitted code computes."""
     return sum(map(code.count, OPERATIONS))

@@ -1,4 +1,4 @@
-"""Stage 1, expressions: a graph of scalar operations that folds constants, is differentiated, and can be evaluated.
+"""Stage 1, expressions: a graph of scalar operations that folds constants and can be differentiated and evaluated.
 
 An expression is a Python float (a constant) or a :class:`Node`. Equal operations on equal arguments are one node, so
 the algorithms of the other stages are written once, in three dimensions, and the structure of a model (a planar body,
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 ROUNDING = 1e-14
-"""A sum of constants smaller than this times its terms is 0, and a rotation's entry smaller than this, too."""
+"""A sum of constants below this share of its terms counts as 0; so does an entry of a rotation below this."""
 
 
 class Graph:
-    """Where nodes are made and shared. A node's arguments come before it in :attr:`nodes`."""
+    """Makes nodes and shares equal ones. A node's arguments come before it in :attr:`nodes`."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -197,7 +197,7 @@ def less(a: Any, b: Any) -> Any:
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, b elsewhere; only the branch taken has a derivative."""
+    """a where the condition holds, b elsewhere; the other branch has no share in the derivative."""
     if not isinstance(condition, Node):
         return a if condition else b
     if a is b or (is_constant(a) and is_constant(b) and a == b):
@@ -221,7 +221,7 @@ def maximum(a: Any, b: Any) -> Any:
 
 
 def reachable(outputs: Iterable[Any], known: frozenset[int] | set[int] = frozenset()) -> list[Node]:
-    """The nodes that the expressions are made of, in the order of evaluation, without those behind ``known`` ones."""
+    """The nodes that the expressions depend on, in the order of evaluation, without ``known`` ones and theirs."""
     found: dict[int, Node] = {}
     stack = [x for x in outputs if isinstance(x, Node)]
     while stack:
@@ -234,7 +234,7 @@ def reachable(outputs: Iterable[Any], known: frozenset[int] | set[int] = frozens
 
 
 def jvp(outputs: Sequence[Any], tangents: Mapping[Node, Any]) -> list[Any]:
-    """Forward mode: the tangents of ``outputs`` as expressions, given those of inputs; others are constant."""
+    """Forward mode: the tangents of ``outputs`` as expressions, given those of inputs; other inputs are constant."""
     known: dict[int, Any] = {node.index: tangent for node, tangent in tangents.items()}
 
     def of(x: Any) -> Any:
@@ -268,7 +268,7 @@ def vjp(cotangents: Iterable[tuple[Any, Any]], cuts: Iterable[Any] = ()) -> dict
 
     Args:
         cotangents: pairs (expression, derivative of the scalar with respect to it).
-        cuts: expressions that the sweep does not go behind.
+        cuts: expressions at which the sweep stops.
 
     Returns:
         derivative of the scalar with respect to each input and cut that it depends on.
@@ -318,7 +318,7 @@ def vjp(cotangents: Iterable[tuple[Any, Any]], cuts: Iterable[Any] = ()) -> dict
 
 
 def _reachable_to(cut: set[int], outputs: Iterable[Node]) -> list[Node]:
-    """As :func:`reachable`, with the cut nodes themselves but nothing behind them."""
+    """As :func:`reachable`, with the cut nodes themselves but nothing that only they depend on."""
     found: dict[int, Node] = {}
     stack = list(outputs)
     while stack:
@@ -361,7 +361,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(outputs: Sequence[Any], values: Mapping[str, Any], real: Any = np.float64) -> list[Any]:
-    """The numbers that expressions stand for, by numpy: what the stages are tested with, no kernel involved.
+    """The values of expressions, computed by numpy: the tests of the stages use it and compile no kernel.
 
     Args:
         outputs: expressions.

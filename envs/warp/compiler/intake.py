@@ -1,4 +1,4 @@
-"""Stage 0, intake: what the compiler reads from a MuJoCo model, and what it refuses."""
+"""Stage 0, intake: reads what the compiler needs from a MuJoCo model, and refuses by name what is not covered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limit:
     low: float
     high: float
     margin: float
-    """An end closer than this pushes."""
+    """An end closer than this pushes [m or rad]."""
     inverse_weight: float
     impedance: Impedance
 
@@ -36,15 +36,15 @@ class Pair:
     friction: float
     """Sliding friction along both tangents; 0 without friction."""
     margin: float
-    """Contacts farther apart than this do not push: the sum of the geoms' margins (their gaps only let MuJoCo report
-    contacts earlier)."""
+    """Contacts at a larger distance do not push: the sum of the geoms' margins [m]. (Their gaps only let MuJoCo report
+    contacts earlier.)"""
     inverse_weight: float
     impedance: Impedance
 
 
 @dataclasses.dataclass(frozen=True)
 class Motor:
-    """An actuator on a hinge or slide joint: force = gain u + bias . (1, gear q, gear v), clipped, times gear."""
+    """An actuator on a hinge or slide joint: its force is gain u + bias . (1, gear q, gear v), clipped, times gear."""
 
     dof: int
     position: int
@@ -57,11 +57,11 @@ class Motor:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What the later stages read."""
+    """A model as the later stages read it."""
 
     simulation: Simulation
     model: Any
-    """``mujoco.MjModel``, for the plain numbers of the tree: positions, axes, masses, damping."""
+    """``mujoco.MjModel``, for the numbers of the tree: positions, axes, masses, damping."""
     runge_kutta: bool
     """Whether steps are RK4; otherwise Euler with implicit joint damping."""
     gravity: tuple[float, float, float]
@@ -129,10 +129,10 @@ FORBIDDEN = {
     "actuator_damping": "actuator damping",
     "actuator_dampingpoly": "nonlinear actuator damping",
 }
-"""Field of ``mujoco.MjModel`` that is 0 without it, to what it is."""
+"""Features that are not covered: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
 TENDON = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_armature", "tendon_limited")
-"""What makes a tendon do something; an actuator on one is refused as such."""
+"""Fields by which a tendon acts on joints. An actuator on a tendon is refused separately."""
 
 DISABLED = frozenset(
     (
@@ -146,7 +146,7 @@ ENABLED = ("ENERGY", "FWDINV")
 
 
 def _refused(mujoco: Any, model: Any) -> str | None:
-    """What in the model is not covered; None if all of it is."""
+    """The first element of the model that is not covered; None if all are."""
 
     def name(kind: str, i: int) -> str:
         return element_name(mujoco, model, kind, i)

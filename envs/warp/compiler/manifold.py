@@ -1,6 +1,6 @@
-"""Positions and their tangents: what a velocity does to q, and how derivatives by q read in nv components.
+"""Positions and their tangents: how a velocity moves q, and how derivatives by q become nv components.
 
-A quaternion is perturbed by a rotation in the body's frame, in which MuJoCo's angular velocities are too; every other
+The tangent of a quaternion is a rotation in the body's frame, as MuJoCo's angular velocities are; every other
 coordinate is its own tangent. All derivative sweeps work in tangents, so that none leaves the unit sphere.
 """
 
@@ -76,10 +76,10 @@ def moved_jvp(model: Model, by: Sequence[Any], start: Sequence[Any], displacemen
 
 
 def rates(model: Model, way: Sequence[Any], v: Sequence[Any]) -> list[Any]:
-    """How fast ``way``, the displacement from a step's start, grows at velocities v (all nv).
+    """The rate at which ``way``, the displacement since a step's start, grows at velocities v (all nv).
 
-    It is the velocity but for rotations, whose rotation vector grows at dexp^-1 of the angular velocity (Munthe-Kaas;
-    so does MuJoCo's RK4 from 4.0 on).
+    It is the velocity, except for rotations, whose rotation vector grows at dexp^-1 of the angular velocity
+    (Munthe-Kaas, as in MuJoCo's RK4 from 4.0 on).
     """
     result: list[Any] = list(v)
     for _, d in coordinates(model)[1]:
@@ -142,7 +142,7 @@ def _rotations_times(model: Model, factor: float, x: Sequence[Any]) -> list[Any]
 
 
 def _angle(angle: al.Vector) -> tuple[Any, Any, Any]:
-    """(|angle|^2, whether that is small, the same with 1 in place of small ones)."""
+    """(|angle|^2, whether that is small, |angle|^2 with 1 in place of small ones)."""
     square = al.dot(angle, angle)
     small = less(square, SERIES)
     return square, small, where(small, 1.0, square)

@@ -17,15 +17,15 @@ from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
 
 LOCAL = 256 << 10
-"""Bytes of arrays that may lie on a CPU's stack. Elsewhere they cost the Ant an eighth of its speed, as the C++
-compiler knows less of what else may change them."""
+"""Largest size in bytes of arrays on a CPU's stack. Outside the stack they cost the Ant an eighth of its speed, because
+the C++ compiler knows less about what changes them."""
 
 
 class Program:
     """The code of one model's kernels. Each takes the environments' arrays, and last the address ``scratch``.
 
     Args:
-        model: what was read of it.
+        model: the model as intake read it.
         real: "float" or "double".
         lanes: environments per thread; 1 on a GPU.
     """
@@ -35,7 +35,7 @@ class Program:
         self.step = Step(model, exact=real == "double")
         self.sweeps = Sweeps(self.step)
         self.arrays = {"contact": self.step.solver.records, "tape": (self.step.passes, len(self._kept))}
-        """Shapes of the arrays: records of contacts that touch, and what the adjoint keeps of passes."""
+        """Shapes of the arrays: records of contacts that touch, and variables of each pass that the adjoint keeps."""
         self.vector = lanes * (8 if real == "double" else 4)
         """Bytes of a ``vec``."""
         self.local = lanes == 1 or sum(self.memory.values()) * self.vector <= LOCAL

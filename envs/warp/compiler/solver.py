@@ -22,7 +22,7 @@ SEARCHES = 20
 
 
 class Matrix:
-    """A symmetric matrix of variables ``{name}{i}_{j}``, factored in place as L' D L, with its fill-in."""
+    """Code for a symmetric matrix of variables ``{name}{i}_{j}``, with fill-in, factored in place as L' D L."""
 
     def __init__(self, name: str, size: int, entries: set[tuple[int, int]]) -> None:
         self.name, self.size = name, size
@@ -109,9 +109,9 @@ class Solver:
         """Emit the solve: a{i} becomes the acceleration, H the factored Hessian there, ``failed`` grows.
 
         Args:
-            w: where to.
+            w: where the code is written.
             smooth: forces other than the constraints', [nv].
-            limits: the limits' rows.
+            limits: rows of the limits.
             offsets: -aref of each contact along normal and tangents.
         """
         nv = self.nv
@@ -137,7 +137,7 @@ class Solver:
             self.hessian.factor(w)
             self.hessian.solve(w, "x")
             self._search(w, limits)
-            # In float32 rows at the edge can go on and off for ever: so steps within rounding end it, too.
+            # In float32, rows at the edge can go on and off for ever: steps within rounding end the solve too.
             forces = [reference(x) for x in smooth]
             w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])};")
             w(f"const mask still = size * size * bend <= {literal(self.rounding**2)} * energy;")

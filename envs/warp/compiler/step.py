@@ -19,9 +19,9 @@ from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
 
 REACH = (0.5, 0.5, 1.0)
-"""RK4: how far each stage's derivative leads to the next stage, in timesteps."""
+"""RK4: timesteps from the start to the next stage."""
 SHARE = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-"""RK4: each stage's share in the step."""
+"""RK4: weight of each stage in the step."""
 
 
 class Step:
@@ -64,7 +64,7 @@ class Step:
         self.damping = damping
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
-        """Whether RK4's stages are steps of rotations, of which ``way{i}`` is the displacement since the start."""
+        """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
 
     def names(self, prefix: str, n: int | None = None) -> list[str]:
@@ -86,8 +86,8 @@ class Step:
         w.declare(self.names("mean", len(self.means())))
 
     def acceleration(self, w: Writer) -> None:
-        """a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
-        # MuJoCo C looks at the first of RK4's stages.
+        """Emit a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
+        # MuJoCo C checks the first of RK4's stages only.
         first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
         with w.block(first):
             self.watch_state(w)
@@ -110,19 +110,19 @@ class Step:
         self.damped.solve(w, "e")
 
     def watch_state(self, w: Writer) -> None:
-        """A state that has diverged counts as failed, as MuJoCo C warns of it before each step and of the last one."""
+        """Count a diverged state as failed, as MuJoCo C warns of it before each step and after the last."""
         self._watch(w, [*self.names("q", self.nq), *self.names("v")])
 
     @staticmethod
     def _watch(w: Writer, names: Sequence[str]) -> None:
-        """``failed`` grows where one of the variables is beyond :data:`LARGEST`, or not a number."""
+        """Let ``failed`` grow where one of the variables is beyond :data:`LARGEST`, or NaN."""
         bound = literal(LARGEST**2)
         with w.block(f"if (any(!({total([f'{x} * {x}' for x in names])} <= {bound})))"):
             for x in names:
                 w(f"failed = failed | !({x} * {x} <= {bound});")
 
     def advance(self, w: Writer) -> None:
-        """Move q and v to the next pass."""
+        """Emit the move of q and v to the next pass."""
         h = self.timestep
         if not self.model.runge_kutta:
             for i in range(self.nv):
@@ -161,14 +161,14 @@ class Step:
 
     @staticmethod
     def choice(values: Sequence[float]) -> str:
-        """The value of the current stage."""
+        """Code of the value that belongs to the current stage."""
         text = literal(values[-1])
         for stage in reversed(range(len(values) - 1)):
             text = f"stage == {stage} ? {literal(values[stage])} : {text}"
         return text
 
     def _move(self, w: Writer, start: str, by: Sequence[str]) -> None:
-        """q = the positions ``start`` moved by displacements (code)."""
+        """Emit q = the positions ``start`` moved by displacements (code)."""
         with w.block(""):
             for i, text in enumerate(by):
                 w(f"const vec by{i} = {text};")

@@ -5,9 +5,9 @@ At the solution of a pass the accelerations satisfy, with inverse dynamics RNE,
     G1(q, v, u, a) = RNE(q, v, a) + armature a - smooth(q, v, u) - J' f(q, v, a) = 0        (the solver's optimum)
     G2(q, v, a, e) = M(q) (e - a) + h D e = 0                                         (Euler's implicit damping)
 
-with dG1/da = H, the factored Hessian, and dG2/de = M + h D. So nothing differentiates the mass matrix's algorithm, a
-factorisation or the solver: for a cotangent g of e, mu = (M + h D)^-1 g, lam = H^-1 M mu, and the derivative by
-(q, v, u) is -lam' dG1 - mu' dG2, one reverse sweep over inverse dynamics, forces and contacts. Tangents go the other
+with dG1/da = H, the factored Hessian, and dG2/de = M + h D. For a cotangent g of e, mu = (M + h D)^-1 g and
+lam = H^-1 M mu; the derivative by (q, v, u) is -lam' dG1 - mu' dG2, one reverse sweep over inverse dynamics, forces and
+contacts. The mass matrix's algorithm, its factorisation and the solver are not differentiated. Tangents go the other
 way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 """
 
@@ -27,9 +27,9 @@ from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
 
 
 class Sweeps:
-    """Adjoint and tangents of one pass.
+    """The code for adjoint and tangents of one pass.
 
-    lq, lv: the derivative by the state after the pass, in tangents, and then that by the state before it.
+    Variables: lq{i}, lv{i} are the derivative by the state after the pass, in tangents, and then by that before it.
     """
 
     def __init__(self, step: Step) -> None:
@@ -47,7 +47,7 @@ class Sweeps:
             w.declare(self.step.names("lway"))
 
     def reverse(self, w: Writer) -> None:
-        """Emit the step back through a pass: q, v, a are its own, H (and B) factored there."""
+        """Emit the step back through a pass; q, v, a are the pass's own, H (and B) are factored there."""
         s, h = self.step, literal(self.step.timestep)
         if s.model.runge_kutta:
             self._reverse_stage(w)
@@ -171,7 +171,7 @@ class Sweeps:
         return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, gap, gravity=False)
 
     def _frames(self) -> list[Node]:
-        """Where bodies are and how they move: what contacts depend on, each computed once for all of them."""
+        """The bodies' places and motions, which contacts depend on; each is computed once for all contacts."""
         s, found = self.step, {}
         kinematics = s.kinematics
         bodies = sorted({b for c in s.contacts for b in c.pair.bodies if b})
@@ -255,7 +255,7 @@ class Sweeps:
         s.damped.solve(w, "c")
 
     def advance(self, w: Writer) -> None:
-        """Move tq and tv to the next pass; q and v are still this one's."""
+        """Emit the move of tq and tv to the next pass; q and v still belong to this one."""
         s = self.step
         h, inputs = literal(s.timestep), s.graph.inputs
 
