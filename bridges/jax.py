@@ -15,7 +15,7 @@ import torch
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.forking import check_not_forked
 from mage_diffsim.bridges.op import Op
-from mage_diffsim.errors import InputError, missing_extra, unknown_name
+from mage_diffsim.errors import InputError, import_extra, unknown_name
 from mage_diffsim.shapes import Float, Tensor
 
 DERIVATIVES = ("vjp", "jvp")
@@ -41,12 +41,7 @@ def load_jax() -> Any:
     check_not_forked()
     if torch.cuda.is_available():
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    try:
-        import jax
-    except ModuleNotFoundError as error:
-        if error.name not in ("jax", "jaxlib"):
-            raise
-        raise missing_extra("jax", "mjx") from error
+    jax = import_extra("jax", "jax", "mjx", "jaxlib")
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     return jax

@@ -18,7 +18,7 @@ from mage_diffsim.bridges.cache import usable_folder, user_cache
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import on_stack
-from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.errors import InputError, import_extra
 from mage_diffsim.shapes import Float, Tensor
 
 OWN_STACK = 384 << 10
@@ -37,12 +37,7 @@ def load_warp() -> Any:
     Raises:
         MissingExtra: warp is not installed.
     """
-    try:
-        import warp
-    except ModuleNotFoundError as error:
-        if error.name != "warp":
-            raise
-        raise missing_extra("warp-lang", "warp") from error
+    warp = import_extra("warp", "warp-lang", "warp")
     with quiet():
         _start(warp)
     return warp

@@ -6,7 +6,9 @@ learner, the environments and the bridges alike, so neither imports anything of 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -25,3 +27,23 @@ def unknown_name(kind: str, given: object, accepted: Iterable[str]) -> InputErro
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for an optional package that is absent."""
     return MissingExtra(f"{package} is not installed: pip install 'mage-diffsim[{extra}]'")
+
+
+def import_extra(module: str, package: str, extra: str, *needed: str) -> Any:
+    """Imports the module of an optional package; errors inside the package pass through.
+
+    Args:
+        module: the module's name.
+        package: the name under which the package is installed.
+        extra: the extra that installs it.
+        needed: modules of other packages without which this one cannot be imported either.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, *needed):
+            raise
+        raise missing_extra(package, extra) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.errors import InputError, import_extra
 
 LARGEST = 1e10
 """MuJoCo's mjMAXVAL: a state or an acceleration beyond it has diverged, and every backend returns NaN for it."""
@@ -183,13 +183,7 @@ def load_mujoco() -> Any:
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not screen and "mujoco" not in sys.modules:  # it is read on import
         os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        import mujoco
-    except ModuleNotFoundError as error:
-        if error.name != "mujoco":
-            raise
-        raise missing_extra("mujoco", "mjx") from error
-    return mujoco
+    return import_extra("mujoco", "mujoco", "mjx")
 
 
 _quiet = threading.Lock()

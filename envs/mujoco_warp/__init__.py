@@ -14,7 +14,7 @@ from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
-from mage_diffsim.errors import InputError, missing_extra
+from mage_diffsim.errors import InputError, import_extra
 from mage_diffsim.shapes import Float, Tensor
 
 KEPT = 4
@@ -65,18 +65,7 @@ class MujocoWarpPhysics(Physics):
 
 
 def _load() -> Any:
-    """The ``mujoco_warp`` module.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import mujoco_warp
-    except ModuleNotFoundError as error:
-        if error.name != "mujoco_warp":
-            raise
-        raise missing_extra("mujoco-warp", "mujoco-warp") from error
-    return mujoco_warp
+    return import_extra("mujoco_warp", "mujoco-warp", "mujoco-warp")
 
 
 class _Stepper:
