@@ -10,7 +10,7 @@ from mage_diffsim.envs.task import Task
 
 
 def make_step(task: Task) -> Callable[[Any, Any], Any]:
-    """``step(state[4], action[1]) -> next_state[4]`` of a :class:`~mage_diffsim.envs.tasks.cartpole.CartPole`.
+    """Returns ``step(state[4], action[1]) -> next_state[4]`` of a :class:`~mage_diffsim.envs.tasks.cartpole.CartPole`.
 
     State (x [m], x_dot [m/s], theta [rad], theta_dot [rad/s]), action in [-1, 1]; the constants are the task's.
     """

@@ -10,7 +10,7 @@ from mage_diffsim.envs.task import Task
 
 
 def make_step(task: Task) -> Callable[[Any, Any], Any]:
-    """``step(state[2], action[1]) -> next_state[2]`` of a :class:`~mage_diffsim.envs.tasks.pendulum.Pendulum`.
+    """Returns ``step(state[2], action[1]) -> next_state[2]`` of a :class:`~mage_diffsim.envs.tasks.pendulum.Pendulum`.
 
     State (theta [rad], theta_dot [rad/s]), action in [-1, 1]; the constants and ``clip_order`` are the task's.
     """

@@ -12,10 +12,11 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Ant(MujocoTask):
-    """Run: the mean forward velocity plus 1 minus 0.5 |a|^2, until it falls or jumps (height outside 0.2 to 1 m).
+    """Run forward.
 
-    Observation: that velocity, qpos without x and y, qvel. Gymnasium's contact forces and their cost are left out; its
-    velocity lags one simulator step behind.
+    Reward: the mean forward velocity plus 1 minus 0.5 |a|^2. Terminated: the height leaves 0.2 to 1 m. Observation: the
+    mean forward velocity, qpos without x and y, qvel. Gymnasium adds contact forces and their cost, and its velocity
+    lags one simulator step behind.
     """
 
     name = "Ant"

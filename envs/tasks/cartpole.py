@@ -13,10 +13,10 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class CartPole(Task):
-    """A pole hinged on a cart, pushed by a force in [-10, 10] N; state and observation are the same four numbers.
+    """Balance a pole that is hinged on a cart.
 
-    (x [m], x_dot [m/s], theta [rad], theta_dot [rad/s]), theta 0 upright. Each step earns 1; an episode terminates
-    beyond +-2.4 m or +-12 degrees.
+    State and observation: (x [m], x_dot [m/s], theta [rad], theta_dot [rad/s]); theta is 0 upright. Action: a force in
+    [-10, 10] N. Reward: 1 for every step. Terminated: beyond +-2.4 m or +-12 degrees.
     """
 
     name = "CartPole"
@@ -79,7 +79,7 @@ class CartPole(Task):
     ) -> Float[Tensor, "*batch"]:
         """1 for every step, the terminating one included; its gradient is 0 rather than absent."""
         connected = obs[..., 0] + action[..., 0] + next_obs[..., 0]
-        # Overwriting every element keeps the graph, and cannot turn an infinite observation into a NaN reward.
+        # It keeps the graph, and an infinite observation does not make the reward NaN.
         return connected.masked_fill(torch.ones_like(connected, dtype=torch.bool), 1.0)
 
     def terminated(self, next_obs: Float[Tensor, "*batch O"]) -> Bool[Tensor, "*batch"]:

@@ -12,14 +12,17 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class HalfCheetah(MujocoTask):
-    """Run: the mean forward velocity minus 0.1 |a|^2. Observation: that velocity, qpos without x, qvel."""
+    """Run forward.
+
+    Reward: the mean forward velocity minus 0.1 |a|^2. Observation: the mean forward velocity, qpos without x, qvel.
+    """
 
     name = "HalfCheetah"
     mjcf = "gymnasium:half_cheetah.xml"
     frame_skip = 5
     horizon = 1000
     source = "gym HalfCheetah-v2 (model, reset; gymnasium ships the model); MAGE's published code (observation, reward)"
-    gradient_horizon = 10  # it grows tenfold every six steps once a policy runs
+    gradient_horizon = 10  # the gradient grows tenfold every six steps once a policy runs
     readouts = {"x_velocity": MeanVelocity("rootx")}  # noqa: RUF012
     position_noise, velocity_noise, normal_velocity = 0.1, 0.1, True
 

@@ -12,10 +12,11 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Hopper(MujocoTask):
-    """Hop: the mean forward velocity plus 1 minus 1e-3 |a|^2, until it falls.
+    """Hop forward.
 
-    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, contacts act within 1 mm (2 mm by
-    the rule of newer MuJoCo), and the step that falls earns its 1 too (Gymnasium's v5 withholds it).
+    Reward: the mean forward velocity plus 1 minus 1e-3 |a|^2. Terminated: it falls. Observation: the mean forward
+    velocity, qpos without x, qvel clipped to +-10. As in the paper, contacts act within 1 mm (2 mm by the rule of newer
+    MuJoCo), and the step that falls earns the 1 (not in Gymnasium's v5).
     """
 
     name = "Hopper"

@@ -12,11 +12,12 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class InvertedDoublePendulum(MujocoTask):
-    """Balance: 10 for every step that does not fall, minus the tip's distance from (0, 2 m) and the poles' speed.
+    """Balance both poles.
 
-    Terminated when the tip is at 1 m or below. Observation: the cart's position, sine and cosine of the hinges, qvel,
-    the tip's x and z at the end of the step. (In Gymnasium the tip lags one simulator step behind, and the observation
-    has the velocities clipped and a constraint force, which is no part of the state.)
+    Reward: 10 for every step that does not fall, minus the tip's distance from (0, 2 m) and the poles' speed.
+    Terminated: the tip is at 1 m or below. Observation: the cart's position, sine and cosine of the hinges, qvel, the
+    tip's x and z at the end of the step. (In Gymnasium the tip lags one simulator step behind, and the observation has
+    clipped velocities and a constraint force, which is not in the state.)
     """
 
     name = "InvertedDoublePendulum"

@@ -11,7 +11,10 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class InvertedPendulum(MujocoTask):
-    """Balance: 1 for every step that does not fall, terminated beyond 0.2 rad. Observation: qpos, qvel."""
+    """Balance the pole.
+
+    Reward: 1 for every step that does not fall. Terminated: the angle is beyond 0.2 rad. Observation: qpos, qvel.
+    """
 
     name = "InvertedPendulum"
     mjcf = "gymnasium:inverted_pendulum.xml"

@@ -16,10 +16,11 @@ CLIP_ORDERS = ("v1", "v0")
 
 
 class Pendulum(Task):
-    """A torque-limited pendulum to be swung up and balanced; angle 0 is upright.
+    """Swing up and balance a torque-limited pendulum.
 
-    The state is (theta [rad], theta_dot [rad/s]) with theta not wrapped; the observation is (cos theta, sin theta,
-    theta_dot); the action is a torque in [-2, 2] N m. An episode never terminates.
+    State: (theta [rad], theta_dot [rad/s]); theta is 0 upright and not wrapped. Observation: (cos theta, sin theta,
+    theta_dot). Action: a torque in [-2, 2] N m. Reward: -(angle^2 + 0.1 theta_dot^2 + 0.001 torque^2). An episode never
+    terminates.
 
     Args:
         clip_order: ``"v1"`` clips the new velocity to +-``max_speed`` and moves theta by it (gymnasium Pendulum-v1);
@@ -79,7 +80,7 @@ class Pendulum(Task):
         action: Float[Tensor, "*batch A"],
         next_obs: Float[Tensor, "*batch O"],
     ) -> Float[Tensor, "*batch"]:
-        """-(angle^2 + 0.1 theta_dot^2 + 0.001 torque^2) on the current observation; the torque is the clipped one."""
+        """-(angle^2 + 0.1 theta_dot^2 + 0.001 torque^2) of the current observation and the clipped torque."""
         cos, sin, theta_dot = obs.unbind(-1)
         # A learned model can predict cos = sin = 0, where the derivative of atan2 is NaN: take angle 0 there.
         no_angle = cos.square() + sin.square() < torch.finfo(obs.dtype).tiny

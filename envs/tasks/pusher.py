@@ -13,12 +13,13 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Pusher(MujocoTask):
-    """Push: minus |object - goal|, minus 0.5 |object - tip|, minus 0.1 |a|^2 with a in the actuators' units (+-2).
+    """Push the object to the goal.
 
-    The two distances are those in s, as in the paper and in Gymnasium up to v4; v5 takes them in s'. Observation: the
-    arm's qpos and qvel, positions of tip, object and goal at the end of the step (Gymnasium's lag one simulator step).
-    As in the paper, contacts act within 2 mm (4 mm by the rule of newer MuJoCo); the object of Gymnasium's v5 is 600
-    times as heavy.
+    Reward: minus |object - goal|, minus 0.5 |object - tip|, minus 0.1 |a|^2 with a in the actuators' units (+-2). The
+    distances are those in s, as in the paper and in Gymnasium up to v4; v5 takes them in s'. Observation: the arm's
+    qpos and qvel, and the positions of tip, object and goal at the end of the step (Gymnasium's lag one simulator
+    step). As in the paper, contacts act within 2 mm (4 mm by the rule of newer MuJoCo). The object of Gymnasium's v5 is
+    600 times as heavy.
     """
 
     name = "Pusher"

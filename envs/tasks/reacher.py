@@ -14,10 +14,11 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Reacher(MujocoTask):
-    """Reach: minus the distance of the fingertip from the target, minus |a|^2.
+    """Reach the target with the fingertip.
 
-    Observation: cosine and sine of the joints, the target's position, the joints' velocities, fingertip minus target
-    (x, y). Body positions are those at the end of the step; Gymnasium's lag one simulator step behind.
+    Reward: minus the distance of the fingertip from the target, minus |a|^2. Observation: cosine and sine of the
+    joints, the target's position, the joints' velocities, fingertip minus target (x, y). Body positions are those at
+    the end of the step; Gymnasium's lag one simulator step behind.
     """
 
     name = "Reacher"

@@ -11,9 +11,10 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Swimmer(MujocoTask):
-    """Swim: the mean forward velocity minus 1e-4 |a|^2. Observation: qpos, qvel.
+    """Swim forward.
 
-    The published code sums the control cost over the whole batch; here it is each row's own.
+    Reward: the mean forward velocity minus 1e-4 |a|^2. Observation: qpos, qvel. The published code sums the control
+    cost over the whole batch; here each row has its own.
     """
 
     name = "Swimmer"

@@ -12,10 +12,11 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Walker2d(MujocoTask):
-    """Walk: the mean forward velocity plus 1 minus 1e-3 |a|^2, until it falls.
+    """Walk forward.
 
-    Observation: that velocity, qpos without x, qvel clipped to +-10. As in the paper, the right foot has friction 0.9
-    (1.9 in Gymnasium's v5), and the step that falls earns its 1 too (Gymnasium's v5 withholds it).
+    Reward: the mean forward velocity plus 1 minus 1e-3 |a|^2. Terminated: it falls. Observation: the mean forward
+    velocity, qpos without x, qvel clipped to +-10. As in the paper, the right foot has friction 0.9 (1.9 in Gymnasium's
+    v5), and the step that falls earns the 1 (not in Gymnasium's v5).
     """
 
     name = "Walker2d"

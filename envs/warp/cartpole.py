@@ -16,7 +16,7 @@ from mage_diffsim.envs.task import Task
 
 
 def make_kernels(task: Task) -> Callable[[torch.dtype], WarpOp]:
-    """dtype -> operation (state [N, 4], action [N, 1]) -> next state of a cart-pole task.
+    """Returns the function dtype -> operation (state [N, 4], action [N, 1]) -> next state [N, 4] of a cart-pole task.
 
     State (x [m], x_dot [m/s], theta [rad], theta_dot [rad/s]), action in [-1, 1]; the constants are the task's.
     """

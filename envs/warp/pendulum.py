@@ -16,7 +16,7 @@ from mage_diffsim.envs.task import Task
 
 
 def make_kernels(task: Task) -> Callable[[torch.dtype], WarpOp]:
-    """dtype -> operation (state [N, 2], action [N, 1]) -> next state of a pendulum task.
+    """Returns the function dtype -> operation (state [N, 2], action [N, 1]) -> next state [N, 2] of a pendulum task.
 
     State (theta [rad], theta_dot [rad/s]), action in [-1, 1]; the constants and ``clip_order`` are the task's.
     """
