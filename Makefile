@@ -2,6 +2,7 @@
 # make test   install with the development extras, then run the fast tests: every subsystem, in about six minutes
 # make test-slow   run the tests with the mark slow
 # make lint   ruff (rules and format) and pyright
+# make docs   build the documentation into .cache/site, with warnings as errors
 # make clean  remove the virtual environment, caches and builds
 #
 # Overridable: PYTHON (3.11 or newer), VENV, EXTRAS (e.g. EXTRAS=cuda,warp on a GPU), ARGS (passed on to the command),
@@ -19,8 +20,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 comma := ,
 DEMO_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 TEST_STAMP := $(VENV)/.installed-dev-mjx-warp-mujoco-warp-log-sweep
+DOCS_STAMP := $(VENV)/.installed-docs-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python benchmarks/oracle_vs_learned.py $(ARGS)
@@ -40,6 +42,11 @@ lint: $(TEST_STAMP)
 	  $(BIN)/pyright --pythonpath $(BIN)/python || status=1; \
 	  exit $$status
 
+# Pages are made from the code, so its backends are installed too. The variable silences an advertisement.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet $(ARGS)
+	@echo "documentation: .cache/site/index.html"
+
 clean:
 	rm -rf $(VENV) .venv-ci .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -57,4 +64,8 @@ $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev,mjx,warp,mujoco-warp,log,sweep]'
+	@touch $@
+
+$(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[docs,$(EXTRAS)]'
 	@touch $@

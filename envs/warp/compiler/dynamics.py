@@ -131,7 +131,7 @@ def at_point(motion: Spatial, point: al.Vector) -> al.Vector:
 
 
 def mass_matrix(kinematics: Kinematics) -> list[list[Any]]:
-    """M(q) with armature, [nv][nv], by composite rigid bodies; 0 between unconnected degrees of freedom."""
+    """M(q) with armature, [nv, nv], by composite rigid bodies; 0 between unconnected degrees of freedom."""
     m = kinematics.model.model
     mass: list[Any] = [0.0] * m.nbody
     moment = [al.ZERO] * m.nbody
