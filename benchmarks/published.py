@@ -1,9 +1,14 @@
-"""MAGE's update as the paper and its published code formulate it, re-derived: the yardstick for correctness and speed.
+"""MAGE's update as the paper and its published code formulate it: the baseline for correctness and speed.
 
-Every difference to :mod:`mage_diffsim` here is on purpose. Networks are ordinary modules; all ensemble members imagine
-the whole batch and one per row is picked; the TD error keeps its whole graph, and its action-gradient is taken once per
-critic with ``create_graph``; ``backward()`` runs through everything that requires a gradient, model and target networks
-included; losses are read back to the host after every update. Only the bugs listed in the README are left out.
+It is written anew, and differs from :mod:`mage_diffsim` on purpose:
+
+- Networks are ordinary modules.
+- All ensemble members imagine the whole batch, and one is picked per row.
+- The TD error keeps its whole graph. Its action-gradient is taken once per critic, with ``create_graph``.
+- ``backward()`` runs through everything that requires a gradient, model and target networks included.
+- Losses are read back to the host after every update.
+
+The bugs of the published code are left out; docs/deviations.md lists them.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from mage_diffsim.training import Trainer
 
 
 class PublishedDraws(NamedTuple):
-    """Random numbers of one update, without a run axis."""
+    """The random numbers of one update, without a run axis."""
 
     member: Tensor | None
     """Ensemble member of each row, [B]; None where no ensemble imagines."""
@@ -31,7 +36,7 @@ class PublishedDraws(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a model-free critic takes from the buffer beside the observation, without a run axis."""
+    """What a model-free critic reads from the buffer beside the observation, without a run axis."""
 
     action: Tensor
     next_obs: Tensor
@@ -40,7 +45,12 @@ class Stored(NamedTuple):
 
 
 def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
-    """A swish network of ordinary linear layers with the given flat parameters (weights [in, out], then biases)."""
+    """Returns a swish network of linear layers with the given parameters.
+
+    Args:
+        sizes: widths of input, hidden layers and output.
+        flat: per layer its weight [in, out], then its bias.
+    """
     modules: list[nn.Module] = []
     offset = 0
     for i, o in itertools.pairwise(sizes):
@@ -54,7 +64,7 @@ def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
 
 
 def flatten(network: nn.Sequential, gradient: bool = False) -> Tensor:
-    """The inverse of :func:`mlp`'s layout, of parameters or of their gradients."""
+    """Returns the parameters of a network, or their gradients, in the layout of :func:`mlp`."""
     pieces = []
     for module in network:
         if isinstance(module, nn.Linear):
@@ -65,7 +75,7 @@ def flatten(network: nn.Sequential, gradient: bool = False) -> Tensor:
 
 
 class EnsembleLayer(nn.Module):
-    """One linear layer of every member, [M, in, out]."""
+    """A linear layer of every member, weights [M, in, out]."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -76,7 +86,7 @@ class EnsembleLayer(nn.Module):
 
 
 class PublishedReward(nn.Module):
-    """The reward model of one run: of normalised observations and raw actions, its output denormalised.
+    """The reward model of one run. It reads normalised observations and raw actions, and its output is denormalised.
 
     Args:
         model: gives parameters and statistics; not changed.
@@ -96,7 +106,7 @@ class PublishedReward(nn.Module):
 
 
 class PublishedUpdate:
-    """The critic and actor updates of the published formulation, starting from one run of a trainer.
+    """Critic and actor updates of the published formulation, from one run of a trainer.
 
     Args:
         trainer: gives parameters, normalisation, reward and the configuration; not changed.
@@ -107,13 +117,13 @@ class PublishedUpdate:
         agent, hyper = trainer.agent, trainer.hyper
         self.trainer, self.hyper, self.loss, self.run = trainer, hyper, agent.loss, run
         lam = trainer.config.runs[run][1]
-        # td_error_weight and tdg_error_weight, whose terms the published code halves and Algorithm 2 does not
+        # The published code halves both terms of the loss; Algorithm 2 does not.
         self.td_weight, self.gradient_weight, self.factor = lam, 1.0, 1.0
         if hyper.loss_weights == "authors":
             self.td_weight, self.gradient_weight, self.factor = 1.0, 1.0 / lam, 0.5
         if self.loss == "dyna":
             self.td_weight, self.gradient_weight = 1.0, 0.0
-        if self.loss == "squared":  # x^2 / 2 is half of torch's squared error, whoever halves
+        if self.loss == "squared":  # x^2 / 2 in either formulation
             self.factor = 0.5
         self.obs_mean, self.obs_std = agent.obs.mean[run].clone(), agent.obs.std[run].clone()
         self.model: nn.Sequential | None = None
@@ -128,7 +138,7 @@ class PublishedUpdate:
     def renew(
         self, actor: Tensor, critic: Tensor, actor_target: Tensor | None = None, critic_target: Tensor | None = None
     ) -> None:
-        """A new agent with these parameters, [1, P] and [C, P]: optimisers and policy delay start from nothing."""
+        """Starts a new agent with these parameters, [1, P] and [C, P], and with new optimisers and policy delay."""
         agent = self.trainer.agent
         self.actor = mlp(agent.actor_network.sizes, actor[0])
         self.actor_target = mlp(agent.actor_network.sizes, (actor if actor_target is None else actor_target)[0])
@@ -141,7 +151,7 @@ class PublishedUpdate:
         self.updates = 0
 
     def has_diverged(self, logged: dict[str, float]) -> bool:
-        """Whether an update's losses exceed the bounds, as the published code tests after each; or are not finite."""
+        """Returns whether an update's losses exceed their bounds, as the published code tests, or are not finite."""
         bounds = {"td_error": self.hyper.diverged_critic_loss, "actor_loss": self.hyper.diverged_actor_loss}
         return not all(abs(logged[name]) <= bound for name, bound in bounds.items() if name in logged)
 
@@ -155,7 +165,7 @@ class PublishedUpdate:
         return critic(torch.cat([self.normalize(obs), action], dim=-1)).squeeze(-1)
 
     def imagine(self, obs: Tensor, action: Tensor, draws: PublishedDraws) -> Tensor:
-        """Every member on every row, then the chosen member of each row."""
+        """Returns the next observations [B, O]: every member on every row, then the chosen member of each row."""
         ensemble, run = self.trainer.ensemble, self.run
         assert ensemble is not None and self.model is not None
         assert draws.member is not None and draws.imagine is not None
@@ -175,7 +185,7 @@ class PublishedUpdate:
         return obs + delta * ensemble.delta.std[run] + ensemble.delta.mean[run]
 
     def reward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """The task's reward, or the reward model's."""
+        """Returns the task's reward, or that of the reward model."""
         if self.reward_model is None:
             return self.trainer.task.reward(obs, action, next_obs)
         return self.reward_model(obs, action, next_obs)
@@ -183,7 +193,7 @@ class PublishedUpdate:
     def critic_loss(
         self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The loss with its whole graph, and what the divergence guard looks at: half the sum of the TD errors."""
+        """Returns the loss with its whole graph, and half the sum of the TD errors for the divergence guard."""
         hyper, task = self.hyper, self.trainer.task
         if stored is not None:
             action, next_obs, reward, terminated = stored
@@ -213,7 +223,7 @@ class PublishedUpdate:
     def critic_gradient(
         self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
     ) -> Tensor:
-        """Gradient of the loss for every critic's parameters, [C, P], in the layout of the learner."""
+        """Returns the gradient of the loss by every critic's parameters, [C, P], in the layout of the learner."""
         self.critic_optimizer.zero_grad()
         self.critic_loss(obs, state, draws, stored)[0].backward()
         return torch.stack([flatten(c, gradient=True) for c in self.critics])
@@ -221,7 +231,7 @@ class PublishedUpdate:
     def update(
         self, obs: Tensor, state: Tensor, draws: PublishedDraws, stored: Stored | None = None
     ) -> dict[str, float]:
-        """One critic update and, when due, one actor update; losses as Python numbers, as the published code logs."""
+        """Does one critic update and, when due, one actor update. Returns the losses as Python numbers."""
         hyper, method = self.hyper, self.trainer.agent.method
         self.critic_optimizer.zero_grad()
         loss, watched = self.critic_loss(obs, state, draws, stored)
@@ -251,7 +261,7 @@ class PublishedUpdate:
 
 
 class PublishedModelTraining:
-    """Maximum-likelihood steps of the ensemble in the published formulation, starting from run 0 of a trainer.
+    """Maximum-likelihood steps of the ensemble in the published formulation, from run 0 of a trainer.
 
     Args:
         trainer: gives parameters, normalisation and the configuration; not changed.
@@ -272,7 +282,7 @@ class PublishedModelTraining:
         )
 
     def update(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> float:
-        """One step on a batch [M, B, ...], each member's own; its loss, read back as the published code does."""
+        """Does one step on a batch [M, B, ...], each member's own. Returns the loss as a Python number."""
         ensemble, hyper = self.ensemble, self.hyper
         x = torch.cat(
             [
@@ -293,7 +303,7 @@ class PublishedModelTraining:
 
 
 class PublishedRewardTraining:
-    """Steps of the reward model on the mean squared error of raw rewards, starting from run 0 of a trainer.
+    """Steps of the reward model on the mean squared error of raw rewards, from run 0 of a trainer.
 
     Args:
         trainer: gives parameters, normalisation and the configuration; not changed.
@@ -310,7 +320,7 @@ class PublishedRewardTraining:
         )
 
     def update(self, obs: Tensor, action: Tensor, next_obs: Tensor, reward: Tensor) -> float:
-        """One step on a batch [B, ...]; its loss."""
+        """Does one step on a batch [B, ...]. Returns its loss."""
         loss = F.mse_loss(self.model(obs, action, next_obs), reward)
         self.optimizer.zero_grad()
         loss.backward()
