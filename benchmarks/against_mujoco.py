@@ -44,6 +44,7 @@ from rich.console import Console
 
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
+from mage_diffsim.envs.differences import TrueJacobian, jacobian_error, jacobian_of, true_jacobians, value_error
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import make_physics
@@ -341,7 +342,7 @@ class Reference:
     def _actions(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return rng.uniform(-INSIDE, INSIDE, (n, self.model.nu))
 
-    def truth(self, points: Points) -> dict[str, quality.Truth]:
+    def truth(self, points: Points) -> dict[str, TrueJacobian]:
         """Differences by action and by state, the latter along the tangents of qpos and along qvel."""
         m, n = self.model, len(points.qpos)
 
@@ -356,7 +357,7 @@ class Reference:
 
         nothing = torch.zeros(n, 2 * m.nv + m.nu, dtype=torch.float64)
         blocks = {"action": range(2 * m.nv, nothing.shape[1]), "state": range(2 * m.nv)}
-        return quality.find_truth(moved, nothing, blocks)
+        return true_jacobians(moved, nothing, blocks)
 
     def tangents(self, points: Points) -> Float[Tensor, "N X T"]:
         """The derivative of qpos | qvel | action by what :meth:`truth` moves."""
@@ -452,7 +453,7 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
     values = {kind: torch.from_numpy(reference.step(points[kind])) for kind in KINDS}
     base: dict[str, Any] = dict.fromkeys(FIELDS) | {"model": model.name, "backend": backend}
     gaps = {kind: _solver_gap(reference, points[kind], values[kind]) for kind in KINDS}
-    truths: dict[Kind, dict[str, quality.Truth]] = {}
+    truths: dict[Kind, dict[str, TrueJacobian]] = {}
     counts: dict[Kind, tuple[Tensor, Tensor | None]] = {}
     for dtype in options.dtypes:
         began = time.perf_counter()
@@ -484,7 +485,7 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
 def _solver_gap(reference: Reference, points: Points, value: Float[Tensor, "N S"]) -> dict[str, float]:
     own = torch.from_numpy(reference.step(points, converged=False))
     fine = value.isfinite().all(1) & own.isfinite().all(1)
-    return _spread("solver_gap", quality.value_error(own, value)[fine])
+    return _spread("solver_gap", value_error(own, value)[fine])
 
 
 def _spread(name: str, errors: Float[Tensor, " N"]) -> dict[str, float]:
@@ -495,7 +496,7 @@ def _compare(
     physics: Any,
     x: Float[Tensor, "N X"],
     value: Float[Tensor, "N S"],
-    truths: Mapping[str, quality.Truth],
+    truths: Mapping[str, TrueJacobian],
     tangents: Float[Tensor, "N X T"],
 ) -> dict[str, Any]:
     """Values and derivatives of physics at qpos | qvel | action against those of MuJoCo C."""
@@ -505,13 +506,13 @@ def _compare(
     # Differences cost a sweep over all columns for every row of the Jacobian.
     differenced = physics.derivative.startswith("fd")
     at = torch.arange(0, len(x), math.ceil(len(x) / DIFFERENCED) if differenced else 1)
-    jacobian = quality.jacobian_of(step, x[at]).double()
+    jacobian = jacobian_of(step, x[at]).double()
     fine: Bool[Tensor, " N"] = value.isfinite().all(1)
     finite, smooth = mine.isfinite().all(1), jacobian.isfinite().all(2).all(1)
     found: dict[str, Any] = {"count": int(fine.sum()), "diverged_in_c": int((~fine).sum())}
     found["finite_there"] = int((~fine & finite).sum())
     found |= {"nonfinite_values": int((fine & ~finite).sum()), "nonfinite_gradients": int((fine[at] & ~smooth).sum())}
-    found |= _spread("value", quality.value_error(mine, value)[fine & finite])
+    found |= _spread("value", value_error(mine, value)[fine & finite])
     along = jacobian @ tangents[at]
     done = 0
     for block in ("state", "action"):
@@ -520,7 +521,7 @@ def _compare(
         done = columns.stop
         clean = (truth.clean & fine)[at]
         found[f"{block}_clean"] = int(clean.sum())
-        errors = quality.compare(along[..., columns], truth.jacobian[at]).error
+        errors = jacobian_error(along[..., columns], truth.jacobian[at])
         found |= _spread(block, errors[clean & smooth])
     return found
 

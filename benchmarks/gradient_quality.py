@@ -30,6 +30,7 @@ from rich.console import Console
 
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
+from mage_diffsim.envs.differences import TrueJacobian, jacobian_of, true_jacobians, value_error
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -237,15 +238,15 @@ class Subject:
         return policy
 
     @cached_property
-    def truth(self) -> dict[str, quality.Truth]:
+    def truth(self) -> dict[str, TrueJacobian]:
         """Of every block of the next state."""
-        return quality.find_truth(quality.step_of(self.truth_physics), self.points.x, self.blocks)
+        return true_jacobians(quality.step_of(self.truth_physics), self.points.x, self.blocks)
 
     @cached_property
-    def observed_truth(self) -> quality.Truth:
+    def observed_truth(self) -> TrueJacobian:
         """d next_obs / d action."""
         step = quality.step_of(self.truth_physics, observed=True)
-        return quality.find_truth(step, self.points.x, {"action": self.blocks["action"]})["action"]
+        return true_jacobians(step, self.points.x, {"action": self.blocks["action"]})["action"]
 
 
 def subjects_of(options: Options) -> list[Subject]:
@@ -306,14 +307,14 @@ def measure(subject: Subject, source: Source, repeats: int) -> dict[str, Any]:
     with torch.no_grad():
         value = step(x).cpu()
         expected = quality.step_of(subject.truth_physics)(subject.points.x)
-    jacobian = quality.jacobian_of(step, x).cpu()
+    jacobian = jacobian_of(step, x).cpu()
     truth = subject.truth
     errors = {
         block: quality.compare(jacobian[..., columns.start : columns.stop], truth[block].jacobian)
         for block, columns in subject.blocks.items()
     }
     clean, groups = {block: t.clean for block, t in truth.items()}, subject.points.groups()
-    return _result(source, errors, clean, groups, quality.value_error(value, expected), times._asdict())
+    return _result(source, errors, clean, groups, value_error(value, expected), times._asdict())
 
 
 def measure_learned(subject: Subject, counts: Sequence[int], options: Options) -> Iterator[dict[str, Any]]:

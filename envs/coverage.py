@@ -1,4 +1,4 @@
-"""Which states the checks of a task look at, and what they leave out.
+"""Which states the checks of a task see, and what these states do not show.
 
 :func:`.sampling.explore` visits many states; :func:`pick` takes those that lie far apart; :func:`coverage` lists what
 none of the picked states shows.
@@ -25,9 +25,9 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Int, Tensor
 
 BUDGET = 16384
-"""Steps of exploration in all, divided among the environments."""
+"""Steps of exploration of all environments together."""
 LISTED = 12
-"""Names in one sentence; of more, the number."""
+"""Most names in one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +36,32 @@ class Span:
 
     name: str
     tested: tuple[float, float]
-    """Smallest and largest value in the states that the checks looked at."""
+    """Smallest and largest value in the tested states."""
     visited: tuple[float, float]
-    """The same in all states that the rollouts, or the caller, came across."""
+    """Smallest and largest value in all states of the rollouts and of the caller."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Where the checks have looked."""
+    """Where the checks looked."""
 
     tested: int
-    """Number of states looked at."""
+    """Number of tested states."""
     visited: int
     """Number of states they were picked from."""
     states: tuple[Span, ...]
-    """One per component of the state."""
+    """One span per component of the state."""
     not_exercised: tuple[str, ...]
-    """One sentence for each thing that no state looked at has shown."""
+    """One sentence for each thing that no tested state shows."""
 
 
 def steps_within_budget(task: Task, environments: int) -> int:
-    """How long to explore: a whole episode, or what the budget allows."""
+    """Steps of exploration: a whole episode, or what the budget allows."""
     return max(1, min(task.horizon, BUDGET // environments))
 
 
 def pick(visited: Float[Tensor, "M S"], chosen: Float[Tensor, "K S"], n: int) -> Float[Tensor, "n S"]:
-    """``n`` of the visited states: half as far apart as possible, the others in even steps of the time."""
+    """Picks ``n`` visited states: half as far apart as possible, the others evenly over time."""
     apart = spread_out(visited, chosen, n - n // 2)
     even = torch.arange(n // 2, device=visited.device) * len(visited) // max(n // 2, 1)
     # The environments lie side by side in time: every row is another environment's.
@@ -70,10 +70,10 @@ def pick(visited: Float[Tensor, "M S"], chosen: Float[Tensor, "K S"], n: int) ->
 
 
 def spread_out(visited: Float[Tensor, "M S"], chosen: Float[Tensor, "K S"], n: int) -> Int[Tensor, " n"]:
-    """Where the ``n`` states lie that are farthest from those chosen and from each other, one after the other.
+    """Indices of the ``n`` states farthest from those chosen and from each other (greedy k-centre, Gonzalez 1985).
 
-    Distances are the largest over the components, each relative to the range that was visited, so the extremes of every
-    component come early (the greedy k-centre of Gonzalez 1985).
+    The distance is the largest over the components, each relative to its visited range. So the extremes of every
+    component come early.
     """
     scale = (visited.amax(0) - visited.amin(0)).clamp(min=1e-12)
     distance = torch.full_like(visited[:, 0], torch.inf)
@@ -87,11 +87,13 @@ def spread_out(visited: Float[Tensor, "M S"], chosen: Float[Tensor, "K S"], n: i
 
 
 def read_states(path: Path, task: Task) -> Float[Tensor, "K S"]:
-    """States in a file, float64: ``.npy`` or ``.pt`` of one array [K, S], ``.npz`` of one or of one named ``states``,
-    or ``.csv``, one state a line, whose first line may name the components in any order.
+    """Reads states from a file, float64.
+
+    ``.npy`` and ``.pt`` hold one array [K, S], ``.npz`` one array or one named ``states``, ``.csv`` one state per line;
+    its first line may name the components in any order.
 
     Raises:
-        InputError: it cannot be read as one of these, or holds no states of this task.
+        InputError: the file cannot be read, or holds no states of this task.
     """
     accepted = "accepted are .npy, .npz, .pt and .csv files of one state per row"
     try:
@@ -142,10 +144,10 @@ def _read_csv(path: Path, task: Task) -> np.ndarray:
 
 
 def check_states(task: Task, states: Tensor) -> None:
-    """Refuse states that a caller gives.
+    """Refuses states that do not belong to a task.
 
     Raises:
-        InputError: they have another shape, or one of them is not finite.
+        InputError: the states have another shape, or one of them is not finite.
     """
     if states.ndim != 2 or states.shape[1] != task.state_dim or not len(states):
         raise InputError(
@@ -167,14 +169,14 @@ def coverage(
     explored: Visited,
     given: Float[Tensor, "K S"] | None,
 ) -> Coverage:
-    """What the tested states show, and what not.
+    """Compares the tested states with the visited ones.
 
     Args:
         task: the task.
-        tested: the states that the checks looked at.
+        tested: the tested states.
         following: the states one step later.
-        explored: the rollouts they were picked from.
-        given: further states that a caller gave.
+        explored: the rollouts that the tested states were picked from.
+        given: the caller's states.
     """
     visited = explored.states if given is None else torch.cat([explored.states, given.to(explored.states)])
     lows, highs = visited.amin(0).tolist(), visited.amax(0).tolist()
@@ -217,7 +219,7 @@ def _missing(
 
 
 def _idle_constraints(task: MujocoTask, states: Float[Tensor, "N S"]) -> Iterator[str]:
-    """The joint and tendon limits, and the pairs of geoms, that are active in none of the states."""
+    """The joint limits, tendon limits and pairs of geoms that are active in none of the states."""
     mujoco, model = load_mujoco(), task.simulation.model
     data = mujoco.MjData(model)
     joint, tendon = (int(getattr(mujoco.mjtConstraint, f"mjCNSTR_LIMIT_{x}")) for x in ("JOINT", "TENDON"))
@@ -226,7 +228,7 @@ def _idle_constraints(task: MujocoTask, states: Float[Tensor, "N S"]) -> Iterato
         return element_name(mujoco, model, "JOINT" if kind == joint else "TENDON", i)
 
     def is_ball(kind: int, i: int) -> bool:
-        return kind == joint and model.jnt_type[i] == mujoco.mjtJoint.mjJNT_BALL  # limited in one angle
+        return kind == joint and model.jnt_type[i] == mujoco.mjtJoint.mjJNT_BALL  # its limit has one side
 
     limits = {(joint, i) for i in range(model.njnt) if model.jnt_limited[i]}
     limits |= {(tendon, i) for i in range(model.ntendon) if model.tendon_limited[i]}

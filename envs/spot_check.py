@@ -1,7 +1,6 @@
-"""A quick look at a task's functions on a few states, before a training trusts them.
+"""A quick check of a task's functions on a few states, at the start of every training.
 
-:func:`.contract.check_task` is the whole contract, on every backend. This is what is worth a fraction of a second at
-the start of every training: a mistake here trains without a word.
+It takes a fraction of a second. :func:`.contract.check_task` checks the whole contract on every backend.
 """
 
 from __future__ import annotations
@@ -15,38 +14,30 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.envs.checks import (
-    Check,
-    Subject,
-    check_kinds,
-    check_reset,
-    check_values,
-    finite_differences,
-    jacobian_of,
-)
-from mage_diffsim.envs.contract import Tolerances
+from mage_diffsim.envs.checks import Check, Tolerances, error_text
+from mage_diffsim.envs.differences import jacobian_of, true_jacobians
 from mage_diffsim.envs.physics import Physics, TorchPhysics
 from mage_diffsim.envs.sampling import actions_inside
 from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.value_checks import Subject, check_kinds, check_reset, check_values
 from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Tensor
 
 ROWS = 16
-"""Transitions looked at, or one per environment if there are more of those."""
+"""Fewest transitions that are checked."""
 STEPS = (1e-5, 1e-6)
 """Finite-difference steps tried at every state."""
 MISSING = 0.1
-"""A derivative is cut where autograd is off by more than this share of the central difference, or not finite."""
+"""A derivative is cut where autograd differs by more than this share of the central difference, or is not finite."""
 NEGLIGIBLE = 5e-3
 """Derivatives below this share of the largest one of their row are not judged: a difference may be off by as much."""
-
 MOST = 32
-"""Components of an input, and of an output, whose derivatives are looked at; of more, evenly spaced ones."""
+"""Most components of an input, and of an output, whose derivatives are checked; they are evenly spaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transitions:
-    """A few transitions of random actions from initial states, float64."""
+    """A few transitions by random actions from initial states, float64."""
 
     state: Float[Tensor, "N S"]
     action: Float[Tensor, "N A"]
@@ -56,29 +47,29 @@ class Transitions:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One derivative that autograd does not give, although the function has it."""
+    """One derivative that the function has and autograd does not give."""
 
     function: str
     """``observe``, ``reward`` or ``step``."""
     wrt: str
     """The input: ``state``, ``obs``, ``action`` or ``next_obs``."""
     detail: str
-    """What was found, to be said of the function."""
+    """The fault, as the predicate of a sentence about the function."""
 
 
 def draw_transitions(task: Task, physics: Physics, environments: int, seed: int = 0) -> Transitions:
-    """Random transitions, by as many rows at once as the training's environments, for which a backend compiles anyway.
+    """Draws random transitions, and checks ``reset``, kinds and shapes on the way.
 
-    Episodes that ended, or whose state is not finite, start again; states that are not finite are left out.
+    Episodes that ended, or whose state is not finite, start again. States that are not finite are left out.
 
     Args:
-        task: the task; its ``reset`` is checked here.
-        physics: the environments' physics.
-        environments: their number.
-        seed: seed of states and actions, independent of all others.
+        task: the task.
+        physics: the training environments' physics.
+        environments: number of rows of a step; a backend compiles for the training's number of environments anyway.
+        seed: seed of states and actions.
 
     Raises:
-        InputError: a function raised, or gave something of a wrong shape or dtype.
+        InputError: a function raised, or gave a wrong shape or dtype.
     """
     for check in check_kinds(task, environments, seed, dtype=physics.dtype, device=physics.device):
         _require(task, check)
@@ -109,7 +100,7 @@ def draw_transitions(task: Task, physics: Physics, environments: int, seed: int 
 
 
 def require_values(task: Task, at: Transitions, physics: Physics) -> None:
-    """Refuse functions whose values cannot be trained on.
+    """Refuses functions whose values cannot be trained on.
 
     Raises:
         InputError: names the function, what it gave and what is accepted.
@@ -120,14 +111,14 @@ def require_values(task: Task, at: Transitions, physics: Physics) -> None:
 
 
 def find_cuts(task: Task, at: Transitions, *, step: bool) -> tuple[Cut, ...]:
-    """The derivatives that the task's functions have, by central differences, and autograd does not give.
+    """Finds derivatives that the task's functions have by central differences and autograd does not give.
 
-    A function that does not depend on an input (CartPole's reward) has derivative 0 and is no finding, nor is a kink.
+    Kinks are no finding, and neither is a derivative of 0, such as that of CartPole's reward.
 
     Args:
         task: the task.
         at: where to look.
-        step: whether to look at the task's own ``step`` too.
+        step: whether to check the task's own ``step`` too.
     """
     physics = TorchPhysics(task, dtype=torch.float64, device=at.state.device) if step else None
     return tuple(
@@ -149,9 +140,9 @@ def refuse(task: Task, cut: Cut) -> InputError:
 
 
 def _subjects(task: Task, at: Transitions, physics: Physics | None) -> Iterator[Subject]:
-    """The task's functions, and its own step if the physics are of torch."""
+    """The task's functions, and its own step if the physics is TorchPhysics."""
     f64, width = torch.float64, task.obs_dim
-    # Whoever keeps what a function gives copies it, so it may be a view of what the function was given.
+    # An output may be a view of an input: callers copy what they keep.
     view: dict[str, Any] = {"degenerate": {}, "may_alias": True}
     inputs = {"state": at.state}
     yield Subject("observe", task.observe, task.observe, inputs, shape=(width,), dtype=f64, any_batch_axes=True, **view)
@@ -166,7 +157,7 @@ def _subjects(task: Task, at: Transitions, physics: Physics | None) -> Iterator[
 
 
 def _narrowed(subject: Subject, wrt: str, columns: Tensor, outputs: Tensor) -> Subject:
-    """The function of some components of one input, the others held fixed, and with some outputs only."""
+    """The function of some components of one input, with some of its outputs."""
     whole, position = subject.inputs[wrt], list(subject.inputs).index(wrt)
 
     def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -186,7 +177,7 @@ def _narrowed(subject: Subject, wrt: str, columns: Tensor, outputs: Tensor) -> S
 
 
 def _some(width: int, device: torch.device) -> Tensor:
-    """All components of a vector, or MOST of them, evenly spaced."""
+    """The components of a vector, at most MOST of them, evenly spaced."""
     n = min(width, MOST)
     return torch.arange(n, device=device) * width // n
 
@@ -196,16 +187,17 @@ def _find_cut(subject: Subject, wrt: str) -> Cut | None:
     columns, outputs = _some(x.shape[1], x.device), _some(math.prod(subject.shape), x.device)
     name, scalar = subject.name, not subject.shape
     subject = _narrowed(subject, wrt, columns, outputs)
+    x = subject.inputs[wrt]
     try:
-        jacobian = jacobian_of(subject, wrt, subject.inputs)
-    except Exception as error:  # numpy() of a tensor that requires grad, and whatever else a task may do
-        message = " ".join(str(error).split())
-        return Cut(name, wrt, f"raised {type(error).__name__} when differentiated ({message})")
-    expected, uncertain, clean = finite_differences(subject, wrt, STEPS)
+        jacobian = jacobian_of(subject.by(wrt), x)
+    except Exception as error:  # such as numpy() of a tensor that requires grad
+        return Cut(name, wrt, f"cannot be differentiated: it raised {error_text(error)}")
+    truth = true_jacobians(subject.by(wrt, exact=True), x.double(), {wrt: range(len(columns))}, STEPS)
+    expected, uncertain, clean = truth[wrt]
     scale = expected.abs().amax((1, 2), keepdim=True)
     apart = (jacobian - expected).abs()
     judged = clean[:, None, None] & (expected.abs() > NEGLIGIBLE * scale) & (expected.abs() > 2.0 * uncertain)
-    lost = judged & ~(apart <= MISSING * expected.abs() + uncertain)  # neither is what is not a number
+    lost = judged & ~(apart <= MISSING * expected.abs() + uncertain)  # NaN is lost too
     if not lost.any():
         return None
     worst = torch.where(lost, apart / scale, 0.0).argmax()
@@ -225,16 +217,16 @@ def _call(
     dtype: torch.dtype,
     *inputs: Tensor,
 ) -> Tensor:
-    """The function's value, in memory of its own.
+    """A copy of the function's value.
 
     Raises:
-        InputError: it raised, or gave another shape or dtype than these.
+        InputError: it raised, or gave another shape or dtype.
     """
     try:
         value = function(*(x.clone() for x in inputs))
         gave = f"{tuple(value.shape)} {value.dtype}"
     except Exception as error:
-        raise _refusal(task, name, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise _refusal(task, name, f"raised {error_text(error)}") from error
     if tuple(value.shape) != shape or value.dtype != dtype:
         raise _refusal(task, name, f"gave {gave}; accepted is {shape} {dtype}")
     return value.clone()
@@ -248,7 +240,7 @@ def _require(task: Task, check: Check) -> None:
 
 def _refusal(task: Task, function: str, what: str) -> InputError:
     name = task.name
-    if not type(task).__module__.startswith("mage_diffsim."):  # a registration may be known to this process alone
+    if not type(task).__module__.startswith("mage_diffsim."):  # another process may not know the registration
         with contextlib.suppress(OSError, TypeError):
             name = f"{inspect.getfile(type(task))}:{type(task).__name__}"
     return InputError(f"{function}() of task {task.name} {what}; `mage-diffsim check-task {name}` shows all of it")

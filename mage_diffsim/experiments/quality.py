@@ -6,10 +6,9 @@ every derivative; a *block* of it is a range of its columns: action, position, v
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,15 @@ import torch
 
 from mage_diffsim.dynamics import Imagined, LearnedDynamics
 from mage_diffsim.envs.batched import BatchedEnv
-from mage_diffsim.envs.checks import KINK, ROUNDING, STEP_SIZES
+from mage_diffsim.envs.differences import (
+    KINK,
+    Function,
+    central_differences,
+    consecutive,
+    jacobian_error,
+    jacobian_of,
+    scale_of,
+)
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
@@ -28,16 +35,8 @@ from mage_diffsim.settings import make_config
 from mage_diffsim.shapes import Bool, Float, Tensor
 from mage_diffsim.training import Trainer
 
-TRUTH_STEPS = (*STEP_SIZES, 3e-8)
-"""Steps tried for the truth; the smallest is for states within 1e-7 of a kink."""
-NO_SCALE = 1e-8
-"""Where no entry of the truth is larger than this, errors are absolute."""
 NEGLIGIBLE = 1e-7
 """An error that no step needs to be chosen for: a tenth of what float64 derivatives are held to."""
-
-Step = Callable[[Tensor], Tensor]
-"""A function of rows: joint input [N, S + A] (or another input) to output [N, Y]."""
-
 
 # --- points --------------------------------------------------------------------------------------------------------
 
@@ -124,7 +123,7 @@ def blocks_of(task: Task) -> dict[str, range]:
     return {"action": actions, "position": range(nq), "velocity": range(nq, nq + nv)}
 
 
-def step_of(physics: Physics, *, observed: bool = False) -> Step:
+def step_of(physics: Physics, *, observed: bool = False) -> Function:
     """A physics' step as a function of the joint input; ``observed`` gives the next observation instead."""
     width = physics.task.state_dim
 
@@ -135,105 +134,7 @@ def step_of(physics: Physics, *, observed: bool = False) -> Step:
     return step
 
 
-# --- the truth -----------------------------------------------------------------------------------------------------
-
-
-class Truth(NamedTuple):
-    """Central differences of one block, each point's at the step on its plateau."""
-
-    jacobian: Float[Tensor, "N Y K"]
-    clean: Bool[Tensor, " N"]
-    """Whether some step shows no kink, see :func:`find_truth`."""
-
-
-@torch.no_grad()
-def central_differences(
-    function: Step, x: Float[Tensor, "N X"], columns: Sequence[int], step: float
-) -> tuple[Float[Tensor, "N Y K"], Float[Tensor, "N Y K"], Float[Tensor, "N Y K"]]:
-    """Central, forward and backward differences, from one call of the function on (2 K + 1) N rows.
-
-    Args:
-        function: of rows.
-        x: where, shape [N, X], float64.
-        columns: of ``x``; K of them.
-        step: absolute.
-    """
-    n, k = len(columns), torch.tensor(columns)
-    moved = x.expand(2 * n + 1, *x.shape).clone()
-    moved[torch.arange(n), :, k] += step
-    moved[torch.arange(n, 2 * n), :, k] -= step
-    y = function(moved.flatten(0, 1)).unflatten(0, (2 * n + 1, -1))
-    at = torch.stack([moved[i, :, c] for i, c in enumerate((*columns, *columns))])[..., None]
-    here = x.T[k][..., None]
-    up, down = (y[:n], at[:n]), (y[n : 2 * n], at[n:])
-    # The steps that rounding left, not the ones asked for.
-    differences = (
-        (up[0] - down[0]) / (up[1] - down[1]),
-        (up[0] - y[-1]) / (up[1] - here),
-        (y[-1] - down[0]) / (here - down[1]),
-    )
-    central, forward, backward = (d.permute(1, 2, 0) for d in differences)
-    return central, forward, backward
-
-
-def find_truth(function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]]) -> dict[str, Truth]:
-    """The Jacobian of every block by central differences, and the points where these can be trusted.
-
-    A point is *clean* in a block when at some of TRUTH_STEPS the forward, the backward and the central difference of
-    the halved step all lie within KINK of the central one, relative to its largest entry. Strong curvature passes this
-    test at a small step; a kink (the set of active constraints changes there) fails it at all. Of the steps that pass
-    it and the next larger ones (which curvature may keep from passing, but which suffer less from rounding), or of all
-    if none passes, a point takes the one whose halved step changes its Jacobian least.
-
-    Args:
-        function: the reference, of rows, float64.
-        x: where, shape [N, X].
-        blocks: name to columns of ``x``.
-    """
-    columns = [c for block in blocks.values() for c in block]
-    jacobians, apart, change = [], [], []
-    size = function(x).abs().amax(1)
-    for step in TRUTH_STEPS:
-        central, forward, backward = central_differences(function, x, columns, step)
-        halved = central_differences(function, x, columns, 0.5 * step)[0]
-        jacobians.append(central)
-        apart.append(torch.maximum((forward - central).abs(), (backward - central).abs()).amax(1))
-        change.append((halved - central).abs().amax(1))
-    found = {}
-    for name, part in zip(blocks, _consecutive(blocks.values()), strict=True):
-        candidates = torch.stack([j[..., part] for j in jacobians])  # [H, N, Y, K]
-        scale = torch.stack([_scale(j) for j in candidates])
-        # What rounding does is the least that a change can mean, even where two differences happen to agree exactly.
-        rounding = torch.stack([ROUNDING / step * size for step in TRUTH_STEPS])
-        changes = torch.maximum(torch.stack([c[:, part].amax(1) for c in change]), rounding) / scale
-        passes = torch.maximum(torch.stack([a[:, part].amax(1) for a in apart]) / scale, changes) <= KINK
-        usable = passes | torch.cat([passes[1:], passes[-1:]]) | ~passes.any(0)
-        best = torch.where(usable, changes, math.inf).argmin(0)
-        found[name] = Truth(candidates[best, torch.arange(len(x))], passes.any(0))
-    return found
-
-
-def _consecutive(blocks: Iterable[Sequence[int]]) -> list[slice]:
-    """Where each block's columns lie when they are put side by side."""
-    ends = list(itertools.accumulate(map(len, blocks), initial=0))
-    return list(itertools.starmap(slice, itertools.pairwise(ends)))
-
-
-def _scale(jacobian: Float[Tensor, "N Y K"]) -> Float[Tensor, " N"]:
-    """The largest entry per point; 1 where it is practically zero."""
-    largest = jacobian.abs().amax((1, 2))
-    return torch.where(largest > NO_SCALE, largest, 1.0)
-
-
 # --- a source against the truth ------------------------------------------------------------------------------------
-
-
-def jacobian_of(function: Step, x: Float[Tensor, "N X"]) -> Float[Tensor, "N Y X"]:
-    """d function / d x of every row, by one backward pass over all rows per output component."""
-    x = x.detach().requires_grad_()
-    y = function(x)
-    gradients = [torch.autograd.grad(y[:, i].sum(), x, retain_graph=True)[0] for i in range(y.shape[1])]
-    return torch.stack(gradients, dim=1)
 
 
 class Errors(NamedTuple):
@@ -250,16 +151,9 @@ class Errors(NamedTuple):
 def compare(jacobian: Float[Tensor, "N Y K"], truth: Float[Tensor, "N Y K"]) -> Errors:
     """Error, direction and finiteness of a Jacobian of any float dtype."""
     jacobian = jacobian.to(truth)
-    error = ((jacobian - truth).abs().amax((1, 2)) / _scale(truth)).nan_to_num(nan=math.inf, posinf=math.inf)
     a, b = jacobian.flatten(1), truth.flatten(1)
     cosine = (a * b).sum(1) / (torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1))
-    return Errors(error, cosine, ~jacobian.isfinite().all(2).all(1))
-
-
-def value_error(value: Float[Tensor, "N Y"], truth: Float[Tensor, "N Y"]) -> Float[Tensor, " N"]:
-    """max|y - y_ref| / max(1, |y_ref|) over components, per point; infinite where y is not finite."""
-    error = (value.to(truth) - truth).abs() / truth.abs().clamp(min=1.0)
-    return error.amax(1).nan_to_num(nan=math.inf, posinf=math.inf)
+    return Errors(jacobian_error(jacobian, truth), cosine, ~jacobian.isfinite().all(2).all(1))
 
 
 def quantile(x: Float[Tensor, " N"], q: float) -> float:
@@ -482,7 +376,7 @@ def explained_variance(delta: Float[Tensor, "N O"], truth: Float[Tensor, "N O"])
 
 
 def sweep_steps(
-    function: Step, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]], steps: Sequence[float]
+    function: Function, x: Float[Tensor, "N X"], blocks: Mapping[str, Sequence[int]], steps: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Error of central differences at each step, against Richardson's extrapolation at the best step of each point.
 
@@ -500,13 +394,16 @@ def sweep_steps(
         of errors above KINK).
     """
     columns = [c for block in blocks.values() for c in block]
-    central = torch.stack([central_differences(function, x, columns, h)[0] for h in steps])  # [H, N, Y, K]
-    halved = torch.stack([central_differences(function, x, columns, 0.5 * h)[0] for h in steps])
+    here = function(x)
+    central, halved = (
+        torch.stack([central_differences(function, x, here, columns, h)[0] for h in tried])  # [H, N, Y, K]
+        for tried in (steps, [0.5 * h for h in steps])
+    )
     extrapolated = (4.0 * halved - central) / 3.0
     rows = []
-    for name, mine in zip(blocks, _consecutive(blocks.values()), strict=True):
+    for name, mine in zip(blocks, consecutive(blocks.values()), strict=True):
         candidates = extrapolated[..., mine]
-        scale = torch.stack([_scale(c) for c in candidates[:-1]])
+        scale = scale_of(candidates[:-1])
         gap = ((candidates[1:] - candidates[:-1]).abs().amax((2, 3)) / scale).nan_to_num(nan=math.inf, posinf=math.inf)
         least, best = gap.min(dim=0)
         reference = candidates[best, torch.arange(len(x))]

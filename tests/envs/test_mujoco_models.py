@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mage_diffsim.envs import BodyPosition, MeanVelocity, SitePosition, make_physics, make_task
-from mage_diffsim.envs.contract import Tolerances
+from mage_diffsim.envs.checks import Tolerances
 from mage_diffsim.errors import InputError
 from tests.envs.mujoco_tasks import SLIDER, Slider, physics_of, slider
 
