@@ -54,7 +54,7 @@ from mage_diffsim.experiments import quality
 from mage_diffsim.experiments.command import exit_code, provenance
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.experiments.sweep_display import make_sweep_display
-from mage_diffsim.runs import make_folder, write_atomically
+from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 Kind = Literal["visited", "thrown"]

@@ -41,7 +41,8 @@ from mage_diffsim.experiments.command import exit_code, provenance
 from mage_diffsim.experiments.figures import PALETTE, failures_kept, not_drawn, write_figure
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
 from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_display
-from mage_diffsim.runs import load_trainer, make_folder, write_atomically
+from mage_diffsim.files import make_folder, write_atomically
+from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.training import device_text, torch_device
 
 TASKS = (

@@ -50,8 +50,8 @@ from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
+from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.memory import keep_freed_memory
-from mage_diffsim.runs import make_folder, write_atomically
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import torch_device
 

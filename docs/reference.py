@@ -20,9 +20,10 @@ from typing import Any
 from unittest import mock
 
 from mage_diffsim import cli, columns
-from mage_diffsim.config import Hyper, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task, task_names
+from mage_diffsim.hyper import Hyper
 
 ROOT = Path(__file__).resolve().parent.parent
 

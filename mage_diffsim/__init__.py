@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mage_diffsim.envs.task import Task
     from mage_diffsim.errors import InputError, MissingExtra
     from mage_diffsim.policy import load_policy
-    from mage_diffsim.runs import load_trainer, resume, train
+    from mage_diffsim.run_folder import load_trainer
+    from mage_diffsim.session import resume, train
     from mage_diffsim.settings import make_config
     from mage_diffsim.training import Trainer
 
@@ -59,14 +60,14 @@ _MODULES = {
     "from_jax": "mage_diffsim.bridges.jax",
     "from_warp": "mage_diffsim.bridges.warp",
     "load_policy": "mage_diffsim.policy",
-    "load_trainer": "mage_diffsim.runs",
+    "load_trainer": "mage_diffsim.run_folder",
     "make_config": "mage_diffsim.settings",
     "make_physics": "mage_diffsim.envs.physics",
     "make_task": "mage_diffsim.envs.registry",
     "register_task": "mage_diffsim.envs.registry",
-    "resume": "mage_diffsim.runs",
+    "resume": "mage_diffsim.session",
     "task_names": "mage_diffsim.envs.registry",
-    "train": "mage_diffsim.runs",
+    "train": "mage_diffsim.session",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw it would accept every name

@@ -141,9 +141,11 @@ def _train_or_resume(
     run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
+    from mage_diffsim.checkpoints import newest_checkpoint
     from mage_diffsim.display import Display, describe
     from mage_diffsim.files import as_path
-    from mage_diffsim.runs import newest_checkpoint, read_config, resume, train
+    from mage_diffsim.run_folder import read_config
+    from mage_diffsim.session import resume, train
 
     run_dir = as_path(run_dir)
     if resumes:
@@ -221,7 +223,7 @@ def _eval(options: Eval) -> int:
     import torch
 
     from mage_diffsim.envs.batched import rollout
-    from mage_diffsim.runs import load_trainer
+    from mage_diffsim.run_folder import load_trainer
 
     trainer = load_trainer(options.run_dir, device=options.device)
     runs, episodes = trainer.config.runs, options.episodes
@@ -287,8 +289,7 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         raise missing_extra("imageio", "video") from error
 
     def write(frames: list[Any], frames_per_second: int) -> None:
-        from mage_diffsim.files import replacing
-        from mage_diffsim.runs import make_folder
+        from mage_diffsim.files import make_folder, replacing
 
         make_folder(path.parent)
         try:
@@ -445,7 +446,7 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
     from mage_diffsim.envs.batched import rollout
     from mage_diffsim.envs.coverage import pick
     from mage_diffsim.envs.identity.options import options_of
-    from mage_diffsim.runs import load_trainer
+    from mage_diffsim.run_folder import load_trainer
 
     trainer = load_trainer(run_dir, device="cpu")
     if trainer.task.name != task.name:
@@ -523,7 +524,7 @@ def _check_writable(path: Path | None) -> None:
 
 def _write_json(path: Path | None, content: Any) -> None:
     if path is not None:
-        from mage_diffsim.runs import make_folder, write_atomically
+        from mage_diffsim.files import make_folder, write_atomically
 
         make_folder(path.parent)
         write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -226,18 +226,3 @@ def refuse_unknown(names: Iterable[str], kind: type[TrainConfig | Hyper]) -> Non
         raise InputError(
             f"unknown {what} {name!r}: " + (f"did you mean {meant}?" if meant else f"choose one of {', '.join(own)}")
         )
-
-
-HARMLESS = frozenset({"steps", "checkpoint_every", "compile", "graphs", "device"})
-"""Fields that may change while a run goes on: they decide how long and where it trains, not what."""
-
-
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The fields in which two configurations (:meth:`TrainConfig.to_dict`) differ, as ``name X and not Y``."""
-
-    def flat(data: dict[str, Any]) -> dict[str, Any]:
-        rest = {k: v for k, v in data.items() if k != "hyper"}
-        return plain(rest | {f"hyper.{k}": v for k, v in data.get("hyper", {}).items()})
-
-    old, new = flat(was), flat(now)
-    return [f"{k} {old.get(k)} and not {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)]

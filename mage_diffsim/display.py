@@ -21,7 +21,7 @@ from mage_diffsim.envs.identity.options import format_options
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 from mage_diffsim.envs.task import Task
 from mage_diffsim.methods import METHODS
-from mage_diffsim.runs import Progress
+from mage_diffsim.session import Progress
 
 LINE_EVERY_S = 60.0
 """Without a bar, a line at least this often [s], so that a log shows that training is alive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,42 @@ def replacing(path: Path, temporary: str | None = None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder with its parents, if it is not there.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one go; to a device, a pipe or what the process has open, such as /dev/stdout, append.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with replacing(path) as temporary, open(temporary, "w" if is_replaceable(path) else "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} stands twice in it")
+        return dict(pairs)
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): it must be the JSON that `mage-diffsim train` wrote") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return data

@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, step_of
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
 from mage_diffsim.files import AnyPath, as_path, replacing
@@ -164,8 +165,6 @@ def _of_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _of_run(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """From the policy file, unless a checkpoint is newer."""
-    from mage_diffsim.runs import load_checkpoint, newest_checkpoint, step_of
-
     file, newest = run_dir / POLICY_FILE, newest_checkpoint(run_dir)
     found = _of_file(file) if file.is_file() else None
     if found is not None and (newest is None or found[1]["env_step"] >= step_of(newest)):

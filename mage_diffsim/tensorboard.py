@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mage_diffsim.errors import missing_extra
-from mage_diffsim.runs import EVAL_FIELDS, METRIC_FIELDS
+from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS
 
 
 class TensorBoardSink:
-    """A sink of :func:`mage_diffsim.runs.train`: one TensorBoard run per (seed, lambda), below ``folder``.
+    """A sink of :func:`mage_diffsim.session.train`: one TensorBoard run per (seed, lambda), below ``folder``.
 
     Columns of eval.csv go to ``evaluation/<column>``, those of metrics.csv to ``training/<column>``.
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from mage_diffsim import cli, columns
-from mage_diffsim.config import Hyper, TrainConfig
+from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, load
+from mage_diffsim.hyper import Hyper
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}

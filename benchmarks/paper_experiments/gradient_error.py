@@ -16,7 +16,7 @@ from mage_diffsim.experiments.command import SMOKE, Findings, Size
 from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
 from mage_diffsim.experiments.horizons import disagreement, write_horizons
 from mage_diffsim.experiments.statistics import final_value, interval, side_of
-from mage_diffsim.runs import load_trainer
+from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.training import Trainer
 from paper_experiments.comparison import Comparison
 

@@ -10,7 +10,7 @@ from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size
 from mage_diffsim.experiments.graph import computation_graph, draw_graph
-from mage_diffsim.runs import load_trainer
+from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.settings import make_config
 
 

@@ -19,7 +19,8 @@ from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.eta import CellClock
 from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.methods import METHODS
-from mage_diffsim.runs import Progress, is_run, resume, train
+from mage_diffsim.run_folder import is_run
+from mage_diffsim.session import Progress, resume, train
 
 PROGRESS_EVERY_S = 0.25
 """Seconds between two progress messages of a cell."""

@@ -31,7 +31,8 @@ from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLaunc
 from mage_diffsim.experiments.report import markdown_table, rich_table
 from mage_diffsim.experiments.sweep import held, run_cells
 from mage_diffsim.experiments.sweep_display import make_sweep_display
-from mage_diffsim.runs import read_versions, write_atomically
+from mage_diffsim.files import write_atomically
+from mage_diffsim.run_folder import read_versions
 
 Size = Literal["smoke", "cpu", "paper"]
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import final
 
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.runs import Progress
+from mage_diffsim.session import Progress
 
 
 @final

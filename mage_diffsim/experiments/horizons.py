@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mage_diffsim import columns
+from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Outcome
@@ -18,7 +19,7 @@ from mage_diffsim.experiments.figures import DASHES, PALETTE, Panel, draw, line
 from mage_diffsim.experiments.report import write_csv
 from mage_diffsim.experiments.statistics import interval
 from mage_diffsim.gradients import true_action_gradients
-from mage_diffsim.runs import load_trainer, newest_checkpoint
+from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.shapes import Float, Tensor
 from mage_diffsim.training import Trainer
 

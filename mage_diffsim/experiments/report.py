@@ -29,8 +29,9 @@ from mage_diffsim.experiments.statistics import (
     steps_to_threshold,
     t_quantile,
 )
+from mage_diffsim.files import write_atomically
 from mage_diffsim.methods import METHODS
-from mage_diffsim.runs import read_evaluations, read_metrics, write_atomically
+from mage_diffsim.tables import read_evaluations, read_metrics
 
 LAST_EVALUATIONS = f"last {FINAL_EVALUATIONS} evaluations (of fewer than {4 * FINAL_EVALUATIONS} the last quarter)"
 """Which evaluations final values are means over, in words."""

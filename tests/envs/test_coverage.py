@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.cli import main
 from mage_diffsim.envs import MujocoTask, Task, make_task, uniform
 from mage_diffsim.envs.contract import MOST_STATES, check_task
@@ -16,7 +17,8 @@ from mage_diffsim.envs.coverage import pick, read_states, spread_out
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, save_checkpoint, train
+from mage_diffsim.run_folder import load_trainer
+from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 
 WRONG_STATE = "step torch/autograd: gradient state"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mage_diffsim.experiments.eta import CellClock, SweepClock
-from mage_diffsim.runs import Progress
+from mage_diffsim.session import Progress
 from mage_diffsim.settings import make_config
 
 STEPS, WARMUP, EVERY = 700, 100, 50

@@ -17,7 +17,7 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import quality
-from mage_diffsim.runs import train
+from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 
 X = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.7, -0.4], [-0.6, 0.1, 0.9]], dtype=torch.float64)

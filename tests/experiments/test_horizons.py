@@ -11,7 +11,7 @@ from tiny_training import TINY
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.experiments import horizons
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.runs import train
+from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 

@@ -12,7 +12,8 @@ from paper_experiments.performance import Performance
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import run, used_by
-from mage_diffsim.runs import read_versions, resume, train
+from mage_diffsim.run_folder import read_versions
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 

@@ -11,13 +11,14 @@ import pytest
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
+from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import launchers, report
 from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
-from mage_diffsim.runs import is_finished, newest_checkpoint
+from mage_diffsim.run_folder import is_finished
 from mage_diffsim.settings import make_config
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")

@@ -21,6 +21,7 @@ import tyro
 from sweeps import cell, without_clock
 from tiny_training import TINY
 
+from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments import report
@@ -29,7 +30,8 @@ from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.launchers import LocalLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
-from mage_diffsim.runs import Progress, is_finished, newest_checkpoint, read_config, train
+from mage_diffsim.run_folder import is_finished, read_config
+from mage_diffsim.session import Progress, train
 from mage_diffsim.settings import make_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ import torch
 
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.envs.physics import make_physics
-from mage_diffsim.runs import METRIC_FIELDS, read_metrics, resume, train
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import METRIC_FIELDS, read_metrics
 from mage_diffsim.training import Trainer
 
 HYPER = dict(warmup_steps=30, batch_size=32, actor_hidden=(16,), critic_hidden=(16,), ensemble_hidden=(16,),

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from mage_diffsim import runs
+from mage_diffsim.checkpoints import save_checkpoint
 from mage_diffsim.errors import InputError
-from mage_diffsim.files import as_path
-from mage_diffsim.runs import load_trainer, read_config, read_evaluations, read_metrics, resume, train
+from mage_diffsim.files import as_path, write_atomically
+from mage_diffsim.policy import write_policy
+from mage_diffsim.run_folder import load_trainer, read_config
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import append_rows, read_evaluations, read_metrics
 
 SETTINGS: dict[str, Any] = {
     "preset": "cpu",
@@ -122,11 +125,11 @@ def test_an_edited_configuration_may_have_floats_for_whole_numbers_and_a_mark(co
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_a_full_disk_is_named_with_the_file(copied, tmp_path):
     with pytest.raises(InputError, match=r"cannot write /dev/full: No space left on device"):
-        runs._append(Path("/dev/full"), ("a",), [{"a": 1}])
+        append_rows(Path("/dev/full"), ("a",), [{"a": 1}])
     for name, write in {
-        "step_0000000009.pt": lambda path: runs.save_checkpoint(path, {"trainer": {}}),
-        "note.txt": lambda path: runs.write_atomically(path, "text"),
-        "policy.safetensors": lambda path: runs.write_policy(path, {}, {}),
+        "step_0000000009.pt": lambda path: save_checkpoint(path, {"trainer": {}}),
+        "note.txt": lambda path: write_atomically(path, "text"),
+        "policy.safetensors": lambda path: write_policy(path, {}, {}),
     }.items():
         path = tmp_path / name
         suffix = ".txt.tmp" if name == "note.txt" else ".tmp"
@@ -161,13 +164,13 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path):
     link.symlink_to(os.path.join("there", "a.json"))  # relative to the link
     second.symlink_to(link)
     for path, text in ((link, "1"), (second, "2")):  # the first names a file that is not there yet
-        runs.write_atomically(path, text)
+        write_atomically(path, text)
         assert path.is_symlink() and target.read_text() == text and not target.is_symlink()
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.json", "link.json", "second.json", "there"]
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(InputError, match=rf"^cannot write {loop}: "):
-        runs.write_atomically(loop, "text")
+        write_atomically(loop, "text")
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
@@ -176,7 +179,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     link.symlink_to(pipe)
     for path in (pipe, link):
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-        runs.write_atomically(path, "text")
+        write_atomically(path, "text")
         assert os.read(reader, 99) == b"text"
         os.close(reader)
     assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
@@ -186,14 +189,14 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 def test_an_open_file_is_appended_to_and_not_replaced(tmp_path):
     with open(tmp_path / "log", "w+b", buffering=0) as file:
         file.write(b"before ")
-        runs.write_atomically(Path(f"/proc/self/fd/{file.fileno()}"), "text")
+        write_atomically(Path(f"/proc/self/fd/{file.fileno()}"), "text")
         assert os.stat(tmp_path / "log").st_ino == os.fstat(file.fileno()).st_ino
     assert (tmp_path / "log").read_text() == "before text"
 
 
 def test_files_are_utf_8_under_an_ascii_locale(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from mage_diffsim.runs import write_atomically, make_folder\n"
+        "import sys; from pathlib import Path; from mage_diffsim.files import write_atomically, make_folder\n"
         "from mage_diffsim.experiments.report import write_csv\n"
         "write_atomically(Path(sys.argv[1]) / 'summary.md', '\\u03bb = 0.2')\n"
         "write_csv(Path(sys.argv[1]) / 'a.csv', ['\\u03bb'], [{'\\u03bb': '\\u03c0'}])\n"

@@ -10,7 +10,7 @@ from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
 from mage_diffsim.envs import Task, make_physics, uniform
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.gradients import true_action_gradients
-from mage_diffsim.runs import train
+from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mage_diffsim.policy import load_policy
-from mage_diffsim.runs import load_trainer, read_evaluations, resume, train
+from mage_diffsim.run_folder import load_trainer
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import read_evaluations
 
 SETTINGS: dict[str, Any] = {
     "preset": "cpu",

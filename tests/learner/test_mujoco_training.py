@@ -9,7 +9,8 @@ from mage_diffsim.cli import main
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.envs import make_physics
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import read_config, resume, train
+from mage_diffsim.run_folder import read_config
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 

@@ -20,7 +20,8 @@ import mage_diffsim
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
 from mage_diffsim.policy import load_policy
-from mage_diffsim.runs import load_trainer, resume, train
+from mage_diffsim.run_folder import load_trainer
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 
 SETTINGS: dict[str, Any] = {

@@ -19,7 +19,7 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import train
+from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SLIDE, SMALL, Base, Derived
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint
 from mage_diffsim.cli import main
 from mage_diffsim.display import show_log
 from mage_diffsim.envs.identity.sources import sources_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import load_checkpoint, load_trainer, newest_checkpoint, read_config, resume, train
+from mage_diffsim.run_folder import load_trainer, read_config
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SMALL, Base
 

@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 import torch
 
-from mage_diffsim import runs
+from mage_diffsim.checkpoints import CHECKPOINT_VERSION, load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import load_checkpoint, load_trainer, locked, newest_checkpoint, read_config, resume, train
+from mage_diffsim.locks import locked
+from mage_diffsim.run_folder import is_finished, is_run, load_trainer, read_config
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, read_evaluations, read_metrics
 from mage_diffsim.training import Trainer
 
 TINY: dict[str, Any] = {
@@ -154,7 +157,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.runs import train
+from mage_diffsim.session import train
 from mage_diffsim.training import Trainer
 import json
 step = Trainer.step
@@ -179,12 +182,12 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(task, tmp_path):
     config = tiny(task, steps=80, checkpoint_every=30)
     kill(config, tmp_path / "killed", at=50)
     # Killed after the evaluation at 40, which the checkpoint at 30 knows nothing of.
-    assert [row["env_step"] for row in runs.read_evaluations(tmp_path / "killed")] == [0, 20, 40]
-    assert not runs.is_finished(tmp_path / "killed")
+    assert [row["env_step"] for row in read_evaluations(tmp_path / "killed")] == [0, 20, 40]
+    assert not is_finished(tmp_path / "killed")
     resume(tmp_path / "killed")
     train(config, tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert runs.is_finished(tmp_path / "killed")
+    assert is_finished(tmp_path / "killed")
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_again(trained, copied):
@@ -208,7 +211,7 @@ def test_rows_after_the_checkpoint_and_a_half_written_line_are_dropped(trained, 
         _, _, rest = (copied / name).read_text().splitlines()[-1].partition(",")
         with open(copied / name, "a") as file:
             file.write(f"80,{rest}\n80,1,0.")
-    assert len(runs.read_evaluations(copied)) == 9  # the half-written line is not read either
+    assert len(read_evaluations(copied)) == 9  # the half-written line is not read either
     resume(copied)
     assert_same_run(trained, copied)
 
@@ -219,15 +222,15 @@ def test_csv_files_killed_within_their_header_are_written_anew(left, trained, co
     (copied / "checkpoints").mkdir()
     for name in ("eval.csv", "metrics.csv"):
         (copied / name).write_text(left)
-    assert runs.read_evaluations(copied) == []
+    assert read_evaluations(copied) == []
     resume(copied)
     assert_same_run(trained, copied)
 
 
 def test_a_resumed_training_counts_its_time_on(copied):
-    before = runs.read_metrics(copied)[-1]["wall_s"]
+    before = read_metrics(copied)[-1]["wall_s"]
     resume(copied, steps=61)
-    assert runs.read_metrics(copied)[-1]["wall_s"] > before
+    assert read_metrics(copied)[-1]["wall_s"] > before
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -247,7 +250,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(copied, monkeypatch):
         with pytest.raises(InputError, match=r"cannot write \S+step_0000000080.pt: No space left on device"):
             resume(copied, steps=80)
         with pytest.raises(InputError, match=rf"cannot write {before}: No space left on device"):
-            runs.save_checkpoint(before, {"trainer": {}})  # even over a file of the same name
+            save_checkpoint(before, {"trainer": {}})  # even over a file of the same name
     assert newest_checkpoint(copied) == before
     assert before.read_bytes() == content
     resume(copied, steps=80)
@@ -264,7 +267,7 @@ def test_a_checkpoint_holds_no_code(trained):
     path = newest_checkpoint(trained)
     assert path is not None
     content = torch.load(path, weights_only=True)
-    assert content["version"] == runs.CHECKPOINT_VERSION
+    assert content["version"] == CHECKPOINT_VERSION
     plain = (torch.Tensor, int, float, str, bool, type(None))
     assert {type(v) for v in leaves(content).values()} <= set(plain)
 
@@ -309,18 +312,18 @@ def test_the_same_seed_gives_the_same_training_and_another_seed_another(task, tm
     first, other = (load_trainer(tmp_path / name) for name in "ac")
     assert not torch.equal(first.agent.actor, other.agent.actor)
     assert not torch.equal(first.buffer.rows, other.buffer.rows)
-    a, c = (runs.read_evaluations(tmp_path / name) for name in "ac")
+    a, c = (read_evaluations(tmp_path / name) for name in "ac")
     assert all(x["return_mean"] != y["return_mean"] for x, y in zip(a, c, strict=True))
 
 
 def test_tables_hold_one_row_per_evaluation_and_run(trained):
     for rows, fields in (
-        (runs.read_evaluations(trained), runs.EVAL_FIELDS),
-        (runs.read_metrics(trained), runs.METRIC_FIELDS),
+        (read_evaluations(trained), EVAL_FIELDS),
+        (read_metrics(trained), METRIC_FIELDS),
     ):
         assert [(r["env_step"], r["seed"]) for r in rows] == [(s, seed) for s in (0, 20, 40, 60) for seed in (0, 1)]
         assert all(tuple(r) == fields for r in rows)
-    last_eval, last = runs.read_evaluations(trained)[-1], runs.read_metrics(trained)[-1]
+    last_eval, last = read_evaluations(trained)[-1], read_metrics(trained)[-1]
     assert all(math.isfinite(v) for v in last_eval.values())
     assert last["loss_reward_model"] is None  # the task's own reward was used
     assert all(math.isfinite(v) for name, v in last.items() if name != "loss_reward_model")
@@ -350,14 +353,14 @@ def test_progress_tells_how_far_and_how_fast(task, tmp_path):
     assert (told[-1].env_step, told[-1].steps) == (60, 60)
     assert told[0].updates_per_s == 0.0 and told[-1].updates_per_s > 0.0
     assert [p.wall_s for p in told] == sorted(p.wall_s for p in told)
-    assert told[-1].latest["return_mean"] == [runs.read_evaluations(tmp_path / "run")[-1]["return_mean"]]
+    assert told[-1].latest["return_mean"] == [read_evaluations(tmp_path / "run")[-1]["return_mean"]]
 
 
 def test_finished_means_trained_to_the_end_with_every_file(copied, tmp_path):
-    assert runs.is_finished(copied) and runs.is_run(copied)
-    assert not runs.is_run(tmp_path) and not runs.is_finished(tmp_path)
+    assert is_finished(copied) and is_run(copied)
+    assert not is_run(tmp_path) and not is_finished(tmp_path)
     (copied / "policy.safetensors").unlink()
-    assert runs.is_run(copied) and not runs.is_finished(copied)
+    assert is_run(copied) and not is_finished(copied)
 
 
 def test_a_loaded_trainer_is_the_saved_one(trained):

@@ -14,7 +14,8 @@ from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import gradient_quality, true_action_gradients
-from mage_diffsim.runs import read_evaluations, train
+from mage_diffsim.session import train
+from mage_diffsim.tables import read_evaluations
 from mage_diffsim.training import Trainer
 from tests.learner.short_task import Detached, Short, settings
 

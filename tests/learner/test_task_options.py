@@ -18,7 +18,8 @@ from mage_diffsim.envs.identity.options import format_options, options_of, parse
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import load_trainer, read_config, resume, train
+from mage_diffsim.run_folder import load_trainer, read_config
+from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from tests.learner.recorded_tasks import SMALL, Base, Derived, Plain, velocity_after_a_push
 

@@ -13,7 +13,7 @@ from mage_diffsim.envs.contract import check_task
 from mage_diffsim.envs.spot_check import draw_transitions, find_cuts, require_values
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.errors import InputError
-from mage_diffsim.runs import resume, train
+from mage_diffsim.session import resume, train
 from tests.learner.short_task import Detached, Short, settings
 
 

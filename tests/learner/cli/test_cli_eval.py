@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mage_diffsim.runs import load_checkpoint, newest_checkpoint, save_checkpoint
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.learner.cli.commands import files, run
 
 
@@ -44,7 +44,7 @@ def test_eval_reports_every_run_of_the_newest_checkpoint(trained, tmp_path, caps
 
 
 def test_eval_runs_the_policy_without_noise(trained, tmp_path):
-    from mage_diffsim.runs import load_trainer
+    from mage_diffsim.run_folder import load_trainer
 
     trainer = load_trainer(trained)
     state = trainer.task.reset(2, torch.Generator().manual_seed(7)).to(trainer.dtype)

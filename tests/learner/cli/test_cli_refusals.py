@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mage_diffsim.runs import CHECKPOINT_VERSION, load_checkpoint, newest_checkpoint, save_checkpoint
+from mage_diffsim.checkpoints import CHECKPOINT_VERSION, load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
 
 METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.effects import MISLEADING, USES
 from mage_diffsim.envs.identity.reference import absolute
 from mage_diffsim.errors import InputError
 from mage_diffsim.hyper import Hyper
-from mage_diffsim.runs import newest_checkpoint, read_config, read_evaluations
+from mage_diffsim.run_folder import read_config
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import read_evaluations
 from mage_diffsim.training import Trainer
 from tests.learner.cli.commands import TINY, run
 
@@ -180,7 +182,7 @@ def test_a_second_signal_acts_at_once(task, tmp_path, monkeypatch):
         if self.env_step == 45:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # a scheduler's copy of the first
-            monkeypatch.setattr("mage_diffsim.runs.SAME_SIGNAL_S", 0.0)
+            monkeypatch.setattr("mage_diffsim.signals.SAME_SIGNAL_S", 0.0)
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the next signal must act at once")
         step(self)

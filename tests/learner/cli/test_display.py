@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from mage_diffsim.display import Display, is_interactive, summary
-from mage_diffsim.runs import Progress
+from mage_diffsim.session import Progress
 
 
 @pytest.mark.parametrize(
