@@ -180,9 +180,14 @@ class BatchedEnv:
                     f"{self.task.state_dim})"
                 )
             state = state.detach().to(device, self.physics.dtype)
-            finite = state.isfinite().all(-1)
-            if not (finite if mask is None else finite | ~mask).all():
-                raise InputError(f"{name}: a state to start from is not finite as {self.physics.dtype}")
+            bad = ~state.isfinite().all(-1)
+            bad = bad if mask is None else bad & mask
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                raise InputError(
+                    f"{name}: the state to start environment {row} from is {state[row].tolist()}, which is not finite "
+                    f"as {self.physics.dtype}; give finite numbers"
+                )
         with torch.no_grad():
             if mask is None:
                 mask = torch.ones(self.n, dtype=torch.bool, device=device)

@@ -63,7 +63,8 @@ def implementation(task: Task, backend: str) -> Any:
             f"{where}, and there is no module {name!r}; accepted is a module beside the task's file or on the path"
         ) from error
     if not hasattr(module, attribute):
-        raise InputError(f"{where}, and module {name!r} has no {attribute!r}")
+        own = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        raise InputError(f"{where}, and module {name!r} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}")
     return getattr(module, attribute)
 
 

@@ -32,7 +32,7 @@ def require_reproducible(task: Task) -> None:
     except Exception as error:
         raise InputError(
             f"task {task.name} cannot be made a second time with its options {options}, as going on with a run of it "
-            f"needs ({type(error).__name__}: {short(error)})"
+            f"needs ({type(error).__name__}: {short(error)}): let the constructor depend on its options alone"
         ) from error
     mine, fresh = ({k: v for k, v in vars(x).items() if k != GIVEN} for x in (task, again))
     for name in sorted(mine.keys() | fresh.keys()):

@@ -199,7 +199,7 @@ def test_a_part_can_be_drawn_afresh_each_from_its_own_stream():
     "given, message",
     [
         ({"state": torch.zeros(3, 2)}, r"have shape \(3, 2\); accepted is \(4, 2\)"),
-        ({"state": torch.full((4, 2), torch.inf)}, "not finite"),
+        ({"state": torch.full((4, 2), torch.inf)}, r"environment 0 from is \[inf, inf\], which is not finite"),
         ({"state": torch.full((4, 2), 1e300, dtype=torch.float64)}, "not finite as torch.float32"),
         ({"mask": torch.ones(3, dtype=torch.bool)}, r"shape \(3,\)"),
         ({"mask": torch.zeros(4, dtype=torch.bool)}, "0 true entries"),

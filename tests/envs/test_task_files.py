@@ -65,7 +65,7 @@ def test_physics_named_by_the_task_lie_beside_it(tmp_path):
     "reference, message",
     [
         ("absent_jax:make_step", "there is no module 'absent_jax'"),
-        ("slide:absent", "module 'slide' has no 'absent'"),
+        ("slide:absent", "module 'slide' has no 'absent'; it has: Slide"),
         ("slide", "accepted is module:attribute"),
         (":make_step", "accepted is module:attribute"),
     ],
