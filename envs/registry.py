@@ -37,7 +37,8 @@ _TASKS: dict[str, str | type[Task]] = {
 }
 
 
-def _known() -> dict[str, str | type[Task]]:
+def known_tasks() -> dict[str, str | type[Task]]:
+    """All tasks by name: the class, or a reference to it that is not imported yet."""
     found: dict[str, str | type[Task]] = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
     return found | _TASKS
 
@@ -53,7 +54,7 @@ def register_task(task: TaskClass, *, overwrite: bool = False) -> TaskClass:
             ``overwrite`` is false.
     """
     check_definition(task)
-    taken = _known().get(task.name)
+    taken = known_tasks().get(task.name)
     if taken is not None and not overwrite and not _is_definition_of(taken, task):
         raise InputError(f"a task named {task.name!r} is registered already: rename it or pass overwrite=True")
     _TASKS[task.name] = task
@@ -88,7 +89,7 @@ def definition_of(name: str) -> str | type[Task]:
     Raises:
         InputError: no task of this name is registered.
     """
-    known = _known()
+    known = known_tasks()
     if name not in known:
         raise unknown_name("task", name, known)
     definition = known[name]
@@ -105,7 +106,7 @@ def adopt(name: str, definition: str | type[Task]) -> None:
 
 def task_names() -> tuple[str, ...]:
     """All registered names, sorted."""
-    return tuple(sorted(_known()))
+    return tuple(sorted(known_tasks()))
 
 
 def task_class(name: str) -> type[Task]:
@@ -116,7 +117,7 @@ def task_class(name: str) -> type[Task]:
     Raises:
         InputError: no such task, file, module or attribute; or it is not a complete Task.
     """
-    known = _known()
+    known = known_tasks()
     reference = known.get(name, name)
     if isinstance(reference, str):
         if ":" not in reference:

@@ -21,7 +21,7 @@ def reference_of(cls: type[Task]) -> str:
     ``package.module:Class``. Other processes do not find ``module:Class`` of a notebook, a script or a function (see
     :func:`is_elsewhere`).
     """
-    known = registry._known().get(cls.name)
+    known = registry.known_tasks().get(cls.name)
     module, _, attribute = known.partition(":") if isinstance(known, str) else ("", "", "")
     if getattr(sys.modules.get(module), attribute, None) is cls:
         return cls.name
