@@ -1,4 +1,4 @@
-"""The committed results: every folder is in the index and nothing is loose."""
+"""The committed results: every folder is in the index, nothing is loose, and all of it comes from a clean commit."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def test_no_file_lies_beside_folders_or_outside_a_setting():
     for folder in FOLDERS:
         assert len(folder.relative_to(RESULTS).parts) >= 2, f"{folder} is not <script>/<setting>"
         assert not [path.name for path in folder.iterdir() if path.is_dir()], f"{folder} has loose files"
+
+
+def test_no_result_comes_from_a_tree_with_uncommitted_changes():
+    texts = [path for path in FILES if path.suffix in (".md", ".csv", ".txt", ".json")]
+    assert [path for path in texts if "-dirty" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.parametrize("page", ["benchmarks/RESULTS.md", "benchmarks/results/README.md"])
