@@ -12,18 +12,23 @@ import torch
 
 pytest.importorskip("mujoco")
 
-import against_mujoco as script
+from against_mujoco import run
+from mujoco_agreement import contacts, measuring
+from mujoco_agreement.measuring import measure, measure_apart
+from mujoco_agreement.models import Model, find_models
+from mujoco_agreement.options import Options
+from mujoco_agreement.reference import KINDS
 
 from mage_diffsim.envs.mujoco import MujocoPhysics
 from mage_diffsim.errors import InputError
 
 MODELS = Path(__file__).parent.parent / "envs" / "models"
-QUICK = script.Options(paths=("-",), backends=("mujoco",), states=4, dtypes=("float64",)).resolved()
+QUICK = Options(paths=("-",), backends=("mujoco",), states=4, dtypes=("float64",)).resolved()
 
 
 def rows_of(name, backend="mujoco", options=QUICK):
     """The rows of a small model: visited, then thrown."""
-    return list(script.measure(script.Model(name, MODELS / f"{name}.xml"), backend, options))
+    return list(measure(Model(name, MODELS / f"{name}.xml"), backend, options))
 
 
 @pytest.mark.parametrize("name", ["capsules_parallel", "sphere_on_capsule"])
@@ -31,7 +36,7 @@ def rows_of(name, backend="mujoco", options=QUICK):
 def test_a_backend_that_is_right_is_found_right(name, backend):
     if backend == "warp":
         pytest.importorskip("warp")
-    for row, kind in zip(rows_of(name, backend), script.KINDS, strict=True):
+    for row, kind in zip(rows_of(name, backend), KINDS, strict=True):
         assert (row["states"], row["status"], row["count"]) == (kind, "ok", 4)
         assert row["value_worst"] < 1e-8
         assert row["state_clean"] >= 3 and row["state_worst"] < 1e-5 and row["action_worst"] < 1e-4
@@ -60,7 +65,7 @@ def test_wrong_values_and_derivatives_are_seen(monkeypatch, broken):
 
 
 def test_another_number_of_contacts_is_seen(monkeypatch):
-    monkeypatch.setitem(script._CONTACTS, "mujoco", lambda simulation, qpos: torch.full((len(qpos),), 7))
+    monkeypatch.setitem(contacts._CONTACTS, "mujoco", lambda simulation, qpos: torch.full((len(qpos),), 7))
     assert [row["contacts_differ"] for row in rows_of("sphere_on_capsule")] == [4, 4]
 
 
@@ -87,22 +92,23 @@ def test_a_folder_is_searched_measured_apart_and_gone_on_with(tmp_path, monkeypa
     shutil.copy(MODELS / "capsules_parallel.xml", folder / "second.xml")
     (folder / "include.xml").write_text("<mujocoinclude><geom/></mujocoinclude>")
     (folder / "scene.xml").write_text("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-    options = script.Options(paths=(str(folder),), backends=("mujoco",), quick=True, states=2, out=out)
-    assert script.run(options) == 0
+    options = Options(paths=(str(folder),), backends=("mujoco",), quick=True, states=2, out=out)
+    assert run(options) == 0
     text = (out / "summary.md").read_text()
     assert "second | the same model as deep/first" in text and "it has no joint" in text
-    assert "MuJoCo does not load it" in text and str(tmp_path) not in text.replace(f"{folder}", "").split("Commands")[0]
+    assert "MuJoCo does not load it" in text and str(tmp_path) not in text.replace(f"{folder}", "").split("Command")[0]
+    assert text.index("mujoco: 1 of 1 models measured, 0 crashed or not done") < text.index("## ")
     with (out / "results.csv").open() as file:
-        assert [row["states"] for row in csv.DictReader(file)] == list(script.KINDS)
-    monkeypatch.setattr(script, "measure_apart", None)  # nothing is measured again
-    assert script.run(options) == 0
+        assert [row["states"] for row in csv.DictReader(file)] == list(KINDS)
+    monkeypatch.setattr(measuring, "measure_apart", None)  # nothing is measured again
+    assert run(options) == 0
 
 
 def test_a_model_that_is_late_or_gone_ends_in_a_row(tmp_path):
-    model = script.Model("hinge", MODELS / "two_actuators_on_one_joint.xml")
-    (late,) = script.measure_apart(model, "mujoco", replace(QUICK, limit=0.01))
+    model = Model("hinge", MODELS / "two_actuators_on_one_joint.xml")
+    (late,) = measure_apart(model, "mujoco", replace(QUICK, limit=0.01))
     assert late["status"].startswith("failed: not done")
-    (gone,) = script.measure_apart(script.Model("gone", tmp_path / "gone.xml"), "mujoco", QUICK)
+    (gone,) = measure_apart(Model("gone", tmp_path / "gone.xml"), "mujoco", QUICK)
     assert gone["status"].startswith("failed: ValueError") and str(tmp_path) not in gone["status"]
 
 
@@ -112,4 +118,4 @@ def test_settings_that_cannot_be_measured_are_refused(tmp_path):
     with pytest.raises(InputError, match="--states is 0"):
         replace(QUICK, states=0).resolved()
     with pytest.raises(InputError, match="no file or folder"):
-        script.find_models((str(tmp_path / "nothing"),))
+        find_models((str(tmp_path / "nothing"),))

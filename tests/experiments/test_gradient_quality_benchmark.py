@@ -1,4 +1,4 @@
-"""The measure of gradients against closed forms, deliberately wrong Jacobians and kinks; the script end to end."""
+"""The Jacobian benchmark: its measures against closed forms, and the script end to end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import json
 import math
 from dataclasses import replace
 
-import gradient_quality as script
 import pytest
 import torch
+from gradient_quality import main
+from jacobian_checks import accuracy, sweep
+from jacobian_checks.errors import compare, quantile, summary_rows
+from jacobian_checks.learned import ask_ensemble, change_error, explained_variance, trained_ensembles
+from jacobian_checks.options import Options
+from jacobian_checks.points import gather_points, in_contact
+from jacobian_checks.soak import resting_states, visit
+from jacobian_checks.subjects import subjects_of
+from jacobian_checks.sweep import plateau, sweep_steps
 
 from mage_diffsim.envs import physics as physics_module
 from mage_diffsim.envs.physics import TorchPhysics, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.experiments import quality
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 
@@ -33,7 +40,7 @@ def smooth_jacobian(x):
 @pytest.mark.parametrize(("factor", "cosine"), [(1.0, 1.0), (1.25, 1.0), (0.5, 1.0), (-1.0, -1.0)])
 def test_a_scaled_jacobian_has_exactly_that_error_and_the_sign_of_its_cosine(factor, cosine):
     truth = smooth_jacobian(X)
-    found = quality.compare(factor * truth, truth)
+    found = compare(factor * truth, truth)
     torch.testing.assert_close(found.error, torch.full((3,), abs(factor - 1.0), dtype=torch.float64))
     torch.testing.assert_close(found.cosine, torch.full((3,), cosine, dtype=torch.float64))
     assert not found.nonfinite.any()
@@ -44,11 +51,11 @@ def test_what_is_not_finite_is_counted_and_never_dropped():
     wrong = truth.clone()
     wrong[1, 0, 0] = math.nan
     wrong[2, 0, 0] = math.inf
-    found = quality.compare(wrong, truth)
+    found = compare(wrong, truth)
     assert found.nonfinite.tolist() == [False, True, True] and found.error.tolist() == [0.0, math.inf, math.inf]
     clean = torch.tensor([True, True, False])
     groups = {"all": torch.ones(3, dtype=torch.bool), "contact": torch.tensor([False, True, False])}
-    rows = quality.summary_rows({"state": found}, {"state": clean}, groups, torch.tensor([0.1, 0.2, 0.3]))
+    rows = summary_rows({"state": found}, {"state": clean}, groups, torch.tensor([0.1, 0.2, 0.3]))
     counted = [(r["states"], r["kind"], r["n"], r["nonfinite"], r["error_max"]) for r in rows]
     assert counted == [
         ("all", "clean", 2, 1, math.inf),
@@ -60,17 +67,17 @@ def test_what_is_not_finite_is_counted_and_never_dropped():
 
 def test_quantiles_take_infinities_and_leave_nan_out():
     x = torch.tensor([math.inf, 1.0, math.nan, 2.0])
-    assert [quality.quantile(x, q) for q in (0.0, 0.5, 0.6, 0.7, 1.0)] == [1.0, 2.0, 2.0, math.inf, math.inf]
-    assert math.isnan(quality.quantile(x[2:3], 0.5))
+    assert [quantile(x, q) for q in (0.0, 0.5, 0.6, 0.7, 1.0)] == [1.0, 2.0, 2.0, math.inf, math.inf]
+    assert math.isnan(quantile(x[2:3], 0.5))
 
 
 def test_the_sweep_finds_truncation_and_rounding():
     x = torch.linspace(0.1, 1.0, 20, dtype=torch.float64)[:, None]
-    rows = quality.sweep_steps(lambda x: torch.exp(3.0 * x), x, {"all": range(1)}, (1e-1, 1e-3, 1e-5, 1e-7, 1e-11))
+    rows = sweep_steps(lambda x: torch.exp(3.0 * x), x, {"all": range(1)}, (1e-1, 1e-3, 1e-5, 1e-7, 1e-11))
     by_step = {row["step"]: row["error_median"] for row in rows}
     assert by_step[1e-3] == pytest.approx(9e-6 / 6.0, rel=0.02)  # h^2 f''' / 6 f' with f' = 3 f, f''' = 27 f
     assert by_step[1e-1] > 1e-2 and by_step[1e-11] > 1e-7 > by_step[1e-5]
-    assert quality.plateau(rows) == [1e-5, 1e-7] and rows[0]["share_above"] == 1.0 and rows[0]["unresolved"] == 0
+    assert plateau(rows) == [1e-5, 1e-7] and rows[0]["share_above"] == 1.0 and rows[0]["unresolved"] == 0
 
 
 def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
@@ -82,7 +89,7 @@ def test_points_are_reached_repeatable_inside_the_bounds_and_of_every_origin():
         def policy(obs):
             return torch.full((len(obs), task.action_dim), 2.0)
 
-        return quality.gather_points(reference, 16, seed=seed, rollouts=("uniform", "sinusoidal"), policy=policy)
+        return gather_points(reference, 16, seed=seed, rollouts=("uniform", "sinusoidal"), policy=policy)
 
     points, again, other = gather(0), gather(0), gather(1)
     assert torch.equal(points.x, again.x) and not torch.equal(points.x, other.x)
@@ -108,7 +115,7 @@ def test_contact_is_where_mujoco_pushes():
     x[1, 1] = 5.0  # high above the floor, no joint near its limit
     x[0, 1] = -0.1  # feet in the floor
     assert simulation.state_names[1] == "rootz"
-    assert quality.in_contact(task, x).tolist() == [True, False]
+    assert in_contact(task, x).tolist() == [True, False]
 
 
 def test_the_ensemble_is_trained_on_so_many_random_transitions_and_asked_member_by_member():
@@ -116,23 +123,23 @@ def test_the_ensemble_is_trained_on_so_many_random_transitions_and_asked_member_
     task = make_task("Pendulum")
     obs = task.observe(task.reset(3, torch.Generator().manual_seed(0)))
     action = torch.tensor([[0.2], [-0.5], [0.9]], dtype=torch.float64)
-    for count, trainer in quality.trained_ensembles("Pendulum", counts, seed=0, device="cpu"):
+    for count, trainer in trained_ensembles("Pendulum", counts, seed=0, device="cpu"):
         assert trainer.buffer.size == count and trainer.ensemble is not None
-        learned = quality.ask_ensemble(trainer, obs, action)
+        learned = ask_ensemble(trainer, obs, action)
         members = trainer.ensemble.members
         assert learned.jacobian.shape == (members, 3, 3, 1)
-        one = quality.ask_ensemble(trainer, obs[1:2], action[1:2])
+        one = ask_ensemble(trainer, obs[1:2], action[1:2])
         torch.testing.assert_close(learned.jacobian[:, 1:2], one.jacobian, rtol=1e-4, atol=1e-5)
-        up, down = (quality.ask_ensemble(trainer, obs, action + h).next_obs for h in (1e-2, -1e-2))
+        up, down = (ask_ensemble(trainer, obs, action + h).next_obs for h in (1e-2, -1e-2))
         torch.testing.assert_close(learned.jacobian[..., 0], (up - down) / 2e-2, rtol=0.05, atol=2e-3)
 
 
 def test_a_prediction_of_no_change_explains_nothing():
     truth = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     centred = truth - truth.mean(0)
-    assert quality.explained_variance(torch.zeros_like(truth), centred) == pytest.approx(0.0)
-    assert quality.explained_variance(centred, centred) == 1.0  # the second component never changes
-    torch.testing.assert_close(quality.change_error(1.5 * truth, truth), torch.full((3,), 0.5, dtype=torch.float64))
+    assert explained_variance(torch.zeros_like(truth), centred) == pytest.approx(0.0)
+    assert explained_variance(centred, centred) == 1.0  # the second component never changes
+    torch.testing.assert_close(change_error(1.5 * truth, truth), torch.full((3,), 0.5, dtype=torch.float64))
 
 
 def rows_of(path):
@@ -143,7 +150,7 @@ def rows_of(path):
 def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     pytest.importorskip("mujoco")
     options = dict(backends=("mujoco",), states=8, repeats=1, transitions=(25, 50), dtypes=("float64",), out=tmp_path)
-    assert script.main(script.Options(tasks=("InvertedPendulum",), **options)) == 0
+    assert main(Options(tasks=("InvertedPendulum",), **options)) == 0
     rows = rows_of(tmp_path / "gradient_quality.csv")
     physics = [r for r in rows if r["backend"] == "mujoco" and r["states"] == "all" and r["kind"] == "clean"]
     assert {(r["derivative"], r["block"]) for r in physics} == {
@@ -153,43 +160,46 @@ def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     assert {r["transitions"] for r in rows if r["backend"] == "learned"} == {"25", "50"}
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     summary = (tmp_path / "summary.md").read_text()
-    assert "mujoco/fd float64" in summary and "torch" in summary and "its action-gradient is off by" in summary
+    assert "mujoco/fd float64" in summary and "torch" in summary
+    verdict, heading = summary.index("float64: the largest error of clean states is at most 1e-06 in 6 of 6"), "## "
+    assert verdict < summary.index(heading) and "| InvertedPendulum | 50 | all |" in summary
 
     kept = tmp_path / "cells" / "InvertedPendulum_mujoco_fd_float64.json"
     result = json.loads(kept.read_text())
     result["rows"][0]["error_max"] = 123.0
     kept.write_text(json.dumps(result))
     capsys.readouterr()
-    assert script.main(script.Options(tasks=("InvertedPendulum", "Pendulum"), learned=False, **options)) == 0
+    assert main(Options(tasks=("InvertedPendulum", "Pendulum"), learned=False, **options)) == 0
     again = capsys.readouterr().out
     assert "InvertedPendulum_mujoco_fd_float64: starts" not in again
-    assert "Pendulum, mujoco refused: unknown backend of task Pendulum 'mujoco'" in again
+    refused = "| Pendulum | mujoco | refused: unknown backend of task Pendulum 'mujoco'"
+    assert refused in (tmp_path / "summary.md").read_text()
     rows = rows_of(tmp_path / "gradient_quality.csv")
     assert "123.0" in {r["error_max"] for r in rows}, "what is finished is not measured again"
     assert "123.0" not in {r["error_max"] for r in rows_of_fresh(options, tmp_path)}
 
-    other = script.Options(tasks=("InvertedPendulum",), seed=5, **options)
-    assert script.main(other) == 2
+    other = Options(tasks=("InvertedPendulum",), seed=5, **options)
+    assert main(other) == 2
     assert "was measured with seed 0 and not 5: give the same flags" in capsys.readouterr().err
 
 
 def rows_of_fresh(options, folder):
-    fresh = script.Options(tasks=("InvertedPendulum",), derivatives=("fd",), learned=False, fresh=True, **options)
-    assert script.main(fresh) == 0
+    fresh = Options(tasks=("InvertedPendulum",), derivatives=("fd",), learned=False, fresh=True, **options)
+    assert main(fresh) == 0
     return rows_of(folder / "gradient_quality.csv")
 
 
 def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(tmp_path, monkeypatch):
-    measure = script.measure
+    measure = accuracy.measure
 
     def break_float32(subject, source, repeats):
         if source.dtype == "float32":
             raise RuntimeError("no\nidea")
         return measure(subject, source, repeats)
 
-    monkeypatch.setattr(script, "measure", break_float32)
-    options = script.Options(tasks=("Pendulum",), backends=("torch",), states=8, learned=False, out=tmp_path)
-    assert script.main(options) == 1
+    monkeypatch.setattr(accuracy, "measure", break_float32)
+    options = Options(tasks=("Pendulum",), backends=("torch",), states=8, learned=False, out=tmp_path)
+    assert main(options) == 1
     rows = rows_of(tmp_path / "gradient_quality.csv")
     assert {r["status"] for r in rows} == {"ok", "failed: RuntimeError: no idea"}
     assert not (tmp_path / "cells" / "Pendulum_torch_autograd_float32.json").exists()
@@ -197,13 +207,14 @@ def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(
 
 def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mujoco")
-    options = script.Options(tasks=("InvertedPendulum",), sweep=True, states=8, out=tmp_path)
-    assert script.main(options) == 0
-    assert len(rows_of(tmp_path / "sweep.csv")) == 3 * len(script.SWEEP_STEPS)
-    assert "off the plateau" not in capsys.readouterr().out
+    options = Options(tasks=("InvertedPendulum",), sweep=True, states=8, out=tmp_path)
+    assert main(options) == 0
+    assert len(rows_of(tmp_path / "sweep.csv")) == 3 * len(sweep.STEPS)
+    assert "on the plateau in 3 of 3 blocks." in capsys.readouterr().out
     monkeypatch.setattr(InvertedPendulum, "difference_steps", (1e-3, 1e-6, 1e-6))
-    assert script.main(options) == 0
-    assert "InvertedPendulum, position: the task's step 1e-03 is off the plateau" in (tmp_path / "sweep.md").read_text()
+    assert main(options) == 0
+    said = "The task's step is on the plateau in 2 of 3 blocks; off it: InvertedPendulum position."
+    assert said in (tmp_path / "sweep.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +235,7 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, capsys, flags, sentence):
     out = tmp_path / "out"
-    assert script.main(script.Options(**{"out": out} | flags)) == 2
+    assert main(Options(**{"out": out} | flags)) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not out.exists()
 
@@ -233,8 +244,8 @@ def test_a_trained_policy_gives_states_of_its_task_and_no_other_task_is_accepted
     train(make_config("Pendulum", dynamics="oracle", **tiny | dict(steps=20, gradient_episodes=0)), tmp_path / "run")
     options = dict(policy=tmp_path / "run", backends=("torch", "mujoco"), learned=False, states=8)
     with pytest.raises(InputError, match="was trained on Pendulum, which is not among the tasks"):
-        script.subjects_of(script.Options(tasks=("CartPole",), **options))
-    (subject,) = script.subjects_of(script.Options(tasks=("Pendulum",), **options))
+        subjects_of(Options(tasks=("CartPole",), **options))
+    (subject,) = subjects_of(Options(tasks=("Pendulum",), **options))
     assert "policy" in subject.points.groups()
 
 
@@ -249,12 +260,12 @@ class Breaking(TorchPhysics):
 
 def test_visits_count_every_value_and_gradient_that_is_not_finite():
     task = make_task("Pendulum")
-    sound = quality.visit(TorchPhysics(task), 300, rows=64, seed=0)
+    sound = visit(TorchPhysics(task), 300, rows=64, seed=0)
     assert sound[:1] + sound[2:4] == (320, 0, 0) and sound.largest_gradient > 1.0
     broken = Breaking(task)
-    starts = quality.resting_states(task, 16)
+    starts = resting_states(task, 16)
     assert starts.abs().sum() == 0.0
-    found = quality.visit(broken, 64, rows=64, seed=0)
+    found = visit(broken, 64, rows=64, seed=0)
     generator = torch.Generator().manual_seed(0)
     drawn = task.reset(64, generator)[16:]
     assert found.nonfinite_values == int((drawn[:, 0] > 0.0).sum()) > 0
@@ -262,17 +273,17 @@ def test_visits_count_every_value_and_gradient_that_is_not_finite():
 
 
 def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypatch, capsys):
-    options = script.Options(tasks=("Pendulum",), backends=("torch",), soak=64, out=tmp_path)
-    assert script.main(options) == 0
+    options = Options(tasks=("Pendulum",), backends=("torch",), soak=64, out=tmp_path)
+    assert main(options) == 0
     with (tmp_path / "soak.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["dtype"], r["states"], r["nonfinite_values"]) for r in rows] == [
         ("float64", "64", "0"),
         ("float32", "64", "0"),
     ]
-    assert "Not finite in all: 0." in (tmp_path / "soak.md").read_text()
+    assert "Not finite: 0 of 256 values and gradients, by 2 of 2 sources." in (tmp_path / "soak.md").read_text()
     monkeypatch.setitem(physics_module.BACKENDS, "torch", f"{__name__}:Breaking")
-    assert script.main(options) == 0  # it was measured
-    assert script.main(replace(options, fresh=True)) == 1
-    assert script.main(script.Options(soak=0, out=tmp_path)) == 2
+    assert main(options) == 0  # it was measured
+    assert main(replace(options, fresh=True)) == 1
+    assert main(Options(soak=0, out=tmp_path)) == 2
     assert "--soak is 0; accepted is 1 or more" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Modules of gradient_quality.py, one per question: accuracy, sweep, soak."""

@@ -1,0 +1,107 @@
+"""Finding MJCF models and making tasks of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
+from mage_diffsim.envs.mujoco.task import MujocoTask
+from mage_diffsim.errors import InputError
+from mage_diffsim.shapes import Tensor
+
+GYMNASIUM = "gymnasium:"
+"""Stands for the folder of Gymnasium's models."""
+
+
+class Model(NamedTuple):
+    """A file that holds a whole model."""
+
+    name: str
+    """Its path from the folder that was given, without the ending."""
+    path: Path
+
+
+def find_models(paths: Sequence[str]) -> tuple[list[Model], dict[str, str]]:
+    """Finds the models below the paths, and says by name why other MJCF files are none.
+
+    Raises:
+        InputError: a path does not exist or holds no MJCF file.
+    """
+    models: list[Model] = []
+    left_out: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for given in paths:
+        folder = _gymnasium_assets() if given == GYMNASIUM else Path(given)
+        if not folder.exists():
+            raise InputError(f"there is no file or folder {given}; accepted is MJCF, a folder of it, or {GYMNASIUM}")
+        files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"))
+        if not files:
+            raise InputError(f"no .xml file lies in {given}")
+        root = folder.parent if folder.is_file() or len(paths) > 1 else folder
+        for file in files:
+            model = Model(file.relative_to(root).with_suffix("").as_posix(), file)
+            found = _look_at(file)
+            if found.startswith("="):
+                if found in seen:
+                    left_out[model.name] = f"the same model as {seen[found]}"
+                else:
+                    seen[found] = model.name
+                    models.append(model)
+            else:
+                left_out[model.name] = found
+    return models, left_out
+
+
+def _gymnasium_assets() -> Path:
+    package = find_spec("gymnasium")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "envs" / "mujoco" / "assets"
+
+
+def _look_at(file: Path) -> str:
+    """``=`` and a hash of the compiled model, or the reason why this is no whole model."""
+    mujoco = load_mujoco()
+    try:
+        with quiet():
+            model = mujoco.MjModel.from_xml_path(str(file))
+    except ValueError as error:
+        return f"MuJoCo does not load it: {one_line(error, file)}"
+    if not model.nv:
+        return "it has no joint: an include or a scene"
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return "=" + hashlib.sha256(buffer.tobytes()).hexdigest()
+
+
+def one_line(error: BaseException, file: Path) -> str:
+    """The error in one line, without the model's folder on this machine."""
+    text = " ".join(str(error).split())
+    for folder in (file.resolve().parent, file.parent, *file.resolve().parents[1:3]):
+        text = text.replace(f"{folder}/", "")
+    return text
+
+
+def task_of(path: Path) -> MujocoTask:
+    """Makes a task of a file's unchanged model: one step per action, the state as observation, reward 0."""
+    name = "".join(c if c.isalnum() else "_" for c in path.stem)
+
+    def observe(self: MujocoTask, state: Tensor) -> Tensor:
+        return state
+
+    def reward(self: MujocoTask, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return torch.zeros_like(obs[..., 0])
+
+    def terminated(self: MujocoTask, next_obs: Tensor) -> Tensor:
+        return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
+
+    return type(f"Model_{name}", (MujocoTask,), {
+        "name": f"Model_{name}", "mjcf": str(path.resolve()), "frame_skip": 1, "horizon": 1000, "source": path.name,
+        "observe": observe, "reward": reward, "terminated": terminated,
+    })()  # fmt: skip
