@@ -1,4 +1,4 @@
-"""Wrong adjoints in places that random actions never reach: what `check-task` finds, and what it says it left out."""
+"""The states that `check-task` sees: it finds wrong adjoints far away, and says what no state shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.cli import main
-from mage_diffsim.envs import MujocoTask, Task, make_task, uniform
+from mage_diffsim.envs import MujocoTask, make_task, uniform
 from mage_diffsim.envs.contract import MOST_STATES, check_task
 from mage_diffsim.envs.coverage import pick, read_states, spread_out
 from mage_diffsim.envs.tasks.cartpole import CartPole
@@ -20,6 +20,7 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
+from tests.one_number import OneNumber
 
 WRONG_STATE = "step torch/autograd: gradient state"
 
@@ -38,29 +39,11 @@ class WrongBeyondTwo(torch.autograd.Function):
         return torch.where(x.abs() > 2.0, -gradient, gradient)
 
 
-class Pushed(Task):
+class Pushed(OneNumber):
     """A damped mass: it takes a lasting push to come far."""
-
-    name = "Pushed"
-    state_names = obs_names = ("x",)
-    action_names = ("push",)
-    action_low, action_high = (-1.0,), (1.0,)
-    dt, horizon, source, network_size = 0.1, 200, "test", "small"
 
     def step(self, state, action):
         return WrongBeyondTwo.apply(0.95 * state + 0.2 * action)
-
-    def observe(self, state):
-        return state.clone()
-
-    def reward(self, obs, action, next_obs):
-        return -next_obs[..., 0].square()
-
-    def terminated(self, next_obs):
-        return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
-
-    def reset(self, n, generator):
-        return uniform(n, (-0.5,), (0.5,), generator)
 
 
 class Locked(Pushed):

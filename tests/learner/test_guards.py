@@ -7,12 +7,13 @@ import torch
 
 from mage_diffsim.critic import td_target
 from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
-from mage_diffsim.envs import Task, make_physics, uniform
+from mage_diffsim.envs import make_physics
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.one_number import OneNumber
 
 TINY = {
     "batch_size": 32,
@@ -128,29 +129,19 @@ def test_training_on_a_gpu_follows_the_cpu():
     assert gpu.agent.critic.isfinite().all() and gpu.evaluate()["return/mean"].isfinite().all()
 
 
-class Cliff(Task):
-    """x' = x + 0.1 v + x^3, which overflows a few steps after the end of an episode."""
+class Cliff(OneNumber):
+    """x' = x + 0.2 + 0.1 a + x^3, which overflows a few steps after the end of an episode."""
 
-    name = "Cliff"
-    state_names = obs_names = ("x",)
-    action_names = ("push",)
-    action_low, action_high = (-1.0,), (1.0,)
-    dt, horizon, source, network_size = 0.1, 60, "test", "small"
+    horizon = 60
 
     def step(self, state, action):
         return state + 0.2 + 0.1 * action + state**3
 
-    def observe(self, state):
-        return state.clone()
-
     def reward(self, obs, action, next_obs):
-        return -next_obs[..., 0].square() - action[..., 0].square()
+        return super().reward(obs, action, next_obs) - action[..., 0].square()
 
     def terminated(self, next_obs):
         return next_obs[..., 0].abs() > 3.0
-
-    def reset(self, n, generator):
-        return uniform(n, (-0.3,), (0.3,), generator)
 
 
 def test_true_gradients_of_ended_episodes_are_finite_although_the_physics_overflows():
