@@ -107,17 +107,26 @@ def central_differences(
 
 
 def jacobian_of(function: Function, x: Float[Tensor, "N X"]) -> Float[Tensor, "N Y X"]:
-    """d function / d x of every row by autograd: one call, and one backward pass per component of the output.
+    """d function / d x of every row by autograd, see :func:`jacobians_of`."""
+    return jacobians_of(function, (x,))[0]
 
-    The Jacobian is zero where the output does not depend on ``x``.
+
+def jacobians_of(
+    function: Callable[..., Tensor], inputs: Sequence[Float[Tensor, "N _"]]
+) -> list[Float[Tensor, "N Y _"]]:
+    """d function / d input of every row, for every input: one call, and one backward pass per component of the output.
+
+    A Jacobian is zero where the output does not depend on the input.
     """
-    x = x.detach().clone().requires_grad_()
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.enable_grad():
-        outputs = [y.sum() for y in function(x).unbind(1)]
-    rows = [
-        torch.autograd.grad(y, x, retain_graph=True, allow_unused=True)[0] if y.requires_grad else None for y in outputs
-    ]
-    return torch.stack([torch.zeros_like(x) if row is None else row for row in rows], 1)
+        outputs = [y.sum() for y in function(*leaves).unbind(1)]
+    rows: list[list[Tensor]] = [[] for _ in leaves]
+    for y in outputs:
+        found = torch.autograd.grad(y, leaves, retain_graph=True, allow_unused=True) if y.requires_grad else ()
+        for row, leaf, gradient in itertools.zip_longest(rows, leaves, found):
+            row.append(torch.zeros_like(leaf) if gradient is None else gradient)
+    return [torch.stack(row, 1) for row in rows]
 
 
 def consecutive(blocks: Iterable[Sequence[int]]) -> list[slice]:

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from mage_diffsim.envs.checks import Check, Outcome, Tolerances, all_finite, row_text, run_check
-from mage_diffsim.envs.differences import jacobian_error, jacobian_of, scale_of, true_jacobians
+from mage_diffsim.envs.differences import jacobian_error, scale_of, true_jacobians
 from mage_diffsim.envs.value_checks import Subject
+from mage_diffsim.shapes import Tensor
 
 
 def check_gradients(subject: Subject, tolerances: Tolerances) -> Iterator[Check]:
     """Checks the derivative by every input: against differences, and finite at degenerate points."""
     if subject.call64 is None:
         return
+    # One backward pass serves all inputs: some backends compile for each choice of inputs.
+    sampled = functools.cache(lambda: subject.jacobians(subject.inputs))
+    degenerated = functools.cache(lambda: subject.jacobians(subject.degenerate))
     for k in subject.inputs:
-        yield from _check_gradient(subject, k, tolerances)
+        yield from _check_gradient(subject, k, lambda k=k: sampled()[k], tolerances)
 
         def degenerate(k: str = k) -> Outcome:
-            inputs = subject.degenerate
-            return all_finite(jacobian_of(subject.by(k, inputs), inputs[k]), inputs)
+            return all_finite(degenerated()[k], subject.degenerate)
 
         yield run_check(subject.name, f"degenerate gradient {k}", None, degenerate)
 
 
-def _check_gradient(subject: Subject, wrt: str, tolerances: Tolerances) -> list[Check]:
+def _check_gradient(
+    subject: Subject, wrt: str, by_autograd: Callable[[], Tensor], tolerances: Tolerances
+) -> list[Check]:
     """Checks the derivative by one input against central differences. Kinks are a line of their own."""
     kinks: list[Check] = []
     tolerance = max(tolerances.gradient, subject.accuracy)
 
     def gradient() -> Outcome:
         x = subject.inputs[wrt]
-        jacobian = jacobian_of(subject.by(wrt), x).double()
+        jacobian = by_autograd().double()
         if wrt not in subject.differences:
             columns = {wrt: range(x.shape[1])}
             subject.differences.update(true_jacobians(subject.by(wrt, exact=True), x.double(), columns))

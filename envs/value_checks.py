@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from mage_diffsim.envs.checks import Check, Outcome, all_finite, closeness, error_text, run_check
-from mage_diffsim.envs.differences import Function, TrueJacobian
+from mage_diffsim.envs.differences import Function, TrueJacobian, jacobians_of
 from mage_diffsim.envs.task import Task
 from mage_diffsim.shapes import Tensor
 
@@ -42,24 +43,23 @@ class Subject:
         with torch.no_grad():
             return self.call(*(x.clone() for x in (inputs or self.inputs).values())).clone()
 
-    def by(self, wrt: str, inputs: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Function:
-        """The function of one input alone, [N, X] to [N, Y], the others held fixed.
-
-        Args:
-            wrt: the input.
-            inputs: all inputs; by default the sampled ones.
-            exact: whether to call ``call64`` on float64 inputs instead.
-        """
+    def by(self, wrt: str, *, exact: bool = False) -> Function:
+        """The function of one input alone, [N, X] to [N, Y]; ``exact`` calls ``call64`` on float64 inputs instead."""
         call = self.call64 if exact else self.call
         assert call is not None
-        held = {k: x.double() if exact else x for k, x in (inputs or self.inputs).items()}
+        held = {k: x.double() if exact else x for k, x in self.inputs.items()}
+        return lambda x: _of_copies(call, *(held | {wrt: x}).values())
 
-        def function(x: Tensor) -> Tensor:
-            # A write in place must not reach a leaf or the next call's inputs.
-            y = call(*(v.clone() for v in (held | {wrt: x}).values()))
-            return y.clone().reshape(len(x), -1)
+    def jacobians(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """d output / d input [N, Y, X] by every input, by autograd."""
+        found = jacobians_of(functools.partial(_of_copies, self.call), tuple(inputs.values()))
+        return dict(zip(inputs, found, strict=True))
 
-        return function
+
+def _of_copies(call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """The output of a call as [N, Y]. A write in place reaches neither a leaf nor the next call's inputs."""
+    y = call(*(x.clone() for x in inputs))
+    return y.clone().reshape(len(y), -1)
 
 
 def check_reset(task: Task, n: int, seed: int) -> Iterator[Check]:

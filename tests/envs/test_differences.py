@@ -13,6 +13,7 @@ from mage_diffsim.envs.differences import (
     central_differences,
     jacobian_error,
     jacobian_of,
+    jacobians_of,
     true_jacobians,
     value_error,
 )
@@ -51,6 +52,19 @@ def test_a_smooth_function_has_its_closed_form_within_the_stated_uncertainty():
 def test_a_backward_pass_per_component_gives_the_closed_form():
     torch.testing.assert_close(jacobian_of(smooth, X), smooth_jacobian(X), rtol=1e-14, atol=1e-14)
     assert jacobian_of(smooth, X.float()).dtype == torch.float32
+
+
+def test_one_call_gives_the_jacobians_by_several_inputs():
+    calls = []
+
+    def product(a, b, c):
+        calls.append(1)
+        return torch.stack([a[:, 0] * b[:, 1], b[:, 0].square()], 1)
+
+    a, b = torch.tensor([[2.0]]), torch.tensor([[3.0, 5.0]])
+    by_a, by_b, by_c = jacobians_of(product, (a, b, a))
+    assert len(calls) == 1 and by_a.tolist() == [[[5.0], [0.0]]] and by_c.tolist() == [[[0.0], [0.0]]]
+    assert by_b.tolist() == [[[0.0, 2.0], [6.0, 0.0]]]
 
 
 def test_a_jacobian_is_zero_where_the_output_does_not_depend_on_the_input():
