@@ -16,7 +16,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest import mock
 
 from mage_diffsim import cli, columns
@@ -185,11 +185,19 @@ def configuration() -> str:
 
 
 def _fields(kind: type, skip: Iterable[str] = ()) -> str:
-    default = vars(kind())
+    default, types = vars(kind()), get_type_hints(kind)
     rows = [
-        (f"`{name}`", _value(default[name]), meaning) for name, meaning in described_fields(kind) if name not in skip
+        (f"`{name}`", _value(default[name]), meaning + _choices(types[name]))
+        for name, meaning in described_fields(kind)
+        if name not in skip
     ]
     return table(("name", "default", "meaning"), rows)
+
+
+def _choices(kind: Any) -> str:
+    """The values that a ``Literal``, alone or in a union, accepts."""
+    literals = [x for x in (kind, *get_args(kind)) if get_origin(x) is Literal]
+    return f" One of {_names(get_args(literals[0]))}." if literals else ""
 
 
 def _presets() -> str:

@@ -20,6 +20,7 @@ from mage_diffsim import cli, columns
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, load
 from mage_diffsim.hyper import Hyper
+from mage_diffsim.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
@@ -57,7 +58,7 @@ def test_every_object_that_a_page_links_to_exists():
 
 
 def test_every_file_that_a_page_names_exists():
-    pattern = r"`((?:tests|benchmarks|envs|bridges|mage_diffsim|docs)/[\w./-]*)`"
+    pattern = r"`((?:tests|benchmarks|envs|bridges|mage_diffsim|examples|docs)/[\w./-]*)`"
     pages = PAGES | {"CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
     named = {(page, path) for page, text in pages.items() for path in re.findall(pattern, text)}
     assert named
@@ -163,6 +164,8 @@ def test_every_setting_is_on_the_page_of_the_configuration(reference):
             if field.name != "hyper":
                 (line,) = [x for x in page.split("## Presets")[0].splitlines() if x.startswith(f"| `{field.name}` |")]
                 assert len(line.split(" | ")[2]) > 10, f"{field.name} has no meaning"
+    (line,) = [x for x in page.splitlines() if x.startswith("| `method` |")]
+    assert all(f"`{name}`" in line for name in METHODS)
 
 
 def test_a_setting_without_a_meaning_is_refused(reference, tmp_path, monkeypatch):
