@@ -28,8 +28,8 @@ from mujoco_agreement.options import Options
 from mujoco_agreement.report import tables, verdict
 
 from mage_diffsim.experiments.command import exit_code
-from mage_diffsim.experiments.report import write_csv
 from mage_diffsim.experiments.summary import write_summary
+from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.files import make_folder, write_atomically
 
 

@@ -24,10 +24,21 @@ from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp import WarpPhysics
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, Table, main
+from mage_diffsim.experiments.comparison import (
+    EFFECTS_HEADER,
+    HEADER,
+    comparison_figure,
+    effect_rows,
+    notes,
+    table_rows,
+    verdict,
+)
+from mage_diffsim.experiments.groups import cell_name, groups_of
 from mage_diffsim.experiments.horizons import write_horizons
+from mage_diffsim.experiments.rows import CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
+from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 
@@ -116,16 +127,22 @@ class OracleVsLearned(Experiment):
         return tuple(d for d in self.dynamics if d in ("learned", "oracle")) or self.dynamics[:1]
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        rows, curves = report.summary_rows(outcomes), report.curve_rows(outcomes)
+        rows, curves = summary_rows(outcomes), curve_rows(outcomes)
         # First what takes long: an interruption leaves the files of the last report together.
-        done = [(report.cell_name(o.cell), o) for o in outcomes if o.status == "done"]
+        done = [(cell_name(o.cell), o) for o in outcomes if o.status == "done"]
         write_horizons(done, out, "trained actors", self.longest_horizon)
-        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, rows)
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
-        report.comparison_figure(out / "figure.png", curves, len({row["seed"] for row in rows}))
+        write_csv(out / "summary.csv", SUMMARY_FIELDS, rows)
+        write_csv(out / "curves.csv", CURVE_FIELDS, curves)
+        comparison_figure(out / "figure.png", curves)
         solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
-        table = report.table_rows(report.groups_of(rows), solved, outcomes)
-        return Findings("Oracle against learned dynamics", report.HEADER, table, report.findings(rows, solved))
+        groups = groups_of(rows)
+        title = "Oracle against learned dynamics"
+        return Findings(
+            Table(title, HEADER, table_rows(groups, solved, outcomes)),
+            verdict(groups, solved),
+            [Table("Values or gradients", EFFECTS_HEADER, effects)] if (effects := effect_rows(groups)) else [],
+            notes(groups),
+        )
 
 
 def default_backends(task: Task) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.command import provenance
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
-from mage_diffsim.experiments.report import markdown_table, rich_table, write_csv
+from mage_diffsim.experiments.tables import markdown_table, rich_table, write_csv
 from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.settings import make_config

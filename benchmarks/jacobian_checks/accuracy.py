@@ -22,9 +22,9 @@ from mage_diffsim.envs.physics import Physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments import timing
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
-from mage_diffsim.experiments.report import write_csv
 from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_display
+from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.shapes import Bool, Float, Tensor
 from mage_diffsim.training import torch_device

@@ -22,8 +22,8 @@ from mage_diffsim.doctor import versions
 from mage_diffsim.envs.differences import TrueJacobian, jacobian_error, jacobian_of, value_error
 from mage_diffsim.envs.physics import Physics, make_physics
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments.report import write_csv
 from mage_diffsim.experiments.sweep_display import make_sweep_display
+from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.shapes import Bool, Float, Tensor
 from mujoco_agreement.contacts import contacts_of
 from mujoco_agreement.models import Model, one_line, task_of

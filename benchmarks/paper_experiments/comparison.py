@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import Experiment, Findings, Size
-from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
+from mage_diffsim.experiments.command import Experiment, Findings, Size, Table
+from mage_diffsim.experiments.figures import Panel, draw, line, styles
+from mage_diffsim.experiments.rows import CELL_FIELDS, CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
 from mage_diffsim.experiments.statistics import (
+    LAST_EVALUATIONS,
     Interval,
     aggregate,
     interval,
@@ -23,6 +24,7 @@ from mage_diffsim.experiments.statistics import (
     probability_of_improvement,
     rank_test,
 )
+from mage_diffsim.experiments.tables import enumeration, text, write_csv
 from mage_diffsim.settings import make_config
 from paper_experiments.gpu_hours import gpu_hours
 from paper_experiments.verdicts import Claim, aggregate_text, speed_findings, verdict_of
@@ -74,22 +76,23 @@ class Comparison(Experiment):
         return [(task, make_task(task).name) for task in given]
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
-        report.write_csv(out / "summary.csv", report.SUMMARY_FIELDS, runs)
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        runs, curves = self.named(summary_rows, outcomes), self.named(curve_rows, outcomes)
+        write_csv(out / "summary.csv", SUMMARY_FIELDS, runs)
+        write_csv(out / "curves.csv", CURVE_FIELDS, curves)
         best = best_of(curves)
         scores = best if self.BEST else scores_of(runs)
         seeds = " to ".join(map(str, sorted({len(values) for values in scores_of(runs).values()})))
-        what = "median and its 95% c.i." if self.MEDIAN else "mean and 95% c.i."
-        draw(out / "figure.png", f"{self.SOURCE}: return, {what} over {seeds} seeds", self._panels(curves))
+        what = "median" if self.MEDIAN else "mean"
+        title = f"{self.SOURCE}: return. Thick: {what} over {seeds} seeds. Thin: single seeds"
+        draw(out / "figure.png", title, self._panels(curves))
         header = ("task", "variant", "return", "interquartile mean", "best evaluation", "paper", "restarts", "seeds")
         table = [
             (
                 task,
                 name,
-                report.text(self._interval(values)),
+                text(self._interval(values)),
                 aggregate_text(aggregate([values])),
-                report.text(self._interval(best[task, name])),
+                text(self._interval(best[task, name])),
                 f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-",
                 str(sum(row["restarts"] for row in runs if (row["task"], row["variant"]) == (task, name))),
                 str(len(values)),
@@ -99,25 +102,24 @@ class Comparison(Experiment):
         absent, unpaid = self.not_run(runs)
         table += absent
         found = self.sentences(scores) + speed_findings(runs, self.CLAIMS)
-        found += report.restarts(runs, lambda row: f"{row['task']} {row['variant']}")
         if self.BEST:
-            peaks = [f"{task} {name} {report.text(interval([y]))}" for (task, name), y in peaks_of(curves).items()]
+            peaks = [f"{task} {name} {text(interval([y]))}" for (task, name), y in peaks_of(curves).items()]
             found.append(f"The highest point of the mean over runs, as in Table 1 of TD3's paper: {'; '.join(peaks)}.")
             found.append("Best evaluations and highest points leave out the untrained networks of step 0.")
         if any(key in self.PAPER for key in scores):
-            steps = report.enumeration([str(n) for n in sorted({row["env_steps"] for row in runs})])
+            steps = enumeration([str(n) for n in sorted({row["env_steps"] for row in runs})])
             found.append(
                 f"The paper's numbers are {self.PAPER_BUDGET}; ours are after {steps} steps, so only the order can be "
                 "compared."
             )
         found += unpaid
         found.append(
-            f"Returns are means over a run's {report.LAST_EVALUATIONS}"
+            f"Returns are means over a run's {LAST_EVALUATIONS}"
             + (", and brackets after medians of fewer than six runs their range" if self.MEDIAN else "")
             + "; brackets after interquartile means and probabilities are a stratified bootstrap's, which of fewer "
             "than about ten runs is narrower than 95%. Runs that are not told apart need not be equal."
         )
-        return Findings(f"{self.SOURCE}: return by variant", header, table, found)
+        return Findings(Table(f"{self.SOURCE}: return by variant", header, table), notes=found)
 
     def not_run(self, runs: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, ...]], list[str]]:
         """What of the paper's own experiment is not among the runs.
@@ -150,7 +152,7 @@ class Comparison(Experiment):
             tasks: dict[tuple[str, ...], list[str]] = {}
             for name, of in variants.items():
                 tasks.setdefault(tuple(of), []).append(name)
-            which = "; ".join(f"{report.enumeration(names)} on {report.enumeration(of)}" for of, names in tasks.items())
+            which = "; ".join(f"{enumeration(names)} on {enumeration(of)}" for of, names in tasks.items())
             said.append(
                 f"Not run at the paper's size, {steps:,} steps of {seeds} runs: {which} (up to {hours} h a cell on one "
                 "GPU, see `gpu_hours` in paper.py)."
@@ -172,8 +174,8 @@ class Comparison(Experiment):
                 chance = probability_of_improvement([a], [b]).value
                 paper = tuple(self.PAPER.get((task, name)) for name in (claim.first, claim.second))
                 found.append(
-                    f"{task}: {what}{claim.first} {report.text(self._interval(a))} against {claim.second} "
-                    f"{report.text(self._interval(b))}: {verdict_of(a, b, claim.relation, paper)}; it wins "
+                    f"{task}: {what}{claim.first} {text(self._interval(a))} against {claim.second} "
+                    f"{text(self._interval(b))}: {verdict_of(a, b, claim.relation, paper)}; it wins "
                     f"{chance:.0%} of the pairs of runs (rank test, p = {rank_test(a, b):.2g})."
                 )
             if len(pairs) > 1:
@@ -197,16 +199,22 @@ class Comparison(Experiment):
     def _interval(self, values: Sequence[float]) -> Interval:
         return middle(values) if self.MEDIAN else interval(values)
 
+    def styles(self, curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+        """Colour and line style of every variant that was trained."""
+        firsts = {row["variant"]: row for row in reversed(curves)}
+        names = [name for name in self.VARIANTS if name in firsts]
+        cells = [(firsts[n]["method"], firsts[n]["dynamics"], firsts[n]["backend"]) for n in names]
+        return dict(zip(names, styles(cells), strict=True))
+
     def _panels(self, curves: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
         grid = []
         for task in dict.fromkeys(row["task"] for row in curves):
             mine = [row for row in curves if row["task"] == task]
             panels = []
             for title, rows in ((f"mean of the last {SMOOTHED} evaluations", smoothed(mine)), ("raw", mine)):
-                styles = zip(self.VARIANTS, PALETTE, strict=False)
                 lines = tuple(
-                    line(name, [r for r in rows if r["variant"] == name], "return_mean", colour, median=self.MEDIAN)
-                    for name, colour in styles
+                    line(name, [r for r in rows if r["variant"] == name], "return_mean", *style, median=self.MEDIAN)
+                    for name, style in self.styles(mine).items()
                 )
                 panels.append(Panel(f"{task}: {title}", "undiscounted return per episode", lines))
             grid.append(panels)
@@ -219,7 +227,7 @@ def smoothed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     histories: dict[tuple[Any, ...], list[float]] = {}
     found = []
     for row in sorted(rows, key=lambda r: r["env_step"]):
-        history = histories.setdefault(tuple(row[f] for f in (*report.CELL_FIELDS, "lambda", "seed")), [])
+        history = histories.setdefault(tuple(row[f] for f in (*CELL_FIELDS, "lambda", "seed")), [])
         history.append(row["return_mean"])
         found.append({**row, "return_mean": statistics.fmean(history[-SMOOTHED:])})
     return found

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Outcome
-from mage_diffsim.experiments.command import SMOKE, Findings, Size
-from mage_diffsim.experiments.figures import PALETTE, Panel, draw, line
+from mage_diffsim.experiments.command import SMOKE, Findings, Size, Table
+from mage_diffsim.experiments.figures import Panel, draw, line
 from mage_diffsim.experiments.horizons import disagreement, write_horizons
+from mage_diffsim.experiments.rows import CURVE_FIELDS, curve_rows, summary_rows
 from mage_diffsim.experiments.statistics import final_value, interval, side_of
+from mage_diffsim.experiments.tables import text, write_csv
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.training import Trainer
 from paper_experiments.comparison import Comparison
@@ -78,7 +79,7 @@ class GradientError(Comparison):
         return real | super().budget(task, own)
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        runs, curves = self.named(report.summary_rows, outcomes), self.named(report.curve_rows, outcomes)
+        runs, curves = self.named(summary_rows, outcomes), self.named(curve_rows, outcomes)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
         # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
         firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.status == "done"}
@@ -94,10 +95,9 @@ class GradientError(Comparison):
                 error = interval((e for e, _ in of_seed.values()), geometric=True)
                 cosine = interval(c for _, c in of_seed.values())
                 steps = str(trainer.gradient_steps)
-                table.append((task, name, steps, report.text(error), report.text(cosine), str(len(of_seed))))
+                table.append((task, name, steps, text(error), text(cosine), str(len(of_seed))))
             found += gradient_error_findings(task, numbers) + agreement(trainer)
-        found += report.restarts(runs, lambda r: f"{r['task']} {r['variant']}")
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, curves)
+        write_csv(out / "curves.csv", CURVE_FIELDS, curves)
         grid = []
         for task in tasks:
             panels = []
@@ -106,19 +106,18 @@ class GradientError(Comparison):
                 ("gradient_cosine", "cosine to the true action-gradient", False),
             ):
                 lines = tuple(
-                    line(name, [r for r in curves if (r["task"], r["variant"]) == (task, name)], column, colour,
+                    line(name, [r for r in curves if (r["task"], r["variant"]) == (task, name)], column, *style,
                          geometric=log)
-                    for name, colour in zip(self.VARIANTS, PALETTE, strict=False)
+                    for name, style in self.styles(curves).items()
                 )  # fmt: skip
                 limits = None if log else (-1.05, 1.05)
                 panels.append(Panel(task, label, lines, log=log, limits=limits))
             grid.append(panels)
         seeds = len({row["seed"] for row in curves})
-        draw(
-            out / "figure.png", f"Eq. 14, frozen actor: geometric mean (cosine: mean) and 95% c.i., {seeds} seeds", grid
-        )
+        title = f"Eq. 14, frozen actor. Thick: geometric mean (cosine: mean) over {seeds} seeds. Thin: single seeds"
+        draw(out / "figure.png", title, grid)
         header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
-        return Findings("Eq. 14: gradient error over the last measurements", header, table, found)
+        return Findings(Table("Eq. 14: gradient error over the last measurements", header, table), notes=found)
 
     def _untrained(self, curves: Sequence[Mapping[str, Any]], trainer: Trainer) -> dict[int, tuple[float, float]]:
         """Seed to the error and cosine of the first variant's critic in the last measurements before its first update.
@@ -185,8 +184,6 @@ def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[
             "not told apart": f"is not told apart from that of {other}",
         }[side_of(ratio)]
         apart = interval(mine[1] - theirs[1] for mine, theirs in pairs)
-        cosine = f"; its cosine less that of {other} is {report.text(apart)}" if apart.n else ""
-        found.append(
-            f"{task}: the gradient error of {name} {words} ({report.text(ratio)} times it, seed by seed){cosine}."
-        )
+        cosine = f"; its cosine less that of {other} is {text(apart)}" if apart.n else ""
+        found.append(f"{task}: the gradient error of {name} {words} ({text(ratio)} times it, seed by seed){cosine}.")
     return found

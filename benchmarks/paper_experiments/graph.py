@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mage_diffsim.experiments import report
+from mage_diffsim.experiments.autograd_graph import computation_graph, draw_computation_graph
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size
-from mage_diffsim.experiments.graph import computation_graph, draw_graph
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, Table
+from mage_diffsim.experiments.tables import enumeration, write_csv
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.settings import make_config
 
@@ -42,14 +42,16 @@ class Graph(Experiment):
         for outcome in (o for o in outcomes if o.status == "done"):
             graph = computation_graph(load_trainer(outcome.run_dir, device="cpu"))
             name = outcome.cell.name
-            draw_graph(out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (compare Fig. 9)")
+            draw_computation_graph(
+                out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (compare Fig. 9)"
+            )
             for quantity in graph:
                 parents = ", ".join(quantity.parents) or "-"
                 kind = "drawn" if quantity.stochastic else "computed"
                 rows.append(dict(dynamics=name, quantity=quantity.name, kind=kind, parents=parents))
                 table.append((name, quantity.name, kind, parents, str(quantity.operations)))
             drawn = [q.name for q in graph if q.stochastic]
-            found.append(f"{name}: drawn at random are {report.enumeration(drawn)}; the rest is computed from them.")
-        report.write_csv(out / "graph.csv", ("dynamics", "quantity", "kind", "parents"), rows)
+            found.append(f"{name}: drawn at random are {enumeration(drawn)}; the rest is computed from them.")
+        write_csv(out / "graph.csv", ("dynamics", "quantity", "kind", "parents"), rows)
         header = ("dynamics", "quantity", "kind", "computed from", "operations")
-        return Findings("Fig. 9: the computation graph of δ", header, table, found)
+        return Findings(Table("Fig. 9: the computation graph of δ", header, table), notes=found)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import Experiment, Findings, Size
+from mage_diffsim.experiments.command import Experiment, Findings, Size, Table
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
+from mage_diffsim.experiments.rows import CURVE_FIELDS, curve_rows
 from mage_diffsim.experiments.statistics import interval
+from mage_diffsim.experiments.tables import text, write_csv
 from mage_diffsim.settings import make_config
 
 
@@ -58,29 +59,28 @@ class Unconstrained(Experiment):
         return [Cell("Pendulum_mage-ddpg_oracle_torch", config)]
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
-        rows = report.curve_rows(outcomes)
-        report.write_csv(out / "curves.csv", report.CURVE_FIELDS, rows)
+        rows = curve_rows(outcomes)
+        write_csv(out / "curves.csv", CURVE_FIELDS, rows)
         by_lambda = {lam: [r for r in rows if r["lambda"] == lam] for lam in self.lambdas}
         panels = [
             Panel(f"λ = {lam:g}", "mean norm over a batch", self._lines(mine), log=True)
             for lam, mine in by_lambda.items()
         ]
         seeds = len({row["seed"] for row in rows})
-        title = f"MAGE-DDPG, oracle Pendulum: action-gradients, geometric mean and 95% c.i. over {seeds} seeds"
+        title = f"MAGE-DDPG, oracle Pendulum: action-gradients. Thick: geometric mean over {seeds} seeds"
         draw(out / "figure.png", title, [panels])
         last = {lam: [r for r in mine if r["env_step"] == rows[-1]["env_step"]] for lam, mine in by_lambda.items()}
         header = ("λ", *self.CURVES.values(), "return")
         table = [
             (
                 f"{lam:g}",
-                *(report.text(interval((r[c] for r in mine), geometric=True)) for c in self.CURVES),
-                report.text(interval(r["return_mean"] for r in mine)),
+                *(text(interval((r[c] for r in mine), geometric=True)) for c in self.CURVES),
+                text(interval(r["return_mean"] for r in mine)),
             )
             for lam, mine in last.items()
         ]
-        return Findings(
-            f"Fig. 5: action-gradients at step {rows[-1]['env_step']}", header, table, unconstrained_findings(last)
-        )
+        title = f"Fig. 5: action-gradients at step {rows[-1]['env_step']}"
+        return Findings(Table(title, header, table), notes=unconstrained_findings(last))
 
     def _lines(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Line, ...]:
         styles = zip(PALETTE, DASHES, strict=False)
@@ -104,7 +104,7 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
         known[lam] = [row["grad_q"] for row in rows]
         ratios = [row["grad_q"] / row["grad_reward"] for row in rows]
         found.append(
-            f"λ = {lam:g}: |∇ₐ Q| ends at {report.text(interval(ratios, geometric=True))} times |∇ₐ r|, below "
+            f"λ = {lam:g}: |∇ₐ Q| ends at {text(interval(ratios, geometric=True))} times |∇ₐ r|, below "
             f"{share:.0%} of it in {sum(r < share for r in ratios)} of {len(ratios)} seeds."
         )
     for lam in known:
@@ -115,7 +115,7 @@ def unconstrained_findings(last: Mapping[float, Sequence[Mapping[str, Any]]]) ->
                 verdict = " It collapses beside it."
             elif ratio.known and ratio.low > share:
                 verdict = " No collapse."
-            found.append(f"|∇ₐ Q| of λ = 0 is {report.text(ratio)} times that of λ = {lam:g}, seed by seed.{verdict}")
+            found.append(f"|∇ₐ Q| of λ = 0 is {text(ratio)} times that of λ = {lam:g}, seed by seed.{verdict}")
     if 0.0 in known:
         found.append(
             "Without the TD error the loss is least at ∇ₐ Q(s, a) = ∇ₐ r(s, a) + γ ∇ₐ Q(s', π(s')): where the second "

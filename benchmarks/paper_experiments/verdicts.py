@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.statistics import Aggregate, probability_of_improvement, rank_test
+from mage_diffsim.experiments.tables import decimals
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ def aggregate_text(found: Aggregate) -> str:
     """``value [low, high]`` of a bootstrap."""
     if math.isnan(found.value):
         return "-"
-    digits = report.decimals(found.value)
+    digits = decimals(found.value)
     return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

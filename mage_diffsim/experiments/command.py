@@ -1,4 +1,4 @@
-"""What every experiment script shares: its flags, its course, its files, its exit code."""
+"""What every experiment script shares: flags, training, results, exit code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
-from mage_diffsim.experiments.report import markdown_table, rich_table
 from mage_diffsim.experiments.sweep import held, run_cells
 from mage_diffsim.experiments.sweep_display import make_sweep_display
+from mage_diffsim.experiments.tables import markdown_table, screen_table, told_columns
 from mage_diffsim.files import write_atomically
 from mage_diffsim.run_folder import read_versions
 
@@ -49,13 +50,26 @@ SMOKE: dict[str, Any] = dict(
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What an experiment reports besides the files it wrote."""
+class Table:
+    """A table of results; columns that hold nothing are left out where it is shown."""
 
     title: str
     header: Sequence[str]
-    table: Sequence[Sequence[str]]
-    sentences: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment reports besides the files it wrote."""
+
+    table: Table
+    """Shown on the terminal, as many columns from the left and rows from the top as fit, and in summary.md."""
+    verdict: Sequence[str] = ()
+    """At most three lines of at most 80 characters."""
+    tables: Sequence[Table] = ()
+    """More, in summary.md alone."""
+    notes: Sequence[str] = ()
+    """How to read them, in summary.md alone."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +192,12 @@ class Experiment(abc.ABC):
         )
 
 
+SCREEN_LINES = 24
+"""Lines that the terminal shows at the end."""
+
+
 def run(experiment: Experiment) -> int:
-    """Train the experiment's cells, write its results, print its table and sentences.
+    """Train the experiment's cells, write its results, print its verdict and its table.
 
     Returns:
         the exit code: 0, or 1 if a cell broke or a figure could not be drawn.
@@ -188,31 +206,22 @@ def run(experiment: Experiment) -> int:
         InputError, MissingExtra: see :func:`.sweep.run_cells`.
     """
     out = experiment.folder
-    outcomes = run_cells(
-        experiment.cells(),
-        out,
-        launcher=experiment.make_launcher(),
-        fresh=experiment.fresh,
-        display=make_sweep_display(),
-    )
+    launcher, display = experiment.make_launcher(), make_sweep_display()
+    outcomes = run_cells(experiment.cells(), out, launcher=launcher, fresh=experiment.fresh, display=display)
     failed = [o for o in outcomes if o.status == "failed"]
     undrawn: list[tuple[Path, str]] = []
     if any(o.status == "done" for o in outcomes):
         with held(out), failures_kept() as undrawn:
             found = experiment.report(outcomes, out)
-        notes = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
-        notes += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
-        notes += not_drawn(undrawn)
+        warnings = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
+        warnings += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
+        warnings += not_drawn(undrawn)
         if experiment.size == "smoke":
-            notes.append("This was a smoke test: the budget is far too small for any of the numbers to mean something.")
-        sentences = [*found.sentences, *notes]
-        write_atomically(out / "summary.md", _markdown(found, sentences, used_by(outcomes)))
-        console = Console()
-        console.print(rich_table(console, found.title, found.header, found.table))
-        for sentence in sentences:
-            print(f"- {sentence}")
+            warnings.append("This was a smoke test: its budget is too small for the numbers to mean something.")
+        write_atomically(out / "summary.md", _markdown(found, warnings, used_by(outcomes)))
         missing = {path.name for path, _ in undrawn}
-        print(f"Written to {out}: {', '.join(('summary.md', *(f for f in experiment.FILES if f not in missing)))}")
+        files = ", ".join(("summary.md", *(f for f in experiment.FILES if f not in missing)))
+        print(screen(Console(), found, warnings, f"Written to {out}: {files}"))
     for outcome in failed:
         print(f"error: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
     if failed and len(failed) == len(outcomes):
@@ -220,9 +229,25 @@ def run(experiment: Experiment) -> int:
     return 1 if failed or undrawn else 0
 
 
-def _markdown(found: Findings, sentences: Sequence[str], used: dict[str, str]) -> str:
-    lines = [f"# {found.title}", "", markdown_table(found.header, found.table)]
-    lines += [f"- {sentence}" for sentence in sentences]
+def screen(console: Console, found: Findings, warnings: Sequence[str], written: str) -> str:
+    """What the terminal shows at the end: verdict, table, warnings, files; at most SCREEN_LINES if the table can give
+    way."""
+    around = [textwrap.fill(line, console.width, break_long_words=False) for line in (*warnings, written)]
+    above = [*found.verdict, ""] if found.verdict else []
+    # One line for the prompt that follows.
+    lines = SCREEN_LINES - 1 - len(above) - len("\n".join(around).splitlines()) - 1
+    table = screen_table(console, *told_columns(found.table.header, found.table.rows), lines)
+    return "\n".join([*above, table, "", *around])
+
+
+def _markdown(found: Findings, warnings: Sequence[str], used: dict[str, str]) -> str:
+    lines = [f"# {found.table.title}", ""]
+    if found.verdict:
+        lines += ["  \n".join(found.verdict), ""]
+    lines += [markdown_table(*told_columns(found.table.header, found.table.rows))]
+    for table in found.tables:
+        lines += [f"## {table.title}", "", markdown_table(*told_columns(table.header, table.rows))]
+    lines += [f"- {sentence}" for sentence in (*found.notes, *warnings)]
     lines += provenance(used)
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Figures: curves with confidence bands, drawn so that they can be read in print and by colour-blind readers."""
+"""Figures: a thick curve of the mean and thin ones of its runs, readable in print and by colour-blind readers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,23 @@ from mage_diffsim.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLOURS: dict[tuple[str, str], str] = {
+    ("mage", "learned"): "#0072B2",
+    ("mage", "oracle"): "#D55E00",
+    ("mage", "hybrid-oracle-gradients"): "#009E73",
+    ("mage", "hybrid-learned-gradients"): "#CC79A7",
+    ("dyna", "learned"): "#E69F00",
+    ("dyna", "oracle"): "#56B4E9",
+    ("dyna", "hybrid-oracle-gradients"): "#B8A038",
+    ("dyna", "hybrid-learned-gradients"): "#8A6FB0",
+    ("model-free", ""): "#000000",
+    ("data-efficient", ""): "#999999",
+}
+"""Colour of a cell in every figure, by kind of method and dynamics; Okabe and Ito's as far as they go."""
+
+BACKEND_DASHES = {"jax": "--", "warp": "-.", "mjx": "--"}
+"""Line style of an oracle's backend; solid for the others. Lines that should coincide so differ in style alone."""
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common forms of colour vision; without yellow, unreadable on white."""
 
@@ -27,9 +44,26 @@ DASHES = ("-", "--", "-.", ":")
 """Line styles, so that colour is never the only difference between lines that lie on each other."""
 
 
+def styles(cells: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Colour and line style of cells, each given by method, dynamics and backend.
+
+    The colour depends on the cell alone. Cells that share one (variants, lambdas, TD3 and DDPG) take the next line
+    style.
+    """
+    found: list[tuple[str, str]] = []
+    for method, dynamics, backend in cells:
+        kind = method.partition("-")[0]
+        kind = {"mage": "mage", "dyna": "dyna", "data": "data-efficient"}.get(kind, "model-free")
+        colour = COLOURS[kind, dynamics]
+        preferred = BACKEND_DASHES.get(backend, "-") if dynamics == "oracle" else "-"
+        dashes = dict.fromkeys((preferred, *DASHES))
+        found.append((colour, next((d for d in dashes if (colour, d) not in found), preferred)))
+    return found
+
+
 @dataclass(frozen=True)
 class Line:
-    """One curve with its band."""
+    """One curve, and thin ones of what it is the mean of."""
 
     label: str
     """Name in the legend; lines of the same label share an entry."""
@@ -37,6 +71,8 @@ class Line:
     """(x, value) in order of x."""
     colour: str
     dash: str = "-"
+    runs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """(x, value) in order of x, of every run."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +87,7 @@ class Panel:
     log_x: bool = False
     """Logarithmic x axis."""
     limits: tuple[float, float] | None = None
-    """Ends of the y axis; by default chosen from the means, with room for the bands."""
+    """Ends of the y axis; by default those of the curves, of a logarithmic axis those of the thick ones."""
     level: tuple[float, str] | None = None
     """A horizontal line and its name in the legend."""
     note: str = ""
@@ -68,15 +104,28 @@ def line(
     geometric: bool = False,
     median: bool = False,
 ) -> Line:
-    """The curve of a column's (geometric) mean or median over seeds: one point per ``env_step`` in ``rows``."""
+    """The curve of a column's (geometric) mean or median over runs, and those of its runs.
+
+    Args:
+        label: name in the legend.
+        rows: rows of curves.csv.
+        column: what is drawn over ``env_step``; None and NaN are left out.
+        colour, dash: of the curve.
+        geometric: whether the mean is geometric.
+        median: whether it is the median instead.
+    """
     by_step: dict[int, list[float | None]] = {}
-    for row in rows:
-        by_step.setdefault(row["env_step"], []).append(row[column])
+    runs: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["env_step"]):
+        step, value = row["env_step"], row[column]
+        by_step.setdefault(step, []).append(value)
+        if value is not None and math.isfinite(value):
+            runs.setdefault((row["seed"], row.get("lambda")), []).append((step, value))
     points = (
-        (step, middle(values) if median else interval(values, geometric=geometric))
-        for step, values in sorted(by_step.items())
+        (step, middle(values) if median else interval(values, geometric=geometric)) for step, values in by_step.items()
     )
-    return Line(label, tuple((step, value) for step, value in points if value.n), colour, dash)
+    shown = tuple((step, value) for step, value in points if value.n)
+    return Line(label, shown, colour, dash, tuple(map(tuple, runs.values())) if len(runs) > 1 else ())
 
 
 _failed: contextvars.ContextVar[list[tuple[Path, str]] | None] = contextvars.ContextVar("failed figures", default=None)
@@ -170,42 +219,55 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = "environment steps") -> None:
-    """Draw panels in rows and columns, one legend to the right of them all, into a PNG file.
+    """Draw panels in rows and columns, one legend below them all, into a PNG file.
 
     Raises:
         InputError: the file cannot be written.
     """
     rows, columns = len(grid), max(len(row) for row in grid)
+    width = max(4.6 * columns, 6.4)
+    labels = {line.label for row in grid for panel in row for line in panel.lines}
+    longest = max(map(len, labels), default=1)
+    across = max(1, int(width / (0.08 * longest + 0.6)))
+    legend_lines = math.ceil((len(labels) + 1) / across)
 
     def paint(page: Figure) -> None:
-        page.suptitle(title)
+        page.suptitle(title, fontsize="medium")
         axes = page.subplots(rows, columns, squeeze=False)
         legend: dict[str, Any] = {}
-        for i, row in enumerate(grid):
-            for j, panel in enumerate(row):
-                legend |= _draw_panel(axes[i, j], panel)
-                if i == rows - 1:
+        for i in range(rows):
+            for j in range(columns):
+                if j >= len(grid[i]):
+                    axes[i, j].axis("off")
+                    continue
+                legend |= _draw_panel(axes[i, j], grid[i][j])
+                if i == rows - 1 or j >= len(grid[i + 1]):
                     axes[i, j].set_xlabel(xlabel)
-        page.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize="small")
+        page.legend(
+            list(legend.values()), list(legend), loc="outside lower center", ncols=across, frameon=False,
+            fontsize="small",
+        )  # fmt: skip
 
-    write_figure(path, 4.2 * columns + 2.6, 3.4 * rows + 0.7, paint)
+    write_figure(path, width, 3.4 * rows + 0.5 + 0.2 * legend_lines, paint)
 
 
 def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
     """Draw one panel; returns its legend entries."""
     entries: dict[str, Any] = {}
     for curve in panel.lines:
+        for run in curve.runs:
+            axis.plot(*zip(*run, strict=True), color=curve.colour, linewidth=0.6, alpha=0.45, zorder=1)
+    for curve in panel.lines:
         if not curve.points:
             continue
         x, means = [p[0] for p in curve.points], [p[1].mean for p in curve.points]
         marker = "." if len(x) < 3 else ""
-        (entries[curve.label],) = axis.plot(x, means, color=curve.colour, linestyle=curve.dash, marker=marker)
-        band = [(step, v.low, v.high) for step, v in curve.points if v.known]
-        if band:
-            axis.fill_between(*zip(*band, strict=True), color=curve.colour, alpha=0.15, linewidth=0)
+        (entries[curve.label],) = axis.plot(
+            x, means, color=curve.colour, linestyle=curve.dash, marker=marker, linewidth=2.0, zorder=2
+        )
     if panel.level is not None:
         entries[panel.level[1]] = axis.axhline(panel.level[0], color="#777777", linestyle=":", linewidth=1)
-    axis.set_title(panel.title)
+    axis.set_title(panel.title, fontsize="medium")
     axis.set_ylabel(panel.ylabel)
     axis.grid(alpha=0.25)
     if not entries.keys() - {panel.level[1] if panel.level else None}:
@@ -216,23 +278,13 @@ def _draw_panel(axis: Any, panel: Panel) -> dict[str, Any]:
         axis.set_xscale("log")
     else:
         axis.locator_params(axis="x", nbins=5)
-    limits = panel.limits or _limits(panel)
+    limits = panel.limits or (_log_limits(panel) if panel.log else None)
     if limits is not None:
         axis.set_ylim(*limits)
     return entries
 
 
-def _limits(panel: Panel) -> tuple[float, float] | None:
-    """Room for every mean, and for bands up to as far again: with two or three seeds they can dwarf the curves."""
-    values = [v for curve in panel.lines for _, v in curve.points if math.isfinite(v.mean)]
-    if panel.log:
-        positive = [v.mean for v in values if v.mean > 0]
-        return (0.3 * min(positive), 3.0 * max(positive)) if positive else None
-    if not values:
-        return None
-    ends = [v.mean for v in values] + ([panel.level[0]] if panel.level else [])
-    room = max(max(ends) - min(ends), 1e-6)
-    low = min(v.low if v.known else v.mean for v in values)
-    high = max(v.high if v.known else v.mean for v in values)
-    low, high = max(min(low, *ends), min(ends) - room), min(max(high, *ends), max(ends) + room)
-    return low - 0.03 * (high - low), high + 0.03 * (high - low)
+def _log_limits(panel: Panel) -> tuple[float, float] | None:
+    """Room for the thick curves: a single run may exceed them by orders of magnitude."""
+    means = [v.mean for curve in panel.lines for _, v in curve.points if 0.0 < v.mean < math.inf]
+    return (0.3 * min(means), 3.0 * max(means)) if means else None

@@ -1,4 +1,4 @@
-"""How far a true action-gradient can be trusted: its size over the horizon, and that two oracles agree about it."""
+"""How far a true action-gradient can be trusted: its size over the horizon, and how well two oracles agree on it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Outcome
-from mage_diffsim.experiments.figures import DASHES, PALETTE, Panel, draw, line
-from mage_diffsim.experiments.report import write_csv
+from mage_diffsim.experiments.figures import DASHES, Panel, draw, line, styles
+from mage_diffsim.experiments.rows import identity
 from mage_diffsim.experiments.statistics import interval
+from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.shapes import Float, Tensor
@@ -71,23 +72,28 @@ def write_horizons(
     Raises:
         InputError: a checkpoint cannot be read, or a file not be written.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    style: dict[str, tuple[str, str]] = {}
+    whos = (identity(outcome.cell) for _, outcome in outcomes)
+    chosen = styles([(who["method"], who["dynamics"], who["backend"]) for who in whos])
     for number, (curve, outcome) in enumerate(outcomes, 1):
         with contextlib.suppress(MissingExtra):
             told = f"measuring the true gradient over the horizon, {number} of {len(outcomes)}: {outcome.cell.name}"
-            rows += _kept_rows(outcome.run_dir, curve, longest, told)
+            mine = _kept_rows(outcome.run_dir, curve, longest, told)
+            rows += mine
+            colour, dash = chosen[number - 1]
+            for i, name in enumerate(dict.fromkeys(row["curve"] for row in mine)):  # several of several lambdas
+                style.setdefault(name, (colour, DASHES[i % len(DASHES)] if i else dash))
     write_csv(out / "horizon.csv", FIELDS, rows)
-    curves = list(dict.fromkeys(row["curve"] for row in rows))
-    styles = {c: (PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, c in enumerate(curves)}
     panels = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = _by_run([row for row in rows if row["task"] == task])
         lines = tuple(
-            line(curve, [r for r in mine if r["curve"] == curve], "norm", *styles[curve], geometric=True)
-            for curve in curves
+            line(curve, [r for r in mine if r["curve"] == curve], "norm", *style[curve], geometric=True)
+            for curve in style
         )
         panels.append(Panel(task, "|∇ₐ G(s₀, a₀)|", lines, log=True, log_x=True))
-    title = f"True action-gradient of {actors}: geometric mean and 95% c.i. over seeds"
+    title = f"True action-gradient of {actors}. Thick: geometric mean. Thin: single seeds"
     draw(out / "horizon.png", title, [panels or [Panel("", "", (), note="nothing was measured")]], "steps of return")
 
 
@@ -121,8 +127,14 @@ def _by_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         norms.setdefault((row["curve"], row["lambda"], row["seed"], row["horizon"]), []).append(row["norm"])
     return [
-        {"curve": curve, "env_step": horizon, "norm": interval(values, geometric=True).mean}
-        for (curve, _, _, horizon), values in norms.items()
+        {
+            "curve": curve,
+            "lambda": lam,
+            "seed": seed,
+            "env_step": horizon,
+            "norm": interval(values, geometric=True).mean,
+        }
+        for (curve, lam, seed, horizon), values in norms.items()
     ]
 
 

@@ -21,6 +21,9 @@ LEVEL = 0.95
 FINAL_EVALUATIONS = 5
 """A run's final value is its mean over this many last evaluations: one evaluation alone is mostly noise."""
 
+LAST_EVALUATIONS = f"last {FINAL_EVALUATIONS} evaluations (of fewer than {4 * FINAL_EVALUATIONS} the last quarter)"
+"""Which evaluations those are, in words."""
+
 
 def t_cdf(t: float, dof: int) -> float:
     """P(T <= t) of Student's t with ``dof`` >= 1 degrees of freedom.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from mage_diffsim.experiments.command import provenance
-from mage_diffsim.experiments.report import markdown_table, rich_table
+from mage_diffsim.experiments.tables import markdown_table, rich_table
 from mage_diffsim.files import write_atomically
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
 
 import pytest
+from matplotlib.axes import Axes
 from paper_experiments.performance import Performance
 
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import command, figures
-from mage_diffsim.experiments.figures import Panel, draw, failures_kept, line, write_figure
+from mage_diffsim.experiments.figures import Panel, draw, failures_kept, line, styles, write_figure
+from mage_diffsim.methods import METHODS
 
 CURVES = [{"env_step": step, "seed": seed, "y": 1.0 + step + seed} for step in (0, 10, 20) for seed in (0, 1)]
 GRID = [[Panel("panel", "y", (line("curve", CURVES, "y", "#000000"),))]]
@@ -84,7 +87,69 @@ def test_a_sweep_whose_figure_fails_still_writes_its_numbers(tiny, tmp_path, mon
     monkeypatch.setattr(figures, "_draw_panel", lambda *_: 1 / 0)
     with caplog.at_level(logging.CRITICAL):
         code = command.run(Performance(size="smoke", out=tmp_path, workers=1))
-    said, table = capsys.readouterr().out, (tmp_path / "summary.md").read_text(encoding="utf-8")
+    said, table = " ".join(capsys.readouterr().out.split()), (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert code == 1 and "figure.png could not be drawn (division by zero); the numbers are complete." in table
     assert (tmp_path / "summary.csv").is_file() and (tmp_path / "curves.csv").is_file()
-    assert "summary.md, summary.csv, curves.csv\n" in said and not (tmp_path / "figure.png").exists()
+    assert said.endswith("summary.md, summary.csv, curves.csv") and not (tmp_path / "figure.png").exists()
+
+
+def test_a_figure_is_drawn_of_one_seed_of_several_and_of_nothing(tmp_path):
+    curves = [{"env_step": s, "seed": k, "y": 1.0 + s + k, "none": math.nan} for s in (0, 10, 20) for k in (0, 1)]
+    shown, empty = line("both", curves, "y", "#000000"), line("none", curves, "none", "#000000")
+    single = line("one", [r for r in curves if r["seed"] == 0], "y", "#0072B2", "--")
+    assert (
+        [v.n for _, v in shown.points] == [2, 2, 2]
+        and len(shown.runs) == 2
+        and single.runs == ()
+        and empty.points == ()
+        and not single.points[0][1].known
+    )
+    assert len(shown.runs) == 2 and single.runs == ()
+    panels = [Panel("a", "y", (shown, single), log=True, level=(5.0, "level")), Panel("b", "y", (empty,), note="none")]
+    draw(tmp_path / "f.png", "title", [panels])
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_is_drawn_beyond_what_the_runs_reached(monkeypatch, tmp_path):
+    """Returns that cannot exceed 0 are not drawn above it, however few the seeds."""
+    values = {0: (-1400.0, -1300.0, -200.0), 10: (-1500.0, -100.0, -1.0)}
+    rows = [{"env_step": step, "seed": k, "y": y} for step, of in values.items() for k, y in enumerate(of)]
+    reached = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", seeing(Axes.plot, lambda x, y: reached.extend(y)))
+    monkeypatch.setattr("matplotlib.axes.Axes.fill_between", seeing(Axes.fill_between, lambda x, *y: reached.extend(y)))
+    draw(tmp_path / "f.png", "title", [[Panel("a", "y", (line("cell", rows, "y", "#000000"),))]])
+    assert len(reached) == 4 * 2 and max(reached) == -1.0 and min(reached) == -1500.0
+
+
+def seeing(method, see):
+    def call(axes, *args, **more):
+        see(*args)
+        return method(axes, *args, **more)
+
+    return call
+
+
+METHODS_AND_DYNAMICS = [
+    (name, dynamics, backend)
+    for name, method in METHODS.items()
+    for dynamics, backend in (
+        [
+            ("learned", ""),
+            ("oracle", "torch"),
+            ("hybrid-oracle-gradients", "torch"),
+            ("hybrid-learned-gradients", "torch"),
+        ]
+        if method.imagines
+        else [("", "")]
+    )
+]
+
+
+def test_a_cell_has_the_same_colour_beside_whatever_others():
+    alone = [styles([cell])[0] for cell in METHODS_AND_DYNAMICS]
+    together = styles(list(reversed(METHODS_AND_DYNAMICS)))[::-1]
+    assert [colour for colour, _ in alone] == [colour for colour, _ in together]
+    assert len(set(together)) == len(METHODS_AND_DYNAMICS), "no two look alike"
+    backends = styles([("mage-td3", "oracle", b) for b in ("torch", "jax", "warp")])
+    assert len(set(backends)) == 3 and len({colour for colour, _ in backends}) == 1
+    assert backends == [styles([("mage-td3", "oracle", b)])[0] for b in ("torch", "jax", "warp")]

@@ -15,8 +15,8 @@ import tyro
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.half_cheetah import HalfCheetah
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.command import main
+from mage_diffsim.experiments.rows import CURVE_FIELDS, SUMMARY_FIELDS, identity
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_evaluations_are_even_and_no_more_than_asked_for(oracle_vs_learned, task
 def test_a_model_free_method_is_one_cell_without_dynamics(oracle_vs_learned):
     cells = oracle_vs_learned.OracleVsLearned(methods=("td3",), backends=("jax", "warp")).cells()
     assert [c.name for c in cells] == ["Pendulum_td3"] and cells[0].simulator is None
-    assert report.identity(cells[0])["dynamics"] == ""
+    assert identity(cells[0])["dynamics"] == ""
 
 
 def run_script(oracle_vs_learned, capsys, *flags):
@@ -93,17 +93,17 @@ def test_a_smoke_run_writes_every_file_with_its_columns(oracle_vs_learned, tmp_p
     assert code == 0, printed.err
     with open(tmp_path / "summary.csv", newline="") as file:
         summary = list(csv.DictReader(file))
-    assert tuple(summary[0]) == report.SUMMARY_FIELDS
+    assert tuple(summary[0]) == SUMMARY_FIELDS
     assert [row["seed"] for row in summary] == ["0", "1"] and all(float(row["final_return"]) < 0 for row in summary)
     with open(tmp_path / "curves.csv", newline="") as file:
         curves = list(csv.DictReader(file))
-    assert tuple(curves[0]) == report.CURVE_FIELDS
+    assert tuple(curves[0]) == CURVE_FIELDS
     assert [int(row["env_step"]) for row in curves[::2]] == [0, 60, 120]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     markdown = (tmp_path / "summary.md").read_text()
     for word in ("MAGE-TD3, oracle (torch)", "Command: `", "| torch |", "smoke test"):
         assert word in markdown
-    assert "MAGE-TD3, oracle (torch)" in printed.out and "was solved by no cell" in printed.out
+    assert "MAGE-TD3, oracle (torch)" in printed.out and "Solved: MAGE-TD3 0 of 2 runs." in printed.out
     assert not list(tmp_path.rglob("*.tmp"))
 
 

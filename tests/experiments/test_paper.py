@@ -19,8 +19,8 @@ from paper_experiments.unconstrained import Unconstrained, unconstrained_finding
 from paper_experiments.verdicts import Claim, speed_findings, verdict_of
 
 from mage_diffsim.errors import InputError
+from mage_diffsim.experiments.autograd_graph import computation_graph, update_tensors
 from mage_diffsim.experiments.command import main, run
-from mage_diffsim.experiments.graph import computation_graph, update_tensors
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 

@@ -13,7 +13,7 @@ from tiny_training import TINY
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.errors import InputError
-from mage_diffsim.experiments import launchers, report
+from mage_diffsim.experiments import launchers
 from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
 from mage_diffsim.experiments.sweep import check, run_cells
@@ -96,7 +96,7 @@ def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(clust
     assert "fatal: its worker was lost; another goes on from the newest checkpoint" in display.lines
 
     expected = run_cells(cells[:2], tmp_path / "local", launcher=LocalLauncher(2), display=Recorder())
-    for rows in (report.summary_rows, report.curve_rows):
+    for rows in (summary_rows, curve_rows):
         assert without_clock(rows(found)) == without_clock(rows(expected))
 
     def connect(*_):
@@ -104,7 +104,7 @@ def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(clust
 
     monkeypatch.setattr(RayLauncher, "connected", connect)
     again = run_cells(cells[:2], tmp_path / "ray", launcher=launcher, display=Recorder())
-    assert report.summary_rows(again) == report.summary_rows(found)
+    assert summary_rows(again) == summary_rows(found)
 
 
 @pytest.mark.slow

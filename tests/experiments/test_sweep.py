@@ -24,10 +24,10 @@ from tiny_training import TINY
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments import report
 from mage_diffsim.experiments.cells import Cell, Outcome, train_cell
 from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.launchers import LocalLauncher
+from mage_diffsim.experiments.rows import curve_rows, summary_rows
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished, read_config
@@ -91,14 +91,14 @@ def two_sweeps(tmp_path_factory):
 def test_an_interrupted_sweep_ends_like_an_uninterrupted_one(two_sweeps):
     _, _, (straight, (_, *killed)), lines = two_sweeps
     assert "learned: goes on from step 40" in lines
-    assert without_clock(report.summary_rows(straight[:1])) == without_clock(report.summary_rows(killed[:1]))
-    assert without_clock(report.curve_rows(straight[:1])) == without_clock(report.curve_rows(killed[:1]))
+    assert without_clock(summary_rows(straight[:1])) == without_clock(summary_rows(killed[:1]))
+    assert without_clock(curve_rows(straight[:1])) == without_clock(curve_rows(killed[:1]))
 
 
 def test_the_number_of_workers_does_not_change_the_summary(two_sweeps):
     _, _, (one, (_, *two)), _ = two_sweeps
-    assert without_clock(report.summary_rows(one)) == without_clock(report.summary_rows(two))
-    rows = report.summary_rows(one)
+    assert without_clock(summary_rows(one)) == without_clock(summary_rows(two))
+    rows = summary_rows(one)
     assert [(r["dynamics"], r["backend"], r["seed"]) for r in rows] == [
         ("learned", "", 0),
         ("learned", "", 1),
@@ -112,9 +112,9 @@ def test_the_mean_return_is_that_of_evaluations_after_the_first_update(tmp_path)
     often = cell(TINY, eval_every=5)
     train(often.config, tmp_path / "a")
     outcomes = [Outcome(often, tmp_path / "a", "done", "")]
-    curves = report.curve_rows(outcomes)
+    curves = curve_rows(outcomes)
     assert any(r["loss_critic"] is None for r in curves if r["env_step"] > 0), "or it says nothing"
-    for row in report.summary_rows(outcomes):
+    for row in summary_rows(outcomes):
         trained = [r["return_mean"] for r in curves if r["seed"] == row["seed"] and r["loss_critic"] is not None]
         assert row["mean_return"] == pytest.approx(sum(trained) / len(trained))
 
@@ -126,7 +126,7 @@ def test_a_finished_sweep_trains_nothing_again(two_sweeps, capsys):
     assert [o.status for o in again] == ["done", "done"]
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert capsys.readouterr().out.count("already finished") == 2
-    assert report.summary_rows(again) == report.summary_rows(outcomes[0])
+    assert summary_rows(again) == summary_rows(outcomes[0])
 
 
 def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_sweeps):
@@ -205,7 +205,7 @@ def test_a_cell_that_breaks_is_reported_and_the_others_go_on(two_sweeps):
     _, _, (_, outcomes), lines = two_sweeps
     assert [o.status for o in outcomes] == ["failed", "done", "done"]
     assert "the pendulum fell off" in outcomes[0].reason and "broken: FAILED" in lines
-    assert {r["task"] for r in report.summary_rows(outcomes)} == {"Pendulum"}
+    assert {r["task"] for r in summary_rows(outcomes)} == {"Pendulum"}
 
 
 def living(group: int) -> list[str]:

@@ -197,7 +197,7 @@ def test_an_open_file_is_appended_to_and_not_replaced(tmp_path):
 def test_files_are_utf_8_under_an_ascii_locale(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mage_diffsim.files import write_atomically, make_folder\n"
-        "from mage_diffsim.experiments.report import write_csv\n"
+        "from mage_diffsim.experiments.tables import write_csv\n"
         "write_atomically(Path(sys.argv[1]) / 'summary.md', '\\u03bb = 0.2')\n"
         "write_csv(Path(sys.argv[1]) / 'a.csv', ['\\u03bb'], [{'\\u03bb': '\\u03c0'}])\n"
     )

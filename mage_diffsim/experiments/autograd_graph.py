@@ -120,7 +120,7 @@ PLACES = {
 """Where the quantities are drawn: column, row."""
 
 
-def draw_graph(path: Path, graph: list[Quantity], title: str) -> None:
+def draw_computation_graph(path: Path, graph: list[Quantity], title: str) -> None:
     """Draw a graph into a PNG file: circles are drawn at random, boxes are computed.
 
     Raises:
