@@ -11,6 +11,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics, make_task
+from mage_diffsim.envs.sampling import sample_states
 from mage_diffsim.errors import InputError, MissingExtra
 
 
@@ -20,20 +21,9 @@ def task():
     return make_task("HalfCheetah")
 
 
-def visited(task, n=24):
-    generator = torch.Generator().manual_seed(0)
-    physics = make_physics(task, "mujoco", dtype=torch.float64)
-    state = task.reset(n, generator).double()
-    for _ in range(40):
-        action = 2.0 * torch.rand(n, task.action_dim, dtype=torch.float64, generator=generator) - 1.0
-        state = physics.step(state, action)
-    return state, 0.9 * action
-
-
-@pytest.mark.slow
 def test_values_and_action_derivatives_are_those_of_mujoco_c(task):
-    state, action = visited(task)
     reference = make_physics(task, "mujoco", dtype=torch.float64)
+    state, action, _ = sample_states(reference, 24, ways=("uniform",), steps=40)
     cotangent = torch.randn(state.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     physics = make_physics(task, "mujoco-warp")
 
