@@ -1,4 +1,4 @@
-"""Table 1: the best evaluation of long runs."""
+"""Table 1: where do long runs end?"""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from paper_experiments.verdicts import Claim
 class Asymptotic(Comparison):
     """Appendix B.5, Table 1: the maximum average return of long runs.
 
-    At size paper the replay buffer keeps every transition on the device, 252 bytes each of HalfCheetah: 25 GB for the
-    ten runs of TD3, and as much again while a checkpoint is written, for three of which the folder needs room.
+    At size paper the replay buffer of TD3's ten runs takes 25 GB on the device, and twice that while a checkpoint is
+    written. The folder needs room for three checkpoints.
     """
 
     NAME: ClassVar[str] = "asymptotic"

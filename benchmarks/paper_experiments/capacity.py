@@ -1,4 +1,4 @@
-"""Fig. 7: smaller ensembles."""
+"""Fig. 7: does a smaller ensemble do?"""
 
 from __future__ import annotations
 

@@ -15,43 +15,43 @@ from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import Experiment, Findings, Size, Table
 from mage_diffsim.experiments.figures import Panel, draw, line, styles
 from mage_diffsim.experiments.rows import CELL_FIELDS, CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
-from mage_diffsim.experiments.statistics import (
-    LAST_EVALUATIONS,
-    Interval,
-    aggregate,
-    interval,
-    middle,
-    probability_of_improvement,
-    rank_test,
-)
+from mage_diffsim.experiments.statistics import LAST_EVALUATIONS, Interval, aggregate, interval, middle
 from mage_diffsim.experiments.tables import enumeration, text, write_csv
 from mage_diffsim.settings import make_config
 from paper_experiments.gpu_hours import gpu_hours
-from paper_experiments.verdicts import Claim, aggregate_text, speed_findings, verdict_of
+from paper_experiments.verdicts import PAIRS_HEADER, Claim, aggregate_text, pair_rows, pair_verdict, steps_of
+
+HEADER = (
+    "task", "variant", "return", "interquartile mean", "best evaluation", "highest mean", "paper", "restarts", "seeds",
+)  # fmt: skip
+"""Columns of the table of returns."""
+
+NOT_RUN_HEADER = ("task", "variants", "steps", "seeds", "GPU hours", "paper")
+"""Columns of :meth:`Comparison.not_run`."""
 
 SMOOTHED = 25
-"""Evaluations in the window over which the paper smooths its curves [D.2], at every size."""
+"""Number of evaluations over which the paper smooths its curves [D.2]; used at every size."""
 
 
 @dataclass(frozen=True)
 class Comparison(Experiment):
-    """Tasks x variants under one budget, and the paper's numbers beside them. A subclass is data."""
+    """Trains variants on tasks under one budget and compares them with the paper's numbers. A subclass is data."""
 
     FILES: ClassVar[tuple[str, ...]] = ("summary.csv", "curves.csv", "figure.png")
     SOURCE: ClassVar[str]
-    """Where in the paper."""
+    """Figure, table or equation of the paper."""
     VARIANTS: ClassVar[dict[str, dict[str, Any]]]
-    """Name, used in run folders, to fields of TrainConfig."""
+    """Name, which is part of the run folder's, to fields of TrainConfig."""
     TASKS: ClassVar[dict[Size, tuple[str, ...]]]
     """Tasks by size."""
     PAPER: ClassVar[dict[tuple[str, str], float]] = {}
     """(task, variant) to the return in the paper."""
     PAPER_BUDGET: ClassVar[str] = "after 100,000 steps, read off its figures, which are smoothed over 25 evaluations"
-    """What these numbers are."""
+    """What the numbers of PAPER are."""
     CLAIMS: ClassVar[tuple[Claim, ...]] = ()
     """Pairs of variants to compare."""
     OF_VARIANT: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {}
-    """What of a size's budget is different for single variants."""
+    """Size to variant to what differs from the size's budget."""
     MEDIAN: ClassVar[bool] = False
     """Whether the paper shows medians instead of means."""
     BEST: ClassVar[bool] = False
@@ -69,7 +69,11 @@ class Comparison(Experiment):
         ]
 
     def chosen(self) -> list[tuple[str, str]]:
-        """The tasks as they were given, with their names."""
+        """Returns the tasks as they were given, with their names.
+
+        Raises:
+            InputError: there are none.
+        """
         given = self.TASKS[self.size] if self.tasks is None else self.tasks
         if not given:
             raise InputError("tasks is empty; accepted is one or more tasks")
@@ -79,128 +83,96 @@ class Comparison(Experiment):
         runs, curves = self.named(summary_rows, outcomes), self.named(curve_rows, outcomes)
         write_csv(out / "summary.csv", SUMMARY_FIELDS, runs)
         write_csv(out / "curves.csv", CURVE_FIELDS, curves)
-        best = best_of(curves)
-        scores = best if self.BEST else scores_of(runs)
-        seeds = " to ".join(map(str, sorted({len(values) for values in scores_of(runs).values()})))
+        returns, best, absent = scores_of(runs), best_of(curves), self.not_run(runs)
+        seeds = " to ".join(map(str, sorted({len(values) for values in returns.values()})))
         what = "median" if self.MEDIAN else "mean"
         title = f"{self.SOURCE}: return. Thick: {what} over {seeds} seeds. Thin: single seeds"
         draw(out / "figure.png", title, self._panels(curves))
-        header = ("task", "variant", "return", "interquartile mean", "best evaluation", "paper", "restarts", "seeds")
-        table = [
+        pairs = pair_rows(best if self.BEST else returns, steps_of(runs), self.CLAIMS, self.PAPER)
+        verdict = pair_verdict(pairs)
+        if absent:
+            hours = sum(float(row[NOT_RUN_HEADER.index("GPU hours")]) for row in absent)
+            verdict.append(f"Not run at the paper's size: {len(absent)} cells, {hours:.0f} GPU hours.")
+        return Findings(
+            Table(f"{self.SOURCE}: return by variant", HEADER, self._table(runs, curves)),
+            verdict,
+            [
+                Table("Pairs of variants that the paper compares", PAIRS_HEADER, pairs),
+                *([Table("Not run at the paper's size", NOT_RUN_HEADER, absent)] if absent else []),
+            ],
+            self._notes(runs),
+        )
+
+    def _table(self, runs: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+        best, peaks = best_of(curves), peaks_of(curves)
+        return [
             (
-                task,
-                name,
+                *key,
                 text(self._interval(values)),
                 aggregate_text(aggregate([values])),
-                text(self._interval(best[task, name])),
-                f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-",
-                str(sum(row["restarts"] for row in runs if (row["task"], row["variant"]) == (task, name))),
+                text(self._interval(best[key])),
+                text(interval([peaks[key]])) if self.BEST else "-",
+                self._paper_text(key),
+                str(sum(row["restarts"] for row in runs if (row["task"], row["variant"]) == key)),
                 str(len(values)),
             )
-            for (task, name), values in scores_of(runs).items()
+            for key, values in scores_of(runs).items()
         ]
-        absent, unpaid = self.not_run(runs)
-        table += absent
-        found = self.sentences(scores) + speed_findings(runs, self.CLAIMS)
+
+    def _paper_text(self, key: tuple[str, str]) -> str:
+        return f"{self.PAPER[key]:g}" if key in self.PAPER else "-"
+
+    def _notes(self, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+        of = "medians" if self.MEDIAN else "means"
+        found = [
+            f"A run's return is its mean over the {LAST_EVALUATIONS}. The table has {of} over runs and 95% intervals"
+            + ("; of fewer than six runs the brackets are the range." if self.MEDIAN else "."),
+            "Interquartile means and probabilities have bootstrap intervals, too narrow below about ten runs.",
+            "Pairs are told apart by an exact rank test at 5%; a run that solved nothing ranks last.",
+            "Pairs that are not told apart need not be equal.",
+        ]
         if self.BEST:
-            peaks = [f"{task} {name} {text(interval([y]))}" for (task, name), y in peaks_of(curves).items()]
-            found.append(f"The highest point of the mean over runs, as in Table 1 of TD3's paper: {'; '.join(peaks)}.")
-            found.append("Best evaluations and highest points leave out the untrained networks of step 0.")
-        if any(key in self.PAPER for key in scores):
-            steps = enumeration([str(n) for n in sorted({row["env_steps"] for row in runs})])
-            found.append(
-                f"The paper's numbers are {self.PAPER_BUDGET}; ours are after {steps} steps, so only the order can be "
-                "compared."
-            )
-        found += unpaid
-        found.append(
-            f"Returns are means over a run's {LAST_EVALUATIONS}"
-            + (", and brackets after medians of fewer than six runs their range" if self.MEDIAN else "")
-            + "; brackets after interquartile means and probabilities are a stratified bootstrap's, which of fewer "
-            "than about ten runs is narrower than 95%. Runs that are not told apart need not be equal."
-        )
-        return Findings(Table(f"{self.SOURCE}: return by variant", header, table), notes=found)
+            found.append("Pairs are compared by each run's best evaluation; step 0, before training, does not count.")
+        if any((row["task"], row["variant"]) in self.PAPER for row in runs):
+            steps = enumeration([f"{n:,}" for n in sorted({row["env_steps"] for row in runs})])
+            found.append(f"The paper's numbers are {self.PAPER_BUDGET}; ours are after {steps} steps.")
+        return found
 
-    def not_run(self, runs: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, ...]], list[str]]:
-        """What of the paper's own experiment is not among the runs.
-
-        Returns:
-            a row of the table for every pair of task and variant that is absent altogether, with the GPU hours that it
-            would take, and sentences about all cells that are absent at the paper's size.
-        """
+    def not_run(self, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+        """Returns a row under NOT_RUN_HEADER for every cell of the paper's size that is not among the runs."""
         if self.size == "smoke":
-            return [], []
+            return []
         whole = self.size == "paper" and self.preset in (None, "paper")
         done: dict[tuple[str, str], list[int]] = {}
-        for row in runs:
+        for row in runs if whole else ():
             done.setdefault((row["task"], row["variant"]), []).append(row["env_steps"])
-        rows, absent = [], {}
+        found = []
         for cell in type(self)(size="paper").cells():
             config, task = cell.config, cell.name.partition("_")[0]
-            hours = gpu_hours(config)
-            for name in dict.fromkeys(self.variant_of(cell, {"lambda": lam}) for lam in config.lambdas):
-                steps = done.get((task, name), [])
-                if whole and len(steps) >= len(config.seeds) and min(steps) >= config.steps:
-                    continue
-                budget = (config.steps, len(config.seeds), math.ceil(hours))
-                absent.setdefault(budget, {}).setdefault(name, []).append(task)
-                if not steps:
-                    paper = f"{self.PAPER[task, name]:g}" if (task, name) in self.PAPER else "-"
-                    rows.append((task, name, f"not run: {hours:.1f} h", "-", "-", paper, "-", f"0 of {budget[1]}"))
-        said = []
-        for (steps, seeds, hours), variants in absent.items():
-            tasks: dict[tuple[str, ...], list[str]] = {}
-            for name, of in variants.items():
-                tasks.setdefault(tuple(of), []).append(name)
-            which = "; ".join(f"{enumeration(names)} on {enumeration(of)}" for of, names in tasks.items())
-            said.append(
-                f"Not run at the paper's size, {steps:,} steps of {seeds} runs: {which} (up to {hours} h a cell on one "
-                "GPU, see `gpu_hours` in paper.py)."
-            )
-        return rows, said
-
-    def sentences(self, scores: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
-        """What the scores say of the paper's claims; differences are told by an exact rank test at 5%."""
-        what = "best evaluation of " if self.BEST else ""
-        found = []
-        tasks = list(dict.fromkeys(task for task, _ in scores))
-        for claim in self.CLAIMS:
-            pairs = {
-                task: (scores[task, claim.first], scores[task, claim.second])
-                for task in tasks
-                if (task, claim.first) in scores and (task, claim.second) in scores
-            }
-            for task, (a, b) in pairs.items():
-                chance = probability_of_improvement([a], [b]).value
-                paper = tuple(self.PAPER.get((task, name)) for name in (claim.first, claim.second))
-                found.append(
-                    f"{task}: {what}{claim.first} {text(self._interval(a))} against {claim.second} "
-                    f"{text(self._interval(b))}: {verdict_of(a, b, claim.relation, paper)}; it wins "
-                    f"{chance:.0%} of the pairs of runs (rank test, p = {rank_test(a, b):.2g})."
-                )
-            if len(pairs) > 1:
-                chance = probability_of_improvement([a for a, _ in pairs.values()], [b for _, b in pairs.values()])
-                found.append(
-                    f"Over the {len(pairs)} tasks a run of {claim.first} beats one of {claim.second} with probability "
-                    f"{aggregate_text(chance)}."
-                )
+            names = list(dict.fromkeys(self.variant_of(cell, {"lambda": lam}) for lam in config.lambdas))
+            steps = [done.get((task, name), []) for name in names]
+            if all(len(of) >= len(config.seeds) and min(of) >= config.steps for of in steps):
+                continue
+            paper = ", ".join(self._paper_text((task, name)) for name in names if (task, name) in self.PAPER)
+            budget = f"{config.steps:,}", str(len(config.seeds)), f"{gpu_hours(config):.1f}"
+            found.append((task, ", ".join(names), *budget, paper or "-"))
         return found
 
     def named(
         self, rows_of: Callable[[list[Outcome]], list[dict[str, Any]]], outcomes: Sequence[Outcome]
     ) -> list[dict[str, Any]]:
-        """Rows of all outcomes, with the names of their variants."""
+        """Returns the rows of all outcomes, with the names of their variants."""
         return [row | {"variant": self.variant_of(o.cell, row)} for o in outcomes for row in rows_of([o])]
 
     def variant_of(self, cell: Cell, row: Mapping[str, Any]) -> str:
-        """The key of VARIANTS that a row of a cell belongs to."""
+        """Returns the key of VARIANTS that a row of a cell belongs to."""
         return next(name for name in self.VARIANTS if cell.name.endswith(f"_{name}"))
 
     def _interval(self, values: Sequence[float]) -> Interval:
         return middle(values) if self.MEDIAN else interval(values)
 
     def styles(self, curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-        """Colour and line style of every variant that was trained."""
+        """Returns colour and line style of every variant that was trained."""
         firsts = {row["variant"]: row for row in reversed(curves)}
         names = [name for name in self.VARIANTS if name in firsts]
         cells = [(firsts[n]["method"], firsts[n]["dynamics"], firsts[n]["backend"]) for n in names]
@@ -222,8 +194,10 @@ class Comparison(Experiment):
 
 
 def smoothed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of curves with ``return_mean`` replaced by its mean over the run's last SMOOTHED evaluations, or over all
-    that there are so far where these are fewer, which the paper does not speak of."""
+    """Returns rows of curves.csv whose ``return_mean`` is its mean over the run's last SMOOTHED evaluations.
+
+    At the start of a run these are fewer, of which the paper says nothing.
+    """
     histories: dict[tuple[Any, ...], list[float]] = {}
     found = []
     for row in sorted(rows, key=lambda r: r["env_step"]):
@@ -234,7 +208,7 @@ def smoothed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """(task, variant) to the final returns of its runs."""
+    """Returns (task, variant) to the final returns of its runs."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in runs:
         found.setdefault((row["task"], row["variant"]), []).append(row["final_return"])
@@ -242,7 +216,7 @@ def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[f
 
 
 def best_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
-    """(task, variant) to the highest mean return of an evaluation of each run, the untrained one apart: Table 1."""
+    """Returns (task, variant) to each run's best evaluation after step 0, as in Table 1."""
     best: dict[tuple[str, str], dict[tuple[Any, ...], float]] = {}
     for row in curves:
         if row["env_step"] > 0:
@@ -252,7 +226,7 @@ def best_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[f
 
 
 def peaks_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """(task, variant) to the highest mean over runs of any evaluation, the untrained one apart."""
+    """Returns (task, variant) to the highest mean over runs of any evaluation after step 0."""
     at: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in curves:
         if row["env_step"] > 0:

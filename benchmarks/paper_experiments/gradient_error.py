@@ -1,4 +1,4 @@
-"""Eq. 14: how far the critic's action-gradients are from the true ones."""
+"""Eq. 14: how far are the critic's action-gradients from the true ones?"""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ MEASURED: dict[str, Any] = dict(
     freeze_actor=True,
     hyper=dict(warmup_steps=200, updates_per_step=10),
 )
-"""The gradient-error experiment of appendix D.2, with the truth of whole episodes. For how many steps the paper trained
-is not said: with few, no critic has gradients yet that could be compared."""
+"""Budget of appendix D.2's gradient-error experiment, with the truth of whole episodes. The paper does not say for how
+many steps it trained."""
 
 
 @dataclass(frozen=True)
 class GradientError(Comparison):
     """Eq. 14 and appendix D.2: how far the critic's action-gradients are from the true ones of a frozen actor's return.
 
-    After 200 transitions the standard algorithm, but the actor is never updated (its input is normalised by the running
-    statistics, as in training, so the policy still drifts a little, in all variants alike); every 10 steps 10
-    trajectories from the real start, along which the true gradient is that of the empirical discounted return through
-    the simulator. The first row of the table is the untrained critic, before the first update.
-    Beside MAGE and Dyna the controls: ``shuffled`` gives the critic other samples' gradients, ``random`` random
-    directions of the same size. All variants of a seed have the same actor, so they are compared seed by seed.
+    After 200 transitions the standard algorithm trains, but never updates the actor. Every 10 steps the error is
+    measured along 10 trajectories, where the true gradient is that of the discounted return through the simulator.
+    There are two controls: shuffled gives the critic other samples' gradients, random gives it random directions of the
+    same size. All variants of a seed have the same actor, so they are compared seed by seed.
     """
 
     NAME: ClassVar[str] = "gradient-error"
@@ -84,7 +82,9 @@ class GradientError(Comparison):
         # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
         firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.status == "done"}
         write_horizons([("frozen actor", firsts[t]) for t in tasks], out, "frozen actors", self.longest_horizon)
-        table, found = [], []
+        write_csv(out / "curves.csv", CURVE_FIELDS, curves)
+        self._draw(curves, out)
+        table, pairs, agreement = [], [], []
         for task in tasks:
             trainer = load_trainer(firsts[task].run_dir, device="cpu")
             numbers = {UNTRAINED: self._untrained([r for r in curves if r["task"] == task], trainer)}
@@ -94,35 +94,48 @@ class GradientError(Comparison):
             for name, of_seed in numbers.items():
                 error = interval((e for e, _ in of_seed.values()), geometric=True)
                 cosine = interval(c for _, c in of_seed.values())
-                steps = str(trainer.gradient_steps)
-                table.append((task, name, steps, text(error), text(cosine), str(len(of_seed))))
-            found += gradient_error_findings(task, numbers) + agreement(trainer)
-        write_csv(out / "curves.csv", CURVE_FIELDS, curves)
+                table.append((task, name, str(trainer.gradient_steps), text(error), text(cosine), str(len(of_seed))))
+            pairs += error_rows(task, numbers)
+            agreement += agreement_rows(trainer)
+        header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
+        return Findings(
+            Table("Eq. 14: gradient error over the last measurements", header, table),
+            error_verdict(pairs),
+            [
+                Table("Seed by seed", ERROR_HEADER, pairs),
+                Table("True gradients through other backends", AGREEMENT_HEADER, agreement),
+            ],
+            [
+                "Errors and their ratios are geometric means, cosines and their differences means, with 95% intervals.",
+                "The untrained critic is that of MAGE-TD3 in the last measurements before its first update.",
+                "A critic with small gradients has a small error: compare the cosines and the controls, too.",
+            ],
+        )
+
+    def _draw(self, curves: Sequence[Mapping[str, Any]], out: Path) -> None:
+        columns = (
+            ("gradient_error", "mean |true - critic's| gradient, discounted", True),
+            ("gradient_cosine", "cosine to the true action-gradient", False),
+        )
         grid = []
-        for task in tasks:
+        for task in dict.fromkeys(row["task"] for row in curves):
             panels = []
-            for column, label, log in (
-                ("gradient_error", "mean |true - critic's| gradient, discounted", True),
-                ("gradient_cosine", "cosine to the true action-gradient", False),
-            ):
+            for column, label, log in columns:
                 lines = tuple(
                     line(name, [r for r in curves if (r["task"], r["variant"]) == (task, name)], column, *style,
                          geometric=log)
                     for name, style in self.styles(curves).items()
                 )  # fmt: skip
-                limits = None if log else (-1.05, 1.05)
-                panels.append(Panel(task, label, lines, log=log, limits=limits))
+                panels.append(Panel(task, label, lines, log=log, limits=None if log else (-1.05, 1.05)))
             grid.append(panels)
         seeds = len({row["seed"] for row in curves})
         title = f"Eq. 14, frozen actor. Thick: geometric mean (cosine: mean) over {seeds} seeds. Thin: single seeds"
         draw(out / "figure.png", title, grid)
-        header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
-        return Findings(Table("Eq. 14: gradient error over the last measurements", header, table), notes=found)
 
     def _untrained(self, curves: Sequence[Mapping[str, Any]], trainer: Trainer) -> dict[int, tuple[float, float]]:
-        """Seed to the error and cosine of the first variant's critic in the last measurements before its first update.
+        """Returns seed to the error and cosine of the first variant's critic just before its first update.
 
-        Not in all of them: the first are of a policy whose input's normalisation still moves.
+        Earlier measurements are left out, because the normalisation of the policy's input still moves there.
         """
         first = next(iter(self.VARIANTS))
         by_seed: dict[int, list[Mapping[str, Any]]] = {}
@@ -135,55 +148,63 @@ class GradientError(Comparison):
         }
 
 
-UNTRAINED = "untrained critic"
+UNTRAINED = "untrained"
+"""Name of the critic before its first update."""
 
 AGREEMENT_EPISODES = 2
-"""Trajectories per actor along which oracles are compared: differences of MuJoCo C take minutes for more."""
+"""Trajectories per actor along which backends are compared. More would take minutes on MuJoCo C."""
+
+AGREEMENT_HEADER = ("task", "steps", "backend", "against", "relative difference, median", "trajectories", "beyond 1e-4")
+"""Columns of :func:`agreement_rows`."""
+
+ERROR_PAIRS = (
+    ("MAGE-TD3", "Dyna-TD3"), ("shuffled", "Dyna-TD3"), ("random", "Dyna-TD3"), ("MAGE-TD3", "shuffled"),
+    ("MAGE-TD3", UNTRAINED),
+)  # fmt: skip
+"""Variants that are compared: the paper's claim first, then the controls."""
+
+ERROR_HEADER = ("task", "variant", "against", "error ratio", "error is", "cosine difference", "cosine is")
+"""Columns of :func:`error_rows`."""
 
 
-def agreement(trainer: Trainer) -> list[str]:
-    """How well oracles on different backends agree about Eq. 14's truth, over its whole horizon, in sentences."""
+def agreement_rows(trainer: Trainer) -> list[tuple[str, ...]]:
+    """Returns how far true gradients through other backends are from those through the task's first one."""
     task, horizon = trainer.task, trainer.gradient_steps
-    first = backends_of(task)[0]
-    found = []
-    for backend, apart in disagreement(trainer, horizon, AGREEMENT_EPISODES).items():
-        beyond = int((~(apart <= 1e-4)).sum())
-        found.append(
-            f"{task.name}: true gradients over {horizon} steps through {backend} differ from those through {first} by "
-            f"{apart.nanmedian():.1g} of their size (median of {len(apart)} trajectories), by more than 1e-4 along "
-            f"{beyond}."
+    return [
+        (
+            task.name, str(horizon), backend, backends_of(task)[0], f"{apart.nanmedian():.1g}", str(len(apart)),
+            str(int((~(apart <= 1e-4)).sum())),
         )
-    return found or [f"{task.name}: no second oracle could be had to compare the true gradients with."]
+        for backend, apart in disagreement(trainer, horizon, AGREEMENT_EPISODES).items()
+    ]  # fmt: skip
 
 
-def gradient_error_findings(task: str, numbers: Mapping[str, Mapping[int, tuple[float, float]]]) -> list[str]:
-    """What the gradient errors and cosines say of the paper's claim and of the controls.
+def error_rows(task: str, numbers: Mapping[str, Mapping[int, tuple[float, float]]]) -> list[tuple[str, ...]]:
+    """Returns a row under ERROR_HEADER for every pair of variants that was measured.
 
     Args:
         task: its name.
         numbers: variant to seed to the error and the cosine of its run; runs of a seed share an actor.
     """
-    found = []
-    for name, other, claim in (
-        ("MAGE-TD3", "Dyna-TD3", "as the paper says"),
-        ("shuffled", "Dyna-TD3", "though it saw other samples' gradients"),
-        ("random", "Dyna-TD3", "though it saw random directions"),
-        ("MAGE-TD3", "shuffled", "so it matters whose gradients it sees"),
-        ("MAGE-TD3", UNTRAINED, ""),
-    ):
-        if not numbers.get(name) or not numbers.get(other):
-            continue
-        pairs = [(numbers[name][seed], numbers[other][seed]) for seed in numbers[name].keys() & numbers[other].keys()]
-        ratio = interval((mine[0] / theirs[0] if theirs[0] else math.nan for mine, theirs in pairs), geometric=True)
-        if not ratio.n:
-            continue
-        words = {
-            "unknown": f"cannot be compared with that of {other}: too few seeds",
-            "below": f"is below that of {other}" + (f", {claim}" if claim else ""),
-            "above": f"is above that of {other}",
-            "not told apart": f"is not told apart from that of {other}",
-        }[side_of(ratio)]
-        apart = interval(mine[1] - theirs[1] for mine, theirs in pairs)
-        cosine = f"; its cosine less that of {other} is {text(apart)}" if apart.n else ""
-        found.append(f"{task}: the gradient error of {name} {words} ({text(ratio)} times it, seed by seed){cosine}.")
-    return found
+    rows = []
+    for name, other in ERROR_PAIRS:
+        ours, theirs = numbers.get(name, {}), numbers.get(other, {})
+        pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
+        ratio = interval((a[0] / b[0] if b[0] else math.nan for a, b in pairs), geometric=True)
+        apart = interval(a[1] - b[1] for a, b in pairs)
+        if ratio.n:
+            cosine = side_of(apart) if apart.n else "-"
+            rows.append((task, name, other, text(ratio), side_of(ratio), text(apart), cosine))
+    return rows
+
+
+def error_verdict(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns what :func:`error_rows` say of the paper's claim and of the controls, in three lines."""
+
+    def counted(name: str, other: str) -> str:
+        sides = [row[4] for row in rows if tuple(row[1:3]) == (name, other)]
+        return ", ".join(f"{side} on {sides.count(side)}" for side in dict.fromkeys(sides)) + f" of {len(sides)}"
+
+    compared = {tuple(row[1:3]) for row in rows}
+    shown = (ERROR_PAIRS[0], *ERROR_PAIRS[3:])
+    return [f"Error of {a} against {b}: {counted(a, b)}." for a, b in shown if (a, b) in compared]

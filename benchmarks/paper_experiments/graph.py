@@ -1,4 +1,4 @@
-"""Fig. 9: the computation graph of the TD error."""
+"""Fig. 9: what is the computation graph of the TD error?"""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from mage_diffsim.settings import make_config
 
 @dataclass(frozen=True)
 class Graph(Experiment):
-    """Appendix C, Fig. 9: the computation graph of delta, read from autograd's graph of one update after a little
-    training, with the learned model and with the oracle; what is drawn at random is found by drawing it again."""
+    """Appendix C, Fig. 9: the computation graph of the TD error delta, with the learned model and with the oracle.
+
+    The graph is autograd's of one update after a little training. What is random is found by drawing it again.
+    """
 
     NAME: ClassVar[str] = "graph"
     FILES: ClassVar[tuple[str, ...]] = ("graph.csv", "learned.png", "oracle.png")
@@ -35,23 +37,22 @@ class Graph(Experiment):
         ]
 
     def _settings(self) -> dict[str, Any]:
-        return self.budget(self.task) | ({} if self.preset else {"preset": "cpu"})  # the graph is that of any size
+        # The graph is the same at every size, so the small preset will do.
+        return self.budget(self.task) | ({} if self.preset else {"preset": "cpu"})
 
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         rows, table, found = [], [], []
         for outcome in (o for o in outcomes if o.status == "done"):
             graph = computation_graph(load_trainer(outcome.run_dir, device="cpu"))
             name = outcome.cell.name
-            draw_computation_graph(
-                out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (compare Fig. 9)"
-            )
+            draw_computation_graph(out / f"{name}.png", graph, f"TD error of {self.task}, {name} dynamics (Fig. 9)")
             for quantity in graph:
                 parents = ", ".join(quantity.parents) or "-"
                 kind = "drawn" if quantity.stochastic else "computed"
                 rows.append(dict(dynamics=name, quantity=quantity.name, kind=kind, parents=parents))
                 table.append((name, quantity.name, kind, parents, str(quantity.operations)))
             drawn = [q.name for q in graph if q.stochastic]
-            found.append(f"{name}: drawn at random are {enumeration(drawn)}; the rest is computed from them.")
+            found.append(f"{name}: {enumeration(drawn)} are random, the rest is computed.")
         write_csv(out / "graph.csv", ("dynamics", "quantity", "kind", "parents"), rows)
         header = ("dynamics", "quantity", "kind", "computed from", "operations")
-        return Findings(Table("Fig. 9: the computation graph of δ", header, table), notes=found)
+        return Findings(Table("Fig. 9: the computation graph of δ", header, table), found)

@@ -1,4 +1,4 @@
-"""Fig. 8: the weight of the TD error."""
+"""Fig. 8: which weight of the TD error is best?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from paper_experiments.verdicts import Claim
 
 @dataclass(frozen=True)
 class Lambda(Comparison):
-    """Appendix B.4, Fig. 8: the weight of the TD error against the gradient term, medians, beside Dyna-TD3.
-
-    One cell trains all weights.
-    """
+    """Appendix B.4, Fig. 8: the weight lambda of the TD error against the gradient term; one cell trains all."""
 
     NAME: ClassVar[str] = "lambda"
     SOURCE: ClassVar[str] = "Fig. 8"

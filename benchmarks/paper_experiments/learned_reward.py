@@ -1,4 +1,4 @@
-"""Fig. 6: the reward learned or given."""
+"""Fig. 6: does learning the reward, too, do harm?"""
 
 from __future__ import annotations
 

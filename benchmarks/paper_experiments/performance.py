@@ -1,4 +1,4 @@
-"""Fig. 2: return of MAGE-TD3 and of the methods that the paper compares it with."""
+"""Fig. 2: which method learns fastest?"""
 
 from __future__ import annotations
 

@@ -11,12 +11,13 @@ from paper import EXPERIMENTS, parse
 from paper_experiments.asymptotic import Asymptotic
 from paper_experiments.capacity import Capacity
 from paper_experiments.comparison import Comparison, best_of, peaks_of, smoothed
-from paper_experiments.gradient_error import GradientError, gradient_error_findings
+from paper_experiments.gradient_error import GradientError, error_rows, error_verdict
 from paper_experiments.lambda_ import Lambda
 from paper_experiments.learned_reward import LearnedReward
 from paper_experiments.performance import Performance
-from paper_experiments.unconstrained import Unconstrained, unconstrained_findings
-from paper_experiments.verdicts import Claim, speed_findings, verdict_of
+from paper_experiments.unconstrained import HEADER as COLLAPSE_HEADER
+from paper_experiments.unconstrained import Unconstrained, collapse_verdict, gradient_rows
+from paper_experiments.verdicts import Claim, pair_rows, pair_verdict, speed_columns, steps_of
 
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.autograd_graph import computation_graph, update_tensors
@@ -27,7 +28,8 @@ from mage_diffsim.training import Trainer
 
 def last(q0, q2, reward=0.005):
     """Last rows of two seeds per lambda, with |grad_a Q| of lambda = 0 and of 0.2."""
-    return {lam: [{"grad_q": q * f, "grad_reward": reward} for f in (0.9, 1.1)] for lam, q in ((0.0, q0), (0.2, q2))}
+    rest = {"grad_q_through_dynamics": 1.0, "return_mean": -100.0, "grad_reward": reward}
+    return {lam: [{"grad_q": q * f, **rest} for f in (0.9, 1.1)] for lam, q in ((0.0, q0), (0.2, q2))}
 
 
 def test_unconstrained_trains_every_lambda_and_seed_in_one_cell():
@@ -38,25 +40,28 @@ def test_unconstrained_trains_every_lambda_and_seed_in_one_cell():
 
 
 def test_a_gradient_below_a_hundredth_of_the_rewards_is_counted():
-    found = unconstrained_findings(last(1e-5, 1.0))
-    assert found[0].startswith("λ = 0:") and "below 1% of it in 2 of 2 seeds" in found[0]
-    assert "below 1% of it in 0 of 2 seeds" in found[1]
+    zero, contrast = gradient_rows(last(1e-5, 1.0))
+    column = COLLAPSE_HEADER.index("seeds below 1%")
+    assert (zero[0], zero[column]) == ("0", "2 of 2") and (contrast[0], contrast[column]) == ("0.2", "0 of 2")
+    assert collapse_verdict(last(1e-5, 1.0))[-1] == "λ = 0: |∇ₐ Q| is below 1% of |∇ₐ r| in 2 of 2 seeds."
 
 
 def test_collapse_beside_the_contrast_is_told_seed_by_seed():
-    assert (
-        "is 0.00500 [0.005, 0.005] times that of λ = 0.2, seed by seed. It collapses beside it."
-        in (unconstrained_findings(last(0.005, 1.0))[2])
-    )
-    assert unconstrained_findings(last(0.5, 1.0))[2].endswith("No collapse.")
+    column = COLLAPSE_HEADER.index("|∇ₐ Q| of λ = 0 / this")
+    zero, contrast = gradient_rows(last(0.005, 1.0))
+    assert zero[column : column + 2] == ("-", "-")
+    assert contrast[column : column + 2] == ("0.00500 [0.005, 0.005]", "collapse")
+    assert collapse_verdict(last(0.005, 1.0))[0] == "Without the TD error, beside λ = 0.2: collapse."
+    assert collapse_verdict(last(0.5, 1.0))[0].endswith(": no collapse.")
     apart = last(0.5, 1.0)
     apart[0.0][0]["grad_q"] = 1e-6
-    assert unconstrained_findings(apart)[2].endswith("These seeds do not tell whether it collapses beside it.")
+    assert collapse_verdict(apart)[0].endswith(": not told.")
 
 
 def test_a_run_that_ended_in_its_warm_up_has_nothing_to_say():
-    rows = [{"grad_q": None, "grad_reward": None}]
-    assert "ended before its first critic update" in unconstrained_findings({0.0: rows})[0]
+    rows = [dict.fromkeys((*Unconstrained.CURVES, "return_mean"))]
+    assert "ended before their first critic update" in collapse_verdict({0.0: rows})[0]
+    assert set(gradient_rows({0.0: rows})[0][1:]) == {"-"}
 
 
 @pytest.mark.parametrize("steps", [0, -5])
@@ -108,21 +113,19 @@ def test_table_1_gives_td3_its_ten_million_steps_and_ten_runs_unless_flags_say_o
     assert {(c.config.steps, c.config.seeds) for c in given} == {(5000, (3,))}
 
 
-def test_cells_of_the_paper_that_were_not_run_stand_where_their_results_would():
+def test_cells_of_the_paper_that_were_not_run_are_named_with_what_they_cost():
     runs = [{"task": "Pendulum", "variant": name, "env_steps": 10_000} for name in Performance.VARIANTS] * 5
-    rows, said = Performance().not_run(runs)
-    assert len(rows) == 20 and ("Pendulum", "TD3") not in {row[:2] for row in rows}
+    rows = Performance().not_run(runs)
     # 3.75 ms a step, 10 updates of 2.97 ms, 120 / 25 model batches of 2.76 ms: 1.3 h for 100,000 steps
-    assert rows[0] == ("CartPole", "MAGE-TD3", "not run: 1.3 h", "-", "-", "500", "-", "0 of 5")
-    assert any(s.startswith("Not run at the paper's size, 100,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on Pendulum, ")
-               for s in said)  # fmt: skip
+    assert rows[4] == ("CartPole", "MAGE-TD3", "100,000", "5", "1.3", "500") and len(rows) == 24
+    assert rows[0][:2] == ("Pendulum", "MAGE-TD3"), "a smaller size is not the paper's"
     long = [{"task": "HalfCheetah", "variant": "TD3", "env_steps": 10_000_000}] * 10
-    rows, said = Asymptotic(size="paper").not_run(long)
-    assert [row[:2] for row in rows] == [("HalfCheetah", "MAGE-TD3"), ("HalfCheetah", "Dyna-TD3")]
-    assert len(said) == 1 and "3,000,000 steps of 5 runs: MAGE-TD3 and Dyna-TD3 on HalfCheetah (up to" in said[0]
-    assert len(Asymptotic(size="paper", preset="cpu").not_run(long)[1]) == 2, "smaller networks are not its size"
-    assert len(Lambda().not_run([])[0]) == 5, "one for each lambda, and Dyna"
-    assert Performance(size="smoke").not_run([]) == ([], [])
+    rows = Asymptotic(size="paper").not_run(long)
+    assert [row[:3] for row in rows] == [("HalfCheetah", name, "3,000,000") for name in ("MAGE-TD3", "Dyna-TD3")]
+    assert len(Asymptotic(size="paper", preset="cpu").not_run(long)) == 3, "smaller networks are not its size"
+    assert len(Asymptotic(size="paper").not_run(long[1:])) == 3, "nor are fewer runs"
+    assert [row[1] for row in Lambda().not_run([])] == ["λ = 0.02, λ = 0.05, λ = 0.2, λ = 1", "Dyna-TD3"]
+    assert Performance(size="smoke").not_run([]) == []
 
 
 def test_lambda_trains_every_weight_in_one_cell_and_tells_their_rows_apart():
@@ -164,32 +167,37 @@ LOW, HIGH = [-305.0, -310.0, -300.0, -320.0, -315.0], [-140.0, -150.0, -145.0, -
 @pytest.mark.parametrize(
     ("ours", "theirs", "relation", "numbers", "words"),
     [
-        (HIGH, LOW, "better", (-140.0, -243.0), "higher, as in the paper (-140 against -243)"),
-        (HIGH, LOW, None, (-140.0, -243.0), "higher, as in the paper (-140 against -243)"),
-        (HIGH, LOW, None, (-140.0, -140.0), "higher, where the paper has no difference (-140 against -140)"),
-        (HIGH, LOW, None, (None, None), "higher"),
-        (LOW, HIGH, "better", (None, None), "lower, the reverse of the paper"),
-        (LOW, HIGH, "no worse", (None, None), "lower, where the paper has no harm"),
-        (HIGH, HIGH, "no worse", (None, None), "not told apart: no harm seen, as in the paper"),
-        (HIGH, HIGH, "better", (None, None), "not told apart, where the paper has the first higher"),
-        (HIGH[:3], LOW[:3], "better", (None, None), "too few seeds to be told apart"),
-        (HIGH[:3], LOW[:3], None, (-1.0, -2.0), "too few seeds to be told apart (the paper: -1 against -2)"),
+        (HIGH, LOW, "better", (-140.0, -243.0), ("higher", "better, -140 against -243", "agrees")),
+        (HIGH, LOW, None, (-140.0, -243.0), ("higher", "better, -140 against -243", "agrees")),
+        (HIGH, LOW, None, (-140.0, -140.0), ("higher", "no worse, -140 against -140", "agrees")),
+        (HIGH, LOW, None, (-2.0, -1.0), ("higher", "-2 against -1", "-")),
+        (HIGH, LOW, None, (None, None), ("higher", "-", "-")),
+        (LOW, HIGH, "better", (None, None), ("lower", "better", "disagrees")),
+        (LOW, HIGH, "no worse", (None, None), ("lower", "no worse", "disagrees")),
+        (HIGH, HIGH, "no worse", (None, None), ("not told apart", "no worse", "undecided")),
+        (HIGH, HIGH, "better", (None, None), ("not told apart", "better", "undecided")),
+        (HIGH[:3], LOW[:3], "better", (None, None), ("too few seeds", "better", "undecided")),
+        (HIGH[:3], LOW[:3], None, (-1.0, -2.0), ("too few seeds", "better, -1 against -2", "undecided")),
         # Returns that are solved or not: means and their t-intervals overlap, ranks do not.
         ([10.0, 480.0, 20.0, 500.0, 450.0], [9.0, 9.1, 9.2, 9.3, 9.4], "better", (500.0, 20.0),
-         "higher, as in the paper (500 against 20)"),
+         ("higher", "better, 500 against 20", "agrees")),
     ],
 )  # fmt: skip
 def test_verdicts_follow_from_ranks_and_from_the_papers_numbers(ours, theirs, relation, numbers, words):
-    assert verdict_of(ours, theirs, relation, numbers) == words
+    unsolved = {("T", name): [math.inf] * 5 for name in "AB"}
+    paper = {("T", name): number for name, number in zip("AB", numbers, strict=True) if number is not None}
+    (row,) = pair_rows({("T", "A"): ours, ("T", "B"): theirs}, unsolved, [Claim("A", "B", relation)], paper)
+    assert row[5:8] == words and row[8:] == ("-",) * 4
 
 
-def test_sentences_name_scores_pairs_and_all_tasks():
+def test_pairs_are_counted_by_task_and_over_all_tasks():
     scores = {(task, name): HIGH if name == "MAGE-TD3" else LOW for task in ("Pendulum", "CartPole")
               for name in ("MAGE-TD3", "Dyna-TD3")}  # fmt: skip
-    first, _, over = Performance().sentences(scores)
-    assert first.startswith("Pendulum: MAGE-TD3 -145 ± 10 against Dyna-TD3 -310 ± 10: higher, as in the paper")
-    assert first.endswith("it wins 100% of the pairs of runs (rank test, p = 0.0079).")
-    assert over == "Over the 2 tasks a run of MAGE-TD3 beats one of Dyna-TD3 with probability 1.00 [1.00, 1.00]."
+    steps = dict.fromkeys(scores, [math.inf] * 5)
+    first, second, over = pair_rows(scores, steps, Performance.CLAIMS, Performance.PAPER)
+    assert first[:5] == ("Pendulum", "MAGE-TD3", "Dyna-TD3", "100%", "0.0079") and second[0] == "CartPole"
+    assert over[:4] == ("all", "MAGE-TD3", "Dyna-TD3", "1.00 [1.00, 1.00]")
+    assert pair_verdict([first, second, over]) == ["Claims of the paper: 2 agree, 0 disagree, 0 undecided, of 2."]
     assert Lambda()._interval([1.0, 2.0, 9.0]).mean == 2.0
 
 
@@ -212,38 +220,41 @@ def test_a_task_in_a_file_gives_cells_of_its_name_and_no_task_twice_or_none(tmp_
 
 
 def test_gradient_errors_and_cosines_are_compared_seed_by_seed():
-    found = gradient_error_findings(
+    found = error_rows(
         "Pendulum",
         {  # actors differ a hundredfold: only within a seed can variants be told apart
             "MAGE-TD3": {0: (1.0, 0.5), 1: (11.0, 0.6), 7: (90.0, 0.1)},
             "Dyna-TD3": {7: (290.0, 0.0), 1: (31.0, 0.5), 0: (3.0, 0.4)},
             "shuffled": {0: (3.0, 0.0), 1: (32.0, 0.0), 7: (280.0, 0.0)},
             "random": {0: (9.0, 0.0), 1: (91.0, 0.0), 7: (890.0, 0.0)},
-            "untrained critic": {0: (2.0, 0.0), 1: (20.0, 0.0), 7: (200.0, 0.0)},
+            "untrained": {0: (2.0, 0.0), 1: (20.0, 0.0), 7: (200.0, 0.0)},
         },
     )
-    assert "MAGE-TD3 is below that of Dyna-TD3, as the paper says (0.332 [0.2" in found[0]
-    assert found[0].endswith("its cosine less that of Dyna-TD3 is 0.100 ± 0.000.")
-    assert "shuffled is not told apart" in found[1] and "random is above" in found[2]
-    assert "MAGE-TD3 is below that of shuffled" in found[3]
-    assert "MAGE-TD3 is below that of untrained critic (0.4" in found[4]
+    assert found[0][:3] == ("Pendulum", "MAGE-TD3", "Dyna-TD3") and found[0][3].startswith("0.332 [0.2")
+    assert found[0][5:] == ("0.100 ± 0.000", "above")
+    assert [row[4] for row in found] == ["below", "not told apart", "above", "below", "below"]
+    assert error_verdict(found) == [
+        "Error of MAGE-TD3 against Dyna-TD3: below on 1 of 1.",
+        "Error of MAGE-TD3 against shuffled: below on 1 of 1.",
+        "Error of MAGE-TD3 against untrained: below on 1 of 1.",
+    ]
     constant = {"MAGE-TD3": {0: (1.0, math.nan)}, "Dyna-TD3": {0: (2.0, math.nan)}}
-    assert gradient_error_findings("T", constant)[0].endswith("seed by seed).")
-    few = {"MAGE-TD3": {0: (1.0, 0.0)}, "Dyna-TD3": {0: (2.0, 0.0)}}
-    assert "too few seeds" in gradient_error_findings("T", few)[0]
+    assert error_rows("T", constant)[0][4:] == ("unknown", "-", "-")
 
 
 def test_solving_earlier_is_told_by_ranks_and_never_solving_ranks_last():
     def rows(name, steps):
         return [{"task": "T", "variant": name, "steps_to_threshold": step} for step in steps]
 
-    runs = rows("A", (10, 20, 30, 40, 50)) + rows("B", (60, 70, None, None, None)) + rows("C", (None,) * 5)
-    first, second = speed_findings(runs, (Claim("A", "B"), Claim("B", "C")))
-    assert first.startswith("T is first solved by A at step 30 (median), in 5 of 5 runs and by B in 2 of 5 runs: ")
-    assert "earlier (rank test, p = 0.0079)" in first and "not told apart" in second
-    few = speed_findings(rows("A", (10, 20)) + rows("B", (50, None)), (Claim("A", "B"),))[0]
-    assert "by A at step 15 (median), in 2 of 2 runs and by B in 1 of 2 runs: too few seeds to be told apart" in few
-    assert speed_findings(rows("C", (None,)), (Claim("C", "C"),)) == []
+    steps = steps_of(rows("A", (10, 20, 30, 40, 50)) + rows("B", (60, 70, None, None, None)) + rows("C", (None,) * 5))
+    a, b, c = (steps["T", name] for name in "ABC")
+    assert speed_columns(a, b) == ("30, 5 of 5", "2 of 5", "0.0079", "earlier")
+    assert speed_columns(b, a)[3] == "later" and speed_columns(b, c)[3] == "not told apart"
+    assert speed_columns([10.0, 20.0], [50.0, math.inf])[3] == "too few seeds"
+    assert speed_columns(c, c) == ("-", "-", "-", "-")
+    assert pair_verdict([("T", "A", "B", "", "", "", "", "-", *speed_columns(a, b))]) == [
+        "First variant solves its task: 1 earlier, 0 later, of 1 pairs."
+    ]
 
 
 def test_the_untrained_critic_is_measured_just_before_its_first_update():
@@ -327,15 +338,15 @@ def test_every_kind_of_report_is_written_from_a_smoke_run(name, tmp_path, capsys
         assert (tmp_path / file).stat().st_size > 100
     text = (tmp_path / "summary.md").read_text()
     assert "smoke test" in text and "nan" not in text
-    sentences = {
-        "gradient-error": "times it, seed by seed)",
-        "unconstrained": "times that of λ = 0.2, seed by seed.",
-        "lambda": "λ = 0.02 ",
-        "graph": "oracle: drawn at random are s and a'",
+    said = {
+        "gradient-error": "Error of MAGE-TD3 against Dyna-TD3: ",
+        "unconstrained": "Without the TD error, beside λ = 0.2: ",
+        "lambda": "| λ = 0.02 | Dyna-TD3 |",
+        "graph": "oracle: s and a' are random, the rest is computed.",
     }
-    assert sentences[name] in text
+    assert said[name] in text
     if name == "lambda":
-        assert "Dyna-TD3" in text and "too few seeds to be told apart" in text
+        assert "too few seeds" in text
     capsys.readouterr()
 
 
