@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_training import TINY
+
+from tests.tiny import SWEPT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,4 +32,4 @@ def oracle_vs_learned() -> ModuleType:
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    return dict(TINY)
+    return dict(SWEPT)

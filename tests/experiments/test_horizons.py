@@ -6,7 +6,6 @@ import csv
 
 import pytest
 import torch
-from tiny_training import TINY
 
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.experiments import horizons
@@ -14,11 +13,12 @@ from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.tiny import SWEPT
 
 
 @pytest.fixture(scope="module")
 def trainer():
-    return Trainer(make_config("Pendulum", dynamics="oracle", backend="torch", **TINY))
+    return Trainer(make_config("Pendulum", dynamics="oracle", backend="torch", **SWEPT))
 
 
 def test_rows_are_differences_of_the_return_over_each_horizon(trainer):
@@ -68,7 +68,7 @@ def test_a_backend_that_cannot_be_had_is_left_out(trainer):
 
 
 def test_files_hold_every_curve_and_nothing_is_measured_twice(tmp_path, monkeypatch, capsys):
-    config = make_config("Pendulum", dynamics="oracle", backend="torch", **{**TINY, "steps": 20})
+    config = make_config("Pendulum", dynamics="oracle", backend="torch", **{**SWEPT, "steps": 20})
     train(config, tmp_path / "a")
     outcome = Outcome(Cell("a", config), tmp_path / "a", "done")
     horizons.write_horizons([("one", outcome), ("two", outcome)], tmp_path, "tiny actors", longest=100)

@@ -9,7 +9,6 @@ import time
 
 import pytest
 from sweeps import cell, without_clock
-from tiny_training import TINY
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.errors import InputError
@@ -20,6 +19,7 @@ from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished
 from mage_diffsim.settings import make_config
+from tests.tiny import SWEPT
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")
 psutil = pytest.importorskip("psutil")
@@ -80,10 +80,10 @@ def tasks(tmp_path_factory):
 @pytest.mark.slow
 def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(cluster, tasks, tmp_path, monkeypatch):
     monkeypatch.chdir(tasks.parent)
-    relative = {**TINY, "dynamics": "oracle", "backend": "torch"}
+    relative = {**SWEPT, "dynamics": "oracle", "backend": "torch"}
     fatal = Cell("fatal", make_config("tasks.py:Fatal", **relative))
     cells = [
-        cell(TINY, "learned", dynamics="learned"),
+        cell(SWEPT, "learned", dynamics="learned"),
         fatal,
         Cell("broken", make_config("tasks.py:Broken", **relative)),
     ]
@@ -109,7 +109,7 @@ def test_a_cluster_gives_the_results_of_this_machine_after_losing_a_worker(clust
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_stops_the_ray_that_it_started(tmp_path):
-    endless = Cell("endless", dataclasses.replace(cell(TINY).config, steps=10**6))
+    endless = Cell("endless", dataclasses.replace(cell(SWEPT).config, steps=10**6))
 
     class Interrupting(Recorder):
         def update(self, name, env_step, left_s=None):
@@ -148,21 +148,21 @@ def test_flags_choose_the_launcher(oracle_vs_learned):
     ],
 )
 def test_bad_values_are_one_sentence(launcher, device, sentence, tmp_path):
-    config = dataclasses.replace(cell(TINY).config, device=device)
+    config = dataclasses.replace(cell(SWEPT).config, device=device)
     with pytest.raises(InputError, match=sentence):
         check([Cell("a", config)], tmp_path / "out", launcher=launcher)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_cluster_that_does_not_answer_is_named_before_anything_is_deleted(tmp_path):
-    (finished,) = run_cells([cell(TINY)], tmp_path, launcher=LocalLauncher(), display=Recorder())
+    (finished,) = run_cells([cell(SWEPT)], tmp_path, launcher=LocalLauncher(), display=Recorder())
     for fresh in (True, False):
         unreachable = RayLauncher(address="127.0.0.1:1")
         with contextlib.suppress(InputError):
-            run_cells([cell(TINY)], tmp_path, launcher=unreachable, fresh=fresh, display=Recorder())
+            run_cells([cell(SWEPT)], tmp_path, launcher=unreachable, fresh=fresh, display=Recorder())
         assert is_finished(finished.run_dir)
     with pytest.raises(InputError, match=r"cannot use the Ray cluster at '127.0.0.1:1': "):
-        run_cells([cell(TINY)], tmp_path / "b", launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
+        run_cells([cell(SWEPT)], tmp_path / "b", launcher=RayLauncher(address="127.0.0.1:1"), display=Recorder())
 
 
 @pytest.mark.parametrize(("flag", "value"), [("ray_address", "auto"), ("gpus_per_cell", 0.5)])
@@ -177,7 +177,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_
     for token in (None, "another sweep's"):
         if token is not None:
             (tmp_path / launchers.TOKEN).write_text(token)
-        status, reason = launchers._ray_task(cell(TINY), tmp_path, "this sweep's", tmp_path, None)
+        status, reason = launchers._ray_task(cell(SWEPT), tmp_path, "this sweep's", tmp_path, None)
         assert status == "failed" and "must lie on a file system that all machines of the cluster share" in reason
     assert (tmp_path / "a" / "thesis.tex").exists()
 
@@ -187,7 +187,7 @@ def test_gpus_that_nobody_has_are_named(cluster, tmp_path, monkeypatch):
     """The check that device cuda exists here is passed over, as on a machine with one."""
     monkeypatch.setattr("mage_diffsim.experiments.sweep.torch_device", lambda name: None)
     monkeypatch.setattr("mage_diffsim.experiments.sweep._missing", lambda cell, backend: "")
-    on_gpu = Cell("a", dataclasses.replace(cell(TINY).config, device="cuda"))
+    on_gpu = Cell("a", dataclasses.replace(cell(SWEPT).config, device="cuda"))
     with pytest.raises(
         InputError, match=r"a cell asks for 0.25 GPUs, and no machine of the Ray cluster has more than 0"
     ):

@@ -19,7 +19,6 @@ import pytest
 import torch
 import tyro
 from sweeps import cell, without_clock
-from tiny_training import TINY
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.cli import main as cli_main
@@ -33,6 +32,7 @@ from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished, read_config
 from mage_diffsim.session import Progress, train
 from mage_diffsim.settings import make_config
+from tests.tiny import SWEPT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ def two_sweeps(tmp_path_factory):
 
     The second sweep also has a cell that breaks.
     """
-    cells = [cell(TINY, "learned", dynamics="learned"), cell(TINY, "oracle")]
+    cells = [cell(SWEPT, "learned", dynamics="learned"), cell(SWEPT, "oracle")]
     file = tmp_path_factory.mktemp("task") / "broken.py"
     file.write_text(
         "from mage_diffsim.envs.tasks.pendulum import Pendulum\n"
@@ -75,7 +75,7 @@ def two_sweeps(tmp_path_factory):
         "    def reset(self, n, generator):\n"
         "        raise RuntimeError('the pendulum fell off')\n"
     )
-    broken = Cell("broken", make_config(f"{file}:Broken", **{**TINY, "dynamics": "oracle"}))
+    broken = Cell("broken", make_config(f"{file}:Broken", **{**SWEPT, "dynamics": "oracle"}))
     straight, killed = (tmp_path_factory.mktemp(name) for name in ("straight", "killed"))
     train_until(cells[0].config, killed / "learned", 47)
     lines = io.StringIO()
@@ -109,7 +109,7 @@ def test_the_number_of_workers_does_not_change_the_summary(two_sweeps):
 
 
 def test_the_mean_return_is_that_of_evaluations_after_the_first_update(tmp_path):
-    often = cell(TINY, eval_every=5)
+    often = cell(SWEPT, eval_every=5)
     train(often.config, tmp_path / "a")
     outcomes = [Outcome(often, tmp_path / "a", "done", "")]
     curves = curve_rows(outcomes)
@@ -182,7 +182,7 @@ def test_a_finished_cell_whose_task_has_changed_is_refused_unless_fresh(tmp_path
         "        self.m = mass\n"
     )
     file.write_text(source)
-    settings = TINY | {"dynamics": "oracle", "steps": 2, "gradient_episodes": 0}
+    settings = SWEPT | {"dynamics": "oracle", "steps": 2, "gradient_episodes": 0}
 
     def checked(mass: float = 2.0, **more: bool) -> dict[str, str]:
         config = make_config(f"{file}:Gentle", task_options={"mass": mass}, **settings)

@@ -1,4 +1,4 @@
-"""Tasks with options, and a configuration that trains them in a moment."""
+"""Tasks with options."""
 
 from __future__ import annotations
 
@@ -49,16 +49,6 @@ class Slide(Task):
     def reset(self, n, generator):
         return uniform(n, (-1.0, 0.0), (1.0, 0.0), generator)
 '''
-SMALL: dict[str, Any] = {
-    "preset": "cpu",
-    "steps": 2,
-    "eval_every": 2,
-    "eval_episodes": 1,
-    "gradient_episodes": 0,
-    "checkpoint_every": 1,
-    "dynamics": "oracle",
-    "hyper": {"batch_size": 4, "actor_hidden": (4,), "critic_hidden": (4,)},
-}
 
 
 def velocity_after_a_push(trainer: Any) -> float:

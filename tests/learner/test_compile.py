@@ -20,18 +20,9 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.graphs import NothingForTheHost
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.tiny import HYPER
 
 SCRIPT = Path(__file__).with_name("compiled_against_eager.py")
-TINY = {
-    "warmup_steps": 30,
-    "batch_size": 16,
-    "actor_hidden": (8,),
-    "critic_hidden": (8,),
-    "ensemble_hidden": (8,),
-    "ensemble_members": 2,
-    "model_batches": 2,
-    "model_batch_size": 8,
-}
 WHOLE, AFTER_TARGET = ["update_actor", "update_critic"], ["_fit_critic", "update_actor"]
 CASES = [
     ({}, WHOLE),
@@ -117,7 +108,7 @@ def products():
 def test_products_are_taken_as_configured_and_the_process_keeps_its_own(
     monkeypatch, products, own, legacy, wanted, inside
 ):
-    trainer = Trainer(make_config(steps=60, eval_episodes=1, gradient_episodes=0, hyper=TINY))
+    trainer = Trainer(make_config(steps=60, eval_episodes=1, gradient_episodes=0, hyper=HYPER))
     trainer.config = replace(trainer.config, matmul=wanted)
     seen = {}
 
@@ -154,7 +145,7 @@ def test_lower_precision_is_refused_where_it_means_nothing():
 
 @pytest.mark.parametrize("settings", [*CAPTURABLE, {"loss": "sobolev", "reward": "learned"}], ids=str)
 def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
-    trainer = Trainer(make_config(steps=60, seeds=(0, 1), hyper=TINY, **settings))
+    trainer = Trainer(make_config(steps=60, seeds=(0, 1), hyper=HYPER, **settings))
     for _ in range(40):
         trainer.step()
     agent = trainer.agent
@@ -213,7 +204,7 @@ class Reads(Pendulum):
 def test_a_task_whose_functions_wait_for_the_host_is_not_captured(monkeypatch, caplog, where, settings, captured):
     monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
     monkeypatch.setattr(Trainer, "_check_task", lambda self: None)
-    config = make_config(Reads(where), steps=60, hyper=TINY, **settings)
+    config = make_config(Reads(where), steps=60, hyper=HYPER, **settings)
     assert Trainer(config, Reads(where)).graphs_used == captured
     assert [r.getMessage().split(" (")[0] for r in caplog.records if "captured" in r.getMessage()] == (
         [] if captured else [f"updates are not captured: {where}() of task Reads cannot be held by a CUDA graph"]
@@ -245,7 +236,7 @@ class Raises(Pendulum):
 def test_a_function_that_raises_is_named_where_updates_are_captured_too(monkeypatch, where):
     monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
     with pytest.raises(InputError, match=rf"^{where}\(\) of task Raises raised RuntimeError"):
-        Trainer(make_config(Raises(where), steps=60, hyper=TINY), Raises(where), check=True)
+        Trainer(make_config(Raises(where), steps=60, hyper=HYPER), Raises(where), check=True)
 
 
 def test_numbers_of_python_are_not_copied_to_a_device_while_it_is_captured():
@@ -295,7 +286,7 @@ def eager_and_replayed(monkeypatch, settings, **hyper):
     """Two agents after the same training with 3 updates a step, eager and captured; they must be equal."""
 
     def trained(captured):
-        config = make_config(steps=60, seeds=(0, 1), hyper=TINY | {"updates_per_step": 3} | hyper, **settings)
+        config = make_config(steps=60, seeds=(0, 1), hyper=HYPER | {"updates_per_step": 3} | hyper, **settings)
         trainer = Trainer(config)
         if captured:
             trainer.agent.graphs = {}
@@ -334,7 +325,7 @@ def test_captured_updates_of_runs_out_of_phase_share_one_graph(monkeypatch):
 )
 def test_trainings_are_captured_by_default_and_equal_eager_ones_on_cuda(settings):
     def trained(graphs):
-        config = make_config(steps=60, seeds=(0, 1), hyper=TINY, device="cuda", graphs=graphs, **settings)
+        config = make_config(steps=60, seeds=(0, 1), hyper=HYPER, device="cuda", graphs=graphs, **settings)
         trainer = Trainer(config)
         for _ in range(60):
             trainer.step()

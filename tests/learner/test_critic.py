@@ -22,6 +22,7 @@ from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.methods import CriticLoss
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.tiny import HYPER
 
 
 class Linear(Dynamics):
@@ -176,21 +177,12 @@ def test_clip_norm_bounds_each_sample_and_keeps_its_direction():
     assert clip_norm(gradient, 0.0) is gradient
 
 
-TINY = {
-    "batch_size": 16,
-    "warmup_steps": 20,
-    "actor_hidden": (8,),
-    "critic_hidden": (7, 6),
-    "ensemble_hidden": (8,),
-    "model_batches": 2,
-    "model_batch_size": 8,
-}
-
-
 @pytest.mark.parametrize("loss", get_args(CriticLoss))
 @pytest.mark.parametrize("dynamics", ["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"])
 def test_every_loss_on_every_dynamics_has_the_gradient_that_differences_give(loss, dynamics):
-    config = make_config("Pendulum", loss=loss, dynamics=dynamics, steps=40, float64=True, hyper=TINY)
+    config = make_config(
+        "Pendulum", loss=loss, dynamics=dynamics, steps=40, float64=True, hyper=HYPER | {"critic_hidden": (7, 6)}
+    )
     trainer = Trainer(config)
     for _ in range(26):
         trainer.step()

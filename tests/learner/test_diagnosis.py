@@ -13,9 +13,9 @@ from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.tables import METRIC_FIELDS, read_metrics
 from mage_diffsim.training import Trainer
+from tests.tiny import HYPER
 
-HYPER = dict(warmup_steps=30, batch_size=32, actor_hidden=(16,), critic_hidden=(16,), ensemble_hidden=(16,),
-             model_batches=3, model_batch_size=16, learning_rate=1e-2, updates_per_step=2)  # fmt: skip
+FAST = HYPER | {"batch_size": 32, "warmup_steps": 30, "learning_rate": 1e-2, "updates_per_step": 2}
 
 
 def differences(function, x, h=1e-6):
@@ -38,7 +38,7 @@ def differences(function, x, h=1e-6):
     ],
 )
 def test_the_gradients_of_fig_5_are_those_of_central_differences(task, method, dynamics):
-    config = make_config(task, method=method, dynamics=dynamics, steps=60, seeds=(0, 1), float64=True, hyper=HYPER)
+    config = make_config(task, method=method, dynamics=dynamics, steps=60, seeds=(0, 1), float64=True, hyper=FAST)
     trainer = Trainer(config)
     for _ in range(45):
         trainer.step()
@@ -81,7 +81,7 @@ def test_the_gradients_of_fig_5_are_those_of_central_differences(task, method, d
 def test_a_run_that_an_earlier_version_began_keeps_its_columns(tmp_path):
     """Rows of more columns than the header has would shift every number behind the first new one."""
     config = make_config("Pendulum", dynamics="oracle", preset="cpu", steps=40, eval_every=20, checkpoint_every=20,
-                         eval_episodes=1, gradient_episodes=0, hyper=HYPER)  # fmt: skip
+                         eval_episodes=1, gradient_episodes=0, hyper=FAST)  # fmt: skip
     train(config, tmp_path / "run")
     path = tmp_path / "run" / "metrics.csv"
     with open(path, newline="", encoding="utf-8") as file:

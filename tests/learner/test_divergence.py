@@ -17,17 +17,14 @@ from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.tiny import HYPER
 
-TINY = {
+OFTEN = HYPER | {
     "batch_size": 16,
     "warmup_steps": 50,
     "updates_per_step": 5,
     "actor_hidden": (8, 8),
     "critic_hidden": (8, 8),
-    "ensemble_hidden": (8,),
-    "ensemble_members": 2,
-    "model_batches": 2,
-    "model_batch_size": 8,
     "learning_rate": 3e-3,
     "polyak": 0.05,
 }
@@ -35,7 +32,7 @@ TINY = {
 
 def warm(seeds=(0, 1, 2), **settings) -> Trainer:
     """A trainer with a filled buffer, a trained model, fresh agents and nothing learned yet."""
-    hyper = TINY | settings.pop("hyper", {})
+    hyper = OFTEN | settings.pop("hyper", {})
     trainer = Trainer(make_config("Pendulum", seeds=seeds, steps=200, float64=True, hyper=hyper, **settings))
     while trainer.env_step < 49:
         trainer.step()
@@ -162,7 +159,7 @@ def test_the_bound_is_of_the_td_error_alone():
         def reward(self, obs, action, next_obs):
             return 1e-2 * torch.sin(1e7 * action[..., 0])
 
-    config = make_config(Steep(), dynamics="oracle", backend="torch", steps=200, float64=True, hyper=TINY)
+    config = make_config(Steep(), dynamics="oracle", backend="torch", steps=200, float64=True, hyper=OFTEN)
     trainer = Trainer(config, Steep())
     while trainer.env_step < 55:
         trainer.step()
@@ -172,7 +169,7 @@ def test_the_bound_is_of_the_td_error_alone():
 
 
 def test_rows_that_are_not_finite_are_counted_once_although_updates_are_repeated():
-    config = make_config("Pendulum", dynamics="oracle", seeds=(0, 1), steps=200, float64=True, hyper=TINY)
+    config = make_config("Pendulum", dynamics="oracle", seeds=(0, 1), steps=200, float64=True, hyper=OFTEN)
 
     def counted(renewing: bool) -> tuple[list[int], list[int]]:
         trainer = Trainer(config)
@@ -191,7 +188,7 @@ def test_rows_that_are_not_finite_are_counted_once_although_updates_are_repeated
 
 def test_a_training_goes_on_from_a_checkpoint_with_its_runs_out_of_phase():
     bound = bound_that_some_updates_exceed(warm(method="td3"), "td_error", 0.1)
-    hyper = TINY | {"diverged_critic_loss": bound}
+    hyper = OFTEN | {"diverged_critic_loss": bound}
     config = make_config("Pendulum", method="td3", seeds=(0, 1), steps=300, float64=True, hyper=hyper)
 
     def until(trainer: Trainer, step: int) -> Trainer:

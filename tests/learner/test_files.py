@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +19,9 @@ from mage_diffsim.run_folder import load_trainer, read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.tables import append_rows, read_evaluations, read_metrics
+from tests.tiny import MOMENT
 
-SETTINGS: dict[str, Any] = {
-    "preset": "cpu",
-    "steps": 4,
-    "eval_every": 2,
-    "eval_episodes": 1,
-    "gradient_episodes": 0,
-    "checkpoint_every": 2,
-    "dynamics": "oracle",
-    "seeds": (0, 7),
-    "hyper": {"batch_size": 4, "actor_hidden": (4,), "critic_hidden": (4,)},
-}
+SETTINGS = MOMENT | {"steps": 4, "checkpoint_every": 2, "seeds": (0, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +98,7 @@ def test_a_table_that_cannot_be_read_names_file_line_and_cause(edit, sentence, c
 def test_an_edited_configuration_may_have_floats_for_whole_numbers_and_a_mark(copied):
     expected = read_config(copied)
     data = json.loads((copied / "config.json").read_text())
-    hyper = data["hyper"] | {"batch_size": 4.0, "actor_hidden": [4.0]}
+    hyper = data["hyper"] | {"batch_size": 8.0, "actor_hidden": [8.0]}
     text = json.dumps(data | {"steps": 4.0, "seeds": [0.0, 7.0], "hyper": hyper})
     (copied / "config.json").write_text("\ufeff" + text, encoding="utf-8")
     config = read_config(copied)

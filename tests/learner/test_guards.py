@@ -14,14 +14,9 @@ from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 from tests.one_number import OneNumber
+from tests.tiny import HYPER
 
-TINY = {
-    "batch_size": 32,
-    "warmup_steps": 40,
-    "actor_hidden": (16,),
-    "critic_hidden": (16,),
-    "updates_per_step": 2,
-}
+UPDATED = HYPER | {"batch_size": 32, "warmup_steps": 40, "updates_per_step": 2}
 
 
 class Poisoned(Dynamics):
@@ -43,7 +38,9 @@ class Poisoned(Dynamics):
 
 
 def poisoned_trainer(what: str, method: str = "mage-td3", **settings) -> Trainer:
-    config = make_config("Pendulum", method=method, dynamics="oracle", steps=80, float64=True, hyper=TINY, **settings)
+    config = make_config(
+        "Pendulum", method=method, dynamics="oracle", steps=80, float64=True, hyper=UPDATED, **settings
+    )
     trainer = Trainer(config)
     trainer.agent.dynamics = Poisoned(trainer.agent.dynamics, what)
     return trainer
@@ -109,11 +106,11 @@ def test_dyna_masks_values_too():
 @pytest.mark.gpu
 def test_training_on_a_gpu_follows_the_cpu():
     """Same parameters, batch and noise: the critic's update on the GPU is the CPU's to rounding."""
-    config = make_config("Pendulum", dynamics="oracle", steps=60, float64=True, hyper=TINY)
+    config = make_config("Pendulum", dynamics="oracle", steps=60, float64=True, hyper=UPDATED)
     cpu = Trainer(config)
     while cpu.env_step < 50:
         cpu.step()
-    gpu = Trainer(make_config("Pendulum", dynamics="oracle", steps=60, float64=True, hyper=TINY, device="cuda"))
+    gpu = Trainer(make_config("Pendulum", dynamics="oracle", steps=60, float64=True, hyper=UPDATED, device="cuda"))
     for name in ("actor", "critic", "actor_target", "critic_target"):
         getattr(gpu.agent, name).copy_(getattr(cpu.agent, name))
     gpu.agent.obs.load_state_dict(cpu.agent.obs.state_dict())
@@ -202,10 +199,9 @@ def then_break_run_0(step):
 @pytest.mark.parametrize("broken", ["reward", "actor", "model"])
 def test_what_breaks_one_run_leaves_the_other_equal_to_its_solo_run(broken, monkeypatch):
     task = InfiniteReward() if broken == "reward" else Pendulum()
-    hyper = TINY | {"ensemble_hidden": (8,), "model_batches": 2, "model_batch_size": 8}
 
     def train(seeds):
-        config = make_config(task, dynamics="learned", seeds=seeds, steps=100, float64=True, hyper=hyper)
+        config = make_config(task, dynamics="learned", seeds=seeds, steps=100, float64=True, hyper=UPDATED)
         trainer = Trainer(config, task)
         while trainer.env_step < 100:
             trainer.step()
@@ -232,7 +228,7 @@ def test_what_breaks_one_run_leaves_the_other_equal_to_its_solo_run(broken, monk
 
 
 def test_masked_derivatives_are_reported_with_task_seed_and_state(tmp_path, caplog, monkeypatch):
-    config = make_config("Pendulum", dynamics="oracle", steps=50, eval_episodes=1, gradient_episodes=0, hyper=TINY)
+    config = make_config("Pendulum", dynamics="oracle", steps=50, eval_episodes=1, gradient_episodes=0, hyper=UPDATED)
     made = Trainer._make_dynamics
     monkeypatch.setattr(Trainer, "_make_dynamics", lambda self: Poisoned(made(self), "derivative"))
     train(config, tmp_path / "run")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,23 +14,13 @@ from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.tables import read_evaluations
+from tests.tiny import HYPER, RUN
 
-SETTINGS: dict[str, Any] = {
-    "preset": "cpu",
+SETTINGS = RUN | {
+    "steps": 15,
     "eval_every": 10,
-    "eval_episodes": 1,
-    "gradient_episodes": 1,
     "gradient_horizon": 5,
-    "hyper": {
-        "batch_size": 8,
-        "warmup_steps": 10,
-        "model_every": 5,
-        "actor_hidden": (8,),
-        "critic_hidden": (8,),
-        "ensemble_hidden": (8,),
-        "model_batches": 2,
-        "model_batch_size": 8,
-    },
+    "hyper": HYPER | {"warmup_steps": 10, "model_every": 5},
 }
 
 
@@ -55,7 +44,7 @@ MODES = {
 
 
 def trained(folder: Path) -> Path:
-    train(make_config("Pendulum", steps=15, **SETTINGS), folder)
+    train(make_config("Pendulum", **SETTINGS), folder)
     resume(folder, steps=20)
     return folder
 

@@ -13,21 +13,11 @@ from mage_diffsim.run_folder import read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
-
-TINY = {
-    "batch_size": 16,
-    "warmup_steps": 20,
-    "actor_hidden": (16,),
-    "critic_hidden": (16,),
-    "updates_per_step": 1,
-    "model_batches": 2,
-    "ensemble_hidden": (16,),
-    "ensemble_members": 2,
-}
+from tests.tiny import HYPER
 
 
 def config_of(task="InvertedPendulum", **settings):
-    settings = {"steps": 40, "eval_every": 20, "eval_episodes": 2, "gradient_episodes": 1, "hyper": TINY} | settings
+    settings = {"steps": 40, "eval_every": 20, "eval_episodes": 2, "gradient_episodes": 1, "hyper": HYPER} | settings
     return make_config(task, **settings)
 
 
@@ -97,7 +87,7 @@ def test_a_trained_policy_is_evaluated_and_filmed(dynamics, tmp_path, capsys):
 
 
 def test_the_reported_size_of_the_dynamics_derivative_is_its_frobenius_norm():
-    config = config_of("HalfCheetah", dynamics="oracle", float64=True, hyper=TINY | {"batch_size": 400})
+    config = config_of("HalfCheetah", dynamics="oracle", float64=True, hyper=HYPER | {"batch_size": 400})
     trainer = Trainer(config)
     for _ in range(21):
         trainer.step()
@@ -156,7 +146,7 @@ def test_the_warp_oracle_trains_as_mujoco_c_does(task, monkeypatch):
     pytest.importorskip("warp")
 
     def trained(backend):
-        hyper = TINY | {"batch_size": 64, "learning_rate": 1e-2}
+        hyper = HYPER | {"batch_size": 64, "learning_rate": 1e-2}
         config = config_of(task, dynamics="oracle", backend=backend, steps=40, hyper=hyper)
         trainer = Trainer(config)
         trainer.agent.dynamics.physics = _InDouble(make_physics(trainer.task, backend, dtype=torch.float64))

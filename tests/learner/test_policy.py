@@ -23,18 +23,16 @@ from mage_diffsim.policy import load_policy
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from tests.tiny import HYPER, RUN
 
-SETTINGS: dict[str, Any] = {
-    "preset": "cpu",
+SETTINGS = RUN | {
     "steps": 40,
     "eval_every": 40,
-    "eval_episodes": 1,
     "gradient_episodes": 0,
-    "checkpoint_every": 20,
     "dynamics": "oracle",
     "seeds": (0, 5),
     "lambdas": (0.05, 0.2),
-    "hyper": {"batch_size": 8, "actor_hidden": (8, 6), "critic_hidden": (4,), "warmup_steps": 20},
+    "hyper": HYPER | {"actor_hidden": (8, 6), "critic_hidden": (4,)},
 }
 
 

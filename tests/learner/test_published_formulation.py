@@ -11,23 +11,22 @@ from published import PublishedDraws, PublishedModelTraining, PublishedRewardTra
 from mage_diffsim.agent import Draws
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.tiny import HYPER
 
-TINY = {
-    "batch_size": 48,
+DEEP = HYPER | {
+    "batch_size": 16,
     "warmup_steps": 30,
     "updates_per_step": 4,
-    "actor_hidden": (16, 16),
-    "critic_hidden": (24, 24),
-    "ensemble_hidden": (16, 16),
-    "reward_hidden": (12,),
+    "actor_hidden": (8, 8),
+    "critic_hidden": (12, 12),
+    "ensemble_hidden": (8, 8),
     "model_batches": 3,
-    "model_batch_size": 16,
     "learning_rate": 1e-3,
 }
 
 
 def trained(method: str, task: str = "Pendulum", **settings) -> Trainer:
-    hyper = TINY | settings.pop("hyper", {})
+    hyper = DEEP | settings.pop("hyper", {})
     config = make_config(task, method=method, steps=60, float64=True, hyper=hyper, **settings)
     trainer = Trainer(config)
     for _ in range(34):

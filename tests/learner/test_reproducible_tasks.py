@@ -21,7 +21,8 @@ from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
-from tests.learner.recorded_tasks import SLIDE, SMALL, Base, Derived
+from tests.learner.recorded_tasks import SLIDE, Base, Derived
+from tests.tiny import MOMENT
 
 
 def made_heavier() -> Task:
@@ -73,9 +74,9 @@ UNRECORDABLE = {
 def test_a_task_that_its_options_do_not_make_again_is_refused_and_nothing_is_written(case, tmp_path):
     make, sentence = UNRECORDABLE[case]
     with pytest.raises(InputError, match=sentence):
-        make_config(make(), **SMALL)
+        make_config(make(), **MOMENT)
     with pytest.raises(InputError, match=sentence):
-        train(make_config(Base(), **SMALL), tmp_path / "run", task=make())
+        train(make_config(Base(), **MOMENT), tmp_path / "run", task=make())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,20 +97,20 @@ PATCHES = {
 @pytest.mark.parametrize("case", PATCHES)
 def test_what_is_changed_on_a_class_is_refused_and_nothing_is_written(case, imported, slide, tmp_path, monkeypatch):
     name, value, sentence = PATCHES[case]
-    config = make_config(slide, **SMALL)
+    config = make_config(slide, **MOMENT)
     if imported:
         import slide as module
     cls = module.Slide if imported else type(make_task(slide))
-    make_config(cls(mass=2.0), **SMALL)
+    make_config(cls(mass=2.0), **MOMENT)
     monkeypatch.setattr(cls, name, value, raising=False)
     for refuse in (
-        lambda: make_config(cls(mass=2.0), **SMALL),
+        lambda: make_config(cls(mass=2.0), **MOMENT),
         lambda: train(config, tmp_path / "run", task=cls(mass=2.0)),
     ):
         with pytest.raises(InputError, match=f"{sentence} .*slide.py:Slide defines, .* change it in the file"):
             refuse()
     assert not (tmp_path / "run").exists()
-    assert make_config(slide, **SMALL) == config
+    assert make_config(slide, **MOMENT) == config
 
 
 def test_a_global_that_is_changed_and_a_file_that_is_edited_after_the_task_was_made_are_refused(slide, monkeypatch):
@@ -119,16 +120,16 @@ def test_a_global_that_is_changed_and_a_file_that_is_edited_after_the_task_was_m
     with monkeypatch.context() as patch:
         patch.setattr(module, "FRICTION", 9.0)
         with pytest.raises(InputError, match="method step is not what"):
-            make_config(task, **SMALL)
-    make_config(task, **SMALL)
+            make_config(task, **MOMENT)
+    make_config(task, **MOMENT)
     path = Path(slide.rpartition(":")[0])
     text = path.read_text()
     path.write_text("# a comment\n" + text.replace("A mass", "A body"))
-    make_config(task, **SMALL)
+    make_config(task, **MOMENT)
     path.write_text(text.replace("dt = 0.05", "dt = 0.5"))
     with pytest.raises(InputError, match=r"attribute dt = 0.05 is not what .* make the task anew"):
-        make_config(task, **SMALL)
-    assert make_config(make_task(slide), **SMALL).task == slide
+        make_config(task, **MOMENT)
+    assert make_config(make_task(slide), **MOMENT).task == slide
 
 
 DECORATED = """
@@ -190,12 +191,12 @@ def test_a_class_that_is_as_its_file_says_is_not_refused_whatever_is_in_it(slide
     path.write_text(DECORATED)
     task = make_task(f"{path}:Decorated", mass=2.0)
     task.reward(torch.ones(2), torch.ones(1), torch.ones(2))
-    assert make_config(task, **SMALL).task_options == {"mass": 2.0}
+    assert make_config(task, **MOMENT).task_options == {"mass": 2.0}
     assert type(make_task("Decorated")) is type(task)
     assert pickle.loads(pickle.dumps(task)).__class__ is type(task)
     type(task).rail.length = 3.0
     with pytest.raises(InputError, match=r"attribute rail = .* is not what"):
-        make_config(task, **SMALL)
+        make_config(task, **MOMENT)
 
 
 class Caching(Base):
@@ -252,7 +253,7 @@ def test_what_is_no_task_gets_one_sentence(given, shown):
 def test_a_class_of_exec_in_a_namespace_of_its_own_is_found_if_registered_and_else_asked_for(monkeypatch):
     space: dict[str, Any] = {"__name__": "a_module_that_never_was", "Base": Base}
     exec("class Made(Base):\n    name = 'Made'", space)
-    config = make_config(space["Made"](), **SMALL)
+    config = make_config(space["Made"](), **MOMENT)
     with pytest.raises(InputError, match="from Python, give the object as task="):
         config.make_task()
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))

@@ -7,23 +7,11 @@ import torch
 
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
-
-TINY = {
-    "batch_size": 16,
-    "warmup_steps": 25,
-    "actor_hidden": (16, 16),
-    "critic_hidden": (16, 16),
-    "ensemble_hidden": (16, 16),
-    "reward_hidden": (12,),
-    "model_batches": 4,
-    "model_batch_size": 16,
-    "updates_per_step": 2,
-    "learning_rate": 1e-3,
-}
+from tests.tiny import HYPER
 
 
 def train(seeds, diverging_seed=None, steps=50, **settings) -> Trainer:
-    config = make_config("Pendulum", seeds=seeds, steps=50, hyper=TINY, **settings)
+    config = make_config("Pendulum", seeds=seeds, steps=50, hyper=HYPER | {"updates_per_step": 2}, **settings)
     trainer = Trainer(config)
     while trainer.env_step < steps:
         trainer.step()

@@ -22,14 +22,15 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.run_folder import load_trainer, read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
-from tests.learner.recorded_tasks import SMALL, Base
+from tests.learner.recorded_tasks import Base
+from tests.tiny import MOMENT
 
 
 def test_another_task_than_the_configured_one_is_refused(slide, tmp_path):
     with pytest.raises(InputError, match="and the configuration is of task Pendulum"):
-        train(make_config("Pendulum", **SMALL), tmp_path / "run", task=make_task(slide))
+        train(make_config("Pendulum", **MOMENT), tmp_path / "run", task=make_task(slide))
     with pytest.raises(InputError, match=r"task_options are {'mass': 2.0}, and the task object .* {'mass': 3.0}"):
-        make_config(make_task(slide, mass=3.0), task_options={"mass": 2.0}, **SMALL)
+        make_config(make_task(slide, mass=3.0), task_options={"mass": 2.0}, **MOMENT)
 
 
 def test_a_class_of_a_function_is_asked_for_when_the_run_goes_on(tmp_path):
@@ -48,7 +49,7 @@ def test_a_class_of_a_function_is_asked_for_when_the_run_goes_on(tmp_path):
         def reward(self, obs, action, next_obs):
             return next_obs[..., 0]
 
-    train(make_config(Local(2.0), **SMALL), tmp_path / "run", task=Local(2.0))
+    train(make_config(Local(2.0), **MOMENT), tmp_path / "run", task=Local(2.0))
     for go_on in (resume, load_trainer):
         with pytest.raises(InputError, match=r"task of .* is not found: .* defined in a notebook, .* as task="):
             go_on(tmp_path / "run")
@@ -98,7 +99,7 @@ def test_a_class_of_python_c_trains_and_goes_on_with_the_object(tmp_path):
 @pytest.fixture
 def trained(slide, tmp_path) -> Path:
     """A run folder of two steps."""
-    train(make_config(slide, **SMALL), tmp_path / "run")
+    train(make_config(slide, **MOMENT), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -152,7 +153,7 @@ def test_a_run_goes_on_with_a_task_file_that_was_moved_and_not_with_another_clas
     path = Path(slide.rpartition(":")[0])
     path.write_text(path.read_text() + "\n\nclass Other(Slide):\n    pass\n")
     run_dir = tmp_path / "run"
-    train(make_config(slide, **SMALL), run_dir)
+    train(make_config(slide, **MOMENT), run_dir)
     moved = shutil.move(path.parent, tmp_path / "moved") / "slide.py"
     assert "config.json is not found: task " in refused(run_dir, capsys)
     data = json.loads((run_dir / "config.json").read_text())
@@ -196,7 +197,7 @@ def test_a_patched_class_attribute_is_refused(trained, slide, monkeypatch):
 
 
 def test_a_built_in_task_that_another_version_changed_names_the_version(tmp_path, monkeypatch):
-    train(make_config("Pendulum", **SMALL), tmp_path / "run")
+    train(make_config("Pendulum", **MOMENT), tmp_path / "run")
     monkeypatch.setattr("mage_diffsim.__version__", "9.9")
     load_trainer(tmp_path / "run")  # another version alone is no reason
     monkeypatch.setattr(Pendulum, "g", 9.81)

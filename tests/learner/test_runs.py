@@ -28,18 +28,7 @@ from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
 from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, read_evaluations, read_metrics
 from mage_diffsim.training import Trainer
-
-TINY: dict[str, Any] = {
-    "batch_size": 16,
-    "updates_per_step": 1,
-    "warmup_steps": 30,
-    "actor_hidden": (8, 8),
-    "critic_hidden": (8,),
-    "ensemble_hidden": (8,),
-    "reward_hidden": (8,),
-    "model_batches": 2,
-    "model_batch_size": 16,
-}
+from tests.tiny import HYPER, RUN
 
 SPEED = ("wall_s", "updates_per_s")
 """Columns of metrics.csv that the clock decides."""
@@ -57,16 +46,7 @@ def task(tmp_path_factory) -> str:
 
 
 def tiny(task: str, **settings: Any) -> TrainConfig:
-    defaults = {
-        "steps": 60,
-        "eval_every": 20,
-        "eval_episodes": 2,
-        "gradient_episodes": 1,
-        "checkpoint_every": 20,
-        "preset": "cpu",
-        "hyper": TINY,
-    }
-    return make_config(task, **(defaults | settings))
+    return make_config(task, **(RUN | {"eval_episodes": 2, "hyper": HYPER | {"warmup_steps": 30}} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +140,7 @@ from mage_diffsim.config import TrainConfig
 from mage_diffsim.session import train
 from mage_diffsim.training import Trainer
 import json
+from tests.tiny import HYPER, RUN
 step = Trainer.step
 def killed(self):
     if self.env_step == {kill_at}:

@@ -21,11 +21,12 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.run_folder import load_trainer, read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
-from tests.learner.recorded_tasks import SMALL, Base, Derived, Plain, velocity_after_a_push
+from tests.learner.recorded_tasks import Base, Derived, Plain, velocity_after_a_push
+from tests.tiny import MOMENT
 
 
 def test_a_configured_task_object_is_the_one_that_is_trained(slide, tmp_path):
-    config = make_config(make_task(slide, mass=20.0, colour="red"), **SMALL)
+    config = make_config(make_task(slide, mass=20.0, colour="red"), **MOMENT)
     assert (config.task, config.task_options) == (slide, {"mass": 20.0, "colour": "red"})
     train(config, tmp_path / "run")
     assert read_config(tmp_path / "run") == config
@@ -37,7 +38,7 @@ def test_a_configured_task_object_is_the_one_that_is_trained(slide, tmp_path):
 
 def test_the_options_of_a_task_object_given_to_train_are_recorded(slide, tmp_path):
     task = make_task(slide, mass=4.0, rail=[3, [1.5, True, {"a": "b"}]])
-    train(make_config(slide, **SMALL), tmp_path / "run", task=task)
+    train(make_config(slide, **MOMENT), tmp_path / "run", task=task)
     data = json.loads((tmp_path / "run" / "config.json").read_text())
     assert data["task_options"] == {"mass": 4.0, "rail": [3, [1.5, True, {"a": "b"}]]}
     trainer = load_trainer(tmp_path / "run")
@@ -49,7 +50,7 @@ def test_the_options_of_a_task_object_given_to_train_are_recorded(slide, tmp_pat
 
 
 def test_pendulum_of_another_clip_order_is_trained_in_every_backend(tmp_path):
-    config = make_config(make_task("Pendulum", clip_order="v0"), **SMALL)
+    config = make_config(make_task("Pendulum", clip_order="v0"), **MOMENT)
     assert (config.task, config.task_options) == ("Pendulum", {"clip_order": "v0"})
     train(config, tmp_path / "run")
     trainer = load_trainer(tmp_path / "run")
@@ -179,7 +180,7 @@ def test_options_that_a_constructor_refuses_or_misses_get_one_sentence(words, se
 @pytest.mark.parametrize("options", [{"mass": torch.ones(1)}, {"mass": float("nan")}, 3, {3: 4}])
 def test_task_options_that_are_none_get_one_sentence(slide, options):
     with pytest.raises(InputError, match="task_options"):
-        make_config(slide, task_options=options, **SMALL)
+        make_config(slide, task_options=options, **MOMENT)
 
 
 class Scaled(Base):
@@ -198,7 +199,7 @@ class Scaled(Base):
 )
 def test_numpy_numbers_are_options_as_plain_ones_are_and_the_repr_shows_them(given, recorded):
     task = Scaled(**given)
-    assert make_config(task, **SMALL).task_options == recorded
+    assert make_config(task, **MOMENT).task_options == recorded
     again = Scaled(**recorded)
     assert (task.weight, task.gains, task.on) == (again.weight, again.gains, again.on)
     assert "np." not in repr(task)
@@ -210,6 +211,6 @@ def test_the_repr_of_a_task_shows_the_options_it_was_made_with():
 
 
 def test_the_configuration_with_options_survives_its_file(slide):
-    config = make_config(slide, task_options={"mass": 2.0, "rail": [1, [2, {"a": (3,)}]]}, **SMALL)
+    config = make_config(slide, task_options={"mass": 2.0, "rail": [1, [2, {"a": (3,)}]]}, **MOMENT)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert hash(config) == hash(dataclasses.replace(config))

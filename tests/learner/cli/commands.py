@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 from mage_diffsim.cli import main
+from tests.tiny import RUN, flags
 
 TASK_FILE = """
 from mage_diffsim.envs.tasks.pendulum import Pendulum
@@ -15,11 +15,7 @@ class Short(Pendulum):
     name = "Short"
     horizon = 6
 """
-TINY = shlex.split("""
-    --preset cpu --steps 60 --eval-every 20 --eval-episodes 3 --gradient-episodes 1 --checkpoint-every 20
-    --warmup-steps 30 --batch-size 16 --updates-per-step 1 --actor-hidden 8 --critic-hidden 8 --ensemble-hidden 8
-    --model-batches 2 --model-batch-size 16
-""")
+TINY = flags(RUN | {"eval_episodes": 3})
 
 
 def run(*argv: object) -> int:
