@@ -2,19 +2,9 @@
 
 import torch
 
-from mage_diffsim.envs import BodyPosition, MeanVelocity, MujocoTask, SitePosition, make_physics
+from mage_diffsim.envs import BodyPosition, MeanVelocity, MujocoTask, SitePosition, make_physics, make_task, task_names
 
-TASKS = (
-    "InvertedPendulum",
-    "InvertedDoublePendulum",
-    "Reacher",
-    "Swimmer",
-    "HalfCheetah",
-    "Hopper",
-    "Walker2d",
-    "Ant",
-    "Pusher",
-)
+TASKS = tuple(name for name in task_names() if isinstance(make_task(name), MujocoTask))
 
 
 def physics_of(task, **options):

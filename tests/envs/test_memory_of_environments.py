@@ -7,41 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from mage_diffsim.envs import BatchedEnv, Task, make_physics, rollout, uniform
+from mage_diffsim.envs import BatchedEnv, make_physics, rollout
 from mage_diffsim.envs.gymnasium_env import GymEnv, GymVectorEnv
 from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import true_action_gradients
+from tests.envs import slide
 
 
-class Slide(Task):
-    """The README's task: its observation is its state, the same tensor."""
+class Slide(slide.Slide):
+    """Its observation is its state, the same tensor; its episodes are short."""
 
     name = "SlideOfMemory"
-    state_names = ("position", "velocity")
-    obs_names = ("position", "velocity")
-    action_names = ("force",)
-    action_low, action_high = (-3.0,), (3.0,)
-    dt = 0.05
     horizon = 7
-    source = "Newton's second law, 1 kg, semi-implicit Euler"
-    network_size = "small"
-
-    def step(self, state, action):
-        position, velocity = state.unbind(-1)
-        velocity = velocity + self.dt * self.scale_action(action)[..., 0]
-        return torch.stack([position + self.dt * velocity, velocity], dim=-1)
-
-    def observe(self, state):
-        return state
-
-    def reward(self, obs, action, next_obs):
-        return -(next_obs[..., 0].square() + 0.1 * next_obs[..., 1].square() + 0.01 * action[..., 0].square())
 
     def terminated(self, next_obs):
         return next_obs[..., 0].abs() > 1.0
-
-    def reset(self, n, generator):
-        return uniform(n, (-1.0, 0.0), (1.0, 0.0), generator)
 
 
 class Sliced(Slide):
