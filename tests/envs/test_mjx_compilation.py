@@ -15,7 +15,7 @@ from mage_diffsim.bridges.jax import load_jax  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, kept_on_disk  # noqa: E402
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum  # noqa: E402
-from tests.envs.mjx_models import Fluid, Leg, N, physics_of, samples  # noqa: E402
+from tests.envs.mjx_models import Ball, N, physics_of, samples  # noqa: E402
 
 
 @pytest.mark.slow
@@ -45,14 +45,14 @@ def test_kept_residuals_give_the_gradient_of_recomputing(caplog):
 
 
 def test_physics_of_equal_models_share_what_is_compiled(caplog):
-    physics_of(Leg).step(*samples(Leg))
+    physics_of(Ball).step(*samples(Ball))
     with caplog.at_level(logging.INFO, logger="mage_diffsim"):
-        MjxPhysics(Leg(), dtype=torch.float64).step(*samples(Leg))
+        MjxPhysics(Ball(), dtype=torch.float64).step(*samples(Ball))
         assert not caplog.records
-        state, action = (x[:3] for x in samples(Fluid))
-        MjxPhysics(Fluid(), dtype=torch.float64).step(state, action)
+        state, action = (x[:3] for x in samples(Ball))
+        MjxPhysics(Ball(), dtype=torch.float64).step(state, action)
     (record,) = caplog.records
-    assert record.getMessage().startswith("compiling MJX Fluid (forward, batch of 3, float64 on cpu)")
+    assert record.getMessage().startswith("compiling MJX Ball (forward, batch of 3, float64 on cpu)")
 
 
 class TestCompilationsOnDisk:

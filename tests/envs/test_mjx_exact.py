@@ -19,6 +19,7 @@ from mage_diffsim.envs.mujoco.loading import load_simulation  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.geom_pairs import PAIRS, batch, mjcf  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
 
 ROWS = 24
 SIZES = {
@@ -344,7 +345,7 @@ def test_other_forces_on_a_ball_joint_are_covered(actuator):
     MjxPhysics.check_covers(type("Ball", (Body,), {"name": "Ball", "mjcf": BALL.format("", actuator)})())
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", slow_but(["logs"], PAIRS))
 def test_generated_pairs_touch_as_in_mujoco_c(name):
     """Number, distance, normal and place of the contacts, where rounding errors of the state do not change C's own."""
     load_jax()

@@ -29,7 +29,9 @@ def warned(task, state, action):
 
 
 @pytest.mark.parametrize("backend", slow_but(["mujoco", "warp"], ["mujoco", "mjx", "warp"]))
-@pytest.mark.parametrize("damping, gear", [("-95", "1"), ("0", "1"), ("0", "2e10"), ("1e6", "2e10")])
+@pytest.mark.parametrize(
+    "damping, gear", slow_but([("-95", "1"), ("0", "2e10")], [("-95", "1"), ("0", "1"), ("0", "2e10"), ("1e6", "2e10")])
+)
 def test_a_state_that_mujoco_c_would_reset_is_not_finite(backend, damping, gear):
     pytest.importorskip({"mjx": "mujoco.mjx"}.get(backend, backend))
     task = slider(mjcf=UNSTABLE.format(damping, gear), readouts={})

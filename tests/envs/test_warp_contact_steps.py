@@ -13,6 +13,7 @@ pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
 
 LOG = """<mujoco><option timestep="0.004"/><worldbody><geom type="capsule" size=".1 .4" euler="90 0 0"/>
  <body pos="0 0 .19"><joint name="z" type="slide" axis="0 0 1"/><joint name="r" axis="1 0 0"/>
@@ -134,6 +135,7 @@ def test_collinear_capsules_do_not_pass_through_each_other():
     assert_derivatives("posts", states[[0, 2, 3]], np.zeros((3, 1)), 0.5)
 
 
+@pytest.mark.slow
 def test_a_log_on_two_logs_is_that_of_mujoco_c_over_a_rollout():
     m = task_of("logs").simulation.model
     start = np.zeros((8, m.nq + m.nv))
@@ -168,7 +170,7 @@ def thrown(name, n):
     return states.astype(np.float32).astype(float), actions.astype(np.float32).astype(float)
 
 
-@pytest.mark.parametrize("name", ["crossed", "cheetah"])
+@pytest.mark.parametrize("name", slow_but(["crossed"], ["crossed", "cheetah"]))
 def test_capsules_crossing_in_one_plane_are_as_exact_as_the_dtype(name):
     """Their nearest points are one point, and only rounding says otherwise; float32 had a median error of 1 here."""
     states, actions = thrown(name, 400)
