@@ -15,6 +15,7 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import launchers
 from mage_diffsim.experiments.cells import Cell
 from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
+from mage_diffsim.experiments.rows import curve_rows, summary_rows
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished
