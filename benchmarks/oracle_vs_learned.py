@@ -25,7 +25,7 @@ from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.warp import WarpPhysics
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, Table, main
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, main
 from mage_diffsim.experiments.comparison import (
     EFFECTS_HEADER,
     HEADER,
@@ -38,7 +38,7 @@ from mage_diffsim.experiments.comparison import (
 from mage_diffsim.experiments.groups import cell_name, groups_of
 from mage_diffsim.experiments.horizons import write_horizons
 from mage_diffsim.experiments.rows import CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
-from mage_diffsim.experiments.tables import write_csv
+from mage_diffsim.experiments.tables import Table, write_csv
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 

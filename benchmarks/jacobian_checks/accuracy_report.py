@@ -10,7 +10,7 @@ from typing import Any
 from jacobian_checks.errors import number
 from jacobian_checks.subjects import source_name
 from mage_diffsim.experiments.figures import PALETTE, write_figure
-from mage_diffsim.experiments.summary import Table
+from mage_diffsim.experiments.tables import Table
 
 HEADER = ("task", "source", "block", "clean", "median", "p90", "p99", "max", "cosine min", "max in contact",
           "unclean", "unclean median", "unclean max", "non-finite")  # fmt: skip

@@ -21,9 +21,9 @@ from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.sampling import action_sequences
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments.summary import Table, write_summary
+from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_display
-from mage_diffsim.experiments.tables import write_csv
+from mage_diffsim.experiments.tables import Table, write_csv
 from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.shapes import Float, Tensor
 

@@ -22,9 +22,9 @@ from mage_diffsim.envs.differences import (
 )
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.errors import InputError
-from mage_diffsim.experiments.summary import Table, write_summary
+from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.sweep_display import make_sweep_display
-from mage_diffsim.experiments.tables import write_csv
+from mage_diffsim.experiments.tables import Table, write_csv
 from mage_diffsim.files import make_folder
 from mage_diffsim.shapes import Float, Tensor
 

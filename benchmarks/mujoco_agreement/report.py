@@ -8,7 +8,7 @@ from typing import Any
 
 from jacobian_checks.errors import NEGLIGIBLE
 
-from mage_diffsim.experiments.summary import Table
+from mage_diffsim.experiments.tables import Table
 from mujoco_agreement.reference import KINDS
 
 WORST_HEADER = ("source", "states", "models", "value", "by action", "by state", "contacts differ", "non-finite")

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Outcome
-from mage_diffsim.experiments.command import SMOKE, Findings, Size, Table
+from mage_diffsim.experiments.command import SMOKE, Findings, Size
 from mage_diffsim.experiments.figures import Panel, draw, line
 from mage_diffsim.experiments.horizons import disagreement, write_horizons
 from mage_diffsim.experiments.rows import CURVE_FIELDS, curve_rows, summary_rows
 from mage_diffsim.experiments.statistics import final_value, interval, side_of
-from mage_diffsim.experiments.tables import text, write_csv
+from mage_diffsim.experiments.tables import Table, text, write_csv
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.training import Trainer
 from paper_experiments.comparison import Comparison

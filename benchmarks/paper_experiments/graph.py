@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from mage_diffsim.experiments.autograd_graph import computation_graph, draw_computation_graph
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size, Table
-from mage_diffsim.experiments.tables import enumeration, write_csv
+from mage_diffsim.experiments.command import SMOKE, Experiment, Findings, Size
+from mage_diffsim.experiments.tables import Table, enumeration, write_csv
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.settings import make_config
 

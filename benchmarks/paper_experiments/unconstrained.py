@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.command import Experiment, Findings, Size, Table
+from mage_diffsim.experiments.command import Experiment, Findings, Size
 from mage_diffsim.experiments.figures import DASHES, PALETTE, Line, Panel, draw, line
 from mage_diffsim.experiments.rows import CURVE_FIELDS, curve_rows
 from mage_diffsim.experiments.statistics import Interval, interval
-from mage_diffsim.experiments.tables import text, write_csv
+from mage_diffsim.experiments.tables import Table, text, write_csv
 from mage_diffsim.settings import make_config
 
 

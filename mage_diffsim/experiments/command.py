@@ -28,10 +28,11 @@ from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
-from mage_diffsim.experiments.launchers import Launcher, LocalLauncher, RayLauncher
+from mage_diffsim.experiments.launchers import Launcher, LocalLauncher
+from mage_diffsim.experiments.ray_launcher import RayLauncher
 from mage_diffsim.experiments.sweep import held, run_cells
 from mage_diffsim.experiments.sweep_display import make_sweep_display
-from mage_diffsim.experiments.tables import markdown_table, screen_table, told_columns
+from mage_diffsim.experiments.tables import Table, markdown_table, screen_table, told_columns
 from mage_diffsim.files import write_atomically
 from mage_diffsim.run_folder import read_versions
 
@@ -47,15 +48,6 @@ SMOKE: dict[str, Any] = dict(
     hyper=dict(warmup_steps=60, batch_size=32, updates_per_step=2, model_batches=5),
 )
 """A budget that tries everything and shows nothing."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of results; columns that hold nothing are left out where it is shown."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)

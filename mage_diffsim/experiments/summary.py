@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
 from mage_diffsim.experiments.command import provenance
-from mage_diffsim.experiments.tables import markdown_table, rich_table
+from mage_diffsim.experiments.tables import Table, markdown_table, rich_table
 from mage_diffsim.files import write_atomically
-
-
-class Table(NamedTuple):
-    """A table of text."""
-
-    heading: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def write_summary(
@@ -43,7 +35,7 @@ def write_summary(
     for table in tables:
         if table.rows:
             console.print(rich_table(console, *table))
-            lines += [f"## {table.heading}", "", markdown_table(table.header, table.rows)]
+            lines += [f"## {table.title}", "", markdown_table(table.header, table.rows)]
     lines += provenance(dict(facts or {}))
     write_atomically(path, "\n".join(lines) + "\n")
     print(f"Written to {path.parent}")

@@ -7,16 +7,24 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.console import Group as Stack
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from mage_diffsim.experiments.statistics import Interval
 from mage_diffsim.files import write_atomically
+
+
+class Table(NamedTuple):
+    """A table of results."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -69,8 +77,8 @@ def rich_table(console: Console, title: str, header: Sequence[str], rows: Sequen
     """
     keys = next((k for k in range(1, len(header)) if len({tuple(row[:k]) for row in rows}) == len(rows)), 1)
 
-    def table(columns: Sequence[int], width: int | None, title: str | None) -> Table:
-        found = Table(title=title, title_justify="left")
+    def table(columns: Sequence[int], width: int | None, title: str | None) -> RichTable:
+        found = RichTable(title=title, title_justify="left")
         for column in columns:
             found.add_column(header[column], max_width=width, overflow="fold")
         for row in rows:
@@ -121,7 +129,7 @@ def screen_table(console: Console, header: Sequence[str], rows: Sequence[Sequenc
     kept = [i for i in range(len(header)) if len(rows) < 2 or len({row[i] for row in rows}) > 1]
 
     def drawn(columns: Sequence[int], shown: Sequence[Sequence[str]]) -> list[str]:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in columns:
             table.add_column(header[column], max_width=NAME_WIDTH)
         for row in shown:

@@ -12,9 +12,10 @@ from sweeps import cell, without_clock
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.errors import InputError
-from mage_diffsim.experiments import launchers
+from mage_diffsim.experiments import ray_launcher
 from mage_diffsim.experiments.cells import Cell
-from mage_diffsim.experiments.launchers import LocalLauncher, RayLauncher
+from mage_diffsim.experiments.launchers import LocalLauncher
+from mage_diffsim.experiments.ray_launcher import RayLauncher
 from mage_diffsim.experiments.rows import curve_rows, summary_rows
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
@@ -177,8 +178,8 @@ def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
     for token in (None, "another sweep's"):
         if token is not None:
-            (tmp_path / launchers.TOKEN).write_text(token)
-        status, reason = launchers._ray_task(cell(SWEPT), tmp_path, "this sweep's", tmp_path, None)
+            (tmp_path / ray_launcher.TOKEN).write_text(token)
+        status, reason = ray_launcher._ray_task(cell(SWEPT), tmp_path, "this sweep's", tmp_path, None)
         assert status == "failed" and "must lie on a file system that all machines of the cluster share" in reason
     assert (tmp_path / "a" / "thesis.tex").exists()
 

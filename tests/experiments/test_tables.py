@@ -10,11 +10,11 @@ from rich.console import Console
 from summaries import rows
 
 from mage_diffsim.experiments import tables
-from mage_diffsim.experiments.command import SCREEN_LINES, Findings, Table, screen
+from mage_diffsim.experiments.command import SCREEN_LINES, Findings, screen
 from mage_diffsim.experiments.comparison import HEADER, table_rows
 from mage_diffsim.experiments.groups import groups_of
 from mage_diffsim.experiments.statistics import Interval
-from mage_diffsim.experiments.tables import told_columns
+from mage_diffsim.experiments.tables import Table, told_columns
 
 HYBRIDS = [
     row
