@@ -2,7 +2,7 @@
 
     python examples/ppo.py
 
-Expect the full return of 1000, in about a minute.
+Expect the full return of 1000 within 40 iterations, in less than a minute.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Three seeds in one training, and a plot of their returns.
 
-    python examples/three_seeds.py                         # about a minute on one core
+    python examples/three_seeds.py                         # a minute or two on one core
 
 Expect runs/three_seeds/returns.png with a thin line per seed, and all three above -200 (solved) by step 4000.
 """
