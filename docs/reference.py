@@ -24,6 +24,7 @@ from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task, task_names
 from mage_diffsim.hyper import Hyper
+from mage_diffsim.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -173,6 +174,10 @@ def configuration() -> str:
         "hyper-parameters in `hyper`.",
         "## Settings",
         _fields(TrainConfig, skip=("hyper",)),
+        "## Methods",
+        "All methods are settings of one agent. A model-free method takes transitions from the replay buffer; the others "
+        "imagine them with the dynamics.",
+        _methods(),
         "## Hyper-parameters",
         "The defaults are those of the preset `paper` for the larger tasks.",
         _fields(Hyper),
@@ -198,6 +203,15 @@ def _choices(kind: Any) -> str:
     """The values that a ``Literal``, alone or in a union, accepts."""
     literals = [x for x in (kind, *get_args(kind)) if get_origin(x) is Literal]
     return f" One of {_names(get_args(literals[0]))}." if literals else ""
+
+
+def _methods() -> str:
+    rows = []
+    for name, method in METHODS.items():
+        updates = "1" if method.update_every_step_once else "`updates_per_step`"
+        imagines = "imagined" if method.imagines else "replay buffer"
+        rows.append((f"`{name}`", imagines, f"`{method.loss}`", *map(str, (method.critics, method.policy_delay)), updates))
+    return table(("method", "transitions", "loss", "critics", "critic updates per actor update", "updates per step"), rows)
 
 
 def _presets() -> str:
