@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import io
 import itertools
@@ -46,6 +47,17 @@ PRESETS = {
     "cpu, small tasks": ("cpu", "small"),
 }
 """Heading of a column to the name and network size of a preset."""
+
+BENCHMARKS = {
+    "gradient_quality.csv": "jacobian_checks.accuracy",
+    "soak.csv": "jacobian_checks.soak",
+    "sweep.csv": "jacobian_checks.sweep",
+    "results.csv": "mujoco_agreement.measuring",
+    "throughput.csv": "throughput_sections.rows",
+}
+"""CSV file of a benchmark to the module that names its columns."""
+
+ROLE = re.compile(r":\w+:`[~.]*([\w.]+)`")
 
 PACKAGES = {"learner": "mage_diffsim", "envs": "envs", "bridges": "bridges"}
 """Name of an API page to the folder whose modules it lists."""
@@ -127,12 +139,14 @@ def script_help(script: str) -> str:
     """What ``python SCRIPT --help`` prints.
 
     Raises:
-        subprocess.CalledProcessError: it fails.
+        RuntimeError: it fails; the message has what it wrote to stderr.
     """
     command = [sys.executable, *script.split(), "--help"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"COLUMNS": str(WIDTH), "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return done.stdout
 
 
@@ -175,8 +189,8 @@ def configuration() -> str:
         "## Settings",
         _fields(TrainConfig, skip=("hyper",)),
         "## Methods",
-        "All methods are settings of one agent. A model-free method takes transitions from the replay buffer; the others "
-        "imagine them with the dynamics.",
+        "All methods are settings of one agent. A model-free method takes transitions from the replay buffer. The "
+        "others imagine them with the dynamics.",
         _methods(),
         "## Hyper-parameters",
         "The defaults are those of the preset `paper` for the larger tasks.",
@@ -206,12 +220,14 @@ def _choices(kind: Any) -> str:
 
 
 def _methods() -> str:
+    header = ("method", "transitions", "loss", "critics", "critic updates per actor update", "updates per step")
     rows = []
     for name, method in METHODS.items():
+        transitions = "imagined" if method.imagines else "replay buffer"
         updates = "1" if method.update_every_step_once else "`updates_per_step`"
-        imagines = "imagined" if method.imagines else "replay buffer"
-        rows.append((f"`{name}`", imagines, f"`{method.loss}`", *map(str, (method.critics, method.policy_delay)), updates))
-    return table(("method", "transitions", "loss", "critics", "critic updates per actor update", "updates per step"), rows)
+        critics, delay = str(method.critics), str(method.policy_delay)
+        rows.append((f"`{name}`", transitions, f"`{method.loss}`", critics, delay, updates))
+    return table(header, rows)
 
 
 def _presets() -> str:
@@ -251,7 +267,23 @@ def csv_columns() -> str:
         parts.append(f"## {heading}")
         for name, rows, meanings in files:
             parts += [f"### {name}", rows, table(("column", "content"), [(f"`{k}`", v) for k, v in meanings.items()])]
+    parts.append("## Benchmarks")
+    for name, module in BENCHMARKS.items():
+        names, text = benchmark_columns(module)
+        parts += [f"### {name}", f"Written by `benchmarks/{module.replace('.', '/')}.py`.", _names(names), *text]
     return "\n\n".join(parts) + "\n"
+
+
+def benchmark_columns(module: str) -> tuple[tuple[str, ...], list[str]]:
+    """The columns that a module of benchmarks/ names in FIELDS, and the paragraphs that it says of them."""
+    with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        found = importlib.import_module(module)
+    text: list[str] = []
+    for here, below in itertools.pairwise(ast.parse(inspect.getsource(found)).body):
+        match here, below:
+            case ast.Assign(targets=[ast.Name(id="FIELDS")]), ast.Expr(value=ast.Constant(value=str(said))):
+                text = [" ".join(part.split()) for part in ROLE.sub(r"`\1`", said).split("\n\n")]
+    return found.FIELDS, text
 
 
 def tasks() -> str:

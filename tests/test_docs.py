@@ -197,6 +197,15 @@ def test_every_column_is_on_the_page_of_columns(reference):
             assert f"| `{column}` | {meaning.replace('|', chr(92) + '|')} |" in section
 
 
+def test_every_column_of_a_benchmark_is_on_the_page_of_columns(reference):
+    page = reference.csv_columns()
+    for name, module in reference.BENCHMARKS.items():
+        section = page.split(f"### {name}\n")[1].split("\n### ")[0]
+        fields, _ = reference.benchmark_columns(module)
+        assert len(fields) >= 8 and all(f"`{field}`" in section for field in fields)
+        assert not re.search(r":\w+:`", section)
+
+
 def test_the_api_pages_have_every_module(reference):
     shown = {name for folder in PACKAGES for name in reference.modules(folder)}
     assert {"mage_diffsim.critic", "mage_diffsim.envs.task", "mage_diffsim.bridges.op"} <= shown

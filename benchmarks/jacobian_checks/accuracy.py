@@ -37,7 +37,7 @@ FIELDS = (
     *("value_error_median", "value_error_max", "value_r2"),
     *("step_ms", "step_vjp_ms", "vjp_ratio", "compile_s", "status"),
 )
-"""Columns of gradient_csv, one row per source, block, group of states and kind (clean or unclean).
+"""Columns of gradient_quality.csv, one row per source, block, group of states and kind (clean or unclean).
 
 ``states`` is a group of :meth:`.Points.groups`. ``value_error`` is that of the next state, see :func:`.value_error`.
 Times are of one batch of all states, see :class:`Times`. ``status`` is ok, refused or failed, with the reason.

@@ -41,6 +41,7 @@ class Row:
 
 
 FIELDS = tuple(Row.__dataclass_fields__)
+"""Columns of throughput.csv, one row per subject and variant; see :class:`Row`."""
 
 
 def row(
