@@ -29,10 +29,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages, and the figures of the committed results."""
+    """Add the generated pages, and the figures and tables of the committed results."""
     for uri, text in reference.pages().items():
         files.append(File.generated(config, uri, content=text))
     for path, uri in reference.addresses().items():
-        if path.suffix == ".png":
+        if path.suffix != ".md":
             files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files

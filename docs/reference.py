@@ -81,7 +81,7 @@ def addresses() -> dict[Path, str]:
     """Files that lie elsewhere and are part of the documentation, each with its address below docs/."""
     found = {ROOT / path: address for path, address in ELSEWHERE.items()}
     for path in sorted((ROOT / "benchmarks/results").rglob("*")):
-        if path.suffix in (".md", ".png"):
+        if path.suffix in (".md", ".png", ".csv"):
             found[path] = path.relative_to(ROOT / "benchmarks").as_posix()
     return found
 

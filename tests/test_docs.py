@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -20,7 +20,7 @@ from mage_diffsim import cli, columns
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, load
 from mage_diffsim.hyper import Hyper
-from mage_diffsim.methods import METHODS
+from mage_diffsim.methods import METHODS, CriticLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
@@ -102,6 +102,18 @@ def test_the_table_of_backends_has_every_source_and_solver():
         for solver in SOLVERS:  # a backend without constraints has nothing to solve
             told = any(f"`{solver}`" in row[6] for row in named)
             assert told == (solver in physics.solvers and backend not in ("torch", "jax")), (backend, solver)
+
+
+def test_the_table_of_losses_has_every_loss():
+    table = re.findall(r"^\| `(\w+)` \|", PAGES["docs/method.md"].split("| loss | per sample |")[1], re.MULTILINE)
+    assert set(table[: len(get_args(CriticLoss))]) == set(get_args(CriticLoss))
+
+
+def test_the_guide_for_contributors_names_things_where_they_are():
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+    named = re.findall(r"`(\w+)`[^`.:]{0,20} (?:in|of) `([\w/]+\.py)`", text)
+    assert len(named) >= 5
+    assert [(name, file) for name, file in named if not re.search(rf"\b{name}\b", (ROOT / file).read_text())] == []
 
 
 def test_the_deviations_are_numbered_without_gaps():
