@@ -223,14 +223,14 @@ def _plain(x: Tensor) -> Tensor:
     """The values of ``x`` without its graph, in row-major layout: a view where ``x`` has that layout."""
     x = x.detach().contiguous()
     if 1 in x.shape:
-        # torch calls any stride of a size-1 axis contiguous, but another framework would compile anew for it.
+        # torch calls any stride of a size-1 axis contiguous; another framework would compile again for each.
         x = x.view(-1).view(x.shape)
     return x
 
 
 def _own_memory(y: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """``y`` in row-major layout, copied if it overlaps one of the others, which have that layout: an in-place edit of
-    one must not change the other."""
+    """``y`` in row-major layout, copied if it overlaps one of the row-major ``others``: an in-place edit of one must
+    not change another."""
     y = y.contiguous()
     begin = y.data_ptr()
     end = begin + y.nbytes

@@ -80,19 +80,19 @@ def on_stack(needed: int, function: Callable[[], T]) -> T:
 
 
 def workers(threads: int, needed: int) -> ThreadPoolExecutor:
-    """Threads on which this many bytes of stack may be used, kept for the next call.
+    """A pool of threads on which this many bytes of stack may be used; it is kept for the next call.
 
     Raises:
         InputError: the system refuses a thread with such a stack.
     """
-    with _pools:  # two first callers at once would make two
+    with _pools:  # two first callers at once would make two pools
         return _workers(threads, max(1 << 20, 1 << (2 * needed - 1).bit_length()))
 
 
 @functools.cache
 def _workers(threads: int, size: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mage_diffsim_stack")
-    started = threading.Barrier(threads + 1)  # none of them is idle before all are there
+    started = threading.Barrier(threads + 1)  # the pool would reuse a thread that ends its task before all have started
     with _making:
         before = threading.stack_size(size)
         try:

@@ -156,7 +156,7 @@ _ops_lock = threading.Lock()
 
 
 def _shared_op(simulation: Simulation, derivative: str, residuals: str) -> Op:
-    """The operation of an equal model, as JAX compiles anew for every function object.
+    """The operation of an equal model, made once per process: JAX compiles again for every function object.
 
     Raises:
         InputError: the model is not supported.
