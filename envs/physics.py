@@ -38,12 +38,17 @@ def load(reference: str) -> Any:
 
 
 def implementation(task: Task, backend: str) -> Any:
-    """Finds what a task lists in ``physics`` for a backend. A module named there may lie beside the task's own file.
+    """What a backend steps: the result of calling what the task lists in ``physics``, with the task.
 
     Raises:
         InputError: what is listed is text and not of the form module:attribute, or there is no such module or
             attribute.
     """
+    return _listed(task, backend)(task)
+
+
+def _listed(task: Task, backend: str) -> Any:
+    """What a task lists in ``physics`` for a backend. A module named there may lie beside the task's own file."""
     reference = task.physics[backend]
     if not isinstance(reference, str):
         return reference

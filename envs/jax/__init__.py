@@ -35,7 +35,7 @@ class JaxPhysics(Physics):
         jax = load_jax()
         check_device(self.device, str(self))
         with x64():
-            step: Any = implementation(self.task, "jax")(self.task)
+            step: Any = implementation(self.task, self.backend)
         self._op = _differentiated(jax.vmap(step), self.derivative, self.residuals, str(self))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:

@@ -63,14 +63,14 @@ class MjxPhysics(Physics):
         load_jax()
         _load_step()
         check_device(self.device, str(self))
-        self.simulation: Simulation = implementation(self.task, "mjx")(self.task)
+        self.simulation: Simulation = implementation(self.task, self.backend)
         name_gap(self.simulation, self.solver)
         self._op = _shared_op(self.simulation, self.derivative, self.residuals)
 
     @classmethod
     def check_covers(cls, task: Task) -> None:
         load_jax()
-        _load_step().check_supported(implementation(task, "mjx")(task))
+        _load_step().check_supported(implementation(task, cls.backend))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]

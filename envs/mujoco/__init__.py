@@ -49,7 +49,7 @@ class MujocoPhysics(Physics):
 
     def _build(self) -> None:
         load_mujoco()
-        self.simulation: Simulation = implementation(self.task, "mujoco")(self.task)
+        self.simulation: Simulation = implementation(self.task, self.backend)
         steps = getattr(self.task, "difference_steps", MujocoTask.difference_steps)
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")

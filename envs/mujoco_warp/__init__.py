@@ -49,7 +49,7 @@ class MujocoWarpPhysics(Physics):
         load_mujoco()
         _load()
         check_device(self.device, str(self))
-        self.simulation: Simulation = implementation(self.task, "mujoco-warp")(self.task)
+        self.simulation: Simulation = implementation(self.task, self.backend)
         name_gap(self.simulation, self.solver)
         self._op = FiniteDifference(
             _Stepper(self.simulation, self.solver, self.device, str(self)),

@@ -49,7 +49,7 @@ class WarpPhysics(Physics):
     def _build(self) -> None:
         load_warp()
         check_device(self.device, str(self))
-        made: Any = implementation(self.task, "warp")(self.task)
+        made: Any = implementation(self.task, self.backend)
         self.simulation: Simulation | None = None
         kernels: Op
         if isinstance(made, Simulation):
@@ -71,7 +71,7 @@ class WarpPhysics(Physics):
     @classmethod
     def check_covers(cls, task: Task) -> None:
         if _of_model(task):
-            cost.check(read(implementation(task, "warp")(task)))
+            cost.check(read(implementation(task, cls.backend)))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         if self.simulation is None:
