@@ -23,10 +23,10 @@ def commands(page: Path, program: str) -> list[list[str]]:
     return [command for command in words if command[:1] == [program]]
 
 
-def missing_targets(page: Path) -> list[str]:
+def missing_targets(page: Path) -> list[Path]:
     """Files that a page links, shows, includes, names or runs, and that do not exist."""
     text = page.read_text()
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     linked = [page.parent / path for path in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", prose)]
     named = re.findall(r"\b((?:benchmarks|examples|tests)/[\w/]+\.(?:py|md|csv))\b", text) + _SNIPPET.findall(text)
-    return [str(path) for path in [*linked, *(ROOT / path for path in named)] if not path.exists()]
+    return [path for path in (p.resolve() for p in [*linked, *(ROOT / p for p in named)]) if not path.exists()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mage_diffsim.cli import main
-from tests.pages import ROOT, blocks, commands, missing_targets
+from tests.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
 
@@ -72,10 +72,6 @@ def test_every_block_is_run_by_a_test_here():
     assert len(blocks(README, "python")) == 2
     lines = [line.split("#")[0].split() for text in blocks(README, "bash") for line in text.splitlines()]
     assert {words[0] for words in lines if words} == {"make", ".", "python", "mage-diffsim"}
-
-
-def test_every_file_it_points_to_exists():
-    assert list(missing_targets(README)) == []
 
 
 def test_no_placeholder_is_left():
