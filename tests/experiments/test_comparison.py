@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from summaries import four, oracle, rows
 
 from mage_diffsim.experiments import comparison
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.comparison import EFFECTS_HEADER, HEADER, effect_rows, notes, table_rows, verdict
 from mage_diffsim.experiments.groups import Group, groups_of, label, paired
 from mage_diffsim.settings import make_config
+from tests.experiments.summaries import four, oracle, rows
 
 SOLVED = {"Pendulum": -200.0, "CartPole": 195.0, "HalfCheetah": None}
 

@@ -8,7 +8,6 @@ import math
 import time
 
 import pytest
-from sweeps import cell, without_clock
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.errors import InputError
@@ -21,6 +20,7 @@ from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished
 from mage_diffsim.settings import make_config
+from tests.experiments.sweeps import cell, without_clock
 from tests.tiny import SWEPT
 
 ray = pytest.importorskip("ray", reason="the extra sweep is not installed")

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from sweeps import cell, without_clock
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.cli import main as cli_main
@@ -32,6 +31,7 @@ from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
 from mage_diffsim.run_folder import is_finished, read_config
 from mage_diffsim.session import Progress, train
 from mage_diffsim.settings import make_config
+from tests.experiments.sweeps import cell, without_clock
 from tests.tiny import SWEPT
 
 ROOT = Path(__file__).resolve().parents[2]

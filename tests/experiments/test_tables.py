@@ -7,7 +7,6 @@ import math
 
 import pytest
 from rich.console import Console
-from summaries import rows
 
 from mage_diffsim.experiments import tables
 from mage_diffsim.experiments.command import SCREEN_LINES, Findings, screen
@@ -15,6 +14,7 @@ from mage_diffsim.experiments.comparison import HEADER, table_rows
 from mage_diffsim.experiments.groups import groups_of
 from mage_diffsim.experiments.statistics import Interval
 from mage_diffsim.experiments.tables import Table, told_columns
+from tests.experiments.summaries import rows
 
 HYBRIDS = [
     row

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from published import PublishedUpdate, flatten
-from test_guards import Poisoned
-from test_published_formulation import published_rows
 
 from mage_diffsim.agent import Draws
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.learner.poisoned import Poisoned
+from tests.learner.published_form import published_rows
 from tests.tiny import HYPER
 
 OFTEN = HYPER | {

@@ -6,35 +6,18 @@ import pytest
 import torch
 
 from mage_diffsim.critic import td_target
-from mage_diffsim.dynamics import Dynamics, Imagined, OracleDynamics
+from mage_diffsim.dynamics import Imagined, OracleDynamics
 from mage_diffsim.envs import make_physics
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.gradients import true_action_gradients
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.learner.poisoned import Poisoned
 from tests.one_number import OneNumber
 from tests.tiny import HYPER
 
 UPDATED = HYPER | {"batch_size": 32, "warmup_steps": 40, "updates_per_step": 2}
-
-
-class Poisoned(Dynamics):
-    """The oracle with a value or an action derivative that is not finite wherever the pendulum moves clockwise."""
-
-    reads_state = True
-
-    def __init__(self, oracle: Dynamics, what: str) -> None:
-        self.oracle, self.what = oracle, what
-
-    def step(self, at, action, noise=None):
-        imagined = self.oracle.step(at, action, noise)
-        bad = (at.obs[..., 2] < 0.0).unsqueeze(-1)
-        if self.what == "value":
-            return Imagined(torch.where(bad, torch.nan, imagined.obs), imagined.state)
-        zero = (action - action.detach()).square()
-        poison = torch.where(bad, zero, 1.0).sqrt()  # in bad rows sqrt(0) of a square: 0 in value, 0/0 in derivative
-        return Imagined(imagined.obs + torch.where(bad, poison, 0.0), None)
 
 
 def poisoned_trainer(what: str, method: str = "mage-td3", **settings) -> Trainer:

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from published import PublishedDraws, PublishedModelTraining, PublishedRewardTraining, PublishedUpdate, Stored, flatten
+from published import PublishedModelTraining, PublishedRewardTraining, PublishedUpdate, flatten
 
-from mage_diffsim.agent import Draws
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
+from tests.learner.published_form import published_rows
 from tests.tiny import HYPER
 
 DEEP = HYPER | {
@@ -32,20 +32,6 @@ def trained(method: str, task: str = "Pendulum", **settings) -> Trainer:
     for _ in range(34):
         trainer.step()
     return trainer
-
-
-def published_rows(
-    trainer: Trainer, draws: Draws, run: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, PublishedDraws, Stored | None]:
-    """One run's rows and draws of an update, in the published form."""
-    batch = trainer.buffer.gather(draws.index)
-    size, members = trainer.hyper.batch_size, trainer.hyper.ensemble_members
-    member = torch.arange(size) // (size // members)
-    imagine = None if draws.imagine is None else draws.imagine[run]
-    stored = None
-    if not trainer.agent.method.imagines:
-        stored = Stored(batch.action[run], batch.next_obs[run], batch.reward[run], batch.terminated[run])
-    return batch.obs[run], batch.state[run], PublishedDraws(member, imagine, draws.target[run]), stored
 
 
 @pytest.mark.parametrize(
