@@ -1,10 +1,11 @@
-"""Learned model, oracle simulators and hybrids under the same learner: how much of a failure is the model's values, and
-how much its gradients?
+"""Compares a learned model, oracle simulators and hybrids of both under the same learner.
 
-By default eight cells on Pendulum: MAGE-TD3 on the learned ensemble, on the torch, jax and warp oracles and on both
-hybrids (values of one, Jacobians of the other), and Dyna-TD3, which uses values only, on the ensemble and on the
-oracle. Interrupt it at any time; the same command goes on where it stopped. Writes summary.csv, curves.csv, figure.png,
-summary.md, and in horizon.csv and horizon.png how the true gradient of each cell's actors grows with the horizon.
+It asks how much of a failure is the model's values and how much its gradients. By default it trains eight cells on
+Pendulum. MAGE-TD3 runs on the learned ensemble, on the torch, jax and warp oracles and on both hybrids (values of one,
+Jacobians of the other). Dyna-TD3, which uses values only, runs on the ensemble and on the oracle.
+
+Interrupt it at any time: the same command goes on where it stopped. It writes summary.md, summary.csv, curves.csv and
+figure.png; horizon.csv and horizon.png hold the size of each cell's true gradient over the horizon.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError
+from mage_diffsim.experiments.aggregates import aggregate
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import Experiment, Findings, Size
 from mage_diffsim.experiments.figures import Panel, draw, line, styles
 from mage_diffsim.experiments.rows import CELL_FIELDS, CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
-from mage_diffsim.experiments.statistics import LAST_EVALUATIONS, Interval, aggregate, interval, middle
+from mage_diffsim.experiments.statistics import LAST_EVALUATIONS, Interval, interval, middle
 from mage_diffsim.experiments.tables import Table, enumeration, text, write_csv
 from mage_diffsim.settings import make_config
 from paper_experiments.gpu_hours import gpu_hours

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mage_diffsim.experiments.statistics import Aggregate, probability_of_improvement, rank_test
+from mage_diffsim.experiments.aggregates import Aggregate, probability_of_improvement
+from mage_diffsim.experiments.statistics import rank_test
 from mage_diffsim.experiments.tables import decimals
 
 Relation = Literal["better", "no worse"]

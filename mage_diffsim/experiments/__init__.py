@@ -1,1 +1,1 @@
-"""Experiments: sweeps of training cells in worker processes, their statistics, figures and words."""
+"""Experiments: sweeps of training cells in worker processes, their statistics, tables and figures."""

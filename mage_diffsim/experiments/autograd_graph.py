@@ -1,4 +1,4 @@
-"""The computation graph of the TD error, read from autograd's own graph of one update (the paper's Fig. 9)."""
+"""Reads the computation graph of the TD error from autograd's graph of one update, and draws it (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def computation_graph(trainer: Trainer) -> list[Quantity]:
 
 
 def update_tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-    """One update's quantities with their autograd graph: the agent's own functions, listened to."""
+    """The quantities of one update with their autograd graph, computed by the agent's own functions."""
     found: dict[str, Tensor] = {}
 
     def heard(function: Callable[..., Any], listen: Callable[..., None]) -> Callable[..., Any]:
@@ -153,7 +153,7 @@ def draw_computation_graph(path: Path, graph: list[Quantity], title: str) -> Non
 
 
 def _bend(parent: str, child: str) -> float:
-    """Arrows that would run through a node between are bent around it."""
+    """Curvature of an arrow: one that would run through another node is bent around it."""
     (x1, y1), (x2, y2) = PLACES[parent], PLACES[child]
     inside = (
         other for other, (x, y) in PLACES.items()

@@ -1,4 +1,4 @@
-"""Cells of a sweep: one training each, how it ended, and the body of the process that trains it."""
+"""Cells of a sweep: what each trains, how it ended, and the body of its process."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
 
 
 def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, send: Send) -> tuple[Status, str]:
-    """Run ``target(*arguments, send)`` in a process of its own, single-threaded so that results do not depend on how
-    many run beside it; what it prints goes into ``log``.
+    """Run ``target(*arguments, send)`` in this process, which is its own; what it prints goes into ``log``.
+
+    It runs on one thread, so that results do not depend on how many run beside it.
 
     Returns:
         how it ended, and why if it is not done.

@@ -1,4 +1,4 @@
-"""Figures: a thick curve of the mean and thin ones of its runs, readable in print and by colour-blind readers."""
+"""Draws figures: a thick curve for the mean and thin ones for single runs, in colours that everyone can tell apart."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ FIELDS = tuple(columns.HORIZON)
 
 
 def horizon_rows(trainer: Trainer, curve: str, longest: int = HORIZONS[-1]) -> list[dict[str, Any]]:
-    """|grad_{a_0} G(s_0, a_0)| of the trainer's policies, with the return of 1, 2, 5, ... steps; rows of FIELDS.
+    """Rows of FIELDS: the size of the true gradient |grad_{a_0} G(s_0, a_0)| of returns over 1, 2, 5, ... steps.
 
     Args:
         trainer: whose actors act, from initial states that an evaluation would draw.
@@ -58,13 +58,13 @@ def horizon_rows(trainer: Trainer, curve: str, longest: int = HORIZONS[-1]) -> l
 def write_horizons(
     outcomes: Sequence[tuple[str, Outcome]], out: Path, actors: str, longest: int = HORIZONS[-1]
 ) -> None:
-    """Write horizon.csv and horizon.png of some finished cells, given with the names of their curves.
+    """Write horizon.csv and horizon.png of finished cells.
 
-    What was measured of a cell is kept in its run folder and not measured again.
+    Each cell's run folder keeps its rows, so that a second call does not measure them again.
 
     Args:
-        outcomes: name of the curve and the cell, whose newest checkpoint is read, on the CPU; a cell whose backend is
-            not installed here is left out.
+        outcomes: names of the curves and their cells. Newest checkpoints are read, on the CPU. A cell whose backend is
+            not installed is left out.
         out: folder to write into.
         actors: whose gradients these are, for the title.
         longest: horizon to measure up to.
@@ -122,7 +122,7 @@ def _curve(name: str, lam: float, several: bool) -> str:
 
 
 def _by_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The geometric mean over the trajectories of each run: those of one actor are not independent."""
+    """One row per run: the geometric mean over its trajectories, which are not independent."""
     norms: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         norms.setdefault((row["curve"], row["lambda"], row["seed"], row["horizon"]), []).append(row["norm"])
@@ -150,7 +150,7 @@ def oracle(trainer: Trainer, backend: str) -> Physics | None:
 
 
 def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Float[Tensor, "N"]]:
-    """How far true gradients through a bridge are from those of the task's first backend, along its policy.
+    """Differences of true gradients through a bridge from those of the task's first backend, along its policy.
 
     Args:
         trainer: whose actors act.

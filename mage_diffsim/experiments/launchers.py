@@ -1,4 +1,4 @@
-"""Launchers train the cells of a sweep; this one trains them in processes of this machine."""
+"""Launchers train the cells of a sweep: their interface, and the one that uses processes of this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Launcher(abc.ABC):
         """
 
     def connected(self) -> contextlib.AbstractContextManager[None]:
-        """What must be there before anything is deleted or trained, and is let go at the end.
+        """Hold what training needs, such as a connection; entered before anything is deleted or trained.
 
         Raises:
             InputError: it cannot be had.

@@ -1,4 +1,4 @@
-"""The launcher that trains the cells of a sweep as tasks of Ray; the results are those of processes here."""
+"""Trains the cells of a sweep as tasks of Ray; the results are those of processes on this machine."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class RayLauncher(Launcher):
         return self.gpus_per_cell if torch.device(cell.config.device).type == "cuda" else 0.0
 
     def _check_gpus(self, ray: Any, todo: Sequence[Cell], display: SweepDisplay) -> None:
-        """A cell that no machine has the GPUs for would wait without a word."""
+        """Refuse, or on a cluster announce, a cell that no machine has the GPUs for: it would wait silently."""
         needed = max(map(self._gpus, todo))
         most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
         if needed <= most:

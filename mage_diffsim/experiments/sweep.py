@@ -1,4 +1,4 @@
-"""Sweeps: many training cells in worker processes, each in a run folder of its own, resumable at any moment.
+"""Trains the cells of a sweep in worker processes, each in its own run folder; resumable at any moment.
 
 A cell is one training process (a task, a method, a dynamics, a backend; all its seeds on the run axis). Workers are
 fresh single-threaded processes, one per cell, so a cell's numbers do not depend on how many run beside it, nor where.
@@ -86,9 +86,6 @@ def run_cells(
     return [outcomes[cell.name] for cell in cells]
 
 
-# --- before anything is trained ------------------------------------------------------------------------------------
-
-
 def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool = False) -> dict[str, str]:
     """Refuse a sweep that cannot be run. Writes nothing.
 
@@ -132,7 +129,7 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
 
 
 def held(out: Path) -> contextlib.AbstractContextManager[None]:
-    """A sweep's folder against another sweep.
+    """Hold a sweep's folder, so that no other sweep works in it.
 
     Raises:
         InputError: on entering, if another one works in it.
@@ -142,7 +139,7 @@ def held(out: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _check_folder(out: Path) -> None:
-    """A folder to write in, or a place to create one."""
+    """Refuse an out folder that cannot be written or created."""
     place = out
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -153,7 +150,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
-    """What lies where the cell goes is absent, a run of the same configuration, or (``fresh``) any run."""
+    """Refuse a cell whose place holds anything but a run of the same configuration, or (``fresh``) any run."""
     if not run_dir.exists():
         return
     if not is_run(run_dir):

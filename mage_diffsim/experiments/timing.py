@@ -1,4 +1,4 @@
-"""Wall times of functions that do the same thing in different ways, taken in turns so that a busy machine hits all."""
+"""Measures wall times of functions in turns, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 

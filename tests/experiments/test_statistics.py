@@ -8,14 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mage_diffsim.experiments.aggregates import aggregate, interquartile_mean, probability_of_improvement
 from mage_diffsim.experiments.statistics import (
     Interval,
-    aggregate,
     final_value,
-    interquartile_mean,
     interval,
     middle,
-    probability_of_improvement,
     rank_test,
     side_of,
     steps_to_threshold,
