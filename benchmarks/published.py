@@ -121,7 +121,7 @@ class PublishedUpdate:
         self.td_weight, self.gradient_weight, self.factor = lam, 1.0, 1.0
         if hyper.loss_weights == "authors":
             self.td_weight, self.gradient_weight, self.factor = 1.0, 1.0 / lam, 0.5
-        if self.loss == "dyna":
+        if self.loss == "td":
             self.td_weight, self.gradient_weight = 1.0, 0.0
         if self.loss == "squared":  # x^2 / 2 in either formulation
             self.factor = 0.5

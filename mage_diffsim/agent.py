@@ -14,7 +14,6 @@ from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import (
-    GRADIENT_FREE,
     RewardFunction,
     Start,
     Target,
@@ -26,11 +25,11 @@ from mage_diffsim.critic import (
     td_target,
     term_weights,
 )
+from mage_diffsim.cuda_graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
-from mage_diffsim.graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
-from mage_diffsim.methods import METHODS, CriticLoss, LossWeights
+from mage_diffsim.methods import GRADIENT_FREE, METHODS, CriticLoss, LossWeights
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
@@ -51,7 +50,7 @@ class Draws(NamedTuple):
     """Permutations [R, B] (``shuffled``) or standard normal directions [R, B, A] (``random``)."""
 
 
-def uses_graphs(config: TrainConfig, dynamics: Dynamics) -> bool:
+def uses_cuda_graphs(config: TrainConfig, dynamics: Dynamics) -> bool:
     """Whether the updates of an environment step are replayed as CUDA graphs: what ``graphs`` comes to.
 
     Raises:
@@ -121,10 +120,10 @@ class Agent:
         self._initialise(range(runs))
         if config.compile == "on":
             self._compile(dynamics.traceable or not self.method.imagines)
-        self.graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
+        self.cuda_graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
         """Captured forms of the updates by buffer and which of them include the actor; None runs them eagerly."""
-        if uses_graphs(config, dynamics) and self._is_for_graphs(config):
-            self.graphs = {}
+        if uses_cuda_graphs(config, dynamics) and self._is_for_graphs(config):
+            self.cuda_graphs = {}
 
     def _is_for_graphs(self, config: TrainConfig) -> bool:
         """Whether CUDA graphs can hold the task's own functions that an update calls; says which one they cannot.
@@ -360,14 +359,14 @@ class Agent:
         # of all runs, of none, or (None) of those that a mask marks: runs that began anew may be out of phase
         actor_too = tuple(all(runs) if all(runs) == any(runs) else None for runs in due)
         masks = [self._mask(runs) for runs, also in zip(due, actor_too, strict=True) if also is None]
-        if self.graphs is None:
+        if self.cuda_graphs is None:
             self._improve(buffer, draws, actor_too, masks)
         else:
             key = (buffer, actor_too)
-            if key not in self.graphs:
+            if key not in self.cuda_graphs:
                 function = functools.partial(self._improve_flat, buffer, draws, actor_too)
-                self.graphs[key] = Captured(function, self.state_dict)
-            self.graphs[key](*tensors_of(draws), *masks)
+                self.cuda_graphs[key] = Captured(function, self.state_dict)
+            self.cuda_graphs[key](*tensors_of(draws), *masks)
         self.critic_updates = [count + len(draws) for count in self.critic_updates]
         self._renew_diverged(buffer, draws)
 

@@ -142,7 +142,7 @@ def _train_or_resume(
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
     from mage_diffsim.checkpoints import newest_checkpoint
-    from mage_diffsim.display import Display, describe
+    from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
     from mage_diffsim.run_folder import read_config
     from mage_diffsim.session import resume, train
@@ -171,7 +171,7 @@ def _train_or_resume(
                 from mage_diffsim.tensorboard import TensorBoardSink
 
                 sinks.append(stack.enter_context(contextlib.closing(TensorBoardSink(run_dir / "tensorboard"))))
-            display = stack.enter_context(Display(console, run_dir, config.steps, banner))
+            display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
                 resume(

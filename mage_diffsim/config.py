@@ -22,7 +22,7 @@ from mage_diffsim.methods import METHODS, CriticLoss, MethodName
 DynamicsName = Literal["learned", "oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients"]
 RewardName = Literal["task", "learned"]
 OnOff = Literal["off", "on"]
-Graphs = Literal["auto", "on", "off"]
+CudaGraphs = Literal["auto", "on", "off"]
 Matmul = Literal["highest", "high"]
 
 TASK_OPTIONS = tyro.constructors.PrimitiveConstructorSpec(
@@ -92,7 +92,7 @@ class TrainConfig:
     """Train in double precision (tests do)."""
     compile: OnOff = "off"
     """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
-    graphs: Graphs = "auto"
+    graphs: CudaGraphs = "auto"
     """on: replay the updates of an environment step, and each model batch, as CUDA graphs (CUDA devices, learned
     dynamics or an oracle on backend torch or warp); off; auto: on wherever that is possible."""
     matmul: Matmul = "highest"

@@ -22,7 +22,7 @@ import torch
 
 from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.dynamics import Dynamics, Imagined
-from mage_diffsim.methods import WITHOUT_LAMBDA, CriticLoss, LossWeights
+from mage_diffsim.methods import GRADIENT_FREE, WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -134,10 +134,6 @@ def huber_norm(x: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
     return torch.where(inside, 0.5 * squared, torch.where(inside, 1.0, squared).sqrt() - 0.5)
 
 
-GRADIENT_FREE: frozenset[str] = frozenset({"dyna"})
-"""Losses that use no gradient of the target."""
-
-
 def control_gradient(
     loss: CriticLoss, gradient: Float[Tensor, "R B A"], finite: Bool[Tensor, "R B"], control: Tensor | None
 ) -> tuple[Float[Tensor, "R B A"], Bool[Tensor, "R B"]]:
@@ -196,7 +192,7 @@ def critic_loss(
 
     Args:
         loss: ``mage`` (and its controls ``shuffled``, ``random``): g huber(||grad_a delta||) + t huber(delta);
-            ``dyna``: t huber(delta);
+            ``td``: t huber(delta);
             ``squared``: the same as ``mage`` with x^2 / 2 for huber(x);
             ``taylor``: t delta^2 / 2 + g variance ||grad_a delta||^2 / 2, with g = t = 1 the expected squared TD error
             under Gaussian actions to first order (Taylor TD);
@@ -208,7 +204,7 @@ def critic_loss(
         taylor_variance: the action variance of ``taylor``.
     """
     gradient_weight, td_weight = weights
-    if loss == "dyna":
+    if loss in GRADIENT_FREE:
         return td_weight * huber(delta)
     assert action_error is not None
     if loss in ("squared", "taylor"):

@@ -20,7 +20,7 @@ from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.identity.options import format_options
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 from mage_diffsim.envs.task import Task
-from mage_diffsim.methods import METHODS
+from mage_diffsim.methods import METHODS, WITHOUT_LAMBDA
 from mage_diffsim.session import Progress
 
 LINE_EVERY_S = 60.0
@@ -53,10 +53,10 @@ def show_log(write: Callable[[str], object]) -> Iterator[None]:
         logger.propagate = before[1]
 
 
-class Display:
+class TrainingDisplay:
     """Shows a training: :meth:`progress` is its ``progress`` callback, :meth:`evaluation` one of its ``sinks``.
 
-    >>> with Display(Console(), run_dir, steps=1000) as display:
+    >>> with TrainingDisplay(Console(), run_dir, steps=1000) as display:
     ...     train(config, run_dir, progress=display.progress, sinks=(display.evaluation,))
 
     Args:
@@ -82,7 +82,7 @@ class Display:
         self._started: tuple[int, float] | None = None
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> TrainingDisplay:
         self.bar.start()
         return self
 
@@ -141,7 +141,7 @@ def describe(config: TrainConfig, task: Task) -> list[str]:
         dynamics = f"{config.dynamics}: {simulator}, {ensemble}"
     reward = ", learned reward" if config.reward == "learned" else ""
     lambdas = ""
-    if config.critic_loss not in ("dyna", "taylor"):
+    if config.critic_loss not in WITHOUT_LAMBDA:
         lambdas = f", lambda{'s' if len(config.lambdas) > 1 else ''} {' '.join(f'{lam:g}' for lam in config.lambdas)}"
     seeds = f"seed{'s' if len(config.seeds) > 1 else ''} {' '.join(map(str, config.seeds))}"
     dtype = "float64" if config.float64 else "float32"

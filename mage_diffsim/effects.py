@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
-from mage_diffsim.methods import METHODS
+from mage_diffsim.methods import GRADIENT_FREE, METHODS
 
 
 def _imagines(config: TrainConfig) -> bool:
@@ -30,7 +30,7 @@ def _fits(config: TrainConfig) -> bool:
 
 
 def _has_lambda(config: TrainConfig) -> bool:
-    return config.critic_loss not in ("dyna", "taylor")
+    return config.critic_loss not in WITHOUT_LAMBDA
 
 
 _NO_DERIVATIVE = "no simulator is differentiated with dynamics {dynamics!r}: add --dynamics oracle"
@@ -54,7 +54,7 @@ USES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     ),
     "taylor_variance": (lambda c: c.critic_loss == "taylor", "the loss is {critic_loss}; add --loss taylor"),
     "max_dynamics_gradient": (
-        lambda c: c.critic_loss != "dyna",
+        lambda c: c.critic_loss not in GRADIENT_FREE,
         "the loss {critic_loss} uses no gradient of the target",
     ),
     "target_noise_clip": (lambda c: c.hyper.target_noise > 0.0, "target_noise is 0"),

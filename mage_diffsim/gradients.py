@@ -78,7 +78,7 @@ def true_action_gradients(
     return TrueGradients(torch.stack(observations), torch.stack(actions), torch.stack(gradients), torch.stack(running))
 
 
-class GradientQuality(NamedTuple):
+class GradientErrors(NamedTuple):
     """Per episode, shape [N]."""
 
     error: Float[Tensor, "N"]
@@ -88,7 +88,7 @@ class GradientQuality(NamedTuple):
     zero throughout."""
 
 
-def gradient_quality(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float) -> GradientQuality:
+def gradient_error(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"], gamma: float) -> GradientErrors:
     """Compare grad_a Q at the points of ``true`` with the true gradients there; finished episodes are cut."""
     steps = torch.arange(true.alive.shape[0], dtype=true.discounted.dtype, device=true.discounted.device)
     discount = (gamma**steps).view(-1, 1, 1)
@@ -99,4 +99,4 @@ def gradient_quality(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"
     counted = true.alive & (true.discounted != 0).any(dim=-1)
     n = counted.sum(dim=0)
     mean_cosine = torch.where(counted, cosine, 0.0).sum(dim=0) / n.clamp(min=1)
-    return GradientQuality(error, torch.where(n > 0, mean_cosine, torch.nan))
+    return GradientErrors(error, torch.where(n > 0, mean_cosine, torch.nan))

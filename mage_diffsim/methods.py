@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 MethodName = Literal["mage-td3", "mage-ddpg", "dyna-td3", "dyna-ddpg", "td3", "ddpg", "data-efficient-td3"]
-CriticLoss = Literal["mage", "dyna", "squared", "taylor", "sobolev", "shuffled", "random"]
+CriticLoss = Literal["mage", "td", "squared", "taylor", "sobolev", "shuffled", "random"]
 LossWeights = Literal["paper", "authors"]
 
-WITHOUT_LAMBDA: frozenset[str] = frozenset({"dyna", "taylor"})
+WITHOUT_LAMBDA: frozenset[CriticLoss] = frozenset({"td", "taylor"})
 """Critic losses whose terms lambda does not weigh."""
+
+GRADIENT_FREE: frozenset[CriticLoss] = frozenset({"td"})
+"""Critic losses that use no gradient of the target."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "mage-td3": Method("mage", imagines=True, critics=2, policy_delay=2),
     "mage-ddpg": Method("mage", imagines=True, critics=1, policy_delay=1),
-    "dyna-td3": Method("dyna", imagines=True, critics=2, policy_delay=2),
-    "dyna-ddpg": Method("dyna", imagines=True, critics=1, policy_delay=1),
-    "td3": Method("dyna", imagines=False, critics=2, policy_delay=2, update_every_step_once=True),
-    "ddpg": Method("dyna", imagines=False, critics=1, policy_delay=1, update_every_step_once=True),
-    "data-efficient-td3": Method("dyna", imagines=False, critics=2, policy_delay=2),
+    "dyna-td3": Method("td", imagines=True, critics=2, policy_delay=2),
+    "dyna-ddpg": Method("td", imagines=True, critics=1, policy_delay=1),
+    "td3": Method("td", imagines=False, critics=2, policy_delay=2, update_every_step_once=True),
+    "ddpg": Method("td", imagines=False, critics=1, policy_delay=1, update_every_step_once=True),
+    "data-efficient-td3": Method("td", imagines=False, critics=2, policy_delay=2),
 }
 """The methods of the paper by name."""

@@ -11,7 +11,7 @@ from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.graphs import Captured
+from mage_diffsim.cuda_graphs import Captured
 from mage_diffsim.hyper import Hyper
 from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer

@@ -19,7 +19,7 @@ from mage_diffsim.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from mage_diffsim.config import Graphs, OnOff, TrainConfig
+from mage_diffsim.config import CudaGraphs, OnOff, TrainConfig
 from mage_diffsim.envs.identity.options import options_of
 from mage_diffsim.envs.identity.reference import absolute, reference_of
 from mage_diffsim.envs.registry import task_class
@@ -107,7 +107,7 @@ def resume(
     *,
     steps: int | None = None,
     compile: OnOff | None = None,
-    graphs: Graphs | None = None,
+    graphs: CudaGraphs | None = None,
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: Sequence[Sink] = (),

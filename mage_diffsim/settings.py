@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 from mage_diffsim.config import (
+    CudaGraphs,
     DynamicsName,
-    Graphs,
     Matmul,
     OnOff,
     RewardName,
@@ -59,7 +59,7 @@ class Settings(TypedDict, total=False):
     device: str
     float64: bool
     compile: OnOff
-    graphs: Graphs
+    graphs: CudaGraphs
     matmul: Matmul
     hyper: Hyper | HyperSettings
 

@@ -14,15 +14,15 @@ from mage_diffsim.agent import Agent
 from mage_diffsim.bridges.op import indexed
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.critic import GRADIENT_FREE, RewardFunction
+from mage_diffsim.critic import RewardFunction
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
-from mage_diffsim.gradients import gradient_quality, true_action_gradients
-from mage_diffsim.methods import METHODS
+from mage_diffsim.gradients import gradient_error, true_action_gradients
+from mage_diffsim.methods import GRADIENT_FREE, METHODS
 from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
@@ -160,21 +160,21 @@ class Trainer:
         return self.reward_model
 
     @property
-    def graphs_used(self) -> bool:
+    def cuda_graphs_used(self) -> bool:
         """Whether the updates are replayed as CUDA graphs, which ``config.graphs`` = auto leaves to the dynamics."""
-        return self.agent.graphs is not None
+        return self.agent.cuda_graphs is not None
 
     @property
     def used(self) -> dict[str, str]:
         """What the settings came to that say how, and not what, is trained: name to text, for ``versions.json``."""
         config, cuda = self.config, self.device.type == "cuda"
-        captured = self.graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
+        captured = self.cuda_graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
         return {
             "device": device_text(config.device),
             "environment": config.environment or backends_of(self.task)[0],
             "solver": config.solver,
             "compile": config.compile,
-            "graphs": "on" if self.graphs_used else "model batches only" if captured else "off",
+            "graphs": "on" if self.cuda_graphs_used else "model batches only" if captured else "off",
             "matmul": config.matmul,
         }
 
@@ -307,7 +307,7 @@ class Trainer:
         }
         if self.config.gradient_episodes:
             initial = self.initial_states(self.config.gradient_episodes, generators)
-            metrics |= self._gradient_quality(initial)
+            metrics |= self._gradient_error(initial)
         return metrics
 
     def policy(self, obs: Float[Tensor, "N O"]) -> Float[Tensor, "N A"]:
@@ -324,7 +324,7 @@ class Trainer:
         """Steps of the trajectories whose return is differentiated: the configuration's, else the task's."""
         return min(self.config.gradient_horizon or self.task.gradient_horizon or self.task.horizon, self.task.horizon)
 
-    def _gradient_quality(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
+    def _gradient_error(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         if reason := self._unmeasurable():
@@ -344,13 +344,13 @@ class Trainer:
         action = by_run(true.actions).requires_grad_()
         (gradient,) = torch.autograd.grad(self.agent.min_q(by_run(true.obs), action).sum(), action)
         gradient = gradient.unflatten(1, (-1, episodes)).transpose(0, 1).flatten(1, 2).to(torch.float64)
-        quality = gradient_quality(true, gradient, self.hyper.gamma)
-        finite = quality.error.isfinite().view(runs, episodes)
-        error = torch.where(finite, quality.error.view(runs, episodes), torch.nan)
+        compared = gradient_error(true, gradient, self.hyper.gamma)
+        finite = compared.error.isfinite().view(runs, episodes)
+        error = torch.where(finite, compared.error.view(runs, episodes), torch.nan)
         return {
             "gradient/error": error.nanmean(dim=1),
             "gradient/error_median": error.nanmedian(dim=1).values,
-            "gradient/cosine": quality.cosine.view(runs, episodes).nanmean(dim=1),
+            "gradient/cosine": compared.cosine.view(runs, episodes).nanmean(dim=1),
             "gradient/nonfinite": (~finite).sum(dim=1),
         }
 

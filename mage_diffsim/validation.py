@@ -34,7 +34,7 @@ def validate(config: TrainConfig) -> None:
     method, hyper = METHODS[config.method], config.hyper
     if not method.imagines:
         drawn = f"method {config.method} draws transitions from the replay buffer"
-        if config.loss not in (None, "dyna"):
+        if config.loss not in (None, "td"):
             raise InputError(f"loss {config.loss!r} needs an imagined next state, and {drawn}: use a mage-* method")
         if config.reward != "task":
             raise InputError(f"reward {config.reward!r} is for imagined transitions, and {drawn}: leave it at 'task'")

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 
-from mage_diffsim.config import Graphs, Matmul
+from mage_diffsim.config import CudaGraphs, Matmul
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
@@ -98,7 +98,7 @@ class Experiment(abc.ABC):
     go, as in Gymnasium's environments (backends mujoco and mujoco-warp; tasks without them have converged only)."""
     compile: Literal["off", "on"] = "off"
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
-    graphs: Graphs = "auto"
+    graphs: CudaGraphs = "auto"
     """auto: replay updates and model batches as CUDA graphs where device and dynamics allow it. on: a cell where they
     do not fails. off: nowhere. The results are the same."""
     matmul: Matmul = "highest"

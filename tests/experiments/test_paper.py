@@ -158,7 +158,7 @@ def test_the_variants_are_what_they_are_called():
     errors = GradientError(size="cpu").cells()
     assert all(c.config.freeze_actor and c.config.eval_every == 10 for c in errors)
     assert {c.config.hyper.updates_per_step for c in errors} == {10}
-    assert [c.config.critic_loss for c in errors[:4]] == ["mage", "dyna", "shuffled", "random"]
+    assert [c.config.critic_loss for c in errors[:4]] == ["mage", "td", "shuffled", "random"]
 
 
 LOW, HIGH = [-305.0, -310.0, -300.0, -320.0, -315.0], [-140.0, -150.0, -145.0, -155.0, -135.0]

@@ -97,7 +97,7 @@ def main() -> None:
                 "updates": [eager.agent.critic_updates, compiled.agent.critic_updates],
                 "apart": [float((a - b).abs().max()) for a, b in pairs],
                 "moved": float((eager.agent.critic - eager.agent.critic_target).abs().max()),
-                "graphs": compiled.graphs_used,
+                "graphs": compiled.cuda_graphs_used,
                 "functions": sorted(
                     name for name in vars(compiled.agent) if name in ("update_critic", "_fit_critic", "update_actor")
                 ),

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mage_diffsim import agent as agent_module
-from mage_diffsim import graphs
-from mage_diffsim.agent import uses_graphs
+from mage_diffsim import cuda_graphs
+from mage_diffsim.agent import uses_cuda_graphs
+from mage_diffsim.cuda_graphs import NothingForTheHost, tensors_of
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.graphs import NothingForTheHost
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 from tests.tiny import HYPER
@@ -72,7 +72,7 @@ def test_what_cannot_be_compiled_or_captured_is_refused():
 def graphs_of(graphs, device="cuda", **settings):
     """What ``graphs`` comes to on that device."""
     config = make_config(steps=1, **settings)
-    return uses_graphs(replace(config, graphs=graphs, device=device), Trainer(config).agent.dynamics)
+    return uses_cuda_graphs(replace(config, graphs=graphs, device=device), Trainer(config).agent.dynamics)
 
 
 CAPTURABLE = [{}, {"dynamics": "oracle"}, {"dynamics": "oracle", "backend": "warp"}, {"method": "td3"}]
@@ -82,7 +82,7 @@ CAPTURABLE = [{}, {"dynamics": "oracle"}, {"dynamics": "oracle", "backend": "war
 def test_graphs_are_on_by_default_on_a_cuda_device_only(settings):
     assert graphs_of("auto", **settings) and graphs_of("on", **settings) and graphs_of("auto", "cuda:1", **settings)
     assert not graphs_of("off", **settings) and not graphs_of("auto", "cpu", **settings)
-    assert not Trainer(make_config(steps=1, **settings)).graphs_used
+    assert not Trainer(make_config(steps=1, **settings)).cuda_graphs_used
 
 
 @pytest.mark.parametrize("dynamics", ["oracle", "hybrid-oracle-gradients"])
@@ -149,7 +149,7 @@ def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
     for _ in range(40):
         trainer.step()
     agent = trainer.agent
-    draws, some = agent.draw(2, trainer.buffer.size), torch.tensor([True, False])
+    draws, some = trainer.draw(2), torch.tensor([True, False])
     models = [model for model in (trainer.ensemble, trainer.reward_model) if model is not None]
     index = [trainer.streams.integers(m.stream, trainer.buffer.size, m.members, 8) for m in models]
     with NothingForTheHost():
@@ -157,7 +157,7 @@ def test_what_is_captured_reads_nothing_on_the_host_and_draws_nothing(settings):
         for model, rows in zip(models, index, strict=True):
             model.train_batch(trainer.buffer.gather(rows))
     for reads in (torch.Tensor.item, torch.nonzero, torch.Tensor.normal_, lambda x: x[x > 0]):
-        with pytest.raises(graphs.CannotBeCaptured, match="waits for the host"), NothingForTheHost():
+        with pytest.raises(cuda_graphs.CannotBeCaptured, match="waits for the host"), NothingForTheHost():
             reads(torch.ones(1))
 
 
@@ -202,17 +202,17 @@ class Reads(Pendulum):
     ],
 )
 def test_a_task_whose_functions_wait_for_the_host_is_not_captured(monkeypatch, caplog, where, settings, captured):
-    monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
+    monkeypatch.setattr(agent_module, "uses_cuda_graphs", lambda config, dynamics: True)
     monkeypatch.setattr(Trainer, "_check_task", lambda self: None)
     config = make_config(Reads(where), steps=60, hyper=HYPER, **settings)
-    assert Trainer(config, Reads(where)).graphs_used == captured
+    assert Trainer(config, Reads(where)).cuda_graphs_used == captured
     assert [r.getMessage().split(" (")[0] for r in caplog.records if "captured" in r.getMessage()] == (
         [] if captured else [f"updates are not captured: {where}() of task Reads cannot be held by a CUDA graph"]
     )
     monkeypatch.setattr("mage_diffsim.training.validate", lambda config: None)  # which refuses a CPU first
     on = replace(config, graphs="on")
     if captured:
-        assert Trainer(on, Reads(where)).graphs_used
+        assert Trainer(on, Reads(where)).cuda_graphs_used
     else:
         with pytest.raises(InputError, match=rf"graphs is 'on', and {where}\(\) of task Reads cannot be held"):
             Trainer(on, Reads(where))
@@ -234,7 +234,7 @@ class Raises(Pendulum):
 
 @pytest.mark.parametrize("where", ["observe", "reward"])
 def test_a_function_that_raises_is_named_where_updates_are_captured_too(monkeypatch, where):
-    monkeypatch.setattr(agent_module, "uses_graphs", lambda config, dynamics: True)
+    monkeypatch.setattr(agent_module, "uses_cuda_graphs", lambda config, dynamics: True)
     with pytest.raises(InputError, match=rf"^{where}\(\) of task Raises raised RuntimeError"):
         Trainer(make_config(Raises(where), steps=60, hyper=HYPER), Raises(where), check=True)
 
@@ -247,9 +247,12 @@ def test_numbers_of_python_are_not_copied_to_a_device_while_it_is_captured():
         lambda: on_device.new_tensor([1.0]),
     ]
     for make in makers:
-        with pytest.raises(graphs.CannotBeCaptured, match="copies numbers of Python"), graphs.NothingFromPython():
+        with (
+            pytest.raises(cuda_graphs.CannotBeCaptured, match="copies numbers of Python"),
+            cuda_graphs.NothingFromPython(),
+        ):
             make()
-    with graphs.NothingFromPython():
+    with cuda_graphs.NothingFromPython():
         assert torch.tensor(1.0).device.type == "cpu" and torch.as_tensor(on_device) is on_device
         torch.full((2,), 3.0, device="meta"), torch.where(on_device > 0.0, 1.0, 0.0)
 
@@ -259,12 +262,12 @@ def on_the_cpu(monkeypatch, agent):
 
     class Graph:
         def replay(self):
-            (captured,) = (c for c in agent.graphs.values() if c.graph is self)
+            (captured,) = (c for c in agent.cuda_graphs.values() if c.graph is self)
             captured.function(*captured.inputs)
 
     @contextlib.contextmanager
     def capture(graph, capture_error_mode):
-        tensors = list(graphs.tensors_of(agent.state_dict()))
+        tensors = list(tensors_of(agent.state_dict()))
         before = [x.clone() for x in tensors]
         yield
         for x, old in zip(tensors, before, strict=True):
@@ -289,7 +292,7 @@ def eager_and_replayed(monkeypatch, settings, **hyper):
         config = make_config(steps=60, seeds=(0, 1), hyper=HYPER | {"updates_per_step": 3} | hyper, **settings)
         trainer = Trainer(config)
         if captured:
-            trainer.agent.graphs = {}
+            trainer.agent.cuda_graphs = {}
             on_the_cpu(monkeypatch, trainer.agent)
         for _ in range(60):
             trainer.step()
@@ -297,7 +300,9 @@ def eager_and_replayed(monkeypatch, settings, **hyper):
 
     eager, replayed = trained(False), trained(True)
     assert eager.critic_updates == replayed.critic_updates
-    for a, b in zip(graphs.tensors_of(eager.state_dict()), graphs.tensors_of(replayed.state_dict()), strict=True):
+    for a, b in zip(
+        tensors_of(eager.state_dict()), tensors_of(replayed.state_dict()), strict=True
+    ):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
     return eager, replayed
 
@@ -306,13 +311,13 @@ def eager_and_replayed(monkeypatch, settings, **hyper):
 def test_captured_updates_see_fresh_draws_and_leave_no_trace_of_their_warm_ups(monkeypatch, settings):
     eager, replayed = eager_and_replayed(monkeypatch, settings)
     # 3 updates a step and an actor update after every second: two patterns, each captured once
-    assert sorted(pattern for _, pattern in replayed.graphs) == [(False, True, False), (True, False, True)]
+    assert sorted(pattern for _, pattern in replayed.cuda_graphs) == [(False, True, False), (True, False, True)]
     assert min(eager.critic_updates) > 50
 
 
 def test_captured_updates_of_runs_out_of_phase_share_one_graph(monkeypatch):
     eager, replayed = eager_and_replayed(monkeypatch, {}, diverged_critic_loss=8.0)  # one update in a few exceeds it
-    patterns = {pattern for _, pattern in replayed.graphs}
+    patterns = {pattern for _, pattern in replayed.cuda_graphs}
     assert (None, None, None) in patterns and patterns <= {(None,) * 3, (False, True, False), (True, False, True)}
     assert min(eager.restarts) > 0
 
@@ -329,11 +334,13 @@ def test_trainings_are_captured_by_default_and_equal_eager_ones_on_cuda(settings
         trainer = Trainer(config)
         for _ in range(60):
             trainer.step()
-        assert trainer.graphs_used == (graphs == "auto")
+        assert trainer.cuda_graphs_used == (graphs == "auto")
         return trainer.agent
 
     eager, captured = trained("off"), trained("auto")
-    for a, b in zip(graphs.tensors_of(eager.state_dict()), graphs.tensors_of(captured.state_dict()), strict=True):
+    for a, b in zip(
+        tensors_of(eager.state_dict()), tensors_of(captured.state_dict()), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5, equal_nan=True)
 
 

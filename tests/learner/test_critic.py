@@ -117,14 +117,14 @@ def test_every_loss_has_its_formula():
         return critic_loss(name, delta, g, s, term_weights(name, weighting, lam), 0.25)[0, 0].tolist()
 
     mage = [0.125 + 0.2 * 0.125, 4.5 + 0.2 * 2.5]
-    assert value("dyna") == pytest.approx([0.125, 2.5])
+    assert value("td") == pytest.approx([0.125, 2.5])
     for name in ("mage", "shuffled", "random"):
         assert value(name) == pytest.approx(mage)
     assert value("squared") == pytest.approx([0.125 + 0.2 * 0.125, 12.5 + 0.2 * 4.5])
     assert value("taylor") == pytest.approx([0.125 + 0.125 * 0.25, 4.5 + 0.125 * 25])
     assert value("sobolev") == pytest.approx([mage[0] + 0.005, mage[1] + 1.5])
     for name in get_args(CriticLoss):  # lambda 0.2: 2.5 times as much, and half where there is no lambda
-        factor = {"dyna": 0.5, "taylor": 0.5, "squared": 5.0}.get(name, 2.5)
+        factor = {"td": 0.5, "taylor": 0.5, "squared": 5.0}.get(name, 2.5)
         assert value(name, "authors") == pytest.approx([factor * x for x in value(name)])
 
 

@@ -133,7 +133,7 @@ def test_the_guard_sees_the_same_number_whatever_the_loss_and_its_weights_are():
         {"lambdas": (0.0,)},
         {"lambdas": (1.0,)},
         {"preset": "authors", "lambdas": (0.05,), "hyper": {"model_epochs": False}},
-        *({"loss": loss} for loss in ("dyna", "squared", "taylor", "sobolev", "random", "shuffled")),
+        *({"loss": loss} for loss in ("td", "squared", "taylor", "sobolev", "random", "shuffled")),
         {"method": "dyna-td3"},
     ]
     numbers = []

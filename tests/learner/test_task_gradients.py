@@ -13,7 +13,7 @@ from mage_diffsim.envs import make_physics, spot_check
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
-from mage_diffsim.gradients import gradient_quality, true_action_gradients
+from mage_diffsim.gradients import gradient_error, true_action_gradients
 from mage_diffsim.session import train
 from mage_diffsim.tables import read_evaluations
 from mage_diffsim.training import Trainer
@@ -268,5 +268,5 @@ def test_true_gradients_through_a_cut_are_nan_and_not_zero(task):
     initial = task().reset(2, torch.Generator().manual_seed(0))
     true = true_action_gradients(physics, lambda obs: obs[:, :1], initial, 0.99, 4)
     assert true.discounted.isnan().all()
-    quality = gradient_quality(true, torch.ones_like(true.actions), 0.99)
-    assert quality.error.isnan().all() and quality.cosine.isnan().all()
+    compared = gradient_error(true, torch.ones_like(true.actions), 0.99)
+    assert compared.error.isnan().all() and compared.cosine.isnan().all()

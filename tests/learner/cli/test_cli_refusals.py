@@ -13,7 +13,7 @@ from mage_diffsim.checkpoints import CHECKPOINT_VERSION, load_checkpoint, newest
 from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
 
 METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"
-LOSSES = "dyna, mage, random, shuffled, sobolev, squared, taylor"
+LOSSES = "mage, random, shuffled, sobolev, squared, taylor, td"
 REFUSED = {
     "command": ("fly", "unknown command 'fly': choose one of check-task, doctor, eval, list-tasks, train"),
     "task": ("train --task Foo", r"unknown task 'Foo': choose one of .*Pendulum.*, or give path/to/file.py:ClassName"),
@@ -29,7 +29,7 @@ REFUSED = {
     "dynamics and method": ("train --dynamics oracle --method ddpg", "dynamics 'oracle' was given, .* method ddpg .*"),
     "lambdas of dyna": (
         "train --method dyna-td3 --lambdas 0 1",
-        r"lambdas are \(0.0, 1.0\), and the loss dyna has no .*",
+        r"lambdas are \(0.0, 1.0\), and the loss td has no .*",
     ),
     "lambda 0 under preset authors": (
         "train --preset authors --lambdas 0 0.2",
@@ -80,7 +80,7 @@ REFUSED = {
     ),
     "one lambda of dyna": (
         "train --lambdas 0.2 --method dyna-td3",
-        r"lambdas \(0.2,\) was given and has no effect, as the loss dyna has no lambda",
+        r"lambdas \(0.2,\) was given and has no effect, as the loss td has no lambda",
     ),
     "gradient horizon": (
         "train --gradient-horizon 5 --gradient-episodes 0",

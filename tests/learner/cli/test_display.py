@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mage_diffsim.display import Display, is_interactive, summary
+from mage_diffsim.display import TrainingDisplay, is_interactive, summary
 from mage_diffsim.session import Progress
 
 
@@ -25,7 +25,7 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(monkeypatch):
     monkeypatch.setenv("CI", "")
     screen = io.StringIO()
     rows = [{"return_mean": -3.0, "gradient_error": 0.5}]
-    with Display(Console(force_terminal=True, file=screen, width=120), Path("run"), steps=10) as display:
+    with TrainingDisplay(Console(force_terminal=True, file=screen, width=120), Path("run"), steps=10) as display:
         display.evaluation(0, rows)
         display.progress(Progress(env_step=5, steps=10, wall_s=1.0, updates_per_s=7.0, latest={}))
     text = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
@@ -37,7 +37,7 @@ def test_a_long_silence_gets_a_sign_of_life(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("mage_diffsim.display.time.monotonic", lambda: now[0])
     console = Console(file=io.StringIO(), record=True, force_terminal=False)
-    display = Display(console, Path("run"), steps=1000)
+    display = TrainingDisplay(console, Path("run"), steps=1000)
     for step in range(101, 301):  # resumed at 100, one step a second
         now[0] += 1.0
         display.progress(Progress(step, 1000, 0.0, 2.0, {}))

@@ -7,7 +7,7 @@ import torch
 
 from mage_diffsim.envs.physics import backends_of, make_physics
 from mage_diffsim.envs.registry import make_task
-from mage_diffsim.gradients import TrueGradients, gradient_quality, true_action_gradients
+from mage_diffsim.gradients import TrueGradients, gradient_error, true_action_gradients
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
@@ -61,11 +61,11 @@ def test_a_constant_reward_has_zero_gradient_and_no_cosine():
     )
     assert true.discounted.abs().max() == 0.0
     assert not true.alive[-1].any() and true.alive[0].all()  # pushed one way, every pole falls
-    quality = gradient_quality(true, torch.ones_like(true.actions), GAMMA)
-    assert quality.cosine.isnan().all()
+    compared = gradient_error(true, torch.ones_like(true.actions), GAMMA)
+    assert compared.cosine.isnan().all()
     length = true.alive.sum(dim=0)
     expected = torch.tensor([sum(GAMMA**t for t in range(int(n))) / int(n) for n in length], dtype=torch.float64)
-    torch.testing.assert_close(quality.error, expected)
+    torch.testing.assert_close(compared.error, expected)
 
 
 def test_error_and_cosine_have_the_formula_of_equation_14():
@@ -76,12 +76,12 @@ def test_error_and_cosine_have_the_formula_of_equation_14():
     true = TrueGradients(
         torch.zeros(steps, episodes, 1), torch.zeros(steps, episodes, actions), discount * truth, alive
     )
-    quality = gradient_quality(true, critic, GAMMA)
+    compared = gradient_error(true, critic, GAMMA)
     for e, length in enumerate((3, 2)):
         error = sum(GAMMA**t * (truth[t, e] - critic[t, e]).abs().sum() for t in range(length)) / length
         cosine = sum(torch.cosine_similarity(truth[t, e], critic[t, e], dim=0) for t in range(length)) / length
-        assert quality.error[e].item() == pytest.approx(error.item())
-        assert quality.cosine[e].item() == pytest.approx(cosine.item())
+        assert compared.error[e].item() == pytest.approx(error.item())
+        assert compared.cosine[e].item() == pytest.approx(cosine.item())
 
 
 def test_the_trainer_reports_zero_error_for_a_critic_with_the_true_gradient(monkeypatch):
