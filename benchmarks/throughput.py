@@ -44,6 +44,7 @@ from throughput_sections.rows import FIELDS, Failed, Row
 from throughput_sections.runs import measure_runs
 from throughput_sections.tables import HEADER, draw, part_of
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
 from mage_diffsim.errors import InputError, MissingExtra
@@ -53,7 +54,6 @@ from mage_diffsim.experiments.tables import markdown_table, rich_table, write_cs
 from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.memory import keep_freed_memory
 from mage_diffsim.settings import make_config
-from mage_diffsim.training import torch_device
 
 SECTIONS: dict[Section, Callable[[Options, Console], Iterator[Row]]] = {
     "learner": measure_learner,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from mage_diffsim.autodiff import pull_back, value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
+from mage_diffsim.capturable import holds_task, uses_cuda_graphs
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import (
@@ -25,46 +26,16 @@ from mage_diffsim.critic import (
     td_target,
     term_weights,
 )
-from mage_diffsim.cuda_graphs import CannotBeCaptured, Captured, NothingForTheHost, NothingFromPython, tensors_of
+from mage_diffsim.cuda_graphs import Captured, tensors_of
+from mage_diffsim.draws import Draws
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError
-from mage_diffsim.methods import GRADIENT_FREE, METHODS, CriticLoss, LossWeights
+from mage_diffsim.methods import GRADIENT_FREE, METHODS, CriticLoss
 from mage_diffsim.networks import MLP, ScalarPullback
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
 from mage_diffsim.randomness import Streams
-from mage_diffsim.shapes import Bool, Float, Int, Tensor
-
-
-class Draws(NamedTuple):
-    """All random numbers of one critic update, leading axes [R, B]."""
-
-    index: Int[Tensor, "R B"]
-    """Which transitions of the buffer."""
-    target: Float[Tensor, "R B A"]
-    """Standard normal numbers for the target policy's noise."""
-    imagine: Float[Tensor, "R B O"] | None
-    """Standard normal numbers for the ensemble's Gaussian."""
-    control: Tensor | None
-    """Permutations [R, B] (``shuffled``) or standard normal directions [R, B, A] (``random``)."""
-
-
-def uses_cuda_graphs(config: TrainConfig, dynamics: Dynamics) -> bool:
-    """Whether the updates of an environment step are replayed as CUDA graphs: what ``graphs`` comes to.
-
-    Raises:
-        InputError: ``graphs`` is on, and no CUDA graph can hold the dynamics.
-    """
-    if config.graphs == "off" or not config.device.startswith("cuda"):
-        return False
-    possible = dynamics.capturable or not METHODS[config.method].imagines
-    if config.graphs == "on" and not possible:
-        raise InputError(
-            "graphs is 'on', and the oracle's backend leaves the CUDA stream during an update, which no CUDA graph can "
-            "hold: use backend torch or warp, learned dynamics, or graphs 'off'"
-        )
-    return possible
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 
 class Losses(NamedTuple):
@@ -92,19 +63,18 @@ class Agent:
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
         self.task, self.hyper, self.method = task, config.hyper, METHODS[config.method]
-        self.loss: CriticLoss = cast(CriticLoss, config.loss or self.method.loss)
+        self.loss: CriticLoss = config.critic_loss
         self.streams, self.dynamics, self.reward = streams, dynamics, reward
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         lam = torch.tensor([lam for _, lam in config.runs], device=device, dtype=dtype).view(runs, 1, 1)
-        self.weights = term_weights(self.loss, cast(LossWeights, self.hyper.loss_weights), lam)
+        self.weights = term_weights(self.loss, self.hyper.loss_weights, lam)
         self.obs = Normalizer(runs, task.obs_dim, device, dtype)
 
         self.actor_network = MLP((task.obs_dim, *self.hyper.actor_hidden, task.action_dim))
         self.critic_network = MLP((task.obs_dim + task.action_dim, *self.hyper.critic_hidden, 1))
         self.actor = torch.empty(runs, 1, self.actor_network.n_parameters, device=device, dtype=dtype)
-        self.critic = torch.empty(
-            runs, self.method.critics, self.critic_network.n_parameters, device=device, dtype=dtype
-        )
+        shape = (runs, self.method.critics, self.critic_network.n_parameters)
+        self.critic = torch.empty(shape, device=device, dtype=dtype)
         self.actor_target, self.critic_target = torch.empty_like(self.actor), torch.empty_like(self.critic)
         self.actor_optimizer = RAdam(self.actor, self.hyper.learning_rate, self.hyper.clip_value)
         self.critic_optimizer = RAdam(self.critic, self.hyper.learning_rate, self.hyper.clip_value)
@@ -122,49 +92,11 @@ class Agent:
             self._compile(dynamics.traceable or not self.method.imagines)
         self.cuda_graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
         """Captured forms of the updates by buffer and which of them include the actor; None runs them eagerly."""
-        if uses_cuda_graphs(config, dynamics) and self._is_for_graphs(config):
+        if uses_cuda_graphs(config, dynamics) and holds_task(config, task, device, dtype):
             self.cuda_graphs = {}
 
-    def _is_for_graphs(self, config: TrainConfig) -> bool:
-        """Whether CUDA graphs can hold the task's own functions that an update calls; says which one they cannot.
-
-        Raises:
-            InputError: ``graphs`` is on, and they cannot.
-        """
-        if not self.method.imagines:
-            return True
-        task = self.task
-        try:
-            state = task.reset(2, torch.Generator().manual_seed(0)).to(self.streams.device, self.streams.dtype)
-            obs = task.observe(state)
-        except Exception:  # the check of the task's functions says what is wrong
-            return True
-        action = state.new_zeros(2, task.action_dim)
-        used: dict[str, Callable[[], object]] = {"terminated": lambda: task.terminated(obs)}
-        if config.reward == "task":
-            used["reward"] = lambda: task.reward(obs, action, obs)
-        if config.dynamics != "learned":
-            used["observe"] = lambda: task.observe(state)
-        if config.dynamics != "learned" and config.backend == "torch":
-            used["step"] = lambda: task.step(state, action)
-        for name, call in used.items():
-            try:
-                with NothingForTheHost(), NothingFromPython():
-                    call()
-            except CannotBeCaptured as error:
-                what = f"{name}() of task {task.name} cannot be held by a CUDA graph ({error})"
-                if config.graphs == "on":
-                    raise InputError(
-                        f"graphs is 'on', and {what}: use graphs 'off', or other torch functions"
-                    ) from error
-                logging.getLogger("mage_diffsim").warning(f"updates are not captured: {what}")
-                return False
-            except Exception:  # as above
-                return True
-        return True
-
     def _compile(self, in_torch: bool) -> None:
-        """Compile the update steps; of a critic update that leaves torch, what follows the target."""
+        """Compile the updates; of a critic update whose target leaves torch, the part after the target."""
         logging.getLogger("mage_diffsim").info("compiling the updates: up to a few minutes at the first of them")
         if in_torch:
             self.update_critic = compiled(self.update_critic)
@@ -207,28 +139,6 @@ class Agent:
         return self.q(next_obs.unsqueeze(1), action.unsqueeze(1), self.critic_target).amin(dim=1)
 
     # --- the critic step ---------------------------------------------------------------------------------------
-
-    def draw(self, updates: int, buffer_size: int) -> list[Draws]:
-        """The random numbers of the next ``updates`` critic updates."""
-        batch, streams = self.hyper.batch_size, self.streams
-        index = streams.integers("batch", buffer_size, updates, batch)
-        target = streams.normal("target", updates, batch, self.task.action_dim)
-        imagine = control = None
-        if self.method.imagines:
-            imagine = streams.normal("imagine", updates, batch, self.task.obs_dim)
-        if self.loss == "shuffled":
-            control = streams.permutations("control", batch, updates)
-        elif self.loss == "random":
-            control = streams.normal("control", updates, batch, self.task.action_dim)
-        return [
-            Draws(
-                index[:, u],
-                target[:, u],
-                None if imagine is None else imagine[:, u],
-                None if control is None else control[:, u],
-            )
-            for u in range(updates)
-        ]
 
     def target(self, batch: Batch, draws: Draws) -> Target:
         """The detached TD target of a batch: imagined from pi(s), or the buffer's own transition if model-free."""
@@ -312,7 +222,7 @@ class Agent:
         self._fit_critic(batch, self.target(batch, draws), draws)
 
     def _fit_critic(self, batch: Batch, target: Target, draws: Draws) -> None:
-        """What of it follows the target."""
+        """One step of every critic towards the target and of its target network, then the divergence guard."""
         losses, gradient = self.critic_gradient(batch, target, draws)
         self.critic_optimizer.step(self.critic, gradient)
         polyak_average(self.critic_target, self.critic, self.hyper.polyak)
@@ -448,55 +358,6 @@ class Agent:
                     if bad:
                         done_when[run] = done + 1
 
-    def diagnose(self, batch: Batch, draws: Draws, probe: Float[Tensor, "R B O"]) -> dict[str, Float[Tensor, "R"]]:
-        """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R].
-
-        ``grad/dynamics_norm`` is the root mean square over the batch of the Frobenius norm of d next_obs / d action,
-        estimated with one backward pass: with v standard normal, E ||v^T J||^2 = ||J||_F^2.
-
-        Args:
-            batch: transitions.
-            draws: the random numbers of one critic update.
-            probe: standard normal numbers.
-        """
-        target = self.target(batch, draws)
-        losses, _ = self.critic_gradient(batch, target, draws)
-        action = target.action.detach().clone().requires_grad_()
-        q = self.min_q(batch.obs, action)
-        (q_gradient,) = torch.autograd.grad(q.sum(), action)
-        metrics = {
-            "loss/critic": losses.total.sum(dim=1),
-            "loss/td": losses.guarded(),
-            "td/abs_error": (target.y - q.detach()).abs().mean(dim=-1),
-            "q/mean": q.detach().mean(dim=-1),
-            "grad/q": q_gradient.norm(dim=-1).mean(dim=-1),
-        }
-        if target.action_gradient is None:
-            return metrics
-        metrics["grad/target"] = target.action_gradient.norm(dim=-1).mean(dim=-1)
-        metrics["grad/td_error"] = (target.action_gradient - q_gradient).norm(dim=-1).mean(dim=-1)
-
-        # Fig. 5 beside grad_a Q: d Q(s'(a), pi(s'(a))) / d a, through the dynamics, and d r(s, a, s'(a)) / d a
-        imagined = self.dynamics.step(Imagined(batch.obs, batch.state), action, draws.imagine)
-        (probed,) = torch.autograd.grad(imagined.obs, action, probe, retain_graph=True)
-        squared = probed.square().sum(dim=-1)
-        metrics["grad/dynamics_norm"] = _finite_mean(squared).sqrt()
-        next_q = self.min_q(imagined.obs, self.policy(imagined.obs))
-        (through,) = torch.autograd.grad(next_q.sum(), action, retain_graph=True)
-        metrics["grad/q_through_dynamics"] = _finite_mean(through.norm(dim=-1))
-        reward = self.reward(batch.obs, action, imagined.obs)
-        reward_gradient = torch.zeros_like(action)
-        if reward.requires_grad:
-            (reward_gradient,) = torch.autograd.grad(reward.sum(), action, materialize_grads=True)
-        metrics["grad/reward"] = reward_gradient.norm(dim=-1).mean(dim=-1)
-
-        # ours: what the next state's action alone would change, grad_a' Q(s', a')
-        next_obs = imagined.obs.detach()
-        next_action = self.policy(next_obs).detach().requires_grad_()
-        (next_gradient,) = torch.autograd.grad(self.min_q(next_obs, next_action).sum(), next_action)
-        metrics["grad/q_next"] = next_gradient.norm(dim=-1).mean(dim=-1)
-        return metrics
-
     def state_dict(self) -> dict[str, object]:
         """Everything that training changes."""
         tensors = {name: getattr(self, name) for name in self._TENSORS}
@@ -526,12 +387,6 @@ class Agent:
         self.critic_updates = list(state["critic_updates"])
         for name in ("obs", "actor_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
-
-
-def _finite_mean(rows: Float[Tensor, "R B"]) -> Float[Tensor, "R"]:
-    """Mean over the finite entries of each run; 0 where there are none."""
-    finite = rows.isfinite()
-    return torch.where(finite, rows, 0.0).sum(dim=-1) / finite.sum(dim=-1).clamp(min=1)
 
 
 def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, "R"]:

@@ -228,12 +228,7 @@ def _eval(options: Eval) -> int:
     trainer = load_trainer(options.run_dir, device=options.device)
     runs, episodes = trainer.config.runs, options.episodes
     initial = trainer.task.reset(episodes, torch.Generator().manual_seed(options.seed))
-
-    def policy(obs: torch.Tensor) -> torch.Tensor:
-        rows = obs.to(trainer.dtype).unflatten(0, (len(runs), -1))  # the real environment may be more precise
-        return trainer.agent.policy(rows).flatten(0, 1).to(obs.dtype)
-
-    result = rollout(trainer.physics, policy, initial.repeat(len(runs), 1), record=write_video is not None)
+    result = rollout(trainer.physics, trainer.policy, initial.repeat(len(runs), 1), record=write_video is not None)
     returns = result.returns.double().cpu().unflatten(0, (-1, episodes))
     lengths = result.lengths.double().cpu().unflatten(0, (-1, episodes))
     rows = [

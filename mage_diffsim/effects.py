@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
-from mage_diffsim.methods import GRADIENT_FREE, METHODS
+from mage_diffsim.methods import GRADIENT_FREE, METHODS, WITHOUT_LAMBDA
 
 
 def _imagines(config: TrainConfig) -> bool:

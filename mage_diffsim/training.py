@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from mage_diffsim.agent import Agent
-from mage_diffsim.bridges.op import indexed
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import RewardFunction
+from mage_diffsim.devices import device_text, matmul_precision, torch_device
+from mage_diffsim.diagnosis import diagnose
+from mage_diffsim.draws import Draws, draw
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
 from mage_diffsim.envs.batched import BatchedEnv, rollout
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
@@ -29,43 +29,6 @@ from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
 from mage_diffsim.shapes import Float, Tensor
 from mage_diffsim.validation import validate
-
-
-def torch_device(name: str) -> torch.device:
-    """The named torch device.
-
-    Raises:
-        InputError: it is not a device name, or the device is not there.
-    """
-    device = indexed(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"device {name!r} was asked for and torch sees {count} CUDA devices: choose another")
-    return device
-
-
-def device_text(name: str) -> str:
-    """A device's name, of a GPU with that of its card."""
-    device = torch_device(name)
-    return f"{name}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else name
-
-
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Float32 matrix products at ``precision`` (see :class:`TrainConfig`) inside; outside, as the process had it."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        legacy = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set through these backends only, which torch then does not read by its older name
-        legacy = "highest"
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(legacy)
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 class Trainer:
@@ -281,7 +244,11 @@ class Trainer:
 
     def _improve(self) -> None:
         """The policy optimisation steps."""
-        self.agent.improve(self.buffer, self.agent.draw(self.config.updates_per_step, self.buffer.size))
+        self.agent.improve(self.buffer, self.draw(self.config.updates_per_step))
+
+    def draw(self, updates: int) -> list[Draws]:
+        """The random numbers of the next ``updates`` critic updates."""
+        return draw(self.streams, self.config, self.task, self.buffer.size, updates)
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -364,10 +331,10 @@ class Trainer:
         if self.env_step < self.hyper.warmup_steps:
             return dict(self.losses)
         saved = self.streams.state_dict()
-        (draws,) = self.agent.draw(1, self.buffer.size)
+        (draws,) = self.draw(1)
         probe = self.streams.normal("control", self.hyper.batch_size, self.task.obs_dim)
         self.streams.load_state_dict(saved)
-        metrics = self.agent.diagnose(self.buffer.gather(draws.index), draws, probe)
+        metrics = diagnose(self.agent, self.buffer.gather(draws.index), draws, probe)
         return (
             self.losses
             | metrics

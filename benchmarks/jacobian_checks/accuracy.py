@@ -16,6 +16,7 @@ from jacobian_checks.learned import ask_ensemble, change_error, explained_varian
 from jacobian_checks.options import DTYPES, Options
 from jacobian_checks.points import step_of
 from jacobian_checks.subjects import Source, Subject, forget_models, subjects_of
+from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.checks import error_text
 from mage_diffsim.envs.differences import jacobian_of, value_error
 from mage_diffsim.envs.physics import Physics
@@ -27,7 +28,6 @@ from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_disp
 from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.files import make_folder, write_atomically
 from mage_diffsim.shapes import Bool, Float, Tensor
-from mage_diffsim.training import torch_device
 
 FIELDS = (
     *("task", "backend", "derivative", "dtype", "device", "transitions"),

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from mage_diffsim.devices import device_text, torch_device
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.registry import task_names
 from mage_diffsim.envs.sampling import WAYS
 from mage_diffsim.errors import InputError, unknown_name
-from mage_diffsim.training import device_text, torch_device
 
 QUICK: dict[str, tuple[str, ...] | None] = {"Pendulum": None, "InvertedPendulum": None, "HalfCheetah": ("mujoco",)}
 """Tasks of --quick and their backends; None is all."""

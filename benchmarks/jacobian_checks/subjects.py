@@ -12,6 +12,7 @@ import torch
 
 from jacobian_checks.options import DTYPES, QUICK, QUICK_LEARNED, Options
 from jacobian_checks.points import Points, blocks_of, gather_points, step_of
+from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.differences import TrueJacobian, true_jacobians
 from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
 from mage_diffsim.envs.registry import make_task
@@ -19,7 +20,6 @@ from mage_diffsim.envs.sampling import Policy
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.run_folder import load_trainer
-from mage_diffsim.training import torch_device
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rich.console import Console
 from mage_diffsim.bridges import from_jax, from_warp
 from mage_diffsim.bridges.jax import load_jax
 from mage_diffsim.bridges.warp import kernel, load_warp
+from mage_diffsim.devices import torch_device
 from mage_diffsim.errors import MissingExtra
 from mage_diffsim.experiments.timing import Times, interleaved, memory_growth, percentile
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Row, row
 

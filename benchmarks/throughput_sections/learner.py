@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.variants import published_updates, updates_per_call, variants_of
@@ -32,7 +32,7 @@ def measure_learner(options: Options, console: Console) -> Iterator[Row]:
             name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options, "learner").items()
         }
         eager = variants["eager"]
-        size, drawn = eager.hyper.batch_size, eager.agent.draw(updates, eager.buffer.size)
+        size, drawn = eager.hyper.batch_size, eager.draw(updates)
         run_published, error = published_updates(eager, drawn)
         functions: dict[str, Callable[[], object]] = {"published": run_published}
         functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in variants.items()}

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.timing import Times, interleaved, percentile
 from mage_diffsim.settings import make_config
-from mage_diffsim.training import Trainer, torch_device
+from mage_diffsim.training import Trainer
 from throughput_sections.options import Options
 from throughput_sections.rows import Row, row
 from throughput_sections.variants import published_batches, published_updates, variants_of
@@ -32,7 +33,7 @@ def measure_loop(options: Options, console: Console) -> Iterator[Row]:
             raise InputError(f"--preset {options.preset} trains by whole epochs: leave section loop out, or use paper")
         period, rounds = hyper.model_every, max(3, min(5, options.rounds(task) // 2))
         warm = options.trainer(task)
-        run_updates, error = published_updates(warm, warm.agent.draw(2, warm.buffer.size))
+        run_updates, error = published_updates(warm, warm.draw(2))
         run_batches, _ = published_batches(warm)
         functions: dict[str, Callable[[], object]] = {"updates": run_updates, "batches": run_batches}
         trainers, steps = {}, (2 + rounds) * period

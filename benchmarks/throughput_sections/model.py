@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import Trainer, torch_device
+from mage_diffsim.training import Trainer
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.variants import published_batches, variants_of

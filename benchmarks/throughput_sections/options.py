@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError, unknown_name
 from mage_diffsim.hyper import Preset
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
-from mage_diffsim.training import Trainer, torch_device
+from mage_diffsim.training import Trainer
 
 Section = Literal["learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
 STEPS = 300

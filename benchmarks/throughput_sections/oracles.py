@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.dynamics import OracleDynamics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.sources import left_out, name_of, sources_of
@@ -35,7 +35,7 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
             trainers[name_of(trainer.agent.dynamics.physics)] = trainer
         functions: dict[str, Callable[[], object]] = {}
         for name, trainer in trainers.items():
-            drawn = trainer.agent.draw(2, trainer.buffer.size)  # an update with the actor and one without make a pair
+            drawn = trainer.draw(2)  # an update with the actor and one without make a pair
             functions[f"{name}: update"] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
             dynamics = trainer.agent.dynamics
             if isinstance(dynamics, OracleDynamics):

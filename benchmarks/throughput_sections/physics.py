@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.differences import jacobian_of
 from mage_diffsim.envs.physics import Physics, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.sampling import sample_states
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.sources import left_out, name_of, sources_of

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from mage_diffsim.devices import torch_device
 from mage_diffsim.experiments.timing import interleaved
-from mage_diffsim.training import torch_device
 from throughput_sections.options import Options
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.variants import updates_per_call, variants_of
@@ -29,7 +29,7 @@ def measure_runs(options: Options, console: Console) -> Iterator[Row]:
             functions: dict[str, Callable[[], object]] = {}
             trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
             for count, trainer in trainers.items():
-                drawn = trainer.agent.draw(updates, trainer.buffer.size)
+                drawn = trainer.draw(updates)
                 functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
             found = interleaved(functions, options.rounds(task), torch_device(options.device))
             apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())

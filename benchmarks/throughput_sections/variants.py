@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from published import PublishedDraws, PublishedModelTraining, PublishedUpdate
 
-from mage_diffsim.agent import Draws
+from mage_diffsim.draws import Draws
 from mage_diffsim.training import Trainer
 from throughput_sections.options import Options, Section
 from throughput_sections.rows import Failed

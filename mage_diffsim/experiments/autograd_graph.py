@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from mage_diffsim.agent import Agent, Batch, Draws
+from mage_diffsim.agent import Agent
+from mage_diffsim.buffer import Batch
+from mage_diffsim.draws import Draws
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.experiments.figures import write_figure
 from mage_diffsim.shapes import Tensor
@@ -36,7 +38,7 @@ def computation_graph(trainer: Trainer) -> list[Quantity]:
         trainer: past its warm-up, so that there is a batch; it is left as it was.
     """
     agent = trainer.agent
-    draws, other = agent.draw(2, trainer.buffer.size)
+    draws, other = trainer.draw(2)
     batch = trainer.buffer.gather(draws.index)
     found = update_tensors(agent, batch, draws)
     redrawn = {

@@ -17,6 +17,7 @@ import torch
 
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.config import TrainConfig
+from mage_diffsim.devices import torch_device
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.identity.reference import absolute
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
@@ -27,7 +28,6 @@ from mage_diffsim.experiments.sweep_display import SweepDisplay
 from mage_diffsim.locks import locked
 from mage_diffsim.run_folder import is_finished, is_run, read_config
 from mage_diffsim.run_identity import changes, differences, read_identity
-from mage_diffsim.training import torch_device
 from mage_diffsim.validation import validate
 
 

@@ -355,7 +355,7 @@ def graph_of(**settings):
     trainer = Trainer(make_config("Pendulum", preset="cpu", steps=40, hyper=hyper, **settings))
     for _ in range(30):
         trainer.step()
-    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
     drawn = update_tensors(trainer.agent, batch, draws)["y"]
     torch.testing.assert_close(drawn, trainer.agent.target(batch, draws).y)  # what is drawn is what is trained on

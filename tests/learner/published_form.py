@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from published import PublishedDraws, Stored
 
-from mage_diffsim.agent import Draws
+from mage_diffsim.draws import Draws
 from mage_diffsim.training import Trainer
 
 

@@ -14,7 +14,7 @@ import torch
 
 from mage_diffsim import agent as agent_module
 from mage_diffsim import cuda_graphs
-from mage_diffsim.agent import uses_cuda_graphs
+from mage_diffsim.capturable import uses_cuda_graphs
 from mage_diffsim.cuda_graphs import NothingForTheHost, tensors_of
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError
@@ -300,9 +300,7 @@ def eager_and_replayed(monkeypatch, settings, **hyper):
 
     eager, replayed = trained(False), trained(True)
     assert eager.critic_updates == replayed.critic_updates
-    for a, b in zip(
-        tensors_of(eager.state_dict()), tensors_of(replayed.state_dict()), strict=True
-    ):
+    for a, b in zip(tensors_of(eager.state_dict()), tensors_of(replayed.state_dict()), strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
     return eager, replayed
 
@@ -338,9 +336,7 @@ def test_trainings_are_captured_by_default_and_equal_eager_ones_on_cuda(settings
         return trainer.agent
 
     eager, captured = trained("off"), trained("auto")
-    for a, b in zip(
-        tensors_of(eager.state_dict()), tensors_of(captured.state_dict()), strict=True
-    ):
+    for a, b in zip(tensors_of(eager.state_dict()), tensors_of(captured.state_dict()), strict=True):
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5, equal_nan=True)
 
 

@@ -187,7 +187,7 @@ def test_every_loss_on_every_dynamics_has_the_gradient_that_differences_give(los
     for _ in range(26):
         trainer.step()
     agent = trainer.agent
-    (draws,) = agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
     target = agent.target(batch, draws)
     _, gradient = agent.critic_gradient(batch, target, draws)

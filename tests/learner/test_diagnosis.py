@@ -7,6 +7,7 @@ import csv
 import pytest
 import torch
 
+from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.session import resume, train
@@ -43,9 +44,9 @@ def test_the_gradients_of_fig_5_are_those_of_central_differences(task, method, d
     for _ in range(45):
         trainer.step()
     agent = trainer.agent
-    (draws,) = agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
-    found = agent.diagnose(batch, draws, torch.ones(2, 32, trainer.task.obs_dim, dtype=torch.float64))
+    found = diagnose(agent, batch, draws, torch.ones(2, 32, trainer.task.obs_dim, dtype=torch.float64))
 
     @torch.no_grad()
     def imagined(action):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from published import PublishedUpdate, flatten
 
-from mage_diffsim.agent import Draws
+from mage_diffsim.draws import Draws
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
@@ -82,7 +82,7 @@ def bound_that_some_updates_exceed(trainer: Trainer, what: str, share: float) ->
     sizes = []
     for run in range(len(trainer.config.runs)):
         reference = PublishedUpdate(trial, run)
-        for draws in trainer.agent.draw(20, trainer.buffer.size):
+        for draws in trainer.draw(20):
             sizes.append(abs(reference.update(*published_rows(trainer, draws, run)).get(what, 0.0)))
     return sorted(sizes)[int((1.0 - share) * len(sizes))]
 
@@ -104,7 +104,7 @@ def test_restarts_equal_acting_after_each_update(method, settings, what):
     references = [ActsAtOnce(trainer, run) for run in range(3)]
     phases = set()
     for _ in range(8):
-        draws = trainer.agent.draw(5, trainer.buffer.size)
+        draws = trainer.draw(5)
         for reference, drawn in itertools.product(references, draws):
             reference.update(drawn)
         trainer.agent.improve(trainer.buffer, draws)
@@ -119,7 +119,7 @@ def test_an_agent_that_diverges_in_every_update_is_renewed_after_every_update():
     trainer = warm(seeds=(0,))
     set_bounds(trainer, diverged_critic_loss=1e-12)
     reference = ActsAtOnce(trainer, 0)
-    draws = trainer.agent.draw(5, trainer.buffer.size)
+    draws = trainer.draw(5)
     for drawn in draws:
         reference.update(drawn)
     trainer.agent.improve(trainer.buffer, draws)
@@ -139,7 +139,7 @@ def test_the_guard_sees_the_same_number_whatever_the_loss_and_its_weights_are():
     numbers = []
     for chosen in settings:
         trainer = warm(seeds=(0,), **chosen)
-        (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+        (draws,) = trainer.draw(1)
         batch = trainer.buffer.gather(draws.index)
         target = trainer.agent.target(batch, draws)
         losses, _ = trainer.agent.critic_gradient(batch, target, draws)
@@ -178,7 +178,7 @@ def test_rows_that_are_not_finite_are_counted_once_although_updates_are_repeated
             trainer.step()
         if renewing:
             set_bounds(trainer, diverged_critic_loss=1e-12)
-        trainer.agent.improve(trainer.buffer, trainer.agent.draw(5, trainer.buffer.size))
+        trainer.agent.improve(trainer.buffer, trainer.draw(5))
         return trainer.agent.nonfinite.tolist(), trainer.agent.restarts.tolist()
 
     (plain, none), (renewed, restarts) = counted(False), counted(True)

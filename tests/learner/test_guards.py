@@ -49,7 +49,7 @@ def test_the_gradient_is_the_mean_over_the_good_rows_alone():
     while trainer.env_step < 45:
         trainer.step()
     agent = trainer.agent
-    (draws,) = agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
     masked = agent.target(batch, draws)
     assert 0 < masked.finite.sum() < 32
@@ -97,7 +97,7 @@ def test_training_on_a_gpu_follows_the_cpu():
     for name in ("actor", "critic", "actor_target", "critic_target"):
         getattr(gpu.agent, name).copy_(getattr(cpu.agent, name))
     gpu.agent.obs.load_state_dict(cpu.agent.obs.state_dict())
-    (draws,) = cpu.agent.draw(1, cpu.buffer.size)
+    (draws,) = cpu.draw(1)
     batch = cpu.buffer.gather(draws.index)
     _, expected = cpu.agent.critic_gradient(batch, cpu.agent.target(batch, draws), draws)
     draws = type(draws)(*(None if x is None else x.cuda() for x in draws))

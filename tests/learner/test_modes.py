@@ -69,7 +69,7 @@ def test_training_inside_a_mode_is_training_outside_it_bit_for_bit(mode, outside
     for name in ("actor", "critic", "critic_target"):
         mine = getattr(trainer.agent, name)
         assert torch.equal(mine, getattr(other.agent, name)) and not mine.is_inference()
-    trainer.agent.improve(trainer.buffer, trainer.agent.draw(1, trainer.buffer.size))  # of ordinary tensors
+    trainer.agent.improve(trainer.buffer, trainer.draw(1))  # of ordinary tensors
     obs = torch.ones(3, requires_grad=True)
     assert torch.autograd.grad(policy(obs).sum(), obs)[0].isfinite().all()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mage_diffsim.cli import main
+from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.dynamics import Imagined
 from mage_diffsim.envs import make_physics
 from mage_diffsim.errors import InputError
@@ -91,10 +92,10 @@ def test_the_reported_size_of_the_dynamics_derivative_is_its_frobenius_norm():
     trainer = Trainer(config)
     for _ in range(21):
         trainer.step()
-    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
     probe = torch.randn(1, 400, trainer.task.obs_dim, dtype=torch.float64)
-    reported = trainer.agent.diagnose(batch, draws, probe)["grad/dynamics_norm"]
+    reported = diagnose(trainer.agent, batch, draws, probe)["grad/dynamics_norm"]
 
     action = trainer.agent.policy(batch.obs).detach().requires_grad_()
     next_obs = trainer.agent.dynamics.step(Imagined(batch.obs, batch.state), action).obs

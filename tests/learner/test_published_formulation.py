@@ -53,7 +53,7 @@ def trained(method: str, task: str = "Pendulum", **settings) -> Trainer:
 @pytest.mark.parametrize("task", ["Pendulum", "CartPole"])
 def test_critic_gradient_equals_the_undetached_all_members_formulation(task, method, settings):
     trainer = trained(method, task, **settings)
-    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     if task == "CartPole":  # in some rows the pole has just fallen
         trainer.buffer.rows[:, 0 : trainer.buffer.size : 3, [2, -2]] = 0.25
     published = PublishedUpdate(trainer).critic_gradient(*published_rows(trainer, draws))
@@ -66,7 +66,7 @@ def test_critic_gradient_equals_the_undetached_all_members_formulation(task, met
 
 def test_runs_of_several_lambdas_have_each_its_own_weights_under_preset_authors():
     trainer = trained("mage-td3", preset="authors", lambdas=(0.05, 0.2, 1.0))
-    (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+    (draws,) = trainer.draw(1)
     batch = trainer.buffer.gather(draws.index)
     _, gradient = trainer.agent.critic_gradient(batch, trainer.agent.target(batch, draws), draws)
     for run in range(3):
@@ -83,7 +83,7 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones(settings):
         optimizer.restart(torch.ones(1, dtype=torch.bool))
     trainer.agent.critic_updates = [0]
     for _ in range(100):
-        (draws,) = trainer.agent.draw(1, trainer.buffer.size)
+        (draws,) = trainer.draw(1)
         published.update(*published_rows(trainer, draws))
         trainer.agent.improve(trainer.buffer, [draws])
     torch.testing.assert_close(trainer.agent.actor[0, 0], flatten(published.actor), rtol=0, atol=1e-9)
