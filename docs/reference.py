@@ -24,7 +24,7 @@ from mage_diffsim import cli, columns
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task, task_names
-from mage_diffsim.hyper import Hyper
+from mage_diffsim.hyper import Hyper, Preset
 from mage_diffsim.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ SCRIPTS = (
 )
 """Commands beside ``mage-diffsim`` whose flags are listed."""
 
-PRESETS = {
+PRESETS: dict[str, tuple[Preset, Literal["small", "full"]]] = {
     "paper": ("paper", "full"),
     "paper, small tasks": ("paper", "small"),
     "authors": ("authors", "full"),
