@@ -1,0 +1,170 @@
+"""``mage-diffsim train``: a new training, or one that goes on."""
+
+# No `from __future__ import annotations`: tyro reads the annotations of a dataclass that is local to a function.
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from mage_diffsim.commands.arguments import PROGRAM, flag_of, given, parse
+from mage_diffsim.errors import InputError, unknown_name
+
+NAMED = ("task", "method", "dynamics", "reward", "loss", "preset", "ensemble")
+"""Flags of ``train`` that choose among names. They are read first: they decide the defaults of all the others."""
+
+WITH_RESUME = ("resume", "steps", "compile", "quiet", "no-quiet", "tensorboard", "no-tensorboard", "help")
+"""What may stand beside ``--resume``: a run goes on with the settings it began with."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on from the newest checkpoint of a run folder, with the settings it began with."""
+
+    resume: Path
+    """The run folder."""
+    steps: int | None = None
+    """Environment steps per run in all; None is what the run was started with."""
+    compile: Literal["off", "on"] | None = None
+    """Whether to compile the updates from now on; None is as before. The only setting that changes nothing else."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def train_command(arguments: list[str]) -> int:
+    flags = {flag_of(a) for a in arguments if a.startswith("--")}
+    if "resume" in flags:
+        extra = sorted(flags - set(WITH_RESUME))
+        if extra:
+            raise InputError(
+                f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
+                "accepted beside it are --steps, --compile, --tensorboard and --quiet"
+            )
+        options = parse(Resume, "train", arguments)
+        return _train_or_resume(options.resume, options, resumes=True)
+    return _train_new(arguments, flags)
+
+
+def _train_new(arguments: list[str], flags: set[str]) -> int:
+    from mage_diffsim.config import TrainConfig
+    from mage_diffsim.display import describe
+    from mage_diffsim.effects import require_effect
+    from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+    from mage_diffsim.validation import validate
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train runs (seeds x lambdas) of one method on one task into a run folder.
+
+        The values below are those of the chosen preset, task and ensemble; a flag overrides one of them.
+        """
+
+        config: TrainConfig
+        out: Path | None = None
+        """Run folder to create; None is runs/<task>_<method>_<dynamics>_<timestamp>."""
+        resume: Path | None = None
+        """Go on with this run folder instead; only --steps, --compile, --tensorboard and --quiet may stand beside
+        it."""
+        tensorboard: bool = False
+        """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
+        quiet: bool = False
+        """Print nothing but errors."""
+
+    options = parse(Train, "train", arguments, default=Train(_defaults(arguments)))
+    config = options.config
+    task = config.make_task()
+    validate(config)
+    # Only an oracle uses backend and derivative, but a name that means nothing is a mistake in any case.
+    of_oracle = config.backend if flags & {"backend", "derivative"} else None
+    for backend in (of_oracle, config.environment):
+        if backend not in (None, *backends_of(task)):
+            raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+    sources = load(BACKENDS[config.backend]).derivatives_of(task) if "derivative" in flags else ()
+    if sources and config.derivative not in (None, *sources):
+        raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)
+    unused = require_effect(config, [flag.removeprefix("no-").replace("-", "_") for flag in sorted(flags)])
+    notes = [f"note: --{name.replace('_', '-')} has no effect, as {reason}" for name, reason in unused.items()]
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
+    return _train_or_resume(out, options, config, banner=[*describe(config, task), *notes])
+
+
+def _defaults(arguments: list[str]) -> Any:
+    """The configuration that the named flags alone amount to.
+
+    Raises:
+        InputError: one of the names is unknown, or they do not go together.
+    """
+    from mage_diffsim.envs.identity.options import parse_options
+    from mage_diffsim.settings import make_config
+
+    found: dict[str, Any] = given(NAMED, arguments)
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--task-options", "--task_options", nargs="*")
+    if (options := scan.parse_known_args(arguments)[0].task_options) is not None:
+        found["task_options"] = parse_options(options)
+    return make_config(found.pop("task", "Pendulum"), shared=found)  # what has no effect is told of all flags together
+
+
+def _train_or_resume(
+    run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
+) -> int:
+    """Train ``config`` into the folder, or go on with what is there."""
+    from mage_diffsim.checkpoints import newest_checkpoint
+    from mage_diffsim.display import TrainingDisplay, describe
+    from mage_diffsim.files import as_path
+    from mage_diffsim.run_folder import read_config
+    from mage_diffsim.session import resume, train
+
+    run_dir = as_path(run_dir)
+    if resumes:
+        config = read_config(run_dir)
+        config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
+        if newest_checkpoint(run_dir) is None:
+            print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
+        with contextlib.suppress(InputError):  # which resume reports
+            banner = describe(config, config.make_task())
+    console = Console(quiet=options.quiet)
+    if options.quiet:
+        logging.getLogger("mage_diffsim").setLevel(logging.WARNING)
+    warmup = config.hyper.warmup_steps
+    if config.steps < warmup:
+        text = (
+            f"note: nothing is learned in {config.steps} steps, as the first {warmup} are the warm-up (--warmup-steps)"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
+    sinks: list[Callable[[int, list[dict[str, Any]]], None]] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            if options.tensorboard:
+                from mage_diffsim.tensorboard import TensorBoardSink
+
+                sinks.append(stack.enter_context(contextlib.closing(TensorBoardSink(run_dir / "tensorboard"))))
+            display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
+            sinks.append(display.evaluation)
+            if resumes:
+                resume(
+                    run_dir, steps=options.steps, compile=options.compile, progress=display.progress, sinks=tuple(sinks)
+                )
+            else:
+                train(config, run_dir, progress=display.progress, sinks=tuple(sinks))
+    except KeyboardInterrupt:
+        sentence = "interrupted before the run folder was written"
+        if (run_dir / "config.json").is_file():
+            saved = newest_checkpoint(run_dir)
+            step = int(saved.stem.removeprefix("step_")) if saved else 0
+            sentence = f"interrupted: go on from step {step} with `{PROGRAM} train --resume {run_dir}`"
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+        return 130
+    console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
+    return 0
