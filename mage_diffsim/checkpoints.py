@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written, as on a full disk; the old one is left.
     """
-    with replacing(path, path.with_suffix(".tmp").name) as temporary:
+    with replacing(path) as temporary:
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
             told = _Told(file)
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 class _Told:
-    """A file to write to which remembers what the system had against it: torch tells of its own trouble instead."""
+    """A file that remembers the system's first error in a write, which torch hides behind its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.flush = file, file.flush

@@ -1,4 +1,4 @@
-"""The same functions, compiled: ``--compile on`` wraps whole update steps, derivatives and optimiser included.
+"""Compilation of whole updates by torch.compile (``--compile on``), derivatives and optimiser included.
 
 The compiled functions take derivatives themselves (see :mod:`.autodiff`), so that a target, its action-gradient, the
 critic gradient and the optimiser step become one graph.
@@ -56,7 +56,7 @@ def compiled(method: Any) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _no_advice() -> Iterator[None]:
-    """Without the compiler's advice to take TF32 products: the configuration says which are taken."""
+    """Silences the compiler's advice to use TF32 products: the configuration decides that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         yield

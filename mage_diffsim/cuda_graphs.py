@@ -1,4 +1,4 @@
-"""The same functions, captured: ``--graphs on`` replays whole env steps' updates as CUDA graphs, without launch costs.
+"""CUDA graphs (``--graphs``): the updates of an environment step are recorded once and replayed without launch costs.
 
 Random numbers are drawn before and copied into a graph's inputs, and step counts live on the device, so a graph holds
 nothing but tensor operations on memory that stays where it is.
@@ -20,7 +20,7 @@ WARM_UPS = 3
 
 
 class CannotBeCaptured(RuntimeError):
-    """What is said of an operation that no CUDA graph can hold."""
+    """An operation that no CUDA graph can hold; the message names it."""
 
 
 class NothingForTheHost(TorchDispatchMode):

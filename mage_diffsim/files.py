@@ -33,7 +33,7 @@ def as_path(path: AnyPath) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system has against a write (a full disk, no permission) into one sentence.
+    """Turn the system's error in a write (a full disk, no permission) into one sentence.
 
     Raises:
         InputError: names the file and the cause.

@@ -116,7 +116,7 @@ def write_policy(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
         InputError: it cannot be written.
     """
     content = save({k: v.cpu() for k, v in tensors.items()}, {ENTRY: json.dumps(metadata, sort_keys=True)})
-    with replacing(path, path.with_suffix(".tmp").name) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 

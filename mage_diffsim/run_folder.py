@@ -171,7 +171,7 @@ def is_gone(reference: str) -> bool:
 
 
 def record_versions(trainer: Trainer, run_dir: Path) -> None:
-    """Write versions.json; of what is another at a later sitting it holds both: ``off, then on``."""
+    """Write versions.json; an entry that changes when the run goes on holds both: ``off, then on``."""
     path, found = run_dir / "versions.json", versions() | trainer.used
     for name, before in read_versions(run_dir).items():
         now = found.get(name, before)

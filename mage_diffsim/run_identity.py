@@ -86,7 +86,7 @@ def require_unchanged(run_dir: Path, config: TrainConfig, task: Task, identity: 
 
 
 def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[str]:
-    """In what a configuration and a task differ from those that a run was trained with: it was trained with ..."""
+    """The differences of a configuration and a task from those of a run, worded to follow "it was trained with"."""
     was, now = ({k: v for k, v in c.items() if k not in HARMLESS} for c in (identity["config"], config.to_dict()))
     was = {k: v for k, v in now.items() if k not in was} | was  # a field that is newer than the run
     sources, sources_now = identity["sources"], sources_of(task)

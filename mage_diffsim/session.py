@@ -177,12 +177,12 @@ def settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
 
 
 def _held(run_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """A run folder against a second training; leaves no file."""
+    """Lock the run folder against a second training; leaves no file."""
     return locked(run_dir, f"another process is training in {run_dir}: wait for it or end it")
 
 
 class Session:
-    """One sitting of a training: steps, evaluates, writes, checkpoints."""
+    """Trains until done or told to stop: steps, evaluations, tables, checkpoints."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From what a caller gives to a :class:`.config.TrainConfig`."""
+"""Makes a :class:`.config.TrainConfig` of what a caller gives."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
 def columns_of(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | None]]:
     """CSV columns of metrics with shape [R]: the one place where they travel to the host.
 
-    A measure of gradients that does not exist is None, an empty cell; a loss that is NaN is a broken loss, and stays.
+    A gradient measure that is NaN does not exist and becomes None, an empty cell; a NaN loss is broken and stays NaN.
     """
 
     def numbers(name: str, value: torch.Tensor) -> list[int | float | None]:

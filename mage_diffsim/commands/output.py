@@ -19,7 +19,7 @@ def make_console() -> Console:
 
 
 PROBE = 1 << 16
-"""Bytes written to see whether a disk takes more: of a few, the error would come when the file is long closed."""
+"""Bytes written to see whether a disk is full; a few bytes would fail only after the file is closed."""
 
 
 def check_writable(path: Path | None) -> None:
@@ -47,6 +47,7 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_json(path: Path | None, content: Any) -> None:
+    """Write the content to the file that a flag names, if it names one, and say so."""
     if path is not None:
         make_folder(path.parent)
         write_atomically(path, json.dumps(content, indent=2) + "\n")

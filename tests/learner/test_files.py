@@ -122,8 +122,7 @@ def test_a_full_disk_is_named_with_the_file(copied, tmp_path):
         "policy.safetensors": lambda path: write_policy(path, {}, {}),
     }.items():
         path = tmp_path / name
-        suffix = ".txt.tmp" if name == "note.txt" else ".tmp"
-        path.with_suffix(suffix).symlink_to("/dev/full")
+        path.with_name(f"{name}.tmp").symlink_to("/dev/full")
         with pytest.raises(InputError, match=rf"^cannot write {path}: No space left on device$"):
             write(path)
         assert not path.exists()
