@@ -124,7 +124,7 @@ def _train_or_resume(
     from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
     from mage_diffsim.run_folder import read_config
-    from mage_diffsim.session import resume, train
+    from mage_diffsim.session import Sink, resume, train
 
     run_dir = as_path(run_dir)
     if resumes:
@@ -143,7 +143,7 @@ def _train_or_resume(
             f"note: nothing is learned in {config.steps} steps, as the first {warmup} are the warm-up (--warmup-steps)"
         )
         console.print(text, highlight=False, soft_wrap=True)
-    sinks: list[Callable[[int, list[dict[str, Any]]], None]] = []
+    sinks: list[Sink] = []
     try:
         with contextlib.ExitStack() as stack:
             if options.tensorboard:
