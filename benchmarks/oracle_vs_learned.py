@@ -134,15 +134,15 @@ class OracleVsLearned(Experiment):
         write_horizons(done, out, "trained actors", self.longest_horizon)
         write_csv(out / "summary.csv", SUMMARY_FIELDS, rows)
         write_csv(out / "curves.csv", CURVE_FIELDS, curves)
-        comparison_figure(out / "figure.png", curves)
-        solved = {task.name: task.solved_return for task in map(make_task, self.tasks)}
+        tasks = {task.name: task for task in map(make_task, self.tasks)}
+        comparison_figure(out / "figure.png", curves, tasks)
         groups = groups_of(rows)
         title = "Oracle against learned dynamics"
         return Findings(
-            Table(title, HEADER, table_rows(groups, solved, outcomes)),
-            verdict(groups, solved),
-            [Table("Values or gradients", EFFECTS_HEADER, effects)] if (effects := effect_rows(groups)) else [],
-            notes(groups),
+            Table(title, HEADER, table_rows(groups, tasks, outcomes)),
+            verdict(groups, tasks),
+            [Table("Values or gradients", EFFECTS_HEADER, effects)] if (effects := effect_rows(groups, tasks)) else [],
+            notes(groups, tasks),
         )
 
 

@@ -175,9 +175,13 @@ class Comparison(Experiment):
     def styles(self, curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
         """Returns colour and line style of every variant that was trained."""
         firsts = {row["variant"]: row for row in reversed(curves)}
-        names = [name for name in self.VARIANTS if name in firsts]
-        cells = [(firsts[n]["method"], firsts[n]["dynamics"], firsts[n]["backend"]) for n in names]
-        return dict(zip(names, styles(cells), strict=True))
+        return styles(
+            {
+                name: (firsts[name]["method"], firsts[name]["dynamics"], firsts[name]["backend"])
+                for name in self.VARIANTS
+                if name in firsts
+            }
+        )
 
     def _panels(self, curves: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
         grid = []

@@ -12,6 +12,7 @@ from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments.cells import Outcome
 from mage_diffsim.experiments.command import SMOKE, Findings, Size
+from mage_diffsim.experiments.comparison import has_cosine
 from mage_diffsim.experiments.figures import Panel, draw, line
 from mage_diffsim.experiments.horizons import disagreement, write_horizons
 from mage_diffsim.experiments.rows import CURVE_FIELDS, curve_rows, summary_rows
@@ -83,7 +84,7 @@ class GradientError(Comparison):
         firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.status == "done"}
         write_horizons([("frozen actor", firsts[t]) for t in tasks], out, "frozen actors", self.longest_horizon)
         write_csv(out / "curves.csv", CURVE_FIELDS, curves)
-        self._draw(curves, out)
+        self._draw(curves, {name: has_cosine(o.cell.config.make_task()) for name, o in firsts.items()}, out)
         table, pairs, agreement = [], [], []
         for task in tasks:
             trainer = load_trainer(firsts[task].run_dir, device="cpu")
@@ -93,7 +94,7 @@ class GradientError(Comparison):
                 numbers[name] = {r["seed"]: (r["gradient_error"], r["gradient_cosine"]) for r in mine}
             for name, of_seed in numbers.items():
                 error = interval((e for e, _ in of_seed.values()), geometric=True)
-                cosine = interval(c for _, c in of_seed.values())
+                cosine = interval((c for _, c in of_seed.values()) if has_cosine(trainer.task) else ())
                 table.append((task, name, str(trainer.gradient_steps), text(error), text(cosine), str(len(of_seed))))
             pairs += error_rows(task, numbers)
             agreement += agreement_rows(trainer)
@@ -112,7 +113,7 @@ class GradientError(Comparison):
             ],
         )
 
-    def _draw(self, curves: Sequence[Mapping[str, Any]], out: Path) -> None:
+    def _draw(self, curves: Sequence[Mapping[str, Any]], cosines: Mapping[str, bool], out: Path) -> None:
         columns = (
             ("gradient_error", "mean |true - critic's| gradient, discounted", True),
             ("gradient_cosine", "cosine to the true action-gradient", False),
@@ -120,7 +121,7 @@ class GradientError(Comparison):
         grid = []
         for task in dict.fromkeys(row["task"] for row in curves):
             panels = []
-            for column, label, log in columns:
+            for column, label, log in columns if cosines[task] else columns[:1]:
                 lines = tuple(
                     line(name, [r for r in curves if (r["task"], r["variant"]) == (task, name)], column, *style,
                          geometric=log)

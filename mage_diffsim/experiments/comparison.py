@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.task import Task
 from mage_diffsim.experiments.cells import Outcome
 from mage_diffsim.experiments.figures import Panel, draw, line, styles
 from mage_diffsim.experiments.groups import (
@@ -47,20 +47,20 @@ STAR = " *"
 
 
 def table_rows(
-    groups: Sequence[Group], solved_returns: Mapping[str, float | None], outcomes: Iterable[Outcome] = ()
+    groups: Sequence[Group], tasks: Mapping[str, Task], outcomes: Iterable[Outcome] = ()
 ) -> list[tuple[str, ...]]:
     """The cells of the table under HEADER: one row per group, then one per cell that was skipped or failed.
 
     Args:
         groups: what was trained.
-        solved_returns: task name to the mean return that counts as solved, or None.
+        tasks: by name.
         outcomes: what became of every cell.
     """
     rows = []
     for group in groups:
         learned, dyna = learned_of(group, groups), dyna_of(group, groups)
         solved = "-"
-        if solved_returns.get(group.task) is not None:
+        if tasks[group.task].solved_return is not None:
             when = f"{interval(group.solved).mean:.0f} " if group.solved else ""
             solved = f"{when}({len(group.solved)} of {len(group.rows)})"
         rows.append(
@@ -75,7 +75,7 @@ def table_rows(
                 text(group.value("gradient_error")),
                 _effect(group, learned, "gradient_error"),
                 _effect(group, dyna, "gradient_error"),
-                text(group.value("gradient_cosine")) if has_cosine(group.task) else "-",
+                text(group.value("gradient_cosine")) if has_cosine(tasks[group.task]) else "-",
                 text(group.value("mean_return")),
                 str(sum(row["nonfinite"] for row in group.rows)),
                 str(sum(row["restarts"] for row in group.rows)),
@@ -116,30 +116,28 @@ def verdict_of(group: Group, reference: Group | None) -> str:
     return {"above": "better", "below": "worse", "unknown": "-"}.get(verdict, verdict)
 
 
-def has_cosine(task: str) -> bool:
+def has_cosine(task: Task) -> bool:
     """Whether a cosine says more than agreement in sign."""
-    return make_task(task).action_dim > 1
+    return task.action_dim > 1
 
 
 def _effect(group: Group, reference: Group | None, column: str) -> str:
-    if reference is None or (column == "gradient_cosine" and not has_cosine(group.task)):
-        return "-"
-    return _starred(paired(group, reference, column))
+    return "-" if reference is None else _starred(paired(group, reference, column))
 
 
 def _starred(effect: Interval) -> str:
     return text(effect) + STAR * (side_of(effect) in ("above", "below"))
 
 
-def verdict(groups: Sequence[Group], solved_returns: Mapping[str, float | None]) -> list[str]:
+def verdict(groups: Sequence[Group], tasks: Mapping[str, Task]) -> list[str]:
     """At most three lines: who solved the tasks, what oracles and hybrids changed, what MAGE's gradient term changed.
 
     Args:
         groups: what was trained.
-        solved_returns: task name to the mean return that counts as solved, or None.
+        tasks: by name.
     """
     found = []
-    counted = [g for g in groups if solved_returns.get(g.task) is not None]
+    counted = [g for g in groups if tasks[g.task].solved_return is not None]
     if counted:
         said = []
         for method in dict.fromkeys(g.method for g in counted):
@@ -185,7 +183,7 @@ EFFECTS_HEADER = (
 EFFECT_COLUMNS = ("mean_return", "final_return", "gradient_error", "gradient_cosine")
 
 
-def effect_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+def effect_rows(groups: Sequence[Group], tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:
     """What the oracle's values and what its gradients change, paired by seed, wherever there are hybrids.
 
     Either is told beside both kinds of the other, because one may help only together with the other. The interaction is
@@ -200,14 +198,15 @@ def effect_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
             continue
         kinds |= {g.dynamics: g for g in mine if g.dynamics == "oracle" and g.backend == hybrid.backend}
         name = METHOD_NAMES[method] + (f", λ = {lam:g}" if len({g.lam for g in groups}) > 1 else "")
+        columns = EFFECT_COLUMNS if has_cosine(tasks[task]) else EFFECT_COLUMNS[:-1]
+        undefined = ["-"] * (len(EFFECT_COLUMNS) - len(columns))
         for what, beside, new, old in EFFECTS:
             if {new, old} <= kinds.keys():
-                effects = (_effect(kinds[new], kinds[old], column) for column in EFFECT_COLUMNS)
-                found.append((task, name, what, beside, *effects))
+                effects = [_effect(kinds[new], kinds[old], column) for column in columns]
+                found.append((task, name, what, beside, *effects, *undefined))
         if {"learned", "oracle", *HYBRID_NAMES} <= kinds.keys():
-            measured = {"mean_return", "final_return"} | ({"gradient_cosine"} if has_cosine(task) else set())
-            effects = (_starred(_interaction(kinds, c)) if c in measured else "-" for c in EFFECT_COLUMNS)
-            found.append((task, name, "interaction", "", *effects))
+            effects = ["-" if c == "gradient_error" else _starred(_interaction(kinds, c)) for c in columns]
+            found.append((task, name, "interaction", "", *effects, *undefined))
     return found
 
 
@@ -218,7 +217,7 @@ def _interaction(kinds: Mapping[str, Group], column: str) -> Interval:
     return interval(both[s] - values[s] - gradients[s] + learned[s] for s in seeds)
 
 
-def notes(groups: Sequence[Group]) -> list[str]:
+def notes(groups: Sequence[Group], tasks: Mapping[str, Task]) -> list[str]:
     """How to read the tables."""
     if not groups:
         return []
@@ -233,7 +232,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
     for task in dict.fromkeys(g.task for g in groups):
         mine = [g for g in groups if g.task == task]
         errors, cosines = (any(g.value(c).n for g in mine) for c in ("gradient_error", "gradient_cosine"))
-        horizon = make_task(task).gradient_horizon
+        horizon = tasks[task].gradient_horizon
         if errors and not cosines:
             found.append(
                 f"{task}: the true action-gradient is zero, so the error is the size of the critic's gradient."
@@ -243,7 +242,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]]) -> None:
+def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task]) -> None:
     """Return, gradient error and cosine over training, one row of panels per task; columns that no task has are left
     out.
 
@@ -251,23 +250,17 @@ def comparison_figure(path: Path, curves: Sequence[Mapping[str, Any]]) -> None:
         InputError: the file cannot be written.
     """
     groups = groups_of(curves)
-    style = dict(
-        zip(
-            (label(g, groups) for g in groups),
-            styles([(g.method, g.dynamics, g.backend) for g in groups]),
-            strict=True,
-        )
-    )
+    style = styles({label(g, groups): (g.method, g.dynamics, g.backend) for g in groups})
     grid = []
     for name in dict.fromkeys(g.task for g in groups):
-        mine, task = [g for g in groups if g.task == name], make_task(name)
+        mine, task = [g for g in groups if g.task == name], tasks[name]
         row = []
         for column, title, ylabel in (
             ("return_mean", "return", "undiscounted return per episode"),
             ("gradient_error", "gradient error (Eq. 14)", "mean |true - critic's| gradient, discounted"),
             ("gradient_cosine", "gradient cosine", "cosine to the true action-gradient"),
         ):
-            if column == "gradient_cosine" and not has_cosine(name):
+            if column == "gradient_cosine" and not has_cosine(task):
                 continue
             error = column == "gradient_error"
             lines = tuple(

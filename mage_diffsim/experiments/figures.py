@@ -44,20 +44,21 @@ DASHES = ("-", "--", "-.", ":")
 """Line styles, so that colour is never the only difference between lines that lie on each other."""
 
 
-def styles(cells: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Colour and line style of cells, each given by method, dynamics and backend.
+def styles(cells: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
+    """Colours and line styles of named curves, each of a cell given by method, dynamics and backend.
 
-    The colour depends on the cell alone. Cells that share one (variants, lambdas, TD3 and DDPG) take the next line
+    The colour depends on the cell alone. Curves that share one (variants, lambdas, TD3 and DDPG) take the next line
     style.
     """
-    found: list[tuple[str, str]] = []
-    for method, dynamics, backend in cells:
+    found: dict[str, tuple[str, str]] = {}
+    for name, (method, dynamics, backend) in cells.items():
         kind = method.partition("-")[0]
         kind = {"mage": "mage", "dyna": "dyna", "data": "data-efficient"}.get(kind, "model-free")
         colour = COLOURS[kind, dynamics]
         preferred = BACKEND_DASHES.get(backend, "-") if dynamics == "oracle" else "-"
         dashes = dict.fromkeys((preferred, *DASHES))
-        found.append((colour, next((d for d in dashes if (colour, d) not in found), preferred)))
+        free = (dash for dash in dashes if (colour, dash) not in found.values())
+        found[name] = (colour, next(free, preferred))
     return found
 
 

@@ -15,7 +15,7 @@ from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.envs.physics import Physics, backends_of, make_physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Outcome
-from mage_diffsim.experiments.figures import DASHES, Panel, draw, line, styles
+from mage_diffsim.experiments.figures import Panel, draw, line, styles
 from mage_diffsim.experiments.rows import identity
 from mage_diffsim.experiments.statistics import interval
 from mage_diffsim.experiments.tables import write_csv
@@ -73,17 +73,15 @@ def write_horizons(
         InputError: a checkpoint cannot be read, or a file not be written.
     """
     rows: list[dict[str, Any]] = []
-    style: dict[str, tuple[str, str]] = {}
-    whos = (identity(outcome.cell) for _, outcome in outcomes)
-    chosen = styles([(who["method"], who["dynamics"], who["backend"]) for who in whos])
+    cells: dict[str, tuple[str, str, str]] = {}
     for number, (curve, outcome) in enumerate(outcomes, 1):
         with contextlib.suppress(MissingExtra):
             told = f"measuring the true gradient over the horizon, {number} of {len(outcomes)}: {outcome.cell.name}"
             mine = _kept_rows(outcome.run_dir, curve, longest, told)
             rows += mine
-            colour, dash = chosen[number - 1]
-            for i, name in enumerate(dict.fromkeys(row["curve"] for row in mine)):  # several of several lambdas
-                style.setdefault(name, (colour, DASHES[i % len(DASHES)] if i else dash))
+            who = identity(outcome.cell)
+            cells |= dict.fromkeys((r["curve"] for r in mine), (who["method"], who["dynamics"], who["backend"]))
+    style = styles(cells)
     write_csv(out / "horizon.csv", FIELDS, rows)
     panels = []
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import comparison
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.comparison import EFFECTS_HEADER, HEADER, effect_rows, notes, table_rows, verdict
@@ -13,21 +14,21 @@ from mage_diffsim.experiments.groups import Group, groups_of, label, paired
 from mage_diffsim.settings import make_config
 from tests.experiments.summaries import four, oracle, rows
 
-SOLVED = {"Pendulum": -200.0, "CartPole": 195.0, "HalfCheetah": None}
+TASKS = {name: make_task(name) for name in ("Pendulum", "CartPole", "HalfCheetah")}
 
 
 def groups(*cells):
     return groups_of([row for cell in cells for row in cell])
 
 
-def told(*cells, solved=SOLVED):
+def told(*cells):
     """The table's rows as dictionaries."""
-    return [dict(zip(HEADER, row, strict=True)) for row in table_rows(groups(*cells), solved)]
+    return [dict(zip(HEADER, row, strict=True)) for row in table_rows(groups(*cells), TASKS)]
 
 
 def changed(*cells):
     """(replaced by, beside) to the rest of the second table's rows."""
-    found = (dict(zip(EFFECTS_HEADER, row, strict=True)) for row in effect_rows(groups(*cells)))
+    found = (dict(zip(EFFECTS_HEADER, row, strict=True)) for row in effect_rows(groups(*cells), TASKS))
     return {(row["learned replaced by"], row["beside"]): row for row in found}
 
 
@@ -36,7 +37,7 @@ def changed(*cells):
 
 def test_the_verdict_is_three_lines_of_at_most_eighty_characters():
     cells = [*four(-500.0, -150.0, -900.0, -500.0, solved=(400, 500, None)), rows("dyna-td3", returns=-1400.0)]
-    found = verdict(groups(*cells), SOLVED)
+    found = verdict(groups(*cells), TASKS)
     assert found == [
         "Solved: MAGE-TD3 8 of 12 runs, Dyna-TD3 0 of 3 runs.",
         "Returns of MAGE, oracle against learned: 1 better, 1 worse, 1 not told apart.",
@@ -46,7 +47,7 @@ def test_the_verdict_is_three_lines_of_at_most_eighty_characters():
 
 
 def test_a_task_without_a_solved_return_is_not_called_solved():
-    assert verdict(groups(rows(task="HalfCheetah")), SOLVED) == []
+    assert verdict(groups(rows(task="HalfCheetah")), TASKS) == []
     assert told(rows(task="HalfCheetah"))[0]["solved at step"] == "-"
     assert told(rows())[0]["solved at step"] == "(0 of 3)"
     assert told(rows(solved=(100, None, 300)))[0]["solved at step"] == "200 (2 of 3)"
@@ -54,9 +55,9 @@ def test_a_task_without_a_solved_return_is_not_called_solved():
 
 def test_one_seed_is_never_called_a_difference():
     cells = rows(seeds=1, returns=-500.0), oracle(returns=-150.0, seeds=1)
-    assert verdict(groups(*cells), SOLVED)[1] == "Returns of MAGE, oracle against learned: one seed tells nothing."
+    assert verdict(groups(*cells), TASKS)[1] == "Returns of MAGE, oracle against learned: one seed tells nothing."
     assert told(*cells)[1]["against learned"] == "-" and told(*cells)[1]["return - learned's"] == "350"
-    assert any("nothing here holds beyond that seed" in note for note in notes(groups(*cells)))
+    assert any("nothing here holds beyond that seed" in note for note in notes(groups(*cells), TASKS))
 
 
 # --- table -----------------------------------------------------------------------------------------------------------
@@ -106,14 +107,16 @@ def test_masked_rows_and_restarts_are_counted():
 def test_a_cosine_of_one_dimension_or_without_a_truth_is_a_dash():
     assert told(rows(cosine=0.5))[0]["cosine"] == "-", "the sign of Pendulum's one action"
     assert told(rows(task="HalfCheetah", cosine=0.5))[0]["cosine"] == "0.500 ± 0.000"
-    assert any("true action-gradient is zero" in note for note in notes(groups(rows(task="CartPole", cosine=math.nan))))
-    assert not any("gradient is zero" in note for note in notes(groups(rows())))
+    assert any(
+        "true action-gradient is zero" in note for note in notes(groups(rows(task="CartPole", cosine=math.nan)), TASKS)
+    )
+    assert not any("gradient is zero" in note for note in notes(groups(rows()), TASKS))
 
 
 def test_the_table_shows_skipped_cells_with_the_reason(tmp_path):
     cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
     skipped = Outcome(cell, tmp_path, "skipped", "jax is not installed: pip install 'mage-diffsim[mjx]'")
-    table = table_rows(groups(rows()), SOLVED, [skipped])
+    table = table_rows(groups(rows()), TASKS, [skipped])
     assert table[0][:3] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25") and len(table[1]) == len(HEADER)
     assert table[1][1:3] == ("MAGE-TD3, oracle (jax)", "skipped: " + skipped.reason)
 
@@ -123,7 +126,7 @@ def test_lambdas_are_named_only_where_they_differ():
     assert [label(g, two) for g in two] == ["MAGE-TD3, learned, λ = 0.05", "MAGE-TD3, learned, λ = 0.2"]
     assert label(two[0], two[:1]) == "MAGE-TD3, learned"
     both = [[row | {"lambda": lam} for row in cell] for lam in (0.05, 0.2) for cell in four(-5.0, -5.0, -5.0, -5.0)]
-    assert {row[1] for row in effect_rows(groups(*both))} == {"MAGE-TD3, λ = 0.05", "MAGE-TD3, λ = 0.2"}
+    assert {row[1] for row in effect_rows(groups(*both), TASKS)} == {"MAGE-TD3, λ = 0.05", "MAGE-TD3, λ = 0.2"}
 
 
 def test_ratios_leave_out_errors_of_zero():
@@ -199,7 +202,7 @@ def drawn(monkeypatch, tmp_path, task, **changes):
         for row in cell
         for step in (0, 10)
     ]
-    comparison.comparison_figure(tmp_path / "f.png", curves)
+    comparison.comparison_figure(tmp_path / "f.png", curves, TASKS)
     (row,) = found
     return {panel.title.partition(": ")[2]: panel for panel in row}
 

@@ -146,10 +146,12 @@ METHODS_AND_DYNAMICS = [
 
 
 def test_a_cell_has_the_same_colour_beside_whatever_others():
-    alone = [styles([cell])[0] for cell in METHODS_AND_DYNAMICS]
-    together = styles(list(reversed(METHODS_AND_DYNAMICS)))[::-1]
-    assert [colour for colour, _ in alone] == [colour for colour, _ in together]
-    assert len(set(together)) == len(METHODS_AND_DYNAMICS), "no two look alike"
-    backends = styles([("mage-td3", "oracle", b) for b in ("torch", "jax", "warp")])
-    assert len(set(backends)) == 3 and len({colour for colour, _ in backends}) == 1
-    assert backends == [styles([("mage-td3", "oracle", b)])[0] for b in ("torch", "jax", "warp")]
+    cells = {str(i): cell for i, cell in enumerate(METHODS_AND_DYNAMICS)}
+    alone = {name: styles({name: cell})[name] for name, cell in cells.items()}
+    together = styles(dict(reversed(cells.items())))
+    assert {name: colour for name, (colour, _) in alone.items()} == {n: colour for n, (colour, _) in together.items()}
+    assert len(set(together.values())) == len(cells), "no two look alike"
+    oracles = {backend: ("mage-td3", "oracle", backend) for backend in ("torch", "jax", "warp")}
+    backends = styles(oracles)
+    assert len(set(backends.values())) == 3 and len({colour for colour, _ in backends.values()}) == 1
+    assert backends == {backend: styles({backend: cell})[backend] for backend, cell in oracles.items()}

@@ -107,6 +107,15 @@ def test_a_smoke_run_writes_every_file_with_its_columns(oracle_vs_learned, tmp_p
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_task_of_a_file_is_reported_by_its_name(oracle_vs_learned, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from mage_diffsim.envs.tasks.pendulum import Pendulum\nclass Mine(Pendulum):\n    name = 'Mine'\n")
+    flags = ("--dynamics", "oracle", "--backends", "torch", "--methods", "mage-td3", "--out", str(tmp_path / "out"))
+    code, printed = run_script(oracle_vs_learned, capsys, "--tasks", f"{file}:Mine", *flags)
+    assert code == 0, printed.err
+    assert "| Mine | MAGE-TD3, oracle (torch) |" in (tmp_path / "out" / "summary.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_whole_smoke_run_ends_well_from_the_command_line(tmp_path):
     script = [

@@ -8,6 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
+from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import tables
 from mage_diffsim.experiments.command import SCREEN_LINES, Findings, screen
 from mage_diffsim.experiments.comparison import HEADER, table_rows
@@ -21,7 +22,7 @@ HYBRIDS = [
     for kind in ("oracle", "hybrid-oracle-gradients", "hybrid-learned-gradients")
     for row in rows(dynamics=kind, backend="torch", returns=-1434.0, spread=30.0, solved=(2500, 3000, None))
 ]
-TABLE = table_rows(groups_of([*rows(), *HYBRIDS]), {"Pendulum": -200.0})
+TABLE = table_rows(groups_of([*rows(), *HYBRIDS]), {"Pendulum": make_task("Pendulum")})
 
 
 def printed(table, width):
