@@ -1,11 +1,13 @@
 """The ``mage-diffsim`` command: train, eval, list-tasks, check-task, doctor.
 
 Exit codes: 0 done; 1 a check of ``check-task`` failed; 2 something given is not accepted, with one sentence on stderr;
-130 interrupted. Everything heavy is imported after the arguments have been read.
+130 interrupted; 141 nobody reads the output any more, as after ``| head``. Everything heavy is imported after the
+arguments have been read.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,32 +69,41 @@ USAGE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code (see the module's text). Arguments that tyro refuses raise SystemExit(2)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    first = arguments[0] if arguments else "--help"
-    if first in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if first == "--version":
-        print(f"{PROGRAM} {__version__}")
-        return 0
-    command = COMMANDS.get(first)
     try:
-        if command is None:
-            raise unknown_name("command", first, COMMANDS)
-        # Read before torch is imported, so that `eval --help` answers at once.
-        options = parse(command.options, first, arguments[1:]) if command.options else arguments[1:]
-
-        from mage_diffsim.display import show_log
-        from mage_diffsim.memory import keep_freed_memory
-
-        keep_freed_memory()
-        with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
-            return command.run(options)
+        try:
+            return _run(arguments[0] if arguments else "--help", arguments[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141  # as a shell reports a process that SIGPIPE ended
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
     except (InputError, MissingExtra) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+
+
+def _run(first: str, arguments: list[str]) -> int:
+    if first in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if first == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if first not in COMMANDS:
+        raise unknown_name("command", first, COMMANDS)
+    command = COMMANDS[first]
+    # Read before torch is imported, so that `eval --help` answers at once.
+    options = parse(command.options, first, arguments) if command.options else arguments
+
+    from mage_diffsim.display import show_log
+    from mage_diffsim.memory import keep_freed_memory
+
+    keep_freed_memory()
+    with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
+        return command.run(options)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,15 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.files import is_replaceable, make_folder, write_atomically
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the command to end as it does without rich, which would exit with code 1
+
+
 def make_console() -> Console:
     """Standard output; wide when it is a file or a pipe, whose reader can scroll."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = _Output()
+    return console if console.is_terminal else _Output(width=160)
 
 
 PROBE = 1 << 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -86,3 +87,13 @@ def test_every_setting_is_a_flag_with_a_help_text(capsys):
     for name in names:
         flag = name.replace("_", "-")
         assert re.search(rf" --{flag}[ ,][^()]*?[a-z]{{3}}", text), name
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "eval --help", "list-tasks"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(command):
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "mage_diffsim.cli", *command.split()]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, timeout=200)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
