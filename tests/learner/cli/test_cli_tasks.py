@@ -30,11 +30,11 @@ def test_list_tasks_shows_sizes_backends_and_what_is_not_installed(monkeypatch, 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_list_tasks_hides_nothing_however_narrow_the_terminal(width, monkeypatch):
-    from mage_diffsim import cli
+    from mage_diffsim.commands import tasks
     from mage_diffsim.envs import backends_of, make_task, task_names
 
     screen = io.StringIO()
-    monkeypatch.setattr(cli, "_console", lambda: Console(file=screen, width=width))
+    monkeypatch.setattr(tasks, "make_console", lambda: Console(file=screen, width=width))
     assert run("list-tasks") == 0
     text = screen.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) <= width
