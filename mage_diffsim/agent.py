@@ -46,7 +46,7 @@ class Losses(NamedTuple):
     td: Float[Tensor, "R C"]
     """Mean Huber TD error of each critic over the rows whose target is finite, without any weight."""
 
-    def guarded(self) -> Float[Tensor, "R"]:
+    def guarded(self) -> Float[Tensor, " R"]:
         """Half the sum of the critics' TD errors, as the published code compares it with its bound."""
         return 0.5 * self.td.sum(dim=1)
 
@@ -251,7 +251,7 @@ class Agent:
         within = losses.abs() <= self.hyper.diverged_actor_loss
         self.diverged |= ~(within & _all_finite(self.actor))
 
-    def _actor_loss(self, obs: Float[Tensor, "R B O"], parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, "R"]:
+    def _actor_loss(self, obs: Float[Tensor, "R B O"], parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, " R"]:
         return -self.min_q(obs, self.policy(obs, parameters)).mean(dim=-1)
 
     # --- the policy optimisation steps -------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Agent:
             not self.freeze_actor and (count + ahead) % self.method.policy_delay == 0 for count in self.critic_updates
         )
 
-    def _mask(self, runs: Sequence[bool]) -> Bool[Tensor, "R"]:
+    def _mask(self, runs: Sequence[bool]) -> Bool[Tensor, " R"]:
         return torch.tensor(runs, dtype=torch.bool, device=self.diverged.device)
 
     def _improve(
@@ -306,7 +306,7 @@ class Agent:
         ]
         self._improve(buffer, draws, actor_too, list(rest))
 
-    def _update(self, batch: Batch, draws: Draws, actor_too: bool | Bool[Tensor, "R"]) -> None:
+    def _update(self, batch: Batch, draws: Draws, actor_too: bool | Bool[Tensor, " R"]) -> None:
         """One critic update and one actor update: of all runs, of none, or of the marked ones."""
         self.update_critic(batch, draws)
         if actor_too is True:
@@ -389,12 +389,12 @@ class Agent:
             getattr(self, name).load_state_dict(state[name])
 
 
-def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, "R"]:
+def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, " R"]:
     """Whether all parameters of each run are finite: a sum is so only if every term is."""
     return parameters.sum(dim=(1, 2)).isfinite()
 
 
-def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], runs: Bool[Tensor, "R"]) -> None:
+def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], runs: Bool[Tensor, " R"]) -> None:
     """Give the marked runs of each tensor, which has the run axis first, their values of ``before`` again."""
     for x, old in zip(tensors, before, strict=True):
         x.copy_(torch.where(runs.view(-1, *(1,) * (x.ndim - 1)), old, x))

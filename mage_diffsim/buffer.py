@@ -46,10 +46,10 @@ class ReplayBuffer:
         obs: Float[Tensor, "R O"],
         action: Float[Tensor, "R A"],
         next_obs: Float[Tensor, "R O"],
-        reward: Float[Tensor, "R"],
-        terminated: Bool[Tensor, "R"],
+        reward: Float[Tensor, " R"],
+        terminated: Bool[Tensor, " R"],
         state: Float[Tensor, "R S"],
-        valid: Bool[Tensor, "R"] | None = None,
+        valid: Bool[Tensor, " R"] | None = None,
     ) -> None:
         """Append one transition per run; a run whose transition is not ``valid`` gets a copy of its last one.
 

@@ -11,7 +11,7 @@ from mage_diffsim.dynamics import Imagined
 from mage_diffsim.shapes import Float, Tensor
 
 
-def diagnose(agent: Agent, batch: Batch, draws: Draws, probe: Float[Tensor, "R B O"]) -> dict[str, Float[Tensor, "R"]]:
+def diagnose(agent: Agent, batch: Batch, draws: Draws, probe: Float[Tensor, "R B O"]) -> dict[str, Float[Tensor, " R"]]:
     """What the critic looks like on one batch: losses, values and the sizes of its gradients, each of shape [R].
 
     ``grad/dynamics_norm`` is the root mean square over the batch of the Frobenius norm of d next_obs / d action,
@@ -62,7 +62,7 @@ def diagnose(agent: Agent, batch: Batch, draws: Draws, probe: Float[Tensor, "R B
     return metrics
 
 
-def _finite_mean(rows: Float[Tensor, "R B"]) -> Float[Tensor, "R"]:
+def _finite_mean(rows: Float[Tensor, "R B"]) -> Float[Tensor, " R"]:
     """Mean over the finite entries of each run; 0 where there are none."""
     finite = rows.isfinite()
     return torch.where(finite, rows, 0.0).sum(dim=-1) / finite.sum(dim=-1).clamp(min=1)

@@ -81,9 +81,9 @@ def true_action_gradients(
 class GradientErrors(NamedTuple):
     """Per episode, shape [N]."""
 
-    error: Float[Tensor, "N"]
+    error: Float[Tensor, " N"]
     """Eq. 14: 1/H sum_t gamma^t ||grad_a G(s_t, a_t) - grad_a Q(s_t, a_t)||_1; not finite where the truth is not."""
-    cosine: Float[Tensor, "N"]
+    cosine: Float[Tensor, " N"]
     """Mean over steps of cos(grad_a G, grad_a Q), with one action the agreement in sign; NaN where the true gradient is
     zero throughout."""
 

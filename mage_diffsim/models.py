@@ -90,7 +90,7 @@ class GaussianEnsemble:
         self.action.load_state_dict(action.state_dict())
         self.delta.load_state_dict(delta.state_dict())
 
-    def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
+    def train_batch(self, batch: Batch) -> Float[Tensor, " R"]:
         """One maximum-likelihood step of every member on its own rows (batch rows are member-major, [R, M*B]).
 
         Returns:
@@ -165,13 +165,13 @@ class RewardModel:
         self.obs.load_state_dict(obs.state_dict())
         self.reward.load_state_dict(reward.state_dict())
 
-    def train_batch(self, batch: Batch) -> Float[Tensor, "R"]:
+    def train_batch(self, batch: Batch) -> Float[Tensor, " R"]:
         """One step on the mean squared error; returns it per run, shape [R]."""
         losses, (gradient,) = value_and_gradients(functools.partial(self._loss, batch), self.parameters)
         self.optimizer.step(self.parameters, gradient)
         return losses
 
-    def _loss(self, batch: Batch, parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, "R"]:
+    def _loss(self, batch: Batch, parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, " R"]:
         estimate = self(batch.obs, batch.action, batch.next_obs, parameters)
         return (estimate - batch.reward).square().mean(dim=-1)
 
@@ -215,7 +215,7 @@ def train_model(
     hyper: Hyper,
     streams: Streams,
     full_batch: BatchStep | None = None,
-) -> Float[Tensor, "R"]:
+) -> Float[Tensor, " R"]:
     """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R].
 
     A run whose model then has a parameter that is not finite starts over with a fresh one (its loss says so: NaN).

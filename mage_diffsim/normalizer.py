@@ -22,7 +22,7 @@ class Normalizer:
         self.std = torch.ones(runs, 1, width, dtype=dtype, device=device)
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "R D"], valid: Bool[Tensor, "R"] | None = None) -> None:
+    def update(self, x: Float[Tensor, "R D"], valid: Bool[Tensor, " R"] | None = None) -> None:
         """Take in one vector per run, or only of the ``valid`` runs."""
         weight = 1.0 if valid is None else valid.unsqueeze(1).to(torch.float64)
         self.count += weight

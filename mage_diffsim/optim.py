@@ -54,7 +54,7 @@ class RAdam:
         parameters.addcmul_(self.first, scale)
 
     @torch.no_grad()
-    def restart(self, runs: Bool[Tensor, "R"]) -> None:
+    def restart(self, runs: Bool[Tensor, " R"]) -> None:
         """Forget all moments and the step count of the marked runs."""
         for tensor in (self.first, self.second, self.count):
             tensor[runs] = 0.0

@@ -86,7 +86,7 @@ class Trainer:
         self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
         self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
         self.reward_statistics = Normalizer(runs, 1, self.device, self.dtype)
-        self.losses: dict[str, Float[Tensor, "R"]] = {}
+        self.losses: dict[str, Float[Tensor, " R"]] = {}
         self.env_divergences = torch.zeros(runs, dtype=torch.int64, device=self.device)
         self.env_step = 0
         self._said_unmeasurable = False
@@ -254,7 +254,7 @@ class Trainer:
 
     @matmul_precision("highest")
     @in_ordinary_modes
-    def evaluate(self) -> dict[str, Float[Tensor, "R"]]:
+    def evaluate(self) -> dict[str, Float[Tensor, " R"]]:
         """Deterministic episodes of every run in the real environment, and Eq. 14 along some; values of shape [R].
 
         Keys: ``return/mean``, ``return/std`` and ``length/mean`` over ``eval_episodes``; over ``gradient_episodes``, if
@@ -291,7 +291,7 @@ class Trainer:
         """Steps of the trajectories whose return is differentiated: the configuration's, else the task's."""
         return min(self.config.gradient_horizon or self.task.gradient_horizon or self.task.horizon, self.task.horizon)
 
-    def _gradient_error(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, "R"]]:
+    def _gradient_error(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, " R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs, episodes = len(self.config.runs), self.config.gradient_episodes
         if reason := self._unmeasurable():
@@ -323,7 +323,7 @@ class Trainer:
 
     @matmul_precision("highest")
     @in_ordinary_modes
-    def diagnose(self) -> dict[str, Float[Tensor, "R"]]:
+    def diagnose(self) -> dict[str, Float[Tensor, " R"]]:
         """Losses and sizes of values and gradients at this moment, each of shape [R].
 
         It draws from copies of the random streams, so looking does not change what is trained.

@@ -17,11 +17,11 @@ from __future__ import annotations
 from mage_diffsim.shapes import Float, Tensor
 
 
-def add(x: Float[Tensor, "B A"], y: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
+def add(x: Float[Tensor, "B A"], y: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
     return (x + y).sum(-1)
 
 
-def lie(x: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
+def lie(x: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
     return x
 """
 

@@ -147,7 +147,7 @@ def oracle(trainer: Trainer, backend: str) -> Physics | None:
         return None
 
 
-def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Float[Tensor, "N"]]:
+def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Float[Tensor, " N"]]:
     """Differences of true gradients through a bridge from those of the task's first backend, along its policy.
 
     Args:
