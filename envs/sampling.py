@@ -67,6 +67,7 @@ def explore(physics: Physics, environments: int, steps: int, seed: int) -> Visit
     return Visited(torch.cat(states), steps, ended, diverged)
 
 
+@torch.no_grad()
 def sample_states(
     physics: Physics,
     n: int,

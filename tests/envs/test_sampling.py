@@ -47,7 +47,7 @@ def test_sampled_states_are_reached_repeatable_and_follow_their_policy(dtype):
     physics = make_physics(Pendulum(), "torch", dtype=dtype)
 
     def push(obs):
-        return torch.full((len(obs), 1), 2.0)
+        return torch.full((len(obs), 1), 2.0, requires_grad=True)
 
     found, again, other = (
         sample_states(physics, 9, seed=seed, ways=("uniform", "constant"), steps=30, policy=push) for seed in (0, 0, 1)
@@ -55,7 +55,7 @@ def test_sampled_states_are_reached_repeatable_and_follow_their_policy(dtype):
     assert found.ways == ("uniform", "constant", "policy") * 3
     assert torch.equal(found.state, again.state) and not torch.equal(found.state, other.state)
     assert found.state.dtype == found.action.dtype == dtype and len(found.state.unique(dim=0)) == 9
-    assert found.action.abs().max() <= INSIDE + 1e-6
+    assert found.action.abs().max() <= INSIDE + 1e-6 and not found.action.requires_grad
     torch.testing.assert_close(found.action[2::3], torch.full((3, 1), INSIDE, dtype=dtype))
 
 
