@@ -172,6 +172,10 @@ class Physics(abc.ABC):
             )
         return self._advance(state, action.clamp(-1.0, 1.0))
 
+    def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
+        """Draws ``n`` initial states by :meth:`.Task.reset`, in this physics' dtype and on its device."""
+        return self.task.reset(n, generator).to(self.device, self.dtype)
+
     @classmethod
     def derivatives_of(cls, task: Task) -> tuple[str, ...]:
         """The derivative sources this backend offers for a task, its default first."""

@@ -26,7 +26,7 @@ def main(updates: int = 200, n: int = 64, window: int = 16, gamma: float = 0.99,
     list(actor.parameters())[-2].data *= 0.01  # begin with actions near 0
     actor_optimizer = torch.optim.Adam(actor.parameters(), lr=5e-4, betas=(0.7, 0.95))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
-    test_states, state = task.reset(16, generator), task.reset(n, generator).float()  # states are drawn in float64
+    test_states, state = physics.reset(16, generator), physics.reset(n, generator)
 
     for update in range(updates + 1):
         if update % 25 == 0:
@@ -40,7 +40,7 @@ def main(updates: int = 200, n: int = 64, window: int = 16, gamma: float = 0.99,
             reward, ended = task.reward(obs, action, next_obs), task.terminated(next_obs)
             objective = objective + discount * reward
             discount = torch.where(ended, 1.0, discount * gamma)
-            state = torch.where(ended[:, None], task.reset(n, generator).float(), next_state)
+            state = torch.where(ended[:, None], physics.reset(n, generator), next_state)
             steps.append((obs.detach(), reward.detach(), ended, next_obs.detach()))
         objective = objective + discount * critic(task.observe(state))[:, 0]
         actor_optimizer.zero_grad()

@@ -26,7 +26,7 @@ def main(iterations: int = 40, n: int = 64, window: int = 32, gamma: float = 0.9
     actor, critic = network(task.obs_dim, task.action_dim), network(task.obs_dim, 1)
     log_std = torch.full((task.action_dim,), -0.5, requires_grad=True)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters(), log_std])
-    test_states = task.reset(16, generator)
+    test_states = physics.reset(16, generator)
 
     obs = env.reset()
     for iteration in range(iterations + 1):

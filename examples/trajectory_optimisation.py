@@ -15,7 +15,7 @@ from mage_diffsim.envs import make_physics, make_task
 def main(iterations: int = 100, n: int = 16, seed: int = 0) -> None:
     task = make_task("Reacher")
     physics = make_physics(task, "warp")  # or "mujoco", "mjx": the same function
-    start = task.reset(n, torch.Generator().manual_seed(seed)).float()  # drawn in float64
+    start = physics.reset(n, torch.Generator().manual_seed(seed))
     plan = torch.zeros(task.horizon, n, task.action_dim, requires_grad=True)
     optimizer = torch.optim.Adam([plan], lr=0.02)
 

@@ -224,6 +224,15 @@ def test_only_task_classes_can_be_registered(given):
         register_task(given)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_physics_draws_the_initial_states_of_its_task_in_its_dtype(dtype):
+    task = make_task("Pendulum")
+    physics = make_physics(task, dtype=dtype)
+    state = physics.reset(5, torch.Generator().manual_seed(0))
+    assert torch.equal(state, task.reset(5, torch.Generator().manual_seed(0)).to(dtype))
+    assert physics.step(state, torch.zeros(5, 1, dtype=dtype)).dtype == state.dtype == dtype
+
+
 def test_unknown_backends_and_derivatives_list_the_known_ones():
     task = make_task("Pendulum")
     with pytest.raises(InputError, match=r"unknown backend of task Pendulum 'bullet': choose one of .*torch"):
