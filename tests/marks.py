@@ -13,7 +13,8 @@ LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
 
 def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """The cases of ``pytest.mark.parametrize``, those outside ``fast`` with the mark slow."""
-    fast = list(fast)
+    fast, cases = list(fast), list(cases)
+    assert fast and all(case in cases for case in fast), f"fast cases {fast} are not all among {cases}"
     return [case if case in fast else pytest.param(*_arguments(case), marks=pytest.mark.slow) for case in cases]
 
 
