@@ -14,7 +14,7 @@ LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
 def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """The cases of ``pytest.mark.parametrize``, those outside ``fast`` with the mark slow."""
     fast, cases = list(fast), list(cases)
-    assert fast and all(case in cases for case in fast), f"fast cases {fast} are not all among {cases}"
+    assert any(case in fast for case in cases), f"none of {cases} is fast"
     return [case if case in fast else pytest.param(*_arguments(case), marks=pytest.mark.slow) for case in cases]
 
 
