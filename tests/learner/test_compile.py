@@ -328,7 +328,9 @@ def test_captured_updates_of_runs_out_of_phase_share_one_graph(monkeypatch):
 )
 def test_trainings_are_captured_by_default_and_equal_eager_ones_on_cuda(settings):
     def trained(graphs):
-        config = make_config(steps=60, seeds=(0, 1), hyper=HYPER, device="cuda", graphs=graphs, **settings)
+        config = make_config(
+            steps=60, seeds=(0, 1), hyper=HYPER | {"updates_per_step": 10}, device="cuda", graphs=graphs, **settings
+        )
         trainer = Trainer(config)
         for _ in range(60):
             trainer.step()

@@ -19,6 +19,7 @@ DEEP = HYPER | {
     "updates_per_step": 4,
     "actor_hidden": (8, 8),
     "critic_hidden": (12, 12),
+    "ensemble_members": 4,
     "ensemble_hidden": (8, 8),
     "model_batches": 3,
     "learning_rate": 1e-3,

@@ -9,9 +9,17 @@ from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 from tests.tiny import HYPER
 
+DEEP = HYPER | {
+    "updates_per_step": 2,
+    "learning_rate": 1e-3,  # parameters move by far more than the tolerance
+    "actor_hidden": (8, 8),
+    "critic_hidden": (8, 8),
+    "ensemble_hidden": (8, 8),
+}
+
 
 def train(seeds, diverging_seed=None, steps=50, **settings) -> Trainer:
-    config = make_config("Pendulum", seeds=seeds, steps=50, hyper=HYPER | {"updates_per_step": 2}, **settings)
+    config = make_config("Pendulum", seeds=seeds, steps=50, hyper=DEEP, **settings)
     trainer = Trainer(config)
     while trainer.env_step < steps:
         trainer.step()
