@@ -49,16 +49,22 @@ class CellClock:
     def step(self, progress: Progress, now: float) -> None:
         """One environment step has been done, and what follows it, at this second of any clock."""
         before, self.now, self.env_step = self.now, now, progress.env_step
+        # What is done in every step cannot be told from the updates and counts as part of them.
+        evaluates, trains = (
+            every > 1 and self.env_step % every == 0
+            for every in (self.config.eval_every, self.config.hyper.model_every)
+        )
         if before is None:
-            if self.env_step == 1:
+            if self.env_step == 1 and self.config.eval_every > 1:
                 self.evaluations.add(progress.wall_s)  # that of the untrained agent
             return
         seconds = now - before
         updates = self.env_step >= self.config.hyper.warmup_steps
-        if self.env_step % self.config.eval_every == 0 and self.config.eval_every > 1:
-            self.evaluations.add(max(seconds - updates * self.updates.mean, 0.0))
-        elif self.env_step % self.config.hyper.model_every == 0 and self.config.hyper.model_every > 1:
-            self.models.add(max(seconds - updates * self.updates.mean, 0.0))
+        beyond_updates = seconds - updates * self.updates.mean
+        if evaluates:
+            self.evaluations.add(max(beyond_updates - trains * self.models.mean, 0.0))
+        elif trains:
+            self.models.add(max(beyond_updates, 0.0))
         elif updates:
             self.updates.add(seconds)
 
@@ -109,13 +115,14 @@ class SweepClock:
         if left_s is not None:
             self.ends[name] = now + left_s
 
-    def finish(self, name: str, now: float) -> None:
-        """A cell has ended."""
-        if name in self.running:
+    def finish(self, name: str, now: float, whole: bool = True) -> None:
+        """A cell has ended; one that did not do all its steps, or never ran here, says nothing of the others."""
+        ran = name in self.running
+        if ran:
             self.running.remove(name)
             self.ends[name] = now
-        else:
-            self.todo.pop(name, None)  # it never ran here
+        if not ran or not whole:
+            self.todo.pop(name, None)
 
     def left_s(self, now: float) -> float | None:
         """Seconds to the end of the last cell; None while nothing is known."""

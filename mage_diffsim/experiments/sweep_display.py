@@ -35,7 +35,7 @@ class SweepDisplay(abc.ABC):
 
     def finish(self, name: str, text: str) -> None:
         """A cell has ended; ``text`` says how."""
-        self.clock.finish(name, time.monotonic())
+        self.clock.finish(name, time.monotonic(), whole=self.done.get(name) == self.steps.get(name))
         self.say(f"{name}: {text}")
 
     @property

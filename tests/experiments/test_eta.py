@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -99,6 +99,18 @@ def test_after_a_minute_the_estimate_is_within_a_factor_of_one_and_a_half(machin
     assert said is not None and truth / 1.5 <= said <= truth * 1.5, f"{said} s of {truth} s"
 
 
+def test_model_training_at_an_evaluation_is_not_counted_twice():
+    said, truth = sweep([Machine(update=0.1, model=10.0)], 1, at=120.0)
+    assert said == pytest.approx(truth, rel=0.1)
+
+
+def test_evaluations_at_every_step_are_not_counted_twice():
+    clock = CellClock(replace(CONFIG, eval_every=1, hyper=replace(CONFIG.hyper, warmup_steps=1)))
+    for step in range(1, 21):
+        clock.step(Progress(step, STEPS, 5.0 + step, 0.0, {}), float(step))  # the first evaluation takes 5 s
+    assert clock.left_s == pytest.approx(STEPS - 20)
+
+
 def test_a_resumed_sweep_knows_as_much():
     said, truth = sweep(ALIKE, 2, at=30.0, first_step=401)
     assert said == pytest.approx(truth, rel=0.2)
@@ -134,3 +146,13 @@ def test_cells_that_never_run_take_no_time():
     clock.start("a", 0.0)
     clock.update("a", 9.0, 1.0)
     assert clock.left_s(1.0) == 9.0
+
+
+def test_a_cell_that_fails_does_not_make_the_others_look_short():
+    clock = SweepClock(dict.fromkeys("abc", 0), dict.fromkeys("abc", 100))
+    clock.start("a", 0.0)
+    clock.finish("a", 2.0, whole=False)
+    assert clock.left_s(2.0) is None
+    clock.start("b", 2.0)
+    clock.update("b", 50.0, 52.0)
+    assert clock.left_s(52.0) == 50.0 + 100.0

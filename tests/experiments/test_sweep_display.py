@@ -22,12 +22,13 @@ def test_lines_tell_how_much_is_left(monkeypatch, capsys):
         now[0] = 60.0
         shown.update("a", 75, 40.0)  # 100 s for its 50 steps: b takes 200 s
         shown.update("a", 76, 39.0)
-        shown.finish("a", "done")
+        shown.finish("a", "FAILED")
+        assert shown.left == "too early to say how long"  # a failed cell says nothing of b
     assert capsys.readouterr().out.splitlines() == [
         "a: goes on from step 50",
         "26% of all cells done, too early to say how long (a 52%)",
         "38% of all cells done, about 4 min 0 s left (a 75%)",
-        "a: done",
+        "a: FAILED",
     ]
 
 
