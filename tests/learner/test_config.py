@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from mage_diffsim.choices import require_choices
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.errors import InputError
 from mage_diffsim.hyper import Hyper, HyperSettings
@@ -28,6 +29,12 @@ def test_overrides_of_hyper_parameters_have_their_types():
 
 def test_every_method_has_a_row_in_the_table_of_methods():
     assert tuple(METHODS) == get_args(MethodName)
+
+
+def test_no_name_is_no_choice_but_where_it_stands_for_a_default():
+    require_choices(TrainConfig, {"loss": None})
+    with pytest.raises(InputError, match="unknown method None: choose one of data-efficient-td3, ddpg, "):
+        require_choices(TrainConfig, {"method": None})
 
 
 @pytest.mark.parametrize("name", ["method", "dynamics", "loss", "reward", "preset", "ensemble", "solver", "compile"])
