@@ -145,11 +145,11 @@ def verdict(groups: Sequence[Group], tasks: Mapping[str, Task]) -> list[str]:
             said.append(f"{METHOD_NAMES[method]} {sum(s for s, _ in rows)} of {sum(n for _, n in rows)} runs")
         found.append(f"Solved: {', '.join(said)}.")
     mages = [g for g in groups if g.method.startswith("mage-")]
-    for what, reference_of in (("MAGE, oracle against learned", learned_of), ("MAGE against Dyna", dyna_of)):
+    for what, reference_of in (("oracle/hybrid against learned", learned_of), ("MAGE against Dyna", dyna_of)):
         references = [(g, reference_of(g, groups)) for g in mages]
         verdicts = [verdict_of(g, reference) for g, reference in references if reference is not None]
         if verdicts:
-            found.append(f"Returns of {what}: {_counted(verdicts)}.")
+            found.append(f"Return, {what}: {_counted(verdicts)}.")
     return found
 
 

@@ -40,8 +40,8 @@ def test_the_verdict_is_three_lines_of_at_most_eighty_characters():
     found = verdict(groups(*cells), TASKS)
     assert found == [
         "Solved: MAGE-TD3 8 of 12 runs, Dyna-TD3 0 of 3 runs.",
-        "Returns of MAGE, oracle against learned: 1 better, 1 worse, 1 not told apart.",
-        "Returns of MAGE against Dyna: 1 better.",
+        "Return, oracle/hybrid against learned: 1 better, 1 worse, 1 not told apart.",
+        "Return, MAGE against Dyna: 1 better.",
     ]
     assert max(map(len, found)) <= 80
 
@@ -55,7 +55,7 @@ def test_a_task_without_a_solved_return_is_not_called_solved():
 
 def test_one_seed_is_never_called_a_difference():
     cells = rows(seeds=1, returns=-500.0), oracle(returns=-150.0, seeds=1)
-    assert verdict(groups(*cells), TASKS)[1] == "Returns of MAGE, oracle against learned: one seed tells nothing."
+    assert verdict(groups(*cells), TASKS)[1] == "Return, oracle/hybrid against learned: one seed tells nothing."
     assert told(*cells)[1]["against learned"] == "-" and told(*cells)[1]["return - learned's"] == "350"
     assert any("nothing here holds beyond that seed" in note for note in notes(groups(*cells), TASKS))
 
