@@ -80,7 +80,8 @@ MISLEADING = frozenset({"dynamics", "backend", "derivative", "residuals", "ensem
 
 
 LABELS = frozenset({"dynamics", "lambdas", "gradient_horizon"})
-"""Of these, the ones that Python callers give to every run of a comparison: :func:`make_config` only warns."""
+"""Of these, the ones that Python callers give to every run of a comparison. :func:`.settings.make_config` only warns
+where they have no effect."""
 
 
 def without_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from mage_diffsim.validation import validate
 
 @dataclass(frozen=True)
 class RunResult:
-    """The last evaluation of one run; see :data:`EVAL_FIELDS`, and ``mage-diffsim eval`` for more episodes."""
+    """The last evaluation of one run; see :data:`.tables.EVAL_FIELDS`, and ``mage-diffsim eval`` for more episodes."""
 
     seed: int
     lam: float

@@ -104,7 +104,6 @@ def _video_writer(path: Path) -> Callable[[list[Any], int], None]:
         raise missing_extra("imageio", "video") from error
 
     def write(frames: list[Any], frames_per_second: int) -> None:
-
         make_folder(path.parent)
         try:
             with replacing(path, f".{path.stem}.tmp{path.suffix}") as temporary:  # the ending tells ffmpeg the format

@@ -120,7 +120,7 @@ def _train_or_resume(
     run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
-    from mage_diffsim.checkpoints import newest_checkpoint
+    from mage_diffsim.checkpoints import newest_checkpoint, step_of
     from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
     from mage_diffsim.run_folder import read_config
@@ -162,7 +162,7 @@ def _train_or_resume(
         sentence = "interrupted before the run folder was written"
         if (run_dir / "config.json").is_file():
             saved = newest_checkpoint(run_dir)
-            step = int(saved.stem.removeprefix("step_")) if saved else 0
+            step = step_of(saved) if saved else 0
             sentence = f"interrupted: go on from step {step} with `{PROGRAM} train --resume {run_dir}`"
         print(f"{PROGRAM}: {sentence}", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mage_diffsim.checkpoints import newest_checkpoint
+from mage_diffsim.checkpoints import newest_checkpoint, step_of
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.devices import torch_device
 from mage_diffsim.doctor import check_installed
@@ -197,7 +197,7 @@ def _missing(cell: Cell, backend: str) -> str:
 
 def _steps_done(run_dir: Path) -> int:
     checkpoint = newest_checkpoint(run_dir)
-    return int(checkpoint.stem.removeprefix("step_")) if checkpoint else 0
+    return step_of(checkpoint) if checkpoint else 0
 
 
 def _probe(config: TrainConfig, backend: str, send: Send) -> None:
