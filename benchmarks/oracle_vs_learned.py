@@ -141,7 +141,7 @@ class OracleVsLearned(Experiment):
         return Findings(
             Table(title, HEADER, table_rows(groups, tasks, outcomes)),
             verdict(groups, tasks),
-            [Table("Values or gradients", EFFECTS_HEADER, effects)] if (effects := effect_rows(groups, tasks)) else [],
+            [Table("Values or gradients", EFFECTS_HEADER, effect_rows(groups, tasks))],
             notes(groups, tasks),
         )
 

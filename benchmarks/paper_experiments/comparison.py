@@ -99,7 +99,7 @@ class Comparison(Experiment):
             verdict,
             [
                 Table("Pairs of variants that the paper compares", PAIRS_HEADER, pairs),
-                *([Table("Not run at the paper's size", NOT_RUN_HEADER, absent)] if absent else []),
+                Table("Not run at the paper's size", NOT_RUN_HEADER, absent),
             ],
             self._notes(runs),
         )

@@ -20,9 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 
-from mage_diffsim.config import CudaGraphs, Matmul
+from mage_diffsim.config import CudaGraphs, Matmul, OnOff
 from mage_diffsim.doctor import versions
-from mage_diffsim.envs.physics import backends_of
+from mage_diffsim.envs.physics import Solver, backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError, MissingExtra, unknown_name
 from mage_diffsim.experiments.cells import Cell, Outcome
@@ -59,7 +59,7 @@ class Findings:
     verdict: Sequence[str] = ()
     """At most three lines of at most 80 characters."""
     tables: Sequence[Table] = ()
-    """More, in summary.md alone."""
+    """More, in summary.md alone; those without rows are left out."""
     notes: Sequence[str] = ()
     """How to read them, in summary.md alone."""
 
@@ -93,10 +93,10 @@ class Experiment(abc.ABC):
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; by default the first of a task:
     torch, or MuJoCo C in threads. On a GPU, warp or mjx step MuJoCo tasks there."""
-    solver: Literal["converged", "model"] = "converged"
+    solver: Solver = "converged"
     """Of the constraints of MuJoCo models, in environment and oracle: converged, or as far as the model's own settings
     go, as in Gymnasium's environments (backends mujoco and mujoco-warp; tasks without them have converged only)."""
-    compile: Literal["off", "on"] = "off"
+    compile: OnOff = "off"
     """on: fuse updates with torch.compile, in every cell; needs a C++ compiler and a minute per cell."""
     graphs: CudaGraphs = "auto"
     """auto: replay updates and model batches as CUDA graphs where device and dynamics allow it. on: a cell where they
@@ -210,7 +210,7 @@ def run(experiment: Experiment) -> int:
         warnings += not_drawn(undrawn)
         if experiment.size == "smoke":
             warnings.append("This was a smoke test: its budget is too small for the numbers to mean something.")
-        write_atomically(out / "summary.md", _markdown(found, warnings, used_by(outcomes)))
+        write_atomically(out / "summary.md", markdown(found, warnings, used_by(outcomes)))
         missing = {path.name for path, _ in undrawn}
         files = ", ".join(("summary.md", *(f for f in experiment.FILES if f not in missing)))
         print(screen(Console(), found, warnings, f"Written to {out}: {files}"))
@@ -232,12 +232,13 @@ def screen(console: Console, found: Findings, warnings: Sequence[str], written: 
     return "\n".join([*above, table, "", *around])
 
 
-def _markdown(found: Findings, warnings: Sequence[str], used: dict[str, str]) -> str:
+def markdown(found: Findings, warnings: Sequence[str], used: dict[str, str]) -> str:
+    """What summary.md holds: verdict, tables, notes, warnings and how the results came about."""
     lines = [f"# {found.table.title}", ""]
     if found.verdict:
         lines += ["  \n".join(found.verdict), ""]
     lines += [markdown_table(*told_columns(found.table.header, found.table.rows))]
-    for table in found.tables:
+    for table in (table for table in found.tables if table.rows):
         lines += [f"## {table.title}", "", markdown_table(*told_columns(table.header, table.rows))]
     lines += [f"- {sentence}" for sentence in (*found.notes, *warnings)]
     lines += provenance(used)

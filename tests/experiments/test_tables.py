@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.experiments import tables
-from mage_diffsim.experiments.command import SCREEN_LINES, Findings, screen
+from mage_diffsim.experiments.command import SCREEN_LINES, Findings, markdown, screen
 from mage_diffsim.experiments.comparison import HEADER, table_rows
 from mage_diffsim.experiments.groups import groups_of
 from mage_diffsim.experiments.statistics import Interval
@@ -82,6 +82,11 @@ def test_columns_that_are_alike_in_every_row_are_not_on_the_screen():
 
 def test_columns_without_any_value_are_left_out():
     assert told_columns(("a", "b", "c"), [("1", "-", ""), ("2", "", "-")]) == (("a",), [("1",), ("2",)])
+
+
+def test_a_table_without_rows_is_not_in_the_summary():
+    found = Findings(Table("first", ("a",), [("1",)]), tables=[Table("second", ("b",), [])])
+    assert "# first" in markdown(found, (), {}) and "second" not in markdown(found, (), {})
 
 
 def test_markdown_escapes_what_would_end_a_cell():
