@@ -114,7 +114,7 @@ class Comparison(Experiment):
                 text(self._interval(best[key])),
                 text(interval([peaks[key]])) if self.BEST else "-",
                 self._paper_text(key),
-                str(sum(row["restarts"] for row in runs if (row["task"], row["variant"]) == key)),
+                restarts_text(runs, *key),
                 str(len(values)),
             )
             for key, values in scores_of(runs).items()
@@ -218,6 +218,11 @@ def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[f
     for row in runs:
         found.setdefault((row["task"], row["variant"]), []).append(row["final_return"])
     return found
+
+
+def restarts_text(runs: Sequence[Mapping[str, Any]], task: str, variant: str) -> str:
+    """Returns how often the runs of a variant began anew with a fresh agent."""
+    return str(sum(row["restarts"] for row in runs if (row["task"], row["variant"]) == (task, variant)))
 
 
 def best_of(curves: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:

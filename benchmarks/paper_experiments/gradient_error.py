@@ -20,7 +20,7 @@ from mage_diffsim.experiments.statistics import final_value, interval, side_of
 from mage_diffsim.experiments.tables import Table, text, write_csv
 from mage_diffsim.run_folder import load_trainer
 from mage_diffsim.training import Trainer
-from paper_experiments.comparison import Comparison
+from paper_experiments.comparison import Comparison, restarts_text
 
 MEASURED: dict[str, Any] = dict(
     seeds=(0, 1, 2, 3, 4),
@@ -92,13 +92,16 @@ class GradientError(Comparison):
             for name in self.VARIANTS:
                 mine = [r for r in runs if (r["task"], r["variant"]) == (task, name)]
                 numbers[name] = {r["seed"]: (r["gradient_error"], r["gradient_cosine"]) for r in mine}
+            if not has_cosine(trainer.task):
+                numbers = {k: {s: (error, math.nan) for s, (error, _) in v.items()} for k, v in numbers.items()}
             for name, of_seed in numbers.items():
-                error = interval((e for e, _ in of_seed.values()), geometric=True)
-                cosine = interval((c for _, c in of_seed.values()) if has_cosine(trainer.task) else ())
-                table.append((task, name, str(trainer.gradient_steps), text(error), text(cosine), str(len(of_seed))))
+                error = text(interval((e for e, _ in of_seed.values()), geometric=True))
+                cosine = text(interval(c for _, c in of_seed.values()))
+                restarts = restarts_text(runs, task, name)
+                table.append((task, name, str(trainer.gradient_steps), error, cosine, restarts, str(len(of_seed))))
             pairs += error_rows(task, numbers)
             agreement += agreement_rows(trainer)
-        header = ("task", "variant", "steps of truth", "gradient error", "cosine", "seeds")
+        header = ("task", "variant", "steps of truth", "gradient error", "cosine", "restarts", "seeds")
         return Findings(
             Table("Eq. 14: gradient error over the last measurements", header, table),
             error_verdict(pairs),

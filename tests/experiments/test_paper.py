@@ -347,6 +347,8 @@ def test_every_kind_of_report_is_written_from_a_smoke_run(name, tmp_path, capsys
     assert said[name] in text
     if name == "lambda":
         assert "too few seeds" in text
+    if name == "gradient-error":
+        assert "| restarts |" in text and "| cosine" not in text, "the sign of Pendulum's one action"
     capsys.readouterr()
 
 
