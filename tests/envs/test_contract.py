@@ -7,7 +7,6 @@ import torch
 
 from mage_diffsim.envs import TorchPhysics, backends_of, contract, make_physics, make_task, physics, task_names
 from mage_diffsim.envs.contract import check_task
-from mage_diffsim.envs.differences import jacobian_of, jacobians_of
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError, MissingExtra, missing_extra
@@ -25,12 +24,6 @@ EVERYTHING = [
 ]
 FAST = [case for case in EVERYTHING if case[1] != "mjx" and case != ("Ant", "mujoco")]
 FAST = [(name, backend) for name, backend in FAST if not (backend == "warp" and name in LARGE)]
-SOURCES = [
-    (name, backend, source)
-    for name, backend in EVERYTHING
-    if name in ("Pendulum", "InvertedPendulum")
-    for source in physics.load(physics.BACKENDS[backend]).derivatives_of(make_task(name))
-]
 
 
 def lines(report):
@@ -58,22 +51,6 @@ def test_every_registered_task_keeps_the_contract_on_every_backend(name, backend
     stepped = {c.name for c in report.checks if c.subject.startswith(f"step {backend}/") and c.status == "passed"}
     assert stepped >= {"gradient action", "gradient state"}
     assert ("agreement" in stepped) == (backend != backends_of(task)[0])
-
-
-@pytest.mark.parametrize("name, backend, derivative", slow_but((case for case in SOURCES if case[1] != "mjx"), SOURCES))
-def test_the_derivative_by_one_input_alone_is_that_by_both(name, backend, derivative):
-    """The contract takes both at once; a training takes the action's alone."""
-    try:
-        made = make_physics(make_task(name), backend, derivative=derivative, dtype=torch.float64)
-    except MissingExtra as error:
-        pytest.skip(str(error))
-    state = made.reset(6, torch.Generator().manual_seed(0))
-    action = torch.linspace(-0.9, 0.9, 6, dtype=torch.float64)[:, None]
-    by_state, by_action = jacobians_of(made.step, (state, action))
-    assert by_action.abs().max() > 0.0
-    alone = jacobian_of(lambda x: made.step(x, action), state), jacobian_of(lambda x: made.step(state, x), action)
-    for one, other in zip((by_state, by_action), alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_all_backends_are_checked_unless_one_is_named():
