@@ -48,7 +48,7 @@ docs: $(DOCS_STAMP)
 	@echo "documentation: .cache/site/index.html"
 
 clean:
-	rm -rf $(VENV) .venv-ci .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-ci .cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment would pass for a finished one the next time.
