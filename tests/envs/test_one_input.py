@@ -9,18 +9,18 @@ from mage_diffsim.envs import backends_of, make_physics, make_task
 from mage_diffsim.envs.differences import jacobian_of, jacobians_of
 from mage_diffsim.envs.physics import BACKENDS, load
 from mage_diffsim.errors import MissingExtra
-from tests.marks import slow_but
 
 SOURCES = [
     (name, backend, source)
     for name in ("Pendulum", "InvertedPendulum")
     for backend in backends_of(make_task(name))
-    if backend != "mujoco-warp"  # it has no float64
+    # MuJoCo Warp has no float64. MJX compiles for minutes: tests/bridges/test_bridge_contract.py has its bridge.
+    if backend not in ("mujoco-warp", "mjx")
     for source in load(BACKENDS[backend]).derivatives_of(make_task(name))
 ]
 
 
-@pytest.mark.parametrize("name, backend, derivative", slow_but((case for case in SOURCES if case[1] != "mjx"), SOURCES))
+@pytest.mark.parametrize("name, backend, derivative", SOURCES)
 def test_the_derivative_by_one_input_alone_is_that_by_both(name, backend, derivative):
     """The contract takes both at once; a training takes the action's alone."""
     try:
