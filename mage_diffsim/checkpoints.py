@@ -32,6 +32,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest last."""
     return sorted((run_dir / "checkpoints").glob("step_*.pt"))
 
 

@@ -32,6 +32,7 @@ class Doctor:
 
 
 def doctor_command(options: Doctor) -> int:
+    """Print what is installed and works; returns the exit code."""
     from mage_diffsim import doctor
 
     check_writable(options.json)

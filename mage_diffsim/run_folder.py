@@ -136,6 +136,16 @@ def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | No
 
 
 def restore(trainer: Trainer, saved: dict[str, Any], path: Path) -> None:
+    """Set a trainer to a checkpoint's state.
+
+    Args:
+        trainer: of the same configuration and task.
+        saved: what :func:`.load_checkpoint` gave.
+        path: the checkpoint, for the message.
+
+    Raises:
+        InputError: the trainer is not of that configuration.
+    """
     try:
         trainer.load_state_dict(saved["trainer"])
     except (RuntimeError, KeyError, TypeError, AttributeError, InputError) as error:
@@ -146,7 +156,11 @@ def restore(trainer: Trainer, saved: dict[str, Any], path: Path) -> None:
 
 
 def task_of_run(run_dir: Path, config: TrainConfig, task: Task | None) -> Task:
-    """The task of a run folder, made anew, or the object that stands for it."""
+    """The task of a run folder, made anew, or the object that stands for it.
+
+    Raises:
+        InputError: it is not found, or the object was made with other options.
+    """
     if task is None:
         try:
             return config.make_task()

@@ -47,6 +47,11 @@ def columns_of(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float |
 
 
 def append_rows(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Append rows to a CSV file, under the columns that it has, or under ``fields`` if it is new.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     with writing(path):
         new = not path.exists() or not path.stat().st_size
         if not new:  # an earlier version may have begun the file with other columns

@@ -20,6 +20,7 @@ def given(names: Iterable[str], arguments: Sequence[str]) -> dict[str, str]:
 
 
 def flag_of(argument: str) -> str:
+    """The name of the flag in an argument such as ``--eval_every=5``, with hyphens and without its value."""
     return argument.partition("=")[0].removeprefix("--").replace("_", "-")
 
 

@@ -33,6 +33,12 @@ class Eval:
 
 
 def evaluate(options: Eval) -> int:
+    """Run the policies, print their returns and write the files that were asked for; returns the exit code.
+
+    Raises:
+        InputError: a flag's value is not accepted, or the run folder cannot be used.
+        MissingExtra: a film was asked for, and imageio is not installed.
+    """
     check_writable(options.json)
     write_video = _video_writer(options.video) if options.video else None
     if options.episodes < 1:

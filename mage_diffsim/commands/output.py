@@ -60,4 +60,5 @@ def write_json(path: Path | None, content: Any) -> None:
 
 
 def say_written(path: Path) -> None:
+    """Print where a file was written."""
     make_console().print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ class ListTasks:
 
 
 def list_tasks(options: ListTasks) -> int:
+    """Print the registered tasks; returns the exit code."""
     from mage_diffsim.envs.physics import backends_of
     from mage_diffsim.envs.registry import make_task, task_names
 
@@ -91,6 +92,15 @@ class CheckTask:
 
 
 def check_task_command(options: CheckTask) -> int:
+    """Check a task and print the report.
+
+    Returns:
+        the exit code: 0, or 1 if a check failed.
+
+    Raises:
+        InputError: the task, the states or the run cannot be had.
+        MissingExtra: the backend that was asked for is not installed.
+    """
     import torch
 
     from mage_diffsim.envs.contract import check_task

@@ -42,6 +42,14 @@ class Resume:
 
 
 def train_command(arguments: list[str]) -> int:
+    """Train anew, or go on with ``--resume``.
+
+    Returns:
+        the exit code: 0, or 130 if it was interrupted.
+
+    Raises:
+        InputError, MissingExtra: what the flags ask for cannot be trained.
+    """
     flags = {flag_of(a) for a in arguments if a.startswith("--")}
     if "resume" in flags:
         extra = sorted(flags - set(WITH_RESUME))
