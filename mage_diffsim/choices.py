@@ -18,7 +18,7 @@ def choices_of(kind: type) -> dict[str, tuple[str | None, ...]]:
             found |= choices_of(hint)
         for part in (hint, *get_args(hint)):  # Literal[...], or Literal[...] | None
             if get_origin(part) is Literal:
-                found[name] = get_args(part) + ((None,) if type(None) in get_args(hint) else ())
+                found[name] = ((None,) if type(None) in get_args(hint) else ()) + get_args(part)
     return found
 
 
