@@ -42,7 +42,7 @@ from throughput_sections.oracles import measure_oracles
 from throughput_sections.physics import measure_physics
 from throughput_sections.rows import FIELDS, Failed, Row
 from throughput_sections.runs import measure_runs
-from throughput_sections.tables import HEADER, draw, part_of
+from throughput_sections.tables import draw, table_of
 
 from mage_diffsim.devices import torch_device
 from mage_diffsim.display import show_log
@@ -104,9 +104,9 @@ def main(options: Options) -> None:
     lines = ["# Throughput", "", f"{hardware}, {threads} torch threads, preset {options.preset}", ""]
     for section, rows in measure(options, console):
         every += rows
-        part = part_of(section, rows)
-        console.print(rich_table(console, part.title, HEADER, part.rows))
-        lines += [f"## {part.title}", "", markdown_table(HEADER, part.rows)]
+        table = table_of(section, rows)
+        console.print(rich_table(console, *table))
+        lines += [f"## {table.title}", "", markdown_table(table.header, table.rows)]
         with failures_kept() as undrawn:
             draw(options.folder / f"{section}.png", section, rows)
         for sentence in not_drawn(undrawn):

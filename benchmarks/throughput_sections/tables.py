@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mage_diffsim.experiments.figures import DASHES, PALETTE, write_figure
+from mage_diffsim.experiments.tables import Table
 from throughput_sections.rows import Row
 
 HEADER = (
@@ -16,14 +17,7 @@ HEADER = (
 """Columns of a section's table."""
 
 
-class Part(NamedTuple):
-    """The table of one section."""
-
-    title: str
-    rows: list[list[str]]
-
-
-def part_of(section: str, rows: Sequence[Row]) -> Part:
+def table_of(section: str, rows: Sequence[Row]) -> Table:
     """Returns a section's rows as text."""
 
     def number(x: float) -> str:
@@ -35,7 +29,7 @@ def part_of(section: str, rows: Sequence[Row]) -> Part:
         for r in rows
     ]  # fmt: skip
     units = " or ".join(dict.fromkeys(r.unit for r in rows))
-    return Part(f"{section}: ms per {units}", cells)
+    return Table(f"{section}: ms per {units}", HEADER, cells)
 
 
 def draw(path: Path, section: str, rows: Sequence[Row]) -> None:
