@@ -7,9 +7,7 @@ import dataclasses
 import importlib.util
 import pkgutil
 import re
-import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -21,6 +19,7 @@ from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, load
 from mage_diffsim.hyper import Hyper
 from mage_diffsim.methods import METHODS, CriticLoss
+from tests import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
@@ -35,13 +34,6 @@ def reference() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def fences(language: str) -> Iterator[tuple[str, str]]:
-    """(page, text) of every fence of a language."""
-    for page, text in PAGES.items():
-        for found in re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-            yield page, found
 
 
 # --- what the pages say of the code ----------------------------------------------------------------------------------
@@ -129,7 +121,7 @@ def test_every_page_is_in_the_navigation():
 def test_the_python_of_the_page_of_backends_runs(capsys):
     pytest.importorskip("warp")
     pytest.importorskip("mujoco")
-    (code,) = [text for page, text in fences("python") if page == "docs/backends.md"]
+    (code,) = pages.blocks(ROOT / "docs/backends.md", "python")
     exec(compile(code, "docs/backends.md", "exec"), {})
     printed = capsys.readouterr().out.strip().splitlines()
     assert printed == re.findall(r"print\(.*# (.*)", code)
@@ -138,12 +130,10 @@ def test_the_python_of_the_page_of_backends_runs(capsys):
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def commands(program: str) -> Iterator[tuple[str, list[str]]]:
+def commands(program: str) -> list[tuple[str, list[str]]]:
     """(page, words) of every command of the pages that begins with ``program``."""
-    for page, text in fences("bash"):
-        for line in text.replace("\\\n", " ").splitlines():
-            if line.startswith(program):
-                yield page, shlex.split(line, comments=True)
+    found = [(page, words) for page in PAGES for words in pages.commands(ROOT / page, program.split()[0])]
+    return [(page, words) for page, words in found if " ".join(words).startswith(program)]
 
 
 def unknown_flags(words: list[str], help_text: str) -> list[str]:
@@ -151,7 +141,7 @@ def unknown_flags(words: list[str], help_text: str) -> list[str]:
 
 
 def test_every_flag_of_a_command_in_the_pages_exists(reference):
-    found = list(commands("mage-diffsim"))
+    found = commands("mage-diffsim")
     assert found
     for page, (_, command, *words) in found:
         assert unknown_flags(words, reference.command_help(command)) == [], (page, command)
@@ -159,7 +149,7 @@ def test_every_flag_of_a_command_in_the_pages_exists(reference):
 
 @pytest.mark.slow
 def test_every_flag_of_a_benchmark_in_the_pages_exists(reference):
-    found = list(commands("python benchmarks/"))
+    found = commands("python benchmarks/")
     assert found
     for page, (_, script, *words) in found:
         experiment = [words[0]] if script.endswith("paper.py") and words[0] != "EXPERIMENT" else []
