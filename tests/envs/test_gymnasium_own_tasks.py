@@ -18,36 +18,32 @@ from mage_diffsim.errors import InputError
 from tests.envs.vector_form import vector
 
 
-def test_a_task_of_ones_own_becomes_a_gymnasium_environment(monkeypatch):
-    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """Only the project's own tasks are registered; what a test registers is forgotten, here and in Gymnasium."""
+    own = {name: task for name, task in registry._TASKS.items() if isinstance(task, str)}
+    monkeypatch.setattr(registry, "_TASKS", own)
+    before = set(gymnasium.registry)
+    yield
+    for identifier in set(gymnasium.registry) - before:
+        del gymnasium.registry[identifier]
 
+
+def test_a_task_of_ones_own_becomes_a_gymnasium_environment():
     class Short(CartPole):
         name = "ShortCartPole"
         horizon = 3
 
     registry.register_task(Short)
-    try:
-        assert register_gymnasium() == ("mage_diffsim/ShortCartPole-v0",)
-        assert register_gymnasium() == ()
-        assert gymnasium.make("mage_diffsim/ShortCartPole-v0").spec.max_episode_steps == 3
-    finally:
-        del gymnasium.registry["mage_diffsim/ShortCartPole-v0"]
+    assert register_gymnasium() == ("mage_diffsim/ShortCartPole-v0",)
+    assert register_gymnasium() == ()
+    assert gymnasium.make("mage_diffsim/ShortCartPole-v0").spec.max_episode_steps == 3
 
 
 def test_a_broken_installed_task_is_left_out_with_a_warning(monkeypatch):
-    monkeypatch.setattr(registry, "_TASKS", registry._TASKS | {"Absent": "absent_package.tasks:Absent"})
+    monkeypatch.setitem(registry._TASKS, "Absent", "absent_package.tasks:Absent")
     with pytest.warns(UserWarning, match="task Absent is not available in Gymnasium: .*no module"):
         assert register_gymnasium() == ()
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """What a test registers is forgotten, here and in Gymnasium."""
-    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
-    before = set(gymnasium.registry)
-    yield
-    for identifier in set(gymnasium.registry) - before:
-        del gymnasium.registry[identifier]
 
 
 def short(horizon, **body):
@@ -68,7 +64,7 @@ class OfOptions(CartPole):
 
 
 @pytest.mark.parametrize("task", [short(property(lambda self: 5)), OfOptions])
-def test_the_horizon_may_be_a_property(registered, task):
+def test_the_horizon_may_be_a_property(task):
     registry.register_task(task)
     assert register_gymnasium() == (f"mage_diffsim/{task.name}-v0",)
     env = gymnasium.make(f"mage_diffsim/{task.name}-v0")
@@ -87,13 +83,13 @@ def test_the_horizon_may_be_a_property(registered, task):
         (short(property(lambda self: self.absent)), r"its horizon cannot be read from Short\(\): .*absent"),
     ],
 )
-def test_a_task_without_a_horizon_is_left_out_with_a_warning(registered, task, message):
+def test_a_task_without_a_horizon_is_left_out_with_a_warning(task, message):
     registry.register_task(task)
     with pytest.warns(UserWarning, match=message):
         assert register_gymnasium() == ()
 
 
-def test_a_task_defined_anew_is_registered_anew(registered):
+def test_a_task_defined_anew_is_registered_anew():
     for horizon in (3, 4):
         registry.register_task(short(horizon))
         assert register_gymnasium() == ("mage_diffsim/ShortOne-v0",)
@@ -114,13 +110,13 @@ def pushed(identifier, context):
         envs.close()
 
 
-def test_workers_that_are_spawned_find_a_task_that_only_this_process_registered(registered):
+def test_workers_that_are_spawned_find_a_task_that_only_this_process_registered():
     registry.register_task(short(9, reward=lambda self, obs, action, next_obs: 0.0 * obs[..., 0] + 7.0))
     register_gymnasium()
     assert pushed("mage_diffsim/ShortOne-v0", "spawn") == [7.0, 7.0]
 
 
-def test_workers_of_a_fork_server_find_a_task_of_a_file(registered, tmp_path):
+def test_workers_of_a_fork_server_find_a_task_of_a_file(tmp_path):
     (tmp_path / "amount.py").write_text("AMOUNT = 3.0\n")
     (tmp_path / "filed.py").write_text(
         "from amount import AMOUNT\nfrom mage_diffsim import register_task\n"
@@ -133,7 +129,7 @@ def test_workers_of_a_fork_server_find_a_task_of_a_file(registered, tmp_path):
     assert pushed("mage_diffsim/FiledPole-v0", "forkserver") == [3.0, 3.0]
 
 
-def test_a_copy_of_a_registered_task_name_needs_no_definition_where_it_is_known(registered):
+def test_a_copy_of_a_registered_task_name_needs_no_definition_where_it_is_known():
     registry.register_task(short(9))
     name = RegisteredTask("ShortOne")
     assert copy.deepcopy(name) is name
