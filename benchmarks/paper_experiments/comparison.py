@@ -14,7 +14,7 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.aggregates import aggregate
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import Experiment, Findings, Size
-from mage_diffsim.experiments.figures import Panel, draw, line, styles
+from mage_diffsim.experiments.figures import Dash, Panel, draw, line, styles
 from mage_diffsim.experiments.rows import CELL_FIELDS, CURVE_FIELDS, SUMMARY_FIELDS, curve_rows, summary_rows
 from mage_diffsim.experiments.statistics import LAST_EVALUATIONS, Interval, interval, middle
 from mage_diffsim.experiments.tables import Table, enumeration, text, write_csv
@@ -172,7 +172,7 @@ class Comparison(Experiment):
     def _interval(self, values: Sequence[float]) -> Interval:
         return middle(values) if self.MEDIAN else interval(values)
 
-    def styles(self, curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    def styles(self, curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Dash]]:
         """Returns colour and line style of every variant that was trained."""
         firsts = {row["variant"]: row for row in reversed(curves)}
         return styles(

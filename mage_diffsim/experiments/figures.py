@@ -40,22 +40,28 @@ BACKEND_DASHES = {"jax": "--", "warp": "-.", "mjx": "--"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common forms of colour vision; without yellow, unreadable on white."""
 
-DASHES = ("-", "--", "-.", ":")
+Dash = str | tuple[float, tuple[float, ...]]
+"""A line style of matplotlib: its name, or an offset and the lengths of strokes and gaps in line widths."""
+
+DASHES: tuple[Dash, ...] = (
+    "-", "--", "-.", ":", (0.0, (8.0, 2.0)), (0.0, (1.0, 4.0)), (0.0, (6.0, 1.5, 1.0, 1.5, 1.0, 1.5)),
+    (0.0, (2.0, 1.0)),
+)  # fmt: skip
 """Line styles, so that colour is never the only difference between lines that lie on each other."""
 
 
-def styles(cells: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
+def styles(cells: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, Dash]]:
     """Colours and line styles of named curves, each of a cell given by method, dynamics and backend.
 
     The colour depends on the cell alone. Curves that share one (variants, lambdas, TD3 and DDPG) take the next line
-    style.
+    style, of which there are eight.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, Dash]] = {}
     for name, (method, dynamics, backend) in cells.items():
         kind = method.partition("-")[0]
         kind = {"mage": "mage", "dyna": "dyna", "data": "data-efficient"}.get(kind, "model-free")
         colour = COLOURS[kind, dynamics]
-        preferred = BACKEND_DASHES.get(backend, "-") if dynamics == "oracle" else "-"
+        preferred: Dash = BACKEND_DASHES.get(backend, "-") if dynamics == "oracle" else "-"
         dashes = dict.fromkeys((preferred, *DASHES))
         free = (dash for dash in dashes if (colour, dash) not in found.values())
         found[name] = (colour, next(free, preferred))
@@ -71,7 +77,7 @@ class Line:
     points: tuple[tuple[int, Interval], ...]
     """(x, value) in order of x."""
     colour: str
-    dash: str = "-"
+    dash: Dash = "-"
     runs: tuple[tuple[tuple[int, float], ...], ...] = ()
     """(x, value) in order of x, of every run."""
 
@@ -100,7 +106,7 @@ def line(
     rows: Sequence[Mapping[str, Any]],
     column: str,
     colour: str,
-    dash: str = "-",
+    dash: Dash = "-",
     *,
     geometric: bool = False,
     median: bool = False,

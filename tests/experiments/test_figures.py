@@ -154,4 +154,7 @@ def test_a_cell_has_the_same_colour_beside_whatever_others():
     oracles = {backend: ("mage-td3", "oracle", backend) for backend in ("torch", "jax", "warp")}
     backends = styles(oracles)
     assert len(set(backends.values())) == 3 and len({colour for colour, _ in backends.values()}) == 1
+    shared = {f"{backend} {lam}": cell for lam in range(2) for backend, cell in oracles.items()}
+    shared |= {f"mjx {lam}": ("mage-td3", "oracle", "mjx") for lam in range(2)}
+    assert len(set(styles(shared).values())) == 8
     assert backends == {backend: styles({backend: cell})[backend] for backend, cell in oracles.items()}
