@@ -100,10 +100,16 @@ def make_folder(path: Path) -> None:
     """Create a folder with its parents, if it is not there.
 
     Raises:
-        InputError: it cannot be created.
+        InputError: it cannot be created, as where a file has its name or that of a parent.
     """
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            there = next(p for p in (path, *path.parents) if p.exists())
+            if there.is_dir():  # a link that leads nowhere
+                raise
+            raise NotADirectoryError(f"{there} is a file, not a folder") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from mage_diffsim.envs.identity.reference import absolute, reference_of
 from mage_diffsim.envs.registry import task_class
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
-from mage_diffsim.files import AnyPath, as_path, write_atomically
+from mage_diffsim.files import AnyPath, as_path, make_folder, write_atomically
 from mage_diffsim.locks import locked
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, policy_content, write_policy
@@ -88,12 +88,12 @@ def train(
     config, task = settled(config, task)
     trainer = Trainer(config, task, check=True)  # before anything is written: most bad input shows here
     identity = identity_of(config, task)
+    make_folder(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         if any(file for file in run_dir.iterdir() if file.suffix != ".tmp"):
             raise InputError(f"the run folder {run_dir} is not empty: give a new one, or --resume it")
     except OSError as error:
-        raise InputError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
+        raise InputError(f"cannot read the run folder {run_dir}: {error.strerror}") from error
     with _held(run_dir):
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         record_versions(trainer, run_dir)
