@@ -11,13 +11,14 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mage_diffsim.errors import InputError
+from mage_diffsim.errors import InputError, reason_of
 from mage_diffsim.files import AnyPath, as_path, replacing
 
 CHECKPOINT_VERSION = 3
 """Raised whenever the layout of a checkpoint changes, or what a run of the same settings does."""
 
 KEPT_CHECKPOINTS = 2
+CHECKPOINT_FILES = "step_*.pt"
 
 
 def newest_checkpoint(run_dir: AnyPath) -> Path | None:
@@ -33,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """The checkpoints of a run folder, the newest last."""
-    return sorted((run_dir / "checkpoints").glob("step_*.pt"))
+    return sorted((run_dir / "checkpoints").glob(CHECKPOINT_FILES))
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -90,10 +91,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"checkpoint {path} is damaged ({reason[:100]}): delete it to resume from the one before"
-        ) from error
+        older = any(other < path for other in path.parent.glob(CHECKPOINT_FILES))
+        cure = "delete it to resume from the one before" if older else "there is none before it, so train anew"
+        raise InputError(f"checkpoint {path} is damaged ({reason_of(error)}): {cure}") from error
     if version != CHECKPOINT_VERSION:
         older = "train the run anew, in a new folder, as the learner has changed since"
         raise InputError(

@@ -7,6 +7,7 @@ learner, the environments and the bridges alike, so neither imports anything of 
 from __future__ import annotations
 
 import importlib
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,9 +25,16 @@ def unknown_name(kind: str, given: object, accepted: Iterable[str]) -> InputErro
     return InputError(f"unknown {kind} {given!r}: choose one of {', '.join(sorted(accepted))}")
 
 
+def reason_of(error: BaseException) -> str:
+    """A foreign error in a few words: its first sentence, whole if it is short, or else its first words."""
+    lines = str(error).strip().splitlines()
+    sentence = lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
+    return textwrap.shorten(sentence, 100, placeholder=" ...")
+
+
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for an optional package that is absent."""
-    return MissingExtra(f"{package} is not installed: pip install 'mage-diffsim[{extra}]'")
+    return MissingExtra(f"{package} is not installed: pip install -e '.[{extra}]' in the project's folder")
 
 
 def import_extra(module: str, package: str, extra: str, *needed: str) -> Any:

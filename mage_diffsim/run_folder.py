@@ -24,7 +24,7 @@ from mage_diffsim.checkpoints import checkpoints_of, load_checkpoint, newest_che
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError
+from mage_diffsim.errors import InputError, reason_of
 from mage_diffsim.files import AnyPath, as_path, read_json, write_atomically
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE
@@ -149,9 +149,9 @@ def restore(trainer: Trainer, saved: dict[str, Any], path: Path) -> None:
     try:
         trainer.load_state_dict(saved["trainer"])
     except (RuntimeError, KeyError, TypeError, AttributeError, InputError) as error:
-        reason = str(error).splitlines()[0][:100]
         raise InputError(
-            f"checkpoint {path} does not fit the config.json beside it ({reason}): restore the one it was trained with"
+            f"checkpoint {path} does not fit the config.json beside it ({reason_of(error)}): "
+            "restore the one it was trained with"
         ) from error
 
 

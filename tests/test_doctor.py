@@ -42,7 +42,8 @@ def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
     original = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "mujoco-mjx" else original(name))
     entry = doctor._physics("mjx", "mage_diffsim.envs.physics:TorchPhysics")
-    assert entry == {"available": False, "error": "mujoco-mjx is not installed: pip install 'mage-diffsim[mjx]'"}
+    error = "mujoco-mjx is not installed: pip install -e '.[mjx]' in the project's folder"
+    assert entry == {"available": False, "error": error}
 
 
 def test_a_broken_backend_is_reported_not_raised():
@@ -63,7 +64,7 @@ def test_versions_are_text_and_import_no_backend():
 
 
 def test_the_extra_to_install_is_shown_whole(report):
-    absent = {"available": False, "error": "mujoco is not installed: pip install 'mage-diffsim[mjx]'"}
+    absent = {"available": False, "error": "mujoco is not installed: pip install -e '.[mjx]' in the project's folder"}
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(doctor.render(report | {"physics": {"mujoco": absent}}))
-    assert "pip install 'mage-diffsim[mjx]'" in console.export_text()
+    assert "pip install -e '.[mjx]' in the project's folder" in console.export_text()

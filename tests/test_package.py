@@ -206,8 +206,8 @@ def test_an_unknown_attribute_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("package", "backend", "sentence"),
     [
-        ("jax", "jax", "jax is not installed: pip install 'mage-diffsim[mjx]'"),
-        ("warp", "warp", "warp-lang is not installed: pip install 'mage-diffsim[warp]'"),
+        ("jax", "jax", "jax is not installed: pip install -e '.[mjx]' in the project's folder"),
+        ("warp", "warp", "warp-lang is not installed: pip install -e '.[warp]' in the project's folder"),
     ],
 )
 def test_a_missing_backend_names_the_extra_that_installs_it(package, backend, sentence, tmp_path):

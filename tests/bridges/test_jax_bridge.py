@@ -178,7 +178,7 @@ def test_no_race_with_asynchronous_dispatch():
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
-    with pytest.raises(MissingExtra, match=r"jax is not installed: pip install 'mage-diffsim\[mjx\]'"):
+    with pytest.raises(MissingExtra, match=r"jax is not installed: pip install -e '\.\[mjx\]' in the project's folder"):
         load_jax.__wrapped__()
 
 

@@ -66,7 +66,9 @@ def test_start_up_prints_no_banner():
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "warp", None)
-    with pytest.raises(MissingExtra, match=r"warp-lang is not installed: pip install 'mage-diffsim\[warp\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"warp-lang is not installed: pip install -e '\.\[warp\]' in the project's folder"
+    ):
         load_warp.__wrapped__()
 
 

@@ -341,7 +341,7 @@ def test_a_missing_extra_is_a_skipped_check(monkeypatch):
     report = check_task(Pendulum(), samples=8)
     assert report.passed
     (skipped,) = [c for c in report.checks if c.status == "skipped"]
-    assert skipped.subject == "step jax" and "pip install 'mage-diffsim[mjx]'" in skipped.detail
+    assert skipped.subject == "step jax" and "pip install -e '.[mjx]' in the project's folder" in skipped.detail
     # Without the first backend there is nothing to compare the others with.
     monkeypatch.setattr(contract, "backends_of", lambda task: ("jax", "torch"))
     report = check_task(Pendulum(), "torch", samples=8)

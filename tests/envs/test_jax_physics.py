@@ -76,5 +76,5 @@ def test_cuda_without_a_gpu_in_jax_is_refused_at_once():
 def test_missing_jax_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     load_jax.cache_clear()
-    with pytest.raises(MissingExtra, match=r"pip install 'mage-diffsim\[mjx\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[mjx\]' in the project's folder"):
         JaxPhysics(make_task("Pendulum"))

@@ -50,5 +50,5 @@ def test_what_it_cannot_do_is_refused(task):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'mage-diffsim\[mujoco-warp\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[mujoco-warp\]' in"):
         make_physics(make_task("HalfCheetah"), "mujoco-warp")

@@ -58,5 +58,5 @@ def test_cuda_without_a_gpu_in_warp_is_refused_at_once():
 def test_missing_warp_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "warp", None)
     load_warp.cache_clear()
-    with pytest.raises(MissingExtra, match=r"pip install 'mage-diffsim\[warp\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[warp\]' in the project's folder"):
         WarpPhysics(make_task("Pendulum"))

@@ -115,7 +115,9 @@ def test_a_cosine_of_one_dimension_or_without_a_truth_is_a_dash():
 
 def test_the_table_shows_skipped_cells_with_the_reason(tmp_path):
     cell = Cell("x", make_config("Pendulum", dynamics="oracle", backend="jax"))
-    skipped = Outcome(cell, tmp_path, "skipped", "jax is not installed: pip install 'mage-diffsim[mjx]'")
+    skipped = Outcome(
+        cell, tmp_path, "skipped", "jax is not installed: pip install -e '.[mjx]' in the project's folder"
+    )
     table = table_rows(groups(rows()), TASKS, [skipped])
     assert table[0][:3] == ("Pendulum", "MAGE-TD3, learned", "-500 ± 25") and len(table[1]) == len(HEADER)
     assert table[1][1:3] == ("MAGE-TD3, oracle (jax)", "skipped: " + skipped.reason)

@@ -322,7 +322,7 @@ def test_a_cell_whose_backend_is_not_installed_is_skipped_with_the_extra(tiny, t
     monkeypatch.setattr(importlib.metadata, "version", version)
     jax = cell(tiny, "jax", backend="jax")
     skipped = check([cell(tiny, "torch"), jax], tmp_path, launcher=LocalLauncher(1))
-    assert skipped == {"jax": "jax is not installed: pip install 'mage-diffsim[mjx]'"}
+    assert skipped == {"jax": "jax is not installed: pip install -e '.[mjx]' in the project's folder"}
     learned = cell(tiny, "learned", dynamics="learned")
     learned = dataclasses.replace(learned, config=dataclasses.replace(learned.config, backend="jax"))
     assert check([learned], tmp_path, launcher=LocalLauncher(1)) == {}

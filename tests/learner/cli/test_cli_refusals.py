@@ -9,7 +9,14 @@ import sys
 import pytest
 import torch
 
-from mage_diffsim.checkpoints import CHECKPOINT_VERSION, load_checkpoint, newest_checkpoint, save_checkpoint
+from mage_diffsim.checkpoints import (
+    CHECKPOINT_VERSION,
+    checkpoints_of,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from mage_diffsim.errors import reason_of
 from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
 
 METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"
@@ -100,8 +107,8 @@ REFUSED = {
     "batch size": ("train --batch-size 33", r"batch_size is 33; accepted is a multiple .*\(8\).*"),
     "steps": ("train --steps 0", "steps is 0; accepted is 1 or more"),
     "seeds": ("train --seeds 1 1", r"seeds are \(1, 1\); accepted is one or more different integers of 0 or more"),
-    "out under a file": ("train --out file/run", "cannot write to the run folder file/run: Not a directory"),
-    "out is a file": ("train --out file", "cannot write to the run folder file: File exists"),
+    "out under a file": ("train --out file/run", "cannot write file/run: file is a file, not a folder"),
+    "out is a file": ("train --out file", "cannot write file: file is a file, not a folder"),
     "out not empty": ("train --out full", "the run folder full is not empty: give a new one, or --resume it"),
     "resume no run": ("train --resume full", "full is not a run folder: it has no config.json, .*"),
     "resume nothing": ("train --resume nowhere", "nowhere is not a run folder: it has no config.json, .*"),
@@ -152,7 +159,7 @@ def test_arguments_that_do_not_parse_exit_with_2_and_leave_nothing_behind(comman
 def test_missing_tensorboard_names_its_extra_and_leaves_nothing_behind(task, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert run("train", "--task", task, *TINY, "--tensorboard", "--out", tmp_path / "run") == 2
-    assert_one_sentence(capsys, r"tensorboard is not installed: pip install 'mage-diffsim\[log\]'")
+    assert_one_sentence(capsys, r"tensorboard is not installed: pip install -e '\.\[log\]' in the project's folder")
     assert files(tmp_path) == {}
 
 
@@ -161,7 +168,7 @@ def test_missing_backend_names_its_extra_and_leaves_nothing_behind(tmp_path, mon
 
     load_warp.cache_clear()
     monkeypatch.setitem(sys.modules, "warp", None)
-    sentence = r"warp-lang is not installed: pip install 'mage-diffsim\[warp\]'"
+    sentence = r"warp-lang is not installed: pip install -e '\.\[warp\]' in the project's folder"
     assert run("train", *TINY, "--dynamics", "oracle", "--backend", "warp", "--out", tmp_path / "run") == 2
     assert_one_sentence(capsys, sentence)
     assert run("check-task", "Pendulum", "--backend", "warp", "--json", tmp_path / "a.json") == 2
@@ -172,7 +179,7 @@ def test_missing_backend_names_its_extra_and_leaves_nothing_behind(tmp_path, mon
 def test_missing_imageio_names_its_extra_before_anything_is_computed(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     assert run("eval", trained, "--video", tmp_path / "a.gif", "--json", tmp_path / "a.json") == 2
-    assert_one_sentence(capsys, r"imageio is not installed: pip install 'mage-diffsim\[video\]'")
+    assert_one_sentence(capsys, r"imageio is not installed: pip install -e '\.\[video\]' in the project's folder")
     assert files(tmp_path) == {}
 
 
@@ -191,6 +198,22 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_changed(command, content
     assert files(copied) == before
     path.unlink()
     assert run(*command.split(), copied) == 0  # the advice works
+
+
+def test_a_damaged_checkpoint_that_is_the_only_one_is_not_to_be_resumed_from_another(copied, capsys):
+    older, newest = checkpoints_of(copied)
+    older.unlink()
+    newest.write_bytes(b"no checkpoint")
+    assert run("eval", copied) == 2
+    assert_one_sentence(capsys, rf"checkpoint {newest} is damaged \(.*\): there is none before it, so train anew")
+
+
+def test_a_foreign_error_is_cut_between_words():
+    assert reason_of(RuntimeError("Weights only load failed. There are two options")) == "Weights only load failed"
+    assert reason_of(RuntimeError("no such file a.pt\nmore")) == "no such file a.pt"
+    assert reason_of(EOFError()) == "EOFError"
+    long = reason_of(RuntimeError("several words " * 10))
+    assert len(long) <= 100 and set(long.split()) == {"several", "words", "..."}
 
 
 @pytest.mark.parametrize("command", ["train --resume", "eval"])
