@@ -1,13 +1,15 @@
-"""What mkdocs.yml adds to MkDocs: equations as MathML, and the reference pages, generated from the code."""
+"""What mkdocs.yml adds to MkDocs: equations as MathML, links to objects, and the pages generated from the code."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import reference
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 
 def _block(source: str, language: str, css_class: str, options: dict[str, Any], md: Any, **_: Any) -> str:
@@ -36,3 +38,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path.suffix != ".md":
             files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the links of a page of docs/ from files of the clone to pages and objects of the site."""
+    source = page.file.abs_src_path
+    if source is None or page.file.generated_by is not None:
+        return markdown
+    return reference.in_the_site(markdown, Path(source), page.file.src_uri)

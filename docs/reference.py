@@ -57,6 +57,9 @@ BENCHMARKS = {
 }
 """CSV file of a benchmark to the module that names its columns."""
 
+LINK = re.compile(r'\[([^\]]+)\]\((?!http|#)([^)#\s]+)(#[^)\s]*)?(?:\s+"(mage_diffsim[\w.]*)")?\)')
+"""A link to a file of the clone: text, file, anchor, and as title the name of an object in the file."""
+
 ROLE = re.compile(r":\w+:`[~.]*([\w.]+)`")
 
 PACKAGES = {"learner": "mage_diffsim", "envs": "envs", "bridges": "bridges"}
@@ -74,7 +77,8 @@ def pages() -> dict[str, str]:
     made = {"cli": command_line(), "configuration": configuration(), "columns": csv_columns(), "tasks": tasks()}
     made |= {name: api(name, folder) for name, folder in PACKAGES.items()}
     found = {f"reference/{name}.md": text for name, text in made.items()}
-    return found | {address: elsewhere(path) for path, address in addresses().items() if path.suffix == ".md"}
+    beside = {address: path for path, address in addresses().items() if path.suffix == ".md"}
+    return found | {address: in_the_site(path.read_text(), path, address) for address, path in beside.items()}
 
 
 def addresses() -> dict[Path, str]:
@@ -86,25 +90,29 @@ def addresses() -> dict[Path, str]:
     return found
 
 
-def elsewhere(path: Path) -> str:
-    """A page that lies elsewhere, with its links as they are below docs/.
+def in_the_site(text: str, path: Path, address: str) -> str:
+    """The Markdown of a file of the clone, with its links as they are at an address of the site.
 
-    A link to a folder leads to the Markdown in it. A link to a file that is not part of the documentation becomes the
-    file's name.
+    A link whose title is the name of an object leads to the object. A link to a folder leads to the Markdown in it. A
+    link to a file that is not part of the documentation becomes the file's name.
     """
     known = addresses()
 
     def link(match: re.Match[str]) -> str:
-        text, target, anchor = match.groups(default="")
+        text, target, anchor, name = match.groups(default="")
+        if name:
+            return f"[{text}][{name}]"
         file = (path.parent / target).resolve()
+        if file.is_relative_to(ROOT / "docs"):
+            return f"[{text}]({os.path.relpath(file, (ROOT / 'docs' / address).parent)}{anchor})"
         if file.is_dir():
             file = next(iter(sorted(file.glob("*.md"))), file)
         if file in known:
-            return f"[{text}]({os.path.relpath(known[file], Path(known[path]).parent)}{anchor})"
+            return f"[{text}]({os.path.relpath(known[file], Path(address).parent)}{anchor})"
         name = f"`{file.relative_to(ROOT)}`"
         return name if text.strip("`").endswith(file.name) else f"{text} ({name})"
 
-    return re.sub(r"\[([^\]]+)\]\((?!http|#)([^)#]+)(#[^)]*)?\)", link, path.read_text())
+    return LINK.sub(link, text)
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
     python examples/jax_function.py
 
 Expect the gradient by the bridge and by central differences to agree to about ten digits, and a fitted mass near 0.7.
+
+JAX's 64-bit types are on inside the function, so ``jnp.zeros(n)`` in it is float64, and float32 input is refused. Write
+``jnp.zeros(n, height.dtype)``, or ``jnp.zeros_like(height)`` as here.
 """
 
 import jax.numpy as jnp

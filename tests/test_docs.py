@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import os
 import pkgutil
 import re
 import tomllib
@@ -39,14 +40,48 @@ def reference() -> ModuleType:
 # --- what the pages say of the code ----------------------------------------------------------------------------------
 
 
-def test_every_object_that_a_page_links_to_exists():
-    named = {(page, name) for page, text in PAGES.items() for name in re.findall(r"\]\[(mage_diffsim[\w.]*)\]", text)}
+def defined_in(file: Path) -> set[str]:
+    """The full names of the classes and functions of a module, and of the classes' members."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    module = ".".join(part for part in ("mage_diffsim", *parts[parts[0] == "mage_diffsim" :]) if part != "__init__")
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found |= {f"{module}.{node.name}"}
+        if isinstance(node, ast.ClassDef):
+            members = [inner for inner in node.body if isinstance(inner, ast.FunctionDef)]
+            found |= {f"{module}.{node.name}.{member.name}" for member in members}
+    return found
+
+
+def test_every_object_that_a_page_links_to_is_in_the_linked_file(reference):
+    links = {(page, *match.group(2, 4)) for page, text in PAGES.items() for match in reference.LINK.finditer(text)}
+    named = {(page, file, name) for page, file, name in links if name}
     assert len(named) >= 40
-    for page, name in sorted(named):
-        try:
-            pkgutil.resolve_name(name)
-        except (ImportError, AttributeError) as error:
-            pytest.fail(f"{page} links to {name}: {error}")
+    for page, file, name in sorted(named):
+        assert name in defined_in((ROOT / page).parent.joinpath(file).resolve()), f"{page}: {name} is not in {file}"
+
+
+def test_every_link_to_an_object_can_be_followed_without_the_site():
+    assert [page for page, text in PAGES.items() if re.search(r"\]\[mage_diffsim", text)] == []
+
+
+def test_a_snippet_stands_below_a_link_to_its_file():
+    for page, text in PAGES.items():
+        for file in re.findall(r'^--8<-- "([^"]+)"$', text, re.MULTILINE):
+            above = text.split(f'--8<-- "{file}"')[0]
+            assert f"[`{file}`]({os.path.relpath(ROOT / file, (ROOT / page).parent)})" in above, (page, file)
+
+
+def test_links_of_the_clone_become_links_of_the_site(reference):
+    here = ROOT / "docs/without_the_learner/page.md"
+    shown = lambda text: reference.in_the_site(text, here, "without_the_learner/page.md")  # noqa: E731
+    name = "mage_diffsim.critic.huber"
+    assert shown(f'[a](../../mage_diffsim/critic.py "{name}")') == f"[a][{name}]"
+    assert shown("[a](../../benchmarks/RESULTS.md#what)") == "[a](../results.md#what)"
+    assert shown("[`examples/ppo.py`](../../examples/ppo.py)") == "`examples/ppo.py`"
+    for kept in ("[a](../tasks.md#what)", "[a](https://arxiv.org/abs/1)", "[a](#what)", "![a](../assets/a.svg)"):
+        assert shown(kept) == kept
 
 
 def test_every_file_that_a_page_names_exists():
