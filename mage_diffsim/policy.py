@@ -62,7 +62,20 @@ class Policy(torch.nn.Module):
             self.layers.append(linear)
 
     def forward(self, obs: Float[Tensor, "*batch O"]) -> Float[Tensor, "*batch A"]:
-        """pi(s) in the observation's float type; it is computed in the policy's own, which is the training's."""
+        """pi(s) in the observation's float type; it is computed in the policy's own, which is the training's.
+
+        Raises:
+            InputError: the observation is no float tensor, or not of the task's length.
+        """
+        given: object = obs
+        if not isinstance(given, torch.Tensor) or not given.dtype.is_floating_point:
+            what = f"tensor of {given.dtype}" if isinstance(given, torch.Tensor) else type(given).__name__
+            raise InputError(f"the observation is a {what}; accepted is a float tensor, as torch.as_tensor(obs) gives")
+        if given.shape[-1:] != self.obs_mean.shape:
+            raise InputError(
+                f"the observation has shape {tuple(given.shape)}; accepted is [{len(self.obs_mean)}] or "
+                f"[*batch, {len(self.obs_mean)}]"
+            )
         x = (obs.to(self.obs_mean.dtype) - self.obs_mean) / self.obs_std
         for layer in self.layers[:-1]:
             x = torch.nn.functional.silu(layer(x))

@@ -35,6 +35,7 @@ from mage_diffsim.settings import recorded_options
 from mage_diffsim.signals import stop_signal
 from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, append_rows, columns_of, keep_rows
 from mage_diffsim.training import Trainer
+from mage_diffsim.validation import validate
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ def settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
     """The task of a new training, and the configuration with all that makes it again.
 
     Raises:
-        InputError: the configuration names another task, or the object cannot be made again.
+        InputError: the configuration names another task or cannot be trained, or the object cannot be made again.
     """
+    validate(config)
     if task is None:
         task = config.make_task()
         return dataclasses.replace(config, task=absolute(config.task), task_options=options_of(task)), task

@@ -17,6 +17,9 @@ def validate(config: TrainConfig) -> None:
     Raises:
         InputError: names the field, what was given and what is accepted.
     """
+    given: object = config
+    if not isinstance(given, TrainConfig):
+        raise InputError(f"config is {given!r}; accepted is a TrainConfig, which make_config gives")
     require_choices(TrainConfig, vars(config))
     require_choices(Hyper, vars(config.hyper))
     if config.residuals == "keep" and config.dynamics == "learned":

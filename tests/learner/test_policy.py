@@ -150,6 +150,34 @@ def test_a_policy_needs_neither_the_task_nor_a_simulator(trained):
     assert float(done.stdout) == pytest.approx(load_policy(trained, 1)(torch.zeros(3)).item())
 
 
+def test_what_is_no_configuration_and_no_observation_is_refused_in_one_sentence(trained):
+    code = (
+        "import sys, numpy, torch\n"  # in a process without the hook, which refuses most of it before
+        "from mage_diffsim import load_policy, train\n"
+        "from mage_diffsim.errors import InputError\n"
+        "policy = load_policy(sys.argv[1])\n"
+        "for slip in (\n"
+        "    lambda: train('Pendulum', sys.argv[2]), lambda: train(1, sys.argv[2]), lambda: policy(numpy.zeros(3)),\n"
+        "    lambda: policy(torch.zeros(3, dtype=torch.int64)), lambda: policy(torch.zeros(2, 4)),\n"
+        "    lambda: policy(torch.zeros(())),\n"
+        "):\n"
+        "    try: print('accepted', slip())\n"
+        "    except InputError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(trained), str(trained.parent / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "config is 'Pendulum'; accepted is a TrainConfig, which make_config gives",
+        "config is 1; accepted is a TrainConfig, which make_config gives",
+        "the observation is a ndarray; accepted is a float tensor, as torch.as_tensor(obs) gives",
+        "the observation is a tensor of torch.int64; accepted is a float tensor, as torch.as_tensor(obs) gives",
+        "the observation has shape (2, 4); accepted is [3] or [*batch, 3]",
+        "the observation has shape (); accepted is [3] or [*batch, 3]",
+    ]
+    assert not (trained.parent / "new").exists()
+
+
 @pytest.mark.parametrize("run", [4, -1, True])
 def test_a_run_that_is_not_there_is_refused(run, trained):
     with pytest.raises(InputError, match=r"run is .*, and \S+ holds 4 runs; accepted is 0 to 3"):
