@@ -196,6 +196,10 @@ def no_residuals(name: str, derivative: str) -> InputError:
 
 @final
 class _JaxOp(Op):
+    float64_advice = (
+        "JAX's 64-bit types are on inside, so jnp.zeros(n) is float64: give a dtype, as jnp.zeros(n, x.dtype) does"
+    )
+
     def __init__(self, function: Callable[..., Any], derivative: str, residuals: str, name: str) -> None:
         jax = load_jax()
         pull_back = _columns_pull_back if derivative == "jvp" else _reverse_pull_back

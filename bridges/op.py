@@ -48,6 +48,8 @@ class Op(abc.ABC):
     """What error messages call this operation."""
     keeps: bool = False
     """Whether a call that needs a gradient keeps residuals for the backward pass instead of recomputing there."""
+    float64_advice: str = ""
+    """What the error for a float64 output of float32 inputs adds: why it may be and what helps."""
 
     @abc.abstractmethod
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -210,9 +212,10 @@ def _check_result(op: Op, what: str, y: object, *, like: Tensor, shape: torch.Si
     if not isinstance(y, Tensor):
         raise InputError(f"{op.name}: {what} is a {type(y).__name__}; accepted is one array")
     if y.dtype != like.dtype or y.device != like.device:
+        advice = op.float64_advice if (y.dtype, like.dtype) == (torch.float64, torch.float32) else ""
         raise InputError(
             f"{op.name}: {what} is {y.dtype} on {y.device}; the inputs are {like.dtype} on {like.device} "
-            "and accepted is the same"
+            f"and accepted is the same{advice and f' ({advice})'}"
         )
     if shape is not None and y.shape != shape:
         raise InputError(f"{op.name}: {what} has shape {tuple(y.shape)}; accepted is {tuple(shape)}")

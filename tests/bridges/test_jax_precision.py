@@ -43,6 +43,15 @@ class TestTypes:
         with pytest.raises(InputError, match=r"scaled: output is torch.float64 on cpu; the inputs are torch.float32"):
             from_jax(lambda x: x * wide, name="scaled")(torch.ones(4, 3))
 
+    @pytest.mark.parametrize("residuals", ["recompute", "keep"])
+    def test_an_array_made_inside_is_float64_and_the_message_says_what_helps(self, residuals):
+        x = torch.ones(4, 3, requires_grad=True)
+        with pytest.raises(InputError, match=r"jnp.zeros\(n\) is float64: give a dtype, as jnp\.zeros"):
+            from_jax(lambda x: x + jnp.zeros(3), residuals=residuals)(x)
+        assert from_jax(lambda x: x + jnp.zeros(3, x.dtype), residuals=residuals)(x).dtype == torch.float32
+        with pytest.raises(InputError, match=r"accepted is the same$"):
+            from_jax(lambda x: x.astype("float32"))(x.double())
+
     def test_function_that_returns_no_array_raises(self):
         with pytest.raises(InputError, match="pair: the JAX function returned a tuple; accepted is one array"):
             from_jax(lambda x: (x, x), name="pair")(torch.ones(4, 3))
