@@ -59,10 +59,12 @@ def run_sweep(options: Options) -> int:
             display.finish(name, f"{len(subject.points.x)} states")
     write_csv(options.folder / "sweep.csv", FIELDS, rows)
     heading = f"Error of central differences: 90th percentile (share of states above {KINK:.0e})"
-    off = [" ".join(row[:2]) for row in table if row[-1] == "no"]
+    judged = {word: [" ".join(row[:2]) for row in table if row[-1] == word] for word in ("yes", "no", "not known")}
     verdict = [
-        f"The task's step is on the plateau in {len(table) - len(off)} of {len(table)} blocks"
-        + (f"; off it: {', '.join(off)}." if off else ".")
+        f"The task's step is on the plateau in {len(judged['yes'])} of {len(table)} blocks"
+        + (f"; off it: {', '.join(judged['no'])}" if judged["no"] else "")
+        + (f"; not known, as no state is resolved: {', '.join(judged['not known'])}" if judged["not known"] else "")
+        + "."
     ]
     facts = options.facts | {"plateau": f"error within ten times the least, or below {NEGLIGIBLE:.0e}"}
     write_summary(
@@ -80,8 +82,8 @@ def _table_rows(subject: Subject, found: Sequence[Mapping[str, Any]]) -> list[li
         mine = [row for row in found if row["block"] == block]
         steps, own = plateau(mine), own_steps[block]
         errors = [f"{r['error_p90']:.0e} ({r['share_above']:.0%})" for r in mine]
-        flat = f"{max(steps):.0e} to {min(steps):.0e}"
-        judged = "yes" if own in steps else "no"
+        flat = f"{max(steps):.0e} to {min(steps):.0e}" if steps else "-"
+        judged = ("yes" if own in steps else "no") if steps else "not known"
         table.append([subject.task.name, block, *errors, str(mine[0]["unresolved"]), flat, f"{own:.0e}", judged])
     return table
 
@@ -128,6 +130,9 @@ def sweep_steps(
 
 
 def plateau(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The steps of one block whose 90th percentile error is at most ten times the least one, or ``NEGLIGIBLE``."""
+    """The steps of one block whose 90th percentile error is at most ten times the least one, or ``NEGLIGIBLE``.
+
+    There are none where no point is resolved, whose errors are NaN.
+    """
     best = min(row["error_p90"] for row in rows)
     return [row["step"] for row in rows if row["error_p90"] <= max(10.0 * best, NEGLIGIBLE)]

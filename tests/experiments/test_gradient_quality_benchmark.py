@@ -215,6 +215,10 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     assert main(options) == 0
     said = "The task's step is on the plateau in 2 of 3 blocks; off it: InvertedPendulum position."
     assert said in (tmp_path / "sweep.md").read_text()
+    monkeypatch.setattr(sweep, "KINK", -1.0)  # no state is resolved
+    assert main(options) == 0
+    said = "0 of 3 blocks; not known, as no state is resolved: InvertedPendulum position, "
+    assert said in (tmp_path / "sweep.md").read_text()
 
 
 @pytest.mark.parametrize(
