@@ -61,9 +61,9 @@ class TrainingDisplay:
 
     Args:
         console: where to write.
-        run_dir: the run folder, to be named with the first evaluation.
+        run_dir: the run folder, to be named with the first step or evaluation.
         steps: environment steps of the whole training.
-        banner: lines to print above the first evaluation, such as :func:`describe` gives.
+        banner: lines to print above that name, such as :func:`describe` gives.
     """
 
     def __init__(self, console: Console, run_dir: Path, steps: int, banner: Sequence[str] = ()) -> None:
@@ -95,6 +95,7 @@ class TrainingDisplay:
         """After every environment step."""
         speed = f"{progress.updates_per_s:.0f} updates/s" if progress.updates_per_s else "warm-up"
         self.bar.update(self.task, completed=progress.env_step, speed=speed)
+        self._begin()
         now = time.monotonic()
         if self._started is None:
             self._started = (progress.env_step - 1, now)  # a resumed training does not start at 0
@@ -105,12 +106,16 @@ class TrainingDisplay:
 
     def evaluation(self, env_step: int, rows: list[dict[str, Any]]) -> None:
         """After every evaluation: one line over all runs."""
-        if not self._named:  # not earlier: a training that is refused writes no folder
+        self._begin()
+        self._print(f"{self._at(env_step)}   {summary(rows)}")
+
+    def _begin(self) -> None:
+        """Print the banner, with the first step or evaluation: a training that is refused writes no folder."""
+        if not self._named:
             for line in self.banner:
                 self._print(line)
             self._print(f"run folder {self.run_dir}")
             self._named = True
-        self._print(f"{self._at(env_step)}   {summary(rows)}")
 
     def _at(self, env_step: int) -> str:
         width = len(str(self.steps))
@@ -118,6 +123,7 @@ class TrainingDisplay:
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.file.flush()  # a log that a killed training leaves holds every line
         self._last_line = time.monotonic()
 
 

@@ -52,6 +52,8 @@ class Progress:
     """Critic updates per second of training (evaluation apart), one update serving all runs."""
     latest: dict[str, list[int | float | None]]
     """Newest evaluation, one value per run; None for a measure of gradients that does not exist."""
+    saved: bool = False
+    """Whether a signal ends the training here, its state saved."""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -225,13 +227,13 @@ class Session:
             if trainer.env_step % config.checkpoint_every == 0 or trainer.env_step == config.steps or stop:
                 self._checkpoint()
             if self.progress is not None:
-                self.progress(self._progress())
+                self.progress(self._progress(saved=stop))
             if stop:
                 return
 
-    def _progress(self) -> Progress:
+    def _progress(self, saved: bool) -> Progress:
         trainer = self.trainer
-        return Progress(trainer.env_step, trainer.config.steps, self.wall_s, self._updates_per_s(), self.latest)
+        return Progress(trainer.env_step, trainer.config.steps, self.wall_s, self._updates_per_s(), self.latest, saved)
 
     def _updates_per_s(self) -> float:
         trained_steps = self.trainer.env_step - self.trainer.hyper.warmup_steps

@@ -132,7 +132,7 @@ def _train_or_resume(
     from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
     from mage_diffsim.run_folder import read_config
-    from mage_diffsim.session import Sink, resume, train
+    from mage_diffsim.session import Progress, Sink, resume, train
 
     run_dir = as_path(run_dir)
     if resumes:
@@ -152,6 +152,18 @@ def _train_or_resume(
         )
         console.print(text, highlight=False, soft_wrap=True)
     sinks: list[Sink] = []
+    told = False
+
+    def tell_saved(step: int) -> None:
+        nonlocal told
+        told = True
+        print(f"{PROGRAM}: saved at step {step}: {PROGRAM} train --resume {run_dir}", file=sys.stderr, flush=True)
+
+    def follow(progress: Progress) -> None:
+        display.progress(progress)
+        if progress.saved:  # told here, as SIGTERM ends the process next
+            tell_saved(progress.env_step)
+
     try:
         with contextlib.ExitStack() as stack:
             if options.tensorboard:
@@ -161,18 +173,15 @@ def _train_or_resume(
             display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
-                resume(
-                    run_dir, steps=options.steps, compile=options.compile, progress=display.progress, sinks=tuple(sinks)
-                )
+                resume(run_dir, steps=options.steps, compile=options.compile, progress=follow, sinks=tuple(sinks))
             else:
-                train(config, run_dir, progress=display.progress, sinks=tuple(sinks))
+                train(config, run_dir, progress=follow, sinks=tuple(sinks))
     except KeyboardInterrupt:
-        sentence = "interrupted before the run folder was written"
-        if (run_dir / "config.json").is_file():
+        if not (run_dir / "config.json").is_file():
+            print(f"{PROGRAM}: interrupted before the run folder was written", file=sys.stderr)
+        elif not told:
             saved = newest_checkpoint(run_dir)
-            step = step_of(saved) if saved else 0
-            sentence = f"interrupted: go on from step {step} with `{PROGRAM} train --resume {run_dir}`"
-        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+            tell_saved(step_of(saved) if saved else 0)
         return 130
     console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -127,10 +127,26 @@ def test_an_interrupted_training_says_how_to_go_on_and_can(task, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
         assert run("train", "--task", task, *TINY, "--out", run_dir, "--quiet") == 130
-    sentence = f"mage-diffsim: interrupted: go on from step 40 with `mage-diffsim train --resume {run_dir}`\n"
+    sentence = f"mage-diffsim: saved at step 40: mage-diffsim train --resume {run_dir}\n"
     assert capsys.readouterr() == ("", sentence)
-    assert run(*sentence.partition("`mage-diffsim ")[2].rstrip("`\n").split(), "--quiet") == 0
+    assert run(*sentence.rpartition(": mage-diffsim ")[2].split(), "--quiet") == 0
     assert [row["env_step"] for row in read_evaluations(run_dir)] == [0, 20, 40, 60]
+
+
+def test_the_log_of_a_resumed_training_holds_its_header_from_the_first_step(copied, monkeypatch, tmp_path):
+    step = Trainer.step
+
+    def killed(self):
+        if self.env_step == 61:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with open(tmp_path / "log", "w") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        assert run("train", "--resume", copied, "--steps", 10**6) == 130
+        in_file = (tmp_path / "log").read_text()  # before it is closed
+    assert in_file.startswith("task Short") and in_file.endswith(f"run folder {copied}\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -156,8 +172,7 @@ def test_a_signal_waits_until_the_step_is_saved_and_nothing_is_lost(number, task
     checkpoint = newest_checkpoint(run_dir)
     assert checkpoint is not None
     saved = int(checkpoint.stem.removeprefix("step_"))
-    if number == signal.SIGINT:
-        assert f"interrupted: go on from step {saved} with" in err
+    assert err.splitlines()[-1] == f"mage-diffsim: saved at step {saved}: mage-diffsim train --resume {run_dir}"
 
     steps = saved + 3
     assert run("train", "--resume", run_dir, "--steps", steps, "--quiet") == 0
