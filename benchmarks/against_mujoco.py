@@ -27,7 +27,7 @@ from mujoco_agreement.models import find_models
 from mujoco_agreement.options import Options
 from mujoco_agreement.report import tables, verdict
 
-from mage_diffsim.experiments.command import exit_code
+from mage_diffsim.experiments.command import script_exit_code
 from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.files import make_folder, write_atomically
@@ -59,4 +59,4 @@ def _earlier_commands(options: Options) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: run(tyro.cli(Options, description=__doc__))))
+    sys.exit(script_exit_code(lambda: run(tyro.cli(Options, description=__doc__))))

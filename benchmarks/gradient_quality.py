@@ -14,6 +14,7 @@ folder and not measured again. Writes gradient_quality.csv, figure.png and summa
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import tyro
 from jacobian_checks.accuracy import run_accuracy
@@ -22,20 +23,21 @@ from jacobian_checks.soak import run_soak
 from jacobian_checks.sweep import run_sweep
 
 from mage_diffsim.display import show_log
-from mage_diffsim.experiments.command import exit_code
+from mage_diffsim.experiments.command import script_exit_code
 
 
-def main(options: Options) -> int:
+def main(parse: Callable[[], Options]) -> int:
     """Answers the question that the flags ask; returns the exit code."""
 
     def run() -> int:
+        options = parse()
         with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
             if options.soak is not None:
                 return run_soak(options, options.soak)
             return run_sweep(options) if options.sweep else run_accuracy(options)
 
-    return exit_code(run)
+    return script_exit_code(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(main(lambda: tyro.cli(Options, description=__doc__)))

@@ -47,8 +47,8 @@ from throughput_sections.tables import draw, table_of
 from mage_diffsim.devices import torch_device
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
-from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments.command import provenance
+from mage_diffsim.errors import InputError
+from mage_diffsim.experiments.command import provenance, script_exit_code
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.tables import markdown_table, rich_table, write_csv
 from mage_diffsim.files import make_folder, write_atomically
@@ -77,8 +77,8 @@ def measure(options: Options, console: Console) -> Iterator[tuple[Section, list[
                 yield section, rows
 
 
-def main(options: Options) -> None:
-    """Measures the chosen sections, prints their tables and writes the files.
+def main(options: Options) -> int:
+    """Measures the chosen sections, prints their tables and writes the files; returns exit code 0.
 
     Raises:
         InputError: a flag's value is not accepted, or nothing could be measured.
@@ -121,15 +121,11 @@ def main(options: Options) -> None:
         content = {"versions": found, **facts, "rows": rows_of_json}
         write_atomically(options.json, json.dumps(content, indent=1) + "\n")
     console.print(f"Written to {options.folder}", highlight=False)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
-            main(tyro.cli(Options, description=__doc__))
-    except (InputError, MissingExtra, Failed) as error:
-        print(f"throughput.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("throughput.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
+        sys.exit(
+            script_exit_code(lambda: main(tyro.cli(Options, description=__doc__)), resumes=False, refused=(Failed,))
+        )

@@ -7,7 +7,6 @@ arguments have been read.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 
 from mage_diffsim import __version__
 from mage_diffsim.commands.arguments import PROGRAM, parse
+from mage_diffsim.commands.ending import exit_code
 from mage_diffsim.commands.evaluate import Eval, evaluate
 from mage_diffsim.commands.output import check_writable, make_console, write_json
 from mage_diffsim.commands.tasks import CheckTask, ListTasks, check_task_command, list_tasks
 from mage_diffsim.commands.train import train_command
-from mage_diffsim.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,7 @@ USAGE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code (see the module's text). Arguments that tyro refuses raise SystemExit(2)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        try:
-            return _run(arguments[0] if arguments else "--help", arguments[1:])
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        return 141  # as a shell reports a process that SIGPIPE ended
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
-    except (InputError, MissingExtra) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    return exit_code(PROGRAM, lambda: _run(arguments[0] if arguments else "--help", arguments[1:]))
 
 
 def _run(first: str, arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 
+from mage_diffsim.commands.ending import exit_code
 from mage_diffsim.config import CudaGraphs, Matmul, OnOff
 from mage_diffsim.doctor import versions
 from mage_diffsim.envs.physics import Solver, backends_of
@@ -215,7 +216,7 @@ def run(experiment: Experiment) -> int:
         files = ", ".join(("summary.md", *(f for f in experiment.FILES if f not in missing)))
         print(screen(Console(), found, warnings, f"Written to {out}: {files}"))
     for outcome in failed:
-        print(f"error: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
+        print(f"{script_name()}: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
     if failed and len(failed) == len(outcomes):
         print("run the same command again to go on", file=sys.stderr)
     return 1 if failed or undrawn else 0
@@ -292,19 +293,30 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def exit_code(body: Callable[[], int]) -> int:
-    """Run the body of a command; bad input becomes one sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
-    try:
+def script_name() -> str:
+    """The name of the script that runs, which begins its error lines."""
+    return Path(sys.argv[0]).name
+
+
+def script_exit_code(
+    body: Callable[[], int], *, resumes: bool = True, refused: tuple[type[Exception], ...] = ()
+) -> int:
+    """:func:`.ending.exit_code` of a script, which SIGTERM interrupts as Ctrl-C does.
+
+    Args:
+        body: all of the script, the parsing of its flags included, whose output may have no reader either.
+        resumes: whether the same command goes on where it was interrupted.
+        refused: further errors whose text is a sentence for the user.
+    """
+
+    def interruptible() -> int:
         with _interrupted_by_sigterm():
             return body()
-    except (InputError, MissingExtra) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
+
+    interrupted = "interrupted: run the same command again to go on" if resumes else "interrupted"
+    return exit_code(script_name(), interruptible, interrupted, (InputError, MissingExtra, *refused))
 
 
 def main(parse: Callable[[], Experiment]) -> int:
     """Parse the flags and run the experiment; returns the exit code."""
-    return exit_code(lambda: run(parse()))
+    return script_exit_code(lambda: run(parse()))

@@ -7,9 +7,9 @@ import json
 import math
 from dataclasses import replace
 
+import gradient_quality
 import pytest
 import torch
-from gradient_quality import main
 from jacobian_checks import accuracy, sweep
 from jacobian_checks.errors import compare, quantile, summary_rows
 from jacobian_checks.learned import ask_ensemble, change_error, explained_variance, trained_ensembles
@@ -28,6 +28,10 @@ from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 
 X = torch.tensor([[0.3, -1.2, 0.5], [2.0, 0.7, -0.4], [-0.6, 0.1, 0.9]], dtype=torch.float64)
+
+
+def answer(options):
+    return gradient_quality.main(lambda: options)
 
 
 def smooth_jacobian(x):
@@ -150,7 +154,7 @@ def rows_of(path):
 def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     pytest.importorskip("mujoco")
     options = dict(backends=("mujoco",), states=8, repeats=1, transitions=(25, 50), dtypes=("float64",), out=tmp_path)
-    assert main(Options(tasks=("InvertedPendulum",), **options)) == 0
+    assert answer(Options(tasks=("InvertedPendulum",), **options)) == 0
     rows = rows_of(tmp_path / "gradient_quality.csv")
     physics = [r for r in rows if r["backend"] == "mujoco" and r["states"] == "all" and r["kind"] == "clean"]
     assert {(r["derivative"], r["block"]) for r in physics} == {
@@ -169,7 +173,7 @@ def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     result["rows"][0]["error_max"] = 123.0
     kept.write_text(json.dumps(result))
     capsys.readouterr()
-    assert main(Options(tasks=("InvertedPendulum", "Pendulum"), learned=False, **options)) == 0
+    assert answer(Options(tasks=("InvertedPendulum", "Pendulum"), learned=False, **options)) == 0
     again = capsys.readouterr().out
     assert "InvertedPendulum_mujoco_fd_float64: starts" not in again
     refused = "| Pendulum | mujoco | refused: unknown backend of task Pendulum 'mujoco'"
@@ -179,13 +183,13 @@ def test_the_script_measures_reports_and_goes_on(tmp_path, capsys):
     assert "123.0" not in {r["error_max"] for r in rows_of_fresh(options, tmp_path)}
 
     other = Options(tasks=("InvertedPendulum",), seed=5, **options)
-    assert main(other) == 2
+    assert answer(other) == 2
     assert "was measured with seed 0 and not 5: give the same flags" in capsys.readouterr().err
 
 
 def rows_of_fresh(options, folder):
     fresh = Options(tasks=("InvertedPendulum",), derivatives=("fd",), learned=False, fresh=True, **options)
-    assert main(fresh) == 0
+    assert answer(fresh) == 0
     return rows_of(folder / "gradient_quality.csv")
 
 
@@ -199,7 +203,7 @@ def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(
 
     monkeypatch.setattr(accuracy, "measure", break_float32)
     options = Options(tasks=("Pendulum",), backends=("torch",), states=8, learned=False, out=tmp_path)
-    assert main(options) == 1
+    assert answer(options) == 1
     rows = rows_of(tmp_path / "gradient_quality.csv")
     assert {r["status"] for r in rows} == {"ok", "failed: RuntimeError: no idea"}
     assert not (tmp_path / "cells" / "Pendulum_torch_autograd_float32.json").exists()
@@ -208,15 +212,15 @@ def test_a_broken_backend_is_a_row_and_an_exit_code_and_the_others_are_measured(
 def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mujoco")
     options = Options(tasks=("InvertedPendulum",), sweep=True, states=8, out=tmp_path)
-    assert main(options) == 0
+    assert answer(options) == 0
     assert len(rows_of(tmp_path / "sweep.csv")) == 3 * len(sweep.STEPS)
     assert "on the plateau in 3 of 3 blocks." in capsys.readouterr().out
     monkeypatch.setattr(InvertedPendulum, "difference_steps", (1e-3, 1e-6, 1e-6))
-    assert main(options) == 0
+    assert answer(options) == 0
     said = "The task's step is on the plateau in 2 of 3 blocks; off it: InvertedPendulum position."
     assert said in (tmp_path / "sweep.md").read_text()
     monkeypatch.setattr(sweep, "KINK", -1.0)  # no state is resolved
-    assert main(options) == 0
+    assert answer(options) == 0
     said = "0 of 3 blocks; not known, as no state is resolved: InvertedPendulum position, "
     assert said in (tmp_path / "sweep.md").read_text()
 
@@ -239,7 +243,7 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, capsys, flags, sentence):
     out = tmp_path / "out"
-    assert main(Options(**{"out": out} | flags)) == 2
+    assert answer(Options(**{"out": out} | flags)) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not out.exists()
 
@@ -278,7 +282,7 @@ def test_visits_count_every_value_and_gradient_that_is_not_finite():
 
 def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypatch, capsys):
     options = Options(tasks=("Pendulum",), backends=("torch",), soak=64, out=tmp_path)
-    assert main(options) == 0
+    assert answer(options) == 0
     with (tmp_path / "soak.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["dtype"], r["states"], r["nonfinite_values"]) for r in rows] == [
@@ -287,7 +291,7 @@ def test_soak_writes_a_table_and_fails_on_what_is_not_finite(tmp_path, monkeypat
     ]
     assert "Not finite: 0 of 256 values and gradients, by 2 of 2 sources." in (tmp_path / "soak.md").read_text()
     monkeypatch.setitem(physics_module.BACKENDS, "torch", f"{__name__}:Breaking")
-    assert main(options) == 0  # it was measured
-    assert main(replace(options, fresh=True)) == 1
-    assert main(Options(soak=0, out=tmp_path)) == 2
+    assert answer(options) == 0  # it was measured
+    assert answer(replace(options, fresh=True)) == 1
+    assert answer(Options(soak=0, out=tmp_path)) == 2
     assert "--soak is 0; accepted is 1 or more" in capsys.readouterr().err

@@ -388,6 +388,6 @@ def test_a_misspelt_experiment_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["paper.py", "performence", "--size", "smoke"])
     assert main(parse) == 2
     assert capsys.readouterr().err == (
-        "error: unknown experiment 'performence': choose one of asymptotic, capacity, gradient-error, graph, lambda, "
-        "learned-reward, performance, unconstrained\n"
+        "paper.py: unknown experiment 'performence': choose one of asymptotic, capacity, gradient-error, graph, "
+        "lambda, learned-reward, performance, unconstrained\n"
     )

@@ -244,7 +244,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(number, tmp_path):
         process.send_signal(number)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert errors.strip() == "interrupted: run the same command again to go on"
+    assert errors.strip() == "oracle_vs_learned.py: interrupted: run the same command again to go on"
     assert "Pendulum_mage-td3_learned: starts" in printed and not is_finished(out / names[0])
     deadline = time.monotonic() + 10
     while living(group) and time.monotonic() < deadline:  # Python's own resource tracker takes a moment

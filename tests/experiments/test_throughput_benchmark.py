@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from throughput_sections.rows import Failed
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments import timing
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -129,6 +133,16 @@ def test_wrong_results_are_not_timed(tmp_path, monkeypatch):
     with pytest.raises(Failed, match="the critic gradients differ by"):
         script.main(small(tmp_path, sections=("learner",), methods=("mage-td3",), runs=(1,)))
     assert not (tmp_path / "throughput.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["throughput.py", "gradient_quality.py"])
+def test_a_reader_that_goes_away_ends_a_script_quietly(name):
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, str(ROOT / "benchmarks" / name), "--help"]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, timeout=200)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(
