@@ -41,9 +41,10 @@ def test_a_long_silence_gets_a_sign_of_life(monkeypatch):
     for step in range(101, 301):  # resumed at 100, one step a second
         now[0] += 1.0
         display.progress(Progress(step, 1000, 0.0, 2.0, {}))
-    lines = console.export_text().splitlines()
-    assert [re.search(r"\d+/", line)[0] for line in lines] == ["160/", "220/", "280/"]  # type: ignore[index]
-    assert lines[0] == "step  160/1000   2 updates/s   about 13 min 46 s left"
+    header, *lines = console.export_text().splitlines()
+    assert header == "run folder run"
+    assert [re.search(r"\d+/", line)[0] for line in lines] == ["161/", "221/", "281/"]  # type: ignore[index]
+    assert lines[0] == "step  161/1000   2 updates/s   about 13 min 45 s left"
 
 
 def test_summary_leaves_out_what_a_method_does_not_have():
