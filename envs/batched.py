@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.physics import Physics
-from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError
+from mage_diffsim.envs.task import Task, require_generator
+from mage_diffsim.errors import InputError, require_kind
 from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 
@@ -75,6 +76,10 @@ def advance(
     return Moved(next_state, next_obs, reward.masked_fill(diverged, 0.0), terminated, diverged)
 
 
+def _require_physics(physics: object) -> None:
+    require_kind("physics", physics, Physics, "a physics, as make_physics gives it")
+
+
 class BatchedEnv:
     """``n`` environments of one task in one [n, S] state tensor, with same-step automatic reset.
 
@@ -91,8 +96,8 @@ class BatchedEnv:
         horizon: steps after which an episode is truncated; the task's own by default.
 
     Raises:
-        InputError: the sizes do not divide, a generator is shared, the horizon is below 1, or ``physics`` belongs to
-            another task.
+        InputError: an argument is of another type, the sizes do not divide, a generator is shared, the horizon is below
+            1, or ``physics`` belongs to another task.
     """
 
     def __init__(
@@ -104,6 +109,11 @@ class BatchedEnv:
         *,
         horizon: int | None = None,
     ) -> None:
+        require_task(task)
+        _require_physics(physics)
+        require_kind("generators", generators, Sequence, "a list of one torch.Generator per group of environments")
+        for generator in generators:
+            require_generator(generator)
         if physics.task.name != task.name:
             raise InputError(
                 f"task {task.name} was given the physics of task {physics.task.name}: make them of one task"
@@ -224,8 +234,7 @@ class BatchedEnv:
         """
         if not self._started:
             raise InputError(f"{self.task.name}: step() before reset(); call reset() first")
-        if not isinstance(action, Tensor):
-            raise InputError(f"{self.task.name}: action is a {type(action).__name__}; accepted is a torch tensor")
+        require_kind(f"{self.task.name}: action", action, Tensor, "a torch tensor")
         if tuple(action.shape) != (self.n, self.task.action_dim):
             raise InputError(
                 f"{self.task.name}: action has shape {tuple(action.shape)}; accepted is ({self.n}, "
@@ -336,8 +345,11 @@ def rollout(
         record: also return the states, observations, actions and rewards of every step.
 
     Raises:
-        InputError: the policy's actions have a wrong shape, dtype or device, or are not finite.
+        InputError: ``physics`` is not a physics, ``initial_state`` not a tensor, or the policy's actions have a wrong
+            shape, dtype or device, or are not finite.
     """
+    _require_physics(physics)
+    require_kind("initial_state", initial_state, Tensor, "a torch tensor of shape (N, S)")
     task = physics.task
     horizon = task.horizon if horizon is None else horizon
     if horizon < 1:

@@ -18,12 +18,22 @@ import torch
 
 from mage_diffsim.envs.checks import Check, Outcome, Report, Tolerances, closeness, error_text, run_check
 from mage_diffsim.envs.coverage import Coverage, check_states, coverage, pick, spread_out, steps_within_budget
+from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.differences import ROUNDING, TrueJacobian
 from mage_diffsim.envs.gradient_checks import check_gradients
 from mage_diffsim.envs.mujoco.convergence import settings_text, solver_gap
 from mage_diffsim.envs.mujoco.task import MujocoTask
-from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, backends_of, load, make_physics
-from mage_diffsim.envs.registry import check_definition, make_task
+from mage_diffsim.envs.physics import (
+    BACKENDS,
+    SOLVERS,
+    NoImplementation,
+    Physics,
+    backends_of,
+    load,
+    make_physics,
+    require_backend,
+)
+from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.sampling import WAYS, Visited, actions_inside, explore
 from mage_diffsim.envs.task import Task
 from mage_diffsim.envs.value_checks import Subject, check_kinds, check_reset, check_values
@@ -74,14 +84,14 @@ def check_task(
     """
     if isinstance(task, str):
         task = make_task(task)
-    check_definition(type(task))
+    require_task(task)
     if states is not None:
         check_states(task, states)
     if solver not in SOLVERS:
         raise unknown_name("solver", solver, SOLVERS)
     known = backends_of(task)
-    if backend is not None and backend not in known:
-        make_physics(task, backend)  # raises the error that lists the valid names
+    if backend is not None:
+        require_backend(task, backend)
     device = torch.device(device)
     if failures := check_kinds(task, samples, seed, dtype=dtype, device=device):
         return Report(task.name, str(dtype), str(device), tuple(failures))
@@ -116,6 +126,10 @@ def check_task(
         pool = torch.cat([pool, more])
     pool = pool.to(dtype)
     for subject in _subjects(task, physics, pool, seed):
+        runs = run_check(subject.name, "runs", None, lambda subject=subject: (True, None, str(subject().shape)))
+        if runs.status == "failed":
+            checks.append(runs)
+            continue
         checks += check_values(subject, tolerances.independence)
         checks += check_gradients(subject, tolerances)
     checks += _check_agreement(task, physics, pool, tolerances, seed)
@@ -156,6 +170,8 @@ def _build(
             for source in offered if derivative is None else {derivative} & set(offered):
                 physics[f"{name}/{source}"] = make_physics(task, name, derivative=source, **settings)
             checks.append(Check(subject, "built", "passed", None, None, f"derivative sources {', '.join(offered)}"))
+        except NoImplementation as error:
+            checks.append(Check(subject, "built", "failed", None, None, str(error)))
         except (InputError, MissingExtra) as error:
             if required and isinstance(error, InputError):
                 raise
@@ -184,19 +200,27 @@ def _explorer(task: Task, asked: Physics) -> Physics:
 
 
 def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int) -> Iterator[Subject]:
-    """The task's functions and every physics, with their inputs. The first physics gives the next observations."""
-    first = next(iter(physics.values()))
+    """The task's functions and every physics, with their inputs.
+
+    The first physics that steps gives the next observations. Where ``observe`` raises, there are no observations to
+    check reward and termination on.
+    """
     n = state.shape[0]
     action = _random_actions(n, task, state, seed)
-    with torch.no_grad():
-        obs = task.observe(state.clone())
-        next_obs = task.observe(first.step(state.clone(), action.clone()))
+    obs = _observed(task, state)
+    next_obs = obs
+    for p in physics.values():
+        with contextlib.suppress(Exception), torch.no_grad():  # the physics' own checks fail
+            next_state = p.step(state.clone(), action.clone())
+            if next_state.shape == state.shape and (found := _observed(task, next_state)) is not None:
+                next_obs = found
+                break
     # The degenerate points are states of zeros and sampled states, with the action at 0 and at its two bounds. They are
     # as many as the sampled points, because some backends compile for each number of rows.
     third = torch.arange(n, device=state.device)[:, None] % 3
     zero = torch.arange(n, device=state.device)[:, None] < max(n // 2, 3)
     actions = (third - 1).to(state.dtype).expand_as(action)
-    states, observations = state.masked_fill(zero, 0.0), obs.masked_fill(zero, 0.0)
+    states = state.masked_fill(zero, 0.0)
 
     yield Subject(
         "observe",
@@ -209,19 +233,13 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
         True,
         may_alias=True,  # callers copy an obs that they keep
     )
-    yield Subject(
-        "reward",
-        task.reward,
-        task.reward,
-        {"obs": obs, "action": action, "next_obs": next_obs},
-        {"obs": observations, "action": actions, "next_obs": observations},
-        (),
-        state.dtype,
-        True,
-    )
-    yield Subject(
-        "terminated", task.terminated, None, {"next_obs": next_obs}, {"next_obs": observations}, (), torch.bool, True
-    )
+    if obs is not None and next_obs is not None:
+        observations = obs.masked_fill(zero, 0.0)
+        degenerate = {"obs": observations, "action": actions, "next_obs": observations}
+        inputs = {"obs": obs, "action": action, "next_obs": next_obs}
+        yield Subject("reward", task.reward, task.reward, inputs, degenerate, (), state.dtype, True)
+        inputs, degenerate = {"next_obs": next_obs}, {"next_obs": observations}
+        yield Subject("terminated", task.terminated, None, inputs, degenerate, (), torch.bool, True)
     exacts: dict[str, tuple[Physics, dict[str, TrueJacobian]]] = {}
     for name, p in physics.items():
         if p.backend not in exacts:
@@ -240,6 +258,12 @@ def _subjects(task: Task, physics: dict[str, Physics], state: Tensor, seed: int)
             p.accuracy.get(p.derivative, 0.0),
             _rounding(p),
         )
+
+
+def _observed(task: Task, state: Tensor) -> Tensor | None:
+    """The observations of the states; None where ``observe`` raises."""
+    with contextlib.suppress(Exception), torch.no_grad():
+        return task.observe(state.clone())
 
 
 def _rounding(physics: Physics) -> dict[str, float]:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 
 from mage_diffsim.bridges.op import indexed
+from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.files import import_beside
-from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.envs.task import Task, require_generator
+from mage_diffsim.errors import InputError, require_kind, unknown_name
 from mage_diffsim.shapes import Float, Tensor
 
 BACKENDS: dict[str, str] = {
@@ -41,7 +42,7 @@ def implementation(task: Task, backend: str) -> Any:
     """What a backend steps: the result of calling what the task lists in ``physics``, with the task.
 
     Raises:
-        InputError: what is listed is text and not of the form module:attribute, or there is no such module or
+        NoImplementation: what is listed is text and not of the form module:attribute, or there is no such module or
             attribute.
     """
     return _listed(task, backend)(task)
@@ -55,7 +56,7 @@ def _listed(task: Task, backend: str) -> Any:
     where = f"task {task.name}: physics[{backend!r}] is {reference!r}"
     name, _, attribute = reference.partition(":")
     if not name or not attribute:
-        raise InputError(f"{where}; accepted is module:attribute, or the callable itself")
+        raise NoImplementation(f"{where}; accepted is module:attribute, or the callable itself")
     classes = type(task).__mro__
     if "physics" not in vars(task):  # the class that lists it knows where its modules are
         classes = classes[next(i for i, cls in enumerate(classes) if "physics" in vars(cls)) :]
@@ -64,13 +65,19 @@ def _listed(task: Task, backend: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something it imports is not
-        raise InputError(
+        raise NoImplementation(
             f"{where}, and there is no module {name!r}; accepted is a module beside the task's file or on the path"
         ) from error
     if not hasattr(module, attribute):
         own = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
-        raise InputError(f"{where}, and module {name!r} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}")
+        raise NoImplementation(
+            f"{where}, and module {name!r} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}"
+        )
     return getattr(module, attribute)
+
+
+class NoImplementation(InputError):
+    """What a task lists in ``physics`` for a backend leads to nothing: the task is at fault, on every machine."""
 
 
 class Physics(abc.ABC):
@@ -162,7 +169,7 @@ class Physics(abc.ABC):
             next states, shape [N, S], differentiable with respect to both inputs.
 
         Raises:
-            InputError: a shape, dtype or device is not this physics' own.
+            InputError: no tensor was given, or a shape, dtype or device is not this physics' own.
         """
         self._check("state", state, self.task.state_dim)
         self._check("action", action, self.task.action_dim)
@@ -173,7 +180,12 @@ class Physics(abc.ABC):
         return self._advance(state, action.clamp(-1.0, 1.0))
 
     def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
-        """Draws ``n`` initial states by :meth:`.Task.reset`, in this physics' dtype and on its device."""
+        """Draws ``n`` initial states by :meth:`.Task.reset`, in this physics' dtype and on its device.
+
+        Raises:
+            InputError: ``generator`` is not a torch.Generator.
+        """
+        require_generator(generator)
         return self.task.reset(n, generator).to(self.device, self.dtype)
 
     @classmethod
@@ -195,6 +207,7 @@ class Physics(abc.ABC):
         """The backend's step; the action lies within [-1, 1]."""
 
     def _check(self, what: str, x: Tensor, width: int) -> None:
+        require_kind(f"{self}: {what}", x, Tensor, "a torch tensor")
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
         if x.dtype != self.dtype or x.device != self.device:
@@ -242,6 +255,18 @@ def backends_of(task: Task) -> tuple[str, ...]:
     return (("torch",) if analytic else ()) + tuple(name for name in task.physics if name != "torch")
 
 
+def require_backend(task: Task, backend: str) -> None:
+    """Check that the task has the backend.
+
+    Raises:
+        InputError: it has not; the message lists those it has.
+    """
+    known = backends_of(task)
+    if backend not in known:
+        remedy = "define step(state, action) in torch or list a backend in physics"
+        raise unknown_name(f"backend of task {task.name}", backend, known, remedy=remedy)
+
+
 def make_physics(
     task: Task,
     backend: str | None = None,
@@ -268,12 +293,13 @@ def make_physics(
             constraints where the model says, as Gymnasium's environments do; see :attr:`Physics.solvers`.
 
     Raises:
-        InputError: the task has no such backend, or the backend no such derivative source, residual policy or solver.
+        InputError: ``task`` is not a task object whose class is complete; it has no such backend, or the backend no
+            such derivative source, residual policy or solver.
         MissingExtra: the backend's package is not installed.
     """
+    require_task(task)
     if backend is None:
-        backend = backends_of(task)[0]
-    if backend not in backends_of(task):
-        raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+        backend = next(iter(backends_of(task)), "torch")
+    require_backend(task, backend)
     options: dict[str, Any] = dict(dtype=dtype, device=device, derivative=derivative, residuals=residuals)
     return load(BACKENDS[backend])(task, solver=solver, **options)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
-from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mage_diffsim.envs.definition import check_definition
 from mage_diffsim.envs.files import PREFIX, load_file, source_file
-from mage_diffsim.envs.physics import BACKENDS
 from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError, unknown_name
+from mage_diffsim.errors import InputError, described, unknown_name
 
 ENTRY_POINT_GROUP = "mage_diffsim.tasks"
 """Entry-point group under which an installed package offers tasks: ``Name = "module:TaskClass"``."""
@@ -151,8 +149,9 @@ def make_task(name: str, **options: object) -> Task:
             values by a ``ValueError`` or ``TypeError``.
     """
     if not isinstance(name, str):
-        shown = f"the class {name.__name__}" if isinstance(name, type) else repr(name)
-        raise InputError(f"make_task was given {shown}; accepted is a task's name, or path/to/file.py:ClassName")
+        raise InputError(
+            f"make_task was given {described(name)}; accepted is a task's name, or path/to/file.py:ClassName"
+        )
     cls = task_class(name)
     accepted = inspect.signature(cls).parameters
     takes = ", ".join(sorted(accepted)) or "none"
@@ -216,88 +215,15 @@ def _import(reference: str) -> Any:
                 "package, or path/to/file.py:ClassName"
             ) from error
     if not hasattr(module, attribute):
-        classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Task) and v is not Task]
+        classes = [
+            name
+            for name, found in vars(module).items()
+            if inspect.isclass(found)
+            and issubclass(found, Task)
+            and found.__module__ == module.__name__
+            and not inspect.isabstract(found)
+        ]
         raise InputError(
             f"task {reference!r}: {where} has no {attribute!r}; the tasks in it are: {', '.join(classes) or 'none'}"
         )
     return getattr(module, attribute)
-
-
-def check_definition(task: object) -> None:
-    """Check a task class as far as possible without running it.
-
-    Attributes that are properties (a task may read them from a model file) are left to the contract of
-    :mod:`mage_diffsim.envs.contract`; ``name`` may not be a property.
-
-    Raises:
-        InputError: an attribute or method is missing or contradicts another; the message names the first.
-    """
-    if not (inspect.isclass(task) and issubclass(task, Task)):
-        raise InputError(f"{task!r} is not a task: give a subclass of mage_diffsim.envs.Task")
-    where = f"task class {task.__name__}"
-    if task.__abstractmethods__:
-        raise InputError(f"{where} lacks the method(s) {', '.join(sorted(task.__abstractmethods__))}: define them")
-
-    values: dict[str, object] = {}
-    for attribute in Task.__annotations__:
-        if not hasattr(task, attribute):
-            raise InputError(f"{where} lacks the attribute {attribute}: set it in the class body")
-        if not isinstance(inspect.getattr_static(task, attribute), (property, cached_property)):
-            values[attribute] = getattr(task, attribute)
-        elif attribute == "name":
-            raise InputError(
-                f"{where}: name is a property, and a task is found by its name before it is made; accepted is text in "
-                "the class body"
-            )
-
-    def require(attribute: str, accepted: bool, what: str) -> None:
-        if attribute in values and not accepted:
-            raise InputError(f"{where}: {attribute} is {values[attribute]!r}; accepted is {what}")
-
-    name = values.get("name")
-    require(
-        "name",
-        isinstance(name, str) and name.isidentifier(),
-        "a word of letters, digits and underscores that does not start with a digit",
-    )
-    for attribute in ("state_names", "obs_names", "action_names"):
-        names = values.get(attribute)
-        require(
-            attribute,
-            isinstance(names, (tuple, list))
-            and len(names) > 0
-            and all(isinstance(n, str) for n in names)
-            and len(set(names)) == len(names),
-            "a tuple of one distinct name per component, at least one",
-        )
-    names, low, high = (values.get(a) for a in ("action_names", "action_low", "action_high"))
-    for attribute in ("action_low", "action_high"):
-        bounds = values.get(attribute)
-        require(
-            attribute,
-            isinstance(bounds, (tuple, list)) and all(_is_number(b) for b in bounds),
-            "a tuple of finite numbers",
-        )
-        if isinstance(names, (tuple, list)) and isinstance(bounds, (tuple, list)):
-            require(attribute, len(bounds) == len(names), f"one number for each of the {len(names)} action_names")
-    if isinstance(low, (tuple, list)) and isinstance(high, (tuple, list)):
-        require("action_low", all(a < b for a, b in zip(low, high, strict=False)), f"less than action_high = {high}")
-    dt, horizon = values.get("dt"), values.get("horizon")
-    require("dt", _is_number(dt) and dt > 0, "a positive number of seconds")  # type: ignore[operator]
-    require("horizon", type(horizon) is int and horizon >= 1, "a whole number of steps, at least 1")
-    require("source", isinstance(values.get("source"), str), "text")
-    require("network_size", values.get("network_size") in ("small", "full"), "'small' or 'full'")
-    cut = values.get("gradient_horizon")
-    require("gradient_horizon", cut is None or (type(cut) is int and cut >= 1), "a whole number of steps or None")
-    solved = values.get("solved_return")
-    require("solved_return", solved is None or _is_number(solved), "a number or None")
-    physics = values.get("physics")
-    if isinstance(physics, dict):
-        for backend in physics:
-            require("physics", backend in BACKENDS, f"a mapping from any of {', '.join(sorted(BACKENDS))}")
-    if not physics and "physics" in values and task.step is Task.step:
-        raise InputError(f"{where} has no physics: define step(state, action) in torch or list a backend in physics")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,6 +13,7 @@ import torch
 
 from mage_diffsim.envs.drawing import draw_bars
 from mage_diffsim.envs.files import reduce_class
+from mage_diffsim.errors import require_kind
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 GIVEN = "_options_given"
@@ -167,8 +168,22 @@ class Task(metaclass=TaskType):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
+def require_generator(generator: object) -> None:
+    """Check that this is a random stream of torch.
+
+    Raises:
+        InputError: it is something else, such as a seed.
+    """
+    require_kind("generator", generator, torch.Generator, "a torch.Generator, such as torch.Generator().manual_seed(0)")
+
+
 def uniform(n: int, low: Sequence[float], high: Sequence[float], generator: torch.Generator) -> Float[Tensor, "n S"]:
-    """Draws ``n`` vectors uniform in a box, float64, on the generator's device; most resets are made of these."""
+    """Draws ``n`` vectors uniform in a box, float64, on the generator's device; most resets are made of these.
+
+    Raises:
+        InputError: ``generator`` is not a torch.Generator.
+    """
+    require_generator(generator)
     low_t = torch.tensor(low, dtype=torch.float64, device=generator.device)
     high_t = torch.tensor(high, dtype=torch.float64, device=generator.device)
     draw = torch.rand(n, len(low), dtype=torch.float64, device=generator.device, generator=generator)

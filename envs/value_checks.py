@@ -11,6 +11,7 @@ import torch
 from mage_diffsim.envs.checks import Check, Outcome, all_finite, closeness, error_text, run_check
 from mage_diffsim.envs.differences import Function, TrueJacobian, jacobians_of
 from mage_diffsim.envs.task import Task
+from mage_diffsim.errors import kind_of
 from mage_diffsim.shapes import Tensor
 
 
@@ -122,7 +123,7 @@ def check_kinds(
         if isinstance(value, Tensor):
             return value
         found.append(
-            Check(name, "tensor", "failed", None, None, f"gave {_kind(value)}; accepted is a tensor {accepted}")
+            Check(name, "tensor", "failed", None, None, f"gave {kind_of(value)}; accepted is a tensor {accepted}")
         )
         return None
 
@@ -142,15 +143,6 @@ def check_kinds(
         call("reward", task.reward, f"{(n,)} {dtype}", obs.clone(), action.clone(), obs.clone())
         call("terminated", task.terminated, f"{(n,)} torch.bool", obs.clone())
     return found
-
-
-def _kind(value: object) -> str:
-    """The type of a value in words: a float, a numpy.ndarray."""
-    if value is None:
-        return "None"
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def check_values(subject: Subject, independence: float) -> Iterator[Check]:

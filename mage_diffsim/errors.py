@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import textwrap
 from collections.abc import Iterable
+from types import UnionType
 from typing import Any
 
 
@@ -20,9 +21,47 @@ class MissingExtra(ImportError):
     """An optional backend is not installed; the message names the extra that installs it."""
 
 
-def unknown_name(kind: str, given: object, accepted: Iterable[str]) -> InputError:
-    """The error for a name that is not in a closed list, which it spells out."""
-    return InputError(f"unknown {kind} {given!r}: choose one of {', '.join(sorted(accepted))}")
+def unknown_name(kind: str, given: object, accepted: Iterable[str], *, remedy: str = "") -> InputError:
+    """The error for a name that is not in a closed list, which it spells out.
+
+    Args:
+        kind: what the name is of: ``backend of task Pendulum``.
+        given: the name.
+        accepted: the list.
+        remedy: what the user can do where the list is empty: ``declare it in readouts``.
+    """
+    names = ", ".join(sorted(accepted))
+    choice = f"choose one of {names}" if names else "; ".join(filter(None, ("there is none", remedy)))
+    return InputError(f"unknown {kind} {given!r}: {choice}")
+
+
+def described(value: object) -> str:
+    """A value of an unexpected type in words: ``'Pendulum'``, ``the class Pendulum``, ``a numpy.ndarray``."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value)
+    return kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """The type of a value in words: a float, a numpy.ndarray."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    module = kind.__module__.partition("._")[0]  # torch._C is no module that users know
+    name = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def require_kind(what: str, given: object, kind: type | UnionType, accepted: str) -> None:
+    """Check the type of what a user gave.
+
+    Raises:
+        InputError: it is of another type; the message says what is ``accepted``.
+    """
+    if not isinstance(given, kind):
+        raise InputError(f"{what} is {described(given)}; accepted is {accepted}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from mage_diffsim.checkpoints import (
     save_checkpoint,
 )
 from mage_diffsim.config import CudaGraphs, OnOff, TrainConfig
+from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.identity.options import options_of
 from mage_diffsim.envs.identity.reference import absolute, reference_of
 from mage_diffsim.envs.registry import task_class
@@ -171,6 +172,7 @@ def settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
     if task is None:
         task = config.make_task()
         return dataclasses.replace(config, task=absolute(config.task), task_options=options_of(task)), task
+    require_task(task)
     reference, options = reference_of(type(task)), recorded_options(task, config.task_options)
     if absolute(config.task) not in (task.name, reference) and task_class(config.task) is not type(task):
         raise InputError(

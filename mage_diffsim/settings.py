@@ -20,13 +20,14 @@ from mage_diffsim.config import (
     with_tuples,
 )
 from mage_diffsim.effects import LABELS, MISLEADING, require_effect
+from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.identity.options import options_of, plain
 from mage_diffsim.envs.identity.reference import absolute, reference_of
 from mage_diffsim.envs.identity.reproducible import require_reproducible
 from mage_diffsim.envs.physics import Residuals, Solver, backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.task import Task
-from mage_diffsim.errors import InputError
+from mage_diffsim.errors import InputError, require_kind
 from mage_diffsim.hyper import EnsembleName, Hyper, HyperSettings, Preset
 from mage_diffsim.methods import CriticLoss, MethodName
 from mage_diffsim.validation import validate
@@ -79,9 +80,9 @@ def make_config(
         InputError: an unknown task, preset, method, dynamics, loss, ensemble or setting, a value out of range, one that
             has no effect beside the others (:data:`.effects.USES`), or a task object that cannot be made again.
     """
-    if not isinstance(task, str | Task):
-        shown = f"the class {task.__name__}" if isinstance(task, type) else repr(task)
-        raise InputError(f"task is {shown}; accepted is a task's name, or a task object, as make_task gives it")
+    require_kind("task", task, str | Task, "a task's name, or a task object, as make_task gives it")
+    if isinstance(task, Task):
+        require_task(task)
     given = [name for name, value in settings.items() if value is not None]
     given += hyper if isinstance(hyper := settings.get("hyper"), Mapping) else []
     values: dict[str, Any] = {**(shared or {}), **settings}

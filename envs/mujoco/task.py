@@ -13,7 +13,7 @@ import torch
 from mage_diffsim.envs.files import source_file
 from mage_diffsim.envs.mujoco.loading import load_simulation
 from mage_diffsim.envs.mujoco.model import Readout, Simulation
-from mage_diffsim.envs.task import Task
+from mage_diffsim.envs.task import Task, require_generator
 from mage_diffsim.errors import InputError, unknown_name
 from mage_diffsim.shapes import Float, Tensor
 
@@ -117,10 +117,11 @@ class MujocoTask(Task):
             InputError: no readout of this name is declared.
         """
         if name not in self.readouts:
-            raise unknown_name(f"readout of task {self.name}", name, self.readouts)
+            raise unknown_name(f"readout of task {self.name}", name, self.readouts, remedy="declare it in readouts")
         return state[..., self.simulation.readout_slices[name]]
 
     def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
+        require_generator(generator)
         simulation = self.simulation
         for attribute in ("position_noise", "velocity_noise"):
             scale = getattr(self, attribute)

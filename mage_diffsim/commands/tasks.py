@@ -37,7 +37,9 @@ def list_tasks(options: ListTasks) -> int:
             rows.append((name, sizes, str(task.horizon), f"{task.dt:g}", backends, escape(task.source)))
         except (InputError, ImportError) as error:  # one broken task of another package must not hide the others
             rows.append((name, "", "", "", "", f"[red]not available: {escape(str(error))}[/]"))
-    _print_tasks(make_console(), rows)
+    console = make_console()
+    _print_tasks(console, rows)
+    console.print("A backend may refuse a task's model: mage-diffsim check-task NAME tells which do.", highlight=False)
     return 0
 
 

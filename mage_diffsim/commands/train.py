@@ -67,7 +67,7 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     from mage_diffsim.config import TrainConfig
     from mage_diffsim.display import describe
     from mage_diffsim.effects import require_effect
-    from mage_diffsim.envs.physics import BACKENDS, backends_of, load
+    from mage_diffsim.envs.physics import BACKENDS, load, require_backend
     from mage_diffsim.validation import validate
 
     @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     # Only an oracle uses backend and derivative, but a name that means nothing is a mistake in any case.
     of_oracle = config.backend if flags & {"backend", "derivative"} else None
     for backend in (of_oracle, config.environment):
-        if backend not in (None, *backends_of(task)):
-            raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+        if backend is not None:
+            require_backend(task, backend)
     sources = load(BACKENDS[config.backend]).derivatives_of(task) if "derivative" in flags else ()
     if sources and config.derivative not in (None, *sources):
         raise unknown_name(f"derivative source of backend {config.backend}", config.derivative, sources)

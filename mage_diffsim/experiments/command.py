@@ -23,9 +23,9 @@ from rich.console import Console
 from mage_diffsim.commands.ending import exit_code
 from mage_diffsim.config import CudaGraphs, Matmul, OnOff
 from mage_diffsim.doctor import versions
-from mage_diffsim.envs.physics import Solver, backends_of
+from mage_diffsim.envs.physics import Solver, require_backend
 from mage_diffsim.envs.registry import make_task
-from mage_diffsim.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.figures import failures_kept, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
@@ -151,8 +151,7 @@ class Experiment(abc.ABC):
         flags |= {"solver": self.solver, "graphs": self.graphs, "matmul": self.matmul}
         if self.environment is not None:
             known = make_task(task)
-            if self.environment not in backends_of(known):
-                raise unknown_name(f"backend of task {known.name}", self.environment, backends_of(known))
+            require_backend(known, self.environment)
             flags["environment"] = self.environment
         return {"checkpoint_every": every} | settings | {"eval_every": every} | flags
 

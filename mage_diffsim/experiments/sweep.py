@@ -20,8 +20,8 @@ from mage_diffsim.config import TrainConfig
 from mage_diffsim.devices import torch_device
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.identity.reference import absolute
-from mage_diffsim.envs.physics import BACKENDS, backends_of, load, make_physics
-from mage_diffsim.errors import InputError, MissingExtra, unknown_name
+from mage_diffsim.envs.physics import BACKENDS, load, make_physics, require_backend
+from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Cell, Outcome, Send
 from mage_diffsim.experiments.launchers import Launcher, run_processes
 from mage_diffsim.experiments.sweep_display import SweepDisplay
@@ -107,9 +107,7 @@ def check(cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool =
         if launcher.here:
             torch_device(cell.config.device)
         for backend in cell.backends:
-            task = cell.config.make_task()
-            if backend not in backends_of(task):
-                raise unknown_name(f"backend of task {task.name}", backend, backends_of(task))
+            require_backend(cell.config.make_task(), backend)
     launcher.check(cells)
     _check_folder(out)
     for cell in cells:

@@ -19,6 +19,7 @@ from mage_diffsim.envs import (
     uniform,
 )
 from mage_diffsim.envs.contract import check_task
+from mage_diffsim.envs.definition import check_definition
 from mage_diffsim.errors import InputError
 
 SLIDER = '''
@@ -105,7 +106,7 @@ def test_the_built_in_tasks_are_listed_and_made():
         task = make_task(name)
         assert task.name == name
         assert (task.state_dim, task.obs_dim) == (len(task.state_names), len(task.obs_names))
-        registry.check_definition(type(task))
+        check_definition(type(task))
 
 
 def test_an_unknown_task_lists_the_names_and_the_file_form():
