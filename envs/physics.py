@@ -206,7 +206,7 @@ class Physics(abc.ABC):
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The backend's step; the action lies within [-1, 1]."""
 
-    def _check(self, what: str, x: Tensor, width: int) -> None:
+    def _check(self, what: str, x: Any, width: int) -> None:
         require_kind(f"{self}: {what}", x, Tensor, "a torch tensor")
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
