@@ -221,7 +221,7 @@ def test_the_sweep_judges_the_step_of_a_task(tmp_path, monkeypatch, capsys):
     assert said in (tmp_path / "sweep.md").read_text()
     monkeypatch.setattr(sweep, "KINK", -1.0)  # no state is resolved
     assert answer(options) == 0
-    said = "0 of 3 blocks; not known, as no state is resolved: InvertedPendulum position, "
+    said = "0 of 3 blocks; not known, as no state is resolved: InvertedPendulum action, "
     assert said in (tmp_path / "sweep.md").read_text()
 
 
