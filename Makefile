@@ -1,5 +1,5 @@
 # make demo   install into .venv, then compare the learned model with the simulators as oracle
-# make test   install with the development extras, then run the fast tests: every subsystem, in about six minutes
+# make test   install with the development extras, then run the fast tests: every subsystem, in under ten minutes
 # make test-slow   run the tests with the mark slow
 # make lint   ruff (rules and format) and pyright
 # make docs   build the documentation into .cache/site, with warnings as errors
