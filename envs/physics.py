@@ -13,7 +13,7 @@ from mage_diffsim.bridges.op import indexed
 from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.files import import_beside
 from mage_diffsim.envs.task import Task, require_generator
-from mage_diffsim.errors import InputError, require_kind, unknown_name
+from mage_diffsim.errors import InputError, described, unknown_name
 from mage_diffsim.shapes import Float, Tensor
 
 BACKENDS: dict[str, str] = {
@@ -207,7 +207,8 @@ class Physics(abc.ABC):
         """The backend's step; the action lies within [-1, 1]."""
 
     def _check(self, what: str, x: Any, width: int) -> None:
-        require_kind(f"{self}: {what}", x, Tensor, "a torch tensor")
+        if not isinstance(x, Tensor):  # every step comes here, so no sentence is written before it is needed
+            raise InputError(f"{self}: {what} is {described(x)}; accepted is a torch tensor")
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
         if x.dtype != self.dtype or x.device != self.device:
