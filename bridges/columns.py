@@ -63,4 +63,10 @@ class ColumnsOp(Op):
         expected = (*cotangent.shape, inputs[-1].shape[1])
         if jacobian.shape != expected:
             raise InputError(f"{self.name}: columns have shape {tuple(jacobian.shape)}; accepted is {expected}")
-        return *gradients, (cotangent.unsqueeze(1) @ jacobian).squeeze(1)
+        return *gradients, pull_back_columns(cotangent, jacobian)
+
+
+def pull_back_columns(cotangent: Float[Tensor, "N S"], jacobian: Float[Tensor, "N S A"]) -> Float[Tensor, "N A"]:
+    """The cotangent times the Jacobian of each row. It is no matrix product for torch, whose precision
+    ``--matmul high`` would lower."""
+    return (cotangent.unsqueeze(-1) * jacobian).sum(1)

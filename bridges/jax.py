@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import threading
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 
+from mage_diffsim.bridges.columns import pull_back_columns
 from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.forking import check_not_forked
 from mage_diffsim.bridges.op import Op
@@ -21,7 +23,8 @@ from mage_diffsim.shapes import Float, Tensor
 DERIVATIVES = ("vjp", "jvp")
 """How a JAX function can be differentiated here: reverse mode, or forward mode column by column."""
 RESIDUALS = ("recompute", "keep")
-"""What a backward pass starts from: ``recompute`` from the inputs, ``keep`` from what the forward kept."""
+"""What a backward pass starts from: ``recompute`` from the inputs, ``keep`` from what the forward kept: intermediate
+values of ``vjp``, Jacobian columns of ``jvp``."""
 
 
 @functools.cache
@@ -139,6 +142,10 @@ def _cpu_calls() -> _CpuCalls | None:
 def to_torch(array: Any, device: torch.device) -> Float[Tensor, "..."]:
     """A torch tensor of a JAX array that nothing else refers to: a view on CPU, a device-side copy on CUDA.
 
+    On a CPU the call returns when the array is computed. On CUDA torch's current stream waits for it, and the host only
+    until JAX has put it in its queue. In both cases what torch does next comes after JAX has read its inputs: they may
+    be edited, and torch's allocator may hand out their memory again.
+
     On CUDA the copy is needed because XLA may hand out a view's memory again as soon as torch drops the view, while
     kernels on torch's stream still read it.
     """
@@ -166,32 +173,21 @@ def from_jax(
             inputs that need a gradient; it works where JAX has no reverse mode (while loops). ``"jvp"`` is for
             functions of rows, [N, K1], [N, K2], ... -> [N, D], where row n of the output depends on row n of the inputs
             only.
-        residuals: ``"recompute"`` saves the inputs and computes the forward again in the backward pass. ``"keep"`` (of
-            ``"vjp"`` only) computes it once, and holds the intermediate values until the output is gone. Nothing is
-            held where no input needs a gradient.
+        residuals: ``"recompute"`` saves the inputs and computes the forward again in the backward pass. ``"keep"``
+            computes it once. With ``"vjp"`` it holds the intermediate values until the output is gone. With ``"jvp"``
+            the forward pass computes the Jacobian [N, D, K] with the output, in one call of JAX, and the backward pass
+            is a product in torch. Nothing is held where no input needs a gradient.
         name: what error messages call the operation; the function's own name by default.
 
     Raises:
-        InputError: an unknown derivative or residual policy, or residuals of ``"jvp"``; when called, what :class:`Op`
-            refuses.
+        InputError: an unknown derivative or residual policy; when called, what :class:`Op` refuses.
         MissingExtra: jax is not installed.
     """
     if derivative not in DERIVATIVES:
         raise unknown_name("derivative of a JAX function", derivative, DERIVATIVES)
     if residuals not in RESIDUALS:
         raise unknown_name("residual policy of a JAX function", residuals, RESIDUALS)
-    called: str = name or getattr(function, "__name__", "JAX function")
-    if residuals == "keep" and derivative != "vjp":
-        raise no_residuals(called, derivative)
-    return _JaxOp(function, derivative, residuals, called)
-
-
-def no_residuals(name: str, derivative: str) -> InputError:
-    """The error for residuals of a derivative that is taken column by column."""
-    return InputError(
-        f"{name}: residuals 'keep' were asked for, and derivative {derivative!r} is taken by columns, which have none: "
-        "use residuals 'recompute'"
-    )
+    return _JaxOp(function, derivative, residuals, name or getattr(function, "__name__", "JAX function"))
 
 
 @final
@@ -202,23 +198,24 @@ class _JaxOp(Op):
 
     def __init__(self, function: Callable[..., Any], derivative: str, residuals: str, name: str) -> None:
         jax = load_jax()
-        pull_back = _columns_pull_back if derivative == "jvp" else _reverse_pull_back
         self.name = name
         self.keeps = residuals == "keep"
         self._made_of = (function, derivative, residuals, name)
-        self._rows_only = derivative == "jvp"
+        self._by_columns = derivative == "jvp"
+        pull_back, keeping = _columns_pull_back, _output_and_columns
+        if not self._by_columns:
+            pull_back, keeping = _reverse_pull_back, _output_and_pull_back
         self._call = jax.jit(function)
         self._pull_back = jax.jit(functools.partial(pull_back, function), static_argnums=0)
-        self._call_keeping = jax.jit(functools.partial(_output_and_pull_back, function), static_argnums=0)
+        self._call_keeping = jax.jit(functools.partial(keeping, function), static_argnums=0)
         self._apply = jax.jit(lambda pull_back, cotangent: pull_back(cotangent))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        if self._rows_only:
+        if self._by_columns:
             check_rows(self, inputs)
         with x64():
             output = self._call(*(to_jax(x) for x in inputs))
-            # Exporting the output waits for the computation, so the caller may edit the inputs afterwards.
-            return to_torch(self._one_array(output), inputs[0].device)
+            return to_torch(self._one_array(output, inputs), inputs[0].device)
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
@@ -230,13 +227,22 @@ class _JaxOp(Op):
     def forward_keeping(
         self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."], Any]:
+        if self._by_columns:
+            check_rows(self, inputs)
         with x64():
-            output, pull_back = self._call_keeping(needs, *(to_jax(x) for x in inputs))
-            return _to_torch_copy(self._one_array(output), inputs[0].device), pull_back
+            output, kept = self._call_keeping(needs, *(to_jax(x) for x in inputs))
+            output = _to_torch_copy(self._one_array(output, inputs), inputs[0].device)
+            if self._by_columns:
+                kept = to_torch(kept, output.device), [x.shape[1] for x, n in zip(inputs, needs, strict=True) if n]
+            return output, kept
 
     def vjp_kept(
         self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        if self._by_columns:
+            jacobian, widths = kept
+            parts = iter(pull_back_columns(cotangent, jacobian).split(widths, dim=1))
+            return tuple(next(parts) if n else None for n in needs)
         with x64():
             gradients = iter(self._apply(kept, to_jax(cotangent)))
             return tuple(_to_torch_copy(next(gradients), cotangent.device) if n else None for n in needs)
@@ -245,9 +251,14 @@ class _JaxOp(Op):
         """A pickle holds the function, which pickle must be able to find by its name."""
         return _JaxOp, self._made_of
 
-    def _one_array(self, output: Any) -> Any:
+    def _one_array(self, output: Any, inputs: tuple[Tensor, ...]) -> Any:
         if not isinstance(output, load_jax().Array):
             raise InputError(f"{self.name}: the JAX function returned a {type(output).__name__}; accepted is one array")
+        if self._by_columns and (output.ndim != 2 or output.shape[0] != inputs[0].shape[0]):
+            raise InputError(
+                f"{self.name}: the JAX function returned shape {output.shape}; derivative 'jvp' accepts (N, D) of "
+                f"inputs (N, K), and N is {inputs[0].shape[0]}"
+            )
         return output
 
 
@@ -279,20 +290,32 @@ def _output_and_pull_back(function: Callable[..., Any], needs: tuple[bool, ...],
 
 
 def _columns_pull_back(function: Callable[..., Any], needs: tuple[bool, ...], cotangent: Any, *inputs: Any) -> Any:
+    gradient, ends = _along_columns(function, needs, inputs, lambda output, column: (cotangent * column).sum(-1))
+    return load_jax().numpy.split(gradient, ends, axis=-1)
+
+
+def _output_and_columns(function: Callable[..., Any], needs: tuple[bool, ...], *inputs: Any) -> tuple[Any, Any]:
+    """The output [N, D], and its Jacobian [N, D, K] by all columns of the needed inputs."""
+    (outputs, jacobian), _ = _along_columns(function, needs, inputs, lambda output, column: (output, column))
+    # It is the same along every column, and computed once.
+    return load_jax().tree.map(lambda y: y[..., 0], outputs), jacobian
+
+
+def _along_columns(
+    function: Callable[..., Any], needs: tuple[bool, ...], inputs: tuple[Any, ...], use: Callable[[Any, Any], Any]
+) -> tuple[Any, list[int]]:
+    """``use(output, Jacobian column)`` of every column of the needed inputs, stacked on a last axis, and where the
+    columns of each input but the last end."""
     jax = load_jax()
     restricted, needed = _restrict(function, needs, inputs)
+    *ends, total = itertools.accumulate(x.shape[1] for x in needed)
 
-    def component(index: int, direction: Any) -> Any:
-        """The gradient's component along one column of one input, for all rows at once."""
-        tangents = [jax.numpy.zeros_like(x) for x in needed]
-        tangents[index] = jax.numpy.broadcast_to(direction, needed[index].shape)
-        _, column = jax.jvp(restricted, tuple(needed), tuple(tangents))
-        return (cotangent * column).sum(-1)
+    def along(direction: Any) -> Any:
+        parts = jax.numpy.split(direction, ends)
+        tangents = [jax.numpy.broadcast_to(part, x.shape) for part, x in zip(parts, needed, strict=True)]
+        return use(*jax.jvp(restricted, tuple(needed), tuple(tangents)))
 
-    return tuple(
-        jax.vmap(functools.partial(component, index), out_axes=-1)(jax.numpy.eye(x.shape[1], dtype=x.dtype))
-        for index, x in enumerate(needed)
-    )
+    return jax.vmap(along, out_axes=-1)(jax.numpy.eye(total, dtype=needed[0].dtype)), ends
 
 
 def _current_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -53,7 +53,8 @@ class TrainConfig:
     derivative: str | None = None
     """Derivative source of that backend; None is its default."""
     residuals: Residuals = "recompute"
-    """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values (jax, mjx)."""
+    """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values, or its
+    Jacobian with derivative jvp (jax, mjx)."""
     environment: str | None = None
     """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
     solver: Solver = "converged"

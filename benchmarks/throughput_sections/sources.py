@@ -30,7 +30,7 @@ def sources_of(task: str, options: Options, console: Console) -> Iterator[tuple[
             left_out(task, backend, error, console)
             continue
         for derivative, residuals in itertools.product(sources, kind.residual_policies):
-            if residuals == "recompute" or derivative == sources[0]:  # what goes by columns keeps nothing
+            if residuals == "recompute" or derivative != "fd":  # differences keep nothing
                 yield backend, derivative, residuals
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, final
 
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, no_residuals, x64
+from mage_diffsim.bridges.jax import RESIDUALS, check_device, from_jax, load_jax, x64
 from mage_diffsim.bridges.op import Op
 from mage_diffsim.envs.physics import Physics, implementation
+from mage_diffsim.errors import InputError
 from mage_diffsim.shapes import Float, Tensor
 
 
@@ -19,11 +20,11 @@ class JaxPhysics(Physics):
     is batched with ``vmap``, and compiled for each number of environments, once for values and once for gradients.
     ``implementation`` and ``step`` run with JAX's 64-bit types on (see :func:`.from_jax`).
 
-    Derivative sources: ``vjp`` is reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences. Only
-    ``vjp`` can keep residuals.
+    Derivative sources: ``vjp`` is reverse mode, ``jvp`` forward mode by columns, ``fd`` central differences, which keep
+    no residuals. ``jvp`` with residuals ``keep`` calls JAX once for the step and its derivative.
 
     Raises:
-        InputError: JAX does not see the device, or residuals are to be kept of another source than ``vjp``.
+        InputError: JAX does not see the device, or residuals are to be kept of ``fd``.
         MissingExtra: jax is not installed.
     """
 
@@ -45,6 +46,6 @@ class JaxPhysics(Physics):
 def _differentiated(step: Any, derivative: str, residuals: str, name: str) -> Op:
     if derivative == "fd":
         if residuals == "keep":
-            raise no_residuals(name, derivative)
+            raise InputError(f"{name}: finite differences have no residuals to keep: use residuals 'recompute'")
         return FiniteDifference(from_jax(step, name=name).forward, name=name)
     return from_jax(step, derivative=derivative, residuals=residuals, name=name)

@@ -43,12 +43,12 @@ class MjxPhysics(Physics):
     models share what was compiled in a process.
 
     Derivative sources: ``implicit`` is reverse mode, with the implicit function theorem at the solver's solution;
-    ``jvp`` is forward mode by columns, through the solver's iterations. Only ``implicit`` can keep residuals.
+    ``jvp`` is forward mode by columns, through the solver's iterations. ``jvp`` with residuals ``keep`` calls JAX once
+    for the step and its derivative.
 
     Raises:
         InputError: MJX does not support the model, or steps it otherwise than MuJoCo C (the message says what, as that
-            of :meth:`check_covers` does); JAX does not see the device; the dtype is neither float32 nor float64; or
-            residuals of ``jvp`` are to be kept.
+            of :meth:`check_covers` does); JAX does not see the device; or the dtype is neither float32 nor float64.
         MissingExtra: jax or mujoco-mjx is not installed.
         ImportError: the installed mujoco-mjx lacks a private name that is used here.
     """
@@ -197,13 +197,16 @@ class _CompilingOp(Op):
     def forward_keeping(
         self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."], Any]:
-        with self._compiling("forward with residuals", inputs, needs):
+        kept = "jvp derivative" if self._derivative == "jvp" else "residuals"
+        with self._compiling(f"forward with {kept}", inputs, needs):
             return self._op.forward_keeping(inputs, needs)
 
     def vjp_kept(
         self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
-        with self._compiling(f"{self._derivative} derivative from residuals", (cotangent,), needs):
+        if self._derivative == "jvp":  # a product in torch
+            return self._op.vjp_kept(kept, cotangent, needs)
+        with self._compiling("implicit derivative from residuals", (cotangent,), needs):
             return self._op.vjp_kept(kept, cotangent, needs)
 
     def _compiling(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mage_diffsim.bridges import ColumnsOp, FiniteDifference, Op, from_jax, from_warp
 
-KINDS = ("plain", "jax-vjp", "jax-keep", "jax-jvp", "warp", "columns", "fd")
+KINDS = ("plain", "jax-vjp", "jax-vjp-keep", "jax-jvp", "jax-jvp-keep", "warp", "columns", "fd")
 
 
 def reference(x: Tensor, u: Tensor) -> Tensor:
@@ -39,7 +39,8 @@ class PlainOp(Op):
 
 def _jax(kind: str) -> Op:
     jnp = pytest.importorskip("jax").numpy
-    source = {"residuals": "keep"} if kind == "jax-keep" else {"derivative": kind.removeprefix("jax-")}
+    _, derivative, *keep = kind.split("-")
+    source = {"derivative": derivative, "residuals": "keep" if keep else "recompute"}
     return from_jax(lambda x, u: jnp.sin(x) * jnp.exp(u[:, :1]) + x**2 * u[:, 1:], **source, name=kind)
 
 

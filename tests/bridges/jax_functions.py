@@ -8,7 +8,7 @@ import torch
 jax = pytest.importorskip("jax")
 
 jnp = jax.numpy
-SOURCES = [{"derivative": "vjp"}, {"derivative": "jvp"}, {"residuals": "keep"}]
+SOURCES = [dict(derivative=d, residuals=r) for d in ("vjp", "jvp") for r in ("recompute", "keep")]
 COMPILATIONS: list[str] = []
 
 

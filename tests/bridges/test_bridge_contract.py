@@ -34,7 +34,7 @@ def test_values_and_gradients_equal_autograd(op, truth, inputs, close):
         assert close(ours, autograd)
 
 
-@pytest.mark.parametrize("kind", ["jax-vjp", "jax-keep", "jax-jvp", "warp"])
+@pytest.mark.parametrize("kind", ["jax-vjp", "jax-vjp-keep", "jax-jvp", "jax-jvp-keep", "warp"])
 def test_float32_stays_float32(kind, make_op, truth, inputs):
     op = make_op(kind, torch.float32)
     single = leaves(*(x.float() for x in inputs))
@@ -280,7 +280,7 @@ LEAK = 4e6
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what malloc or /proc tells")
-@pytest.mark.parametrize("kind", ["jax-vjp", "jax-keep", "warp"])
+@pytest.mark.parametrize("kind", ["jax-vjp", "jax-vjp-keep", "jax-jvp-keep", "warp"])
 def test_memory_is_flat_over_1000_calls(kind, make_op):
     op = make_op(kind)
     x = torch.randn(1024, 3, dtype=torch.float64)

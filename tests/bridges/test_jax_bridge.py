@@ -86,7 +86,7 @@ class TestAgainstJax:
 
 
 class TestCompilation:
-    @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(*s.items()))
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
     def test_none_after_the_first_call_at_a_batch_size(self, source):
         traces = []
 

@@ -74,7 +74,7 @@ class TestTypes:
             original(OnCuda())
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(*s.items()))
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
 class TestTheCallersOwnPrecision:
     """A call has 64-bit types whatever the caller's switch, and the caller's switch and numbers stay."""
 

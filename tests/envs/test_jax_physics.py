@@ -19,21 +19,21 @@ from tests.envs.analytic_tasks import samples, values_and_gradients  # noqa: E40
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_kept_residuals_give_the_gradient_of_recomputing(analytic_task, dtype):
+@pytest.mark.parametrize("derivative", ["vjp", "jvp"])
+def test_kept_residuals_give_the_gradient_of_recomputing(analytic_task, dtype, derivative):
     inputs = samples(analytic_task, dtype)
     kept, recomputed = (
-        values_and_gradients(make_physics(analytic_task, "jax", dtype=dtype, residuals=residuals), *inputs)
-        for residuals in ("keep", "recompute")
+        values_and_gradients(make_physics(analytic_task, "jax", dtype=dtype, **source), *inputs)
+        for source in ({"derivative": derivative, "residuals": "keep"}, {})
     )
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for a, b in zip(kept, recomputed, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("derivative", ["jvp", "fd"])
-def test_residuals_of_columns_are_refused(derivative):
-    with pytest.raises(InputError, match=f"residuals 'keep' were asked for, and derivative '{derivative}' is taken by"):
-        JaxPhysics(make_task("Pendulum"), derivative=derivative, residuals="keep")
+def test_residuals_of_differences_are_refused():
+    with pytest.raises(InputError, match="finite differences have no residuals to keep: use residuals 'recompute'"):
+        JaxPhysics(make_task("Pendulum"), derivative="fd", residuals="keep")
 
 
 @pytest.mark.parametrize("backend", ["torch", "warp"])

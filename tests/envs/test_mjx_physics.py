@@ -57,6 +57,21 @@ def test_forward_mode_through_the_solver_agrees():
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
 
 
+def test_a_step_with_its_columns_is_the_step_and_the_implicit_derivative():
+    state, action = (x.clone() for x in samples(Ball))
+    cotangent = torch.randn_like(state, generator=torch.Generator().manual_seed(0))
+    found = []
+    for physics in (
+        make_physics(Ball(), "mjx", dtype=torch.float64, derivative="jvp", residuals="keep"),
+        physics_of(Ball),
+    ):
+        inputs = state.requires_grad_(), action.requires_grad_()
+        y = physics.step(*inputs)
+        found.append((y.detach(), *torch.autograd.grad(y, inputs, cotangent)))
+    for kept, apart in zip(*found, strict=True):
+        torch.testing.assert_close(kept, apart, rtol=1e-8, atol=1e-8 * apart.abs().max().item())
+
+
 @pytest.mark.parametrize("task_class", [Ball, Leg, EllipticLeg, Free])
 def test_samples_are_in_contact(task_class):
     """So that the comparisons above mean something."""

@@ -11,15 +11,9 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 from mage_diffsim.bridges.jax import load_jax  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step, private  # noqa: E402
-from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
-from tests.envs.mjx_models import ELLIPTIC, LEG, Fluid, Leg  # noqa: E402
+from tests.envs.mjx_models import ELLIPTIC, LEG, Leg  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
-
-
-def test_residuals_of_forward_mode_are_refused():
-    with pytest.raises(InputError, match="residuals 'keep' were asked for, and derivative 'jvp' is taken by columns"):
-        make_physics(Fluid(), "mjx", derivative="jvp", residuals="keep")
 
 
 def test_the_private_names_of_mjx_are_there():
