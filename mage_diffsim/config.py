@@ -56,7 +56,8 @@ class TrainConfig:
     """recompute: that derivative computes the step anew; keep: it holds the step's intermediate values, or its
     Jacobian with derivative jvp (jax, mjx)."""
     environment: str | None = None
-    """Physics backend of the real environment, its evaluations and true gradients; None is the task's first."""
+    """Physics backend of the real environment, its evaluations and true gradients. None is the task's first; on a CUDA
+    device warp instead of MuJoCo C, where it covers the model. A run keeps the one that it began with."""
     solver: Solver = "converged"
     """Of the constraints of MuJoCo models, in environment and oracle alike: converged, or model: as far as the model's
     own iterations and tolerances go, as in Gymnasium's environments (backends mujoco and mujoco-warp)."""

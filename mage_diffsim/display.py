@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from mage_diffsim.config import TrainConfig
+from mage_diffsim.devices import environment_text
 from mage_diffsim.envs.identity.options import format_options
 from mage_diffsim.envs.physics import BACKENDS, backends_of, load
 from mage_diffsim.envs.task import Task
@@ -156,7 +157,7 @@ def describe(config: TrainConfig, task: Task) -> list[str]:
         f"task {name}{options}",
         f"method {config.method}, loss {config.critic_loss}{reward}",
         f"dynamics {dynamics}",
-        f"environment {config.environment or backends_of(task)[0]}{solver}",
+        f"environment {environment_text(config, task)}{solver}",
         f"preset {config.preset}, device {config.device}, {dtype}",
         f"runs {len(config.runs)}: {seeds}{lambdas}",
         f"steps {config.steps}",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import mage_diffsim
 from mage_diffsim.config import TrainConfig
+from mage_diffsim.devices import environment_of
 from mage_diffsim.envs.identity.options import plain
 from mage_diffsim.envs.identity.reference import reference_of
 from mage_diffsim.envs.identity.sources import changed_parts, sources_of
@@ -31,11 +33,16 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{k} {old.get(k)} and not {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)]
 
 
+def with_environment(config: TrainConfig, task: Task) -> TrainConfig:
+    """The configuration with the real environment's backend written out, so that no other device changes it."""
+    return dataclasses.replace(config, environment=environment_of(config, task))
+
+
 def identity_of(config: TrainConfig, task: Task) -> dict[str, Any]:
     """What a run is trained with, as plain values: what must be the same when it goes on."""
     return {
         "mage_diffsim": mage_diffsim.__version__,
-        "config": config.to_dict(),
+        "config": with_environment(config, task).to_dict(),
         "task": describe_task(task, config.task_options),
         "sources": sources_of(task),
     }
@@ -87,6 +94,7 @@ def require_unchanged(run_dir: Path, config: TrainConfig, task: Task, identity: 
 
 def changes(identity: dict[str, Any], config: TrainConfig, task: Task) -> list[str]:
     """The differences of a configuration and a task from those of a run, worded to follow "it was trained with"."""
+    config = with_environment(config, task)
     was, now = ({k: v for k, v in c.items() if k not in HARMLESS} for c in (identity["config"], config.to_dict()))
     was = {k: v for k, v in now.items() if k not in was} | was  # a field that is newer than the run
     sources, sources_now = identity["sources"], sources_of(task)

@@ -31,7 +31,7 @@ from mage_diffsim.locks import locked
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, policy_content, write_policy
 from mage_diffsim.run_folder import TrainResult, is_gone, read_config, record_versions, restore, result_of, task_of_run
-from mage_diffsim.run_identity import identity_of, require_unchanged
+from mage_diffsim.run_identity import identity_of, require_unchanged, with_environment
 from mage_diffsim.settings import recorded_options
 from mage_diffsim.signals import stop_signal
 from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, append_rows, columns_of, keep_rows
@@ -171,7 +171,8 @@ def settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
     validate(config)
     if task is None:
         task = config.make_task()
-        return dataclasses.replace(config, task=absolute(config.task), task_options=options_of(task)), task
+        config = dataclasses.replace(config, task=absolute(config.task), task_options=options_of(task))
+        return with_environment(config, task), task
     require_task(task)
     reference, options = reference_of(type(task)), recorded_options(task, config.task_options)
     if absolute(config.task) not in (task.name, reference) and task_class(config.task) is not type(task):
@@ -179,7 +180,7 @@ def settled(config: TrainConfig, task: Task | None) -> tuple[TrainConfig, Task]:
             f"task= is {task!r} of class {reference}, and the configuration is of task {config.task}: make it with "
             "make_config(task, ...)"
         )
-    return dataclasses.replace(config, task=reference, task_options=options), task
+    return with_environment(dataclasses.replace(config, task=reference, task_options=options), task), task
 
 
 def _held(run_dir: Path) -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from mage_diffsim.agent import Agent
 from mage_diffsim.buffer import ReplayBuffer
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import RewardFunction
-from mage_diffsim.devices import device_text, matmul_precision, torch_device
+from mage_diffsim.devices import device_text, environment_of, environment_text, matmul_precision, torch_device
 from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.draws import Draws, draw
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
@@ -57,7 +57,7 @@ class Trainer:
 
         # the real environment, and what its true gradients are taken of; both are kept, as a backend may compile anew
         # for every new physics
-        real = config.environment or backends_of(self.task)[0]
+        real = environment_of(config, self.task)
         self.truth_physics = self._physics(real, dtype=torch.float64)
         same = torch.float64 in (self.dtype, self.truth_physics.environment_dtype)
         self.physics = self.truth_physics if same else self._physics(real)
@@ -134,7 +134,7 @@ class Trainer:
         captured = self.cuda_graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
         return {
             "device": device_text(config.device),
-            "environment": config.environment or backends_of(self.task)[0],
+            "environment": environment_text(config, self.task),
             "solver": config.solver,
             "compile": config.compile,
             "graphs": "on" if self.cuda_graphs_used else "model batches only" if captured else "off",

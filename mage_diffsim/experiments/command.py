@@ -92,8 +92,8 @@ class Experiment(abc.ABC):
     device: str = "cpu"
     """Torch device of every cell: cpu, cuda, cuda:1, ..."""
     environment: str | None = None
-    """Physics backend of the real environment, its evaluations and true gradients; by default the first of a task:
-    torch, or MuJoCo C in threads. On a GPU, warp or mjx step MuJoCo tasks there."""
+    """Physics backend of the real environment, its evaluations and true gradients. By default the first of a task:
+    torch, or MuJoCo C in threads; on a GPU warp instead of MuJoCo C, where it covers the model."""
     solver: Solver = "converged"
     """Of the constraints of MuJoCo models, in environment and oracle: converged, or as far as the model's own settings
     go, as in Gymnasium's environments (backends mujoco and mujoco-warp; tasks without them have converged only)."""

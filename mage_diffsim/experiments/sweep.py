@@ -27,7 +27,7 @@ from mage_diffsim.experiments.launchers import Launcher, run_processes
 from mage_diffsim.experiments.sweep_display import SweepDisplay
 from mage_diffsim.locks import locked
 from mage_diffsim.run_folder import is_finished, is_run, read_config
-from mage_diffsim.run_identity import changes, differences, read_identity
+from mage_diffsim.run_identity import changes, differences, read_identity, with_environment
 from mage_diffsim.validation import validate
 
 
@@ -160,6 +160,7 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
     was = read_config(run_dir)
     # Replayed updates give the same numbers; an unfinished cell goes on with the setting that is given.
     now = dataclasses.replace(cell.config, task=absolute(cell.config.task), graphs=was.graphs)
+    now = with_environment(now, now.make_task())
     changed = differences(was.to_dict(), now.to_dict())
     identity = read_identity(run_dir)
     if not changed and identity is not None and newest_checkpoint(run_dir) is not None:

@@ -146,7 +146,7 @@ def test_settings_that_change_no_number_are_no_other_configuration(two_sweeps):
         for changed in ({"graphs": "off"}, {"environment": "jax"})
     )
     assert check([eager], folder, launcher=LocalLauncher(1)) == {}
-    with pytest.raises(InputError, match="was trained with environment None and not jax"):
+    with pytest.raises(InputError, match="was trained with environment torch and not jax"):
         check([elsewhere], folder, launcher=LocalLauncher(1))
 
 

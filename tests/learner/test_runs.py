@@ -258,7 +258,7 @@ def test_a_checkpoint_holds_no_code(trained):
 
 def test_the_configuration_survives_its_file(task, trained):
     config = tiny(task, seeds=(0, 1))
-    assert read_config(trained) == config
+    assert read_config(trained) == dataclasses.replace(config, environment="torch")
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     other = dataclasses.replace(config, loss="taylor", derivative="autograd", lambdas=(0.0, 1.0), float64=True)
     assert TrainConfig.from_dict(json.loads(json.dumps(other.to_dict()))) == other
