@@ -20,6 +20,7 @@ from mage_diffsim.checkpoints import (
     save_checkpoint,
 )
 from mage_diffsim.config import CudaGraphs, OnOff, TrainConfig
+from mage_diffsim.device_memory import says_how_many_runs_fit
 from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.identity.options import options_of
 from mage_diffsim.envs.identity.reference import absolute, reference_of
@@ -62,6 +63,7 @@ Sink = Callable[[int, list[dict[str, Any]]], None]
 """What takes every evaluation: ``sink(env_step, rows)``, one row per run."""
 
 
+@says_how_many_runs_fit(lambda config, *_, task=None, **__: (config, task))
 @in_ordinary_modes
 def train(
     config: TrainConfig,
@@ -84,8 +86,8 @@ def train(
         the folder and every run's last evaluation.
 
     Raises:
-        InputError: the configuration cannot be trained, the task object could not be made again from its options, or
-            the folder is not empty or cannot be written.
+        InputError: the configuration cannot be trained, the task object could not be made again from its options, the
+            folder is not empty or cannot be written, or the runs do not fit into the GPU's memory.
         MissingExtra: the oracle's backend is not installed.
     """
     run_dir = as_path(run_dir)
@@ -105,6 +107,7 @@ def train(
     return result_of(run_dir, config)
 
 
+@says_how_many_runs_fit(lambda run_dir, *_, task=None, **__: (read_config(as_path(run_dir)), task))
 @in_ordinary_modes
 def resume(
     run_dir: AnyPath,
@@ -126,7 +129,8 @@ def resume(
 
     Raises:
         InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, a configuration or
-            task that is not what the run was trained with, or another process trains in it.
+            task that is not what the run was trained with, another process trains in it, or the runs do not fit into
+            the GPU's memory.
     """
     run_dir = as_path(run_dir)
     config = read_config(run_dir)

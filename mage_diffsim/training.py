@@ -72,6 +72,8 @@ class Trainer:
                 self.device,
                 self.dtype,
             )
+        except torch.OutOfMemoryError:  # of a GPU, which fewer runs may fit into
+            raise
         except (RuntimeError, MemoryError) as error:
             raise InputError(
                 f"steps is {config.steps}, for which the replay buffer of {runs} runs does not fit into the memory of "
