@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import torch
 from rich.console import Console
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mage_diffsim.devices import torch_device
 from mage_diffsim.experiments.timing import interleaved
 from throughput_sections.options import Options
+from throughput_sections.products import again, products_of
 from throughput_sections.rows import Failed, Row, row
 from throughput_sections.variants import published_updates, updates_per_call, variants_of
 
@@ -37,8 +35,9 @@ def measure_learner(options: Options, console: Console) -> Iterator[Row]:
         functions: dict[str, Callable[[], object]] = {"published": run_published}
         functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in variants.items()}
         spare = options.trainer(task, method=method)  # to be recorded, which trains it
-        functions["products"], ours = matrix_products(functools.partial(spare.agent.improve, spare.buffer, drawn))
-        theirs = matrix_products(run_published)[1]
+        products = products_of(functools.partial(spare.agent.improve, spare.buffer, drawn))
+        functions["products"] = again(products)
+        ours, theirs = (sum(p.flop for p in calls) / 1e9 for calls in (products, products_of(run_published)))
         found = interleaved(functions, rounds, device)
         apart = max(
             float((getattr(t.agent, name) - getattr(eager.agent, name)).abs().max())
@@ -49,39 +48,11 @@ def measure_learner(options: Options, console: Console) -> Iterator[Row]:
         check = f"critic gradient {error:.0e} from published"
         if len(variants) > 1:
             check += f"; variants {apart:.0e} apart"
-        products = found.pop("products")
+        alone = found.pop("products")
         for name, times in found.items():
             against = ("published", found["published"]) if name != "published" else None
             yield row("learner", f"{task} {method}", name, times, unit="update", size=size, calls=updates,
                       against=against, check=check)  # fmt: skip
-        yield row("learner", f"{task} {method}", "matrix products of eager", products, unit="update", size=size,
+        yield row("learner", f"{task} {method}", "matrix products of eager", alone, unit="update", size=size,
                   calls=updates, against=("eager", found["eager"]),
                   check=f"{ours / updates:.3g} GFLOP, published {theirs / updates:.3g}")  # fmt: skip
-
-
-PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")]
-
-
-def matrix_products(function: Callable[[], object]) -> tuple[Callable[[], None], float]:
-    """Returns a function that repeats the matrix products of a call, and their billions of floating-point operations.
-
-    In the call itself operands may still be in a cache; in the repetition none is.
-    """
-    calls: list[tuple[Callable[..., object], tuple, dict]] = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> object:
-            if func.overloadpacket in PRODUCTS:
-                calls.append((func, args, kwargs or {}))
-            return func(*args, **(kwargs or {}))
-
-    with Record():
-        function()
-    operands = (args[-2:] for _, args, _ in calls)
-
-    def run() -> None:
-        with torch.no_grad():
-            for func, args, kwargs in calls:
-                func(*args, **kwargs)
-
-    return run, sum(2 * a.numel() * b.shape[-1] for a, b in operands) / 1e9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,7 +19,10 @@ from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
-Section = Literal["learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
+Section = Literal["steps", "learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
+ALL: tuple[Section, ...] = get_args(Section)
+ON_A_GPU: tuple[Section, ...] = ("steps", "physics", "bridges")
+"""Sections of --quick on a GPU."""
 STEPS = 300
 """Environment steps of a warm trainer, which are the transitions in its buffer."""
 
@@ -26,18 +31,20 @@ STEPS = 300
 class Options:
     """What to measure, and how often."""
 
-    sections: tuple[Section, ...] = get_args(Section)
-    """learner: one update of critic, targets and (every second time) actor. model: one batch of the ensemble. loop: one
-    environment step with its updates and its share of model training. runs: one update of R runs side by side against R
-    times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch functions. physics:
-    environment steps per second. oracles: one MAGE-TD3 update on every oracle."""
+    sections: tuple[Section, ...] | None = None
+    """steps: an environment step of R runs with its updates, model training, evaluation and memory, and the time of the
+    paper's training. learner: one update of critic, targets and (every second time) actor. model: one batch of the
+    ensemble. loop: one environment step with its updates and its share of model training. runs: one update of R runs
+    side by side against R times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch
+    functions. physics: environment steps per second. oracles: one MAGE-TD3 update on every oracle. By default all; with
+    --quick on a GPU steps, physics and bridges."""
     tasks: tuple[str, ...] | None = None
-    """Tasks; by default Pendulum and HalfCheetah (with --quick Pendulum). Task and preset decide the sizes."""
+    """Tasks; by default Pendulum and HalfCheetah (with --quick on a CPU Pendulum). Task and preset decide the sizes."""
     methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
     """Methods of section learner, each on the learned ensemble; section runs takes the first."""
     runs: tuple[int, ...] | None = None
-    """Numbers of runs of section runs, by default 1, 5 and 20 (with --quick 1 and 5; on a CPU 1 and 5 for tasks of full
-    size)."""
+    """Numbers of runs of sections runs and steps. By default 1, 5 and 20 on a GPU, 1, 8 and 32 for tasks of small size;
+    on a CPU 1, 5 and 20, and 1 and 5 with --quick or for tasks of full size."""
     batches: tuple[int, ...] | None = None
     """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
     backends: tuple[str, ...] | None = None
@@ -65,7 +72,14 @@ class Options:
     json: Path | None = None
     """Also write all rows and the hardware to this file."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Pendulum only, few repeats and sizes."""
+    """Few repeats and sizes, on a CPU of Pendulum only, and one page instead of a table per section."""
+    minutes: float | None = None
+    """Minutes that all measurements may take. Every section gets a share; what does not fit is left out, and said. By
+    default 5 with --quick on a GPU."""
+    began: Annotated[float, tyro.conf.Suppress] = 0.0
+    """When this section began [s]."""
+    until: Annotated[float, tyro.conf.Suppress] = math.inf
+    """When it is to end [s]."""
 
     @property
     def folder(self) -> Path:
@@ -89,6 +103,8 @@ class Options:
             given = getattr(self, flag)
             if given is not None and (not given or len(set(given)) < len(given)):
                 raise InputError(f"--{flag} is {given}; accepted is one or more different values")
+        if self.minutes is not None and not 0.0 < self.minutes < math.inf:
+            raise InputError(f"--minutes is {self.minutes}; accepted is a number above 0")
         numbers = [("repeats", self.repeats), ("threads", self.threads)]
         numbers += [(flag, n) for flag in ("runs", "batches") for n in getattr(self, flag) or ()]
         if self.json is not None:
@@ -101,9 +117,26 @@ class Options:
                 raise InputError(f"--{flag} is {value}; accepted is 1 or more")
         torch_device(self.device)
 
+    @property
+    def on_a_gpu(self) -> bool:
+        """Whether the device is a CUDA device."""
+        return torch_device(self.device).type == "cuda"
+
+    def section_names(self) -> tuple[Section, ...]:
+        """Returns the sections in force."""
+        return self.sections or (ON_A_GPU if self.quick and self.on_a_gpu else ALL)
+
+    def seconds(self) -> float:
+        """Returns how long all measurements may take."""
+        return 60.0 * (self.minutes or (5.0 if self.quick and self.on_a_gpu else math.inf))
+
+    def used_up(self, share: float = 1.0) -> bool:
+        """Whether this share of the section's time is over."""
+        return self.until < math.inf and time.monotonic() > self.began + share * (self.until - self.began)
+
     def task_names(self) -> tuple[str, ...]:
         """Returns the tasks in force."""
-        return self.tasks or (("Pendulum",) if self.quick else ("Pendulum", "HalfCheetah"))
+        return self.tasks or (("Pendulum",) if self.quick and not self.on_a_gpu else ("Pendulum", "HalfCheetah"))
 
     def rounds(self, task: str) -> int:
         """Returns the rounds in force."""
@@ -111,6 +144,8 @@ class Options:
 
     def run_counts(self, task: str) -> tuple[int, ...]:
         """Returns the numbers of runs in force."""
+        if self.on_a_gpu:
+            return self.runs or ((1, 5, 20) if make_task(task).network_size == "full" else (1, 8, 32))
         return self.runs or ((1, 5) if self.quick or self.heavy(task) else (1, 5, 20))
 
     def batch_sizes(self) -> tuple[int, ...]:

@@ -38,6 +38,12 @@ class Row:
     """CUDA: memory at the peak of a call. CPU: largest resident size of the process so far."""
     check: str
     """What was verified of the results."""
+    tflop_s: float = math.nan
+    """Billions of floating-point operations per millisecond, of the matrix products that ``check`` counts."""
+    gb_s: float = math.nan
+    """Gigabytes per second that these products read and write at least."""
+    hardware: str = ""
+    """The card's or the processor's name."""
 
 
 FIELDS = tuple(Row.__dataclass_fields__)
@@ -46,14 +52,15 @@ FIELDS = tuple(Row.__dataclass_fields__)
 
 def row(
     section: str, subject: str, variant: str, times: Times, *, unit: str, runs: int = 1, size: int = 0, calls: int = 1,
-    count: int = 1, against: tuple[str, Times] | None = None, check: str = "",
+    count: int = 1, against: tuple[str, Times] | None = None, check: str = "", tflop_s: float = math.nan,
+    gb_s: float = math.nan,
 ) -> Row:  # fmt: skip
     """Returns the row of a function that did ``calls`` units per call, each worth ``count`` for the rate."""
     ratio = times.speed_against(against[1]) if against else math.nan
     return Row(
         section, subject, variant, runs, size, unit, 1e3 * times.median_s / calls, 1e3 * times.p95_s / calls,
         count * calls / times.median_s, ratio, against[0] if against else "", times.first_s, times.faults / calls,
-        times.peak_mib, check,
+        times.peak_mib, check, tflop_s, gb_s,
     )  # fmt: skip
 
 
