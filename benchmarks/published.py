@@ -13,7 +13,6 @@ The bugs of the published code are left out; docs/deviations.md lists them.
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mage_diffsim.models import RewardModel
+from mage_diffsim.networks import MLP
 from mage_diffsim.training import Trainer
 
 
@@ -49,29 +49,27 @@ def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
 
     Args:
         sizes: widths of input, hidden layers and output.
-        flat: per layer its weight [in, out], then its bias.
+        flat: parameters in the layout of :class:`mage_diffsim.networks.MLP`.
     """
     modules: list[nn.Module] = []
-    offset = 0
-    for i, o in itertools.pairwise(sizes):
-        linear = nn.Linear(i, o, dtype=flat.dtype, device=flat.device)
+    for weight, bias in MLP(sizes).layers(flat.view(1, 1, -1)):
+        linear = nn.Linear(*weight.shape[1:], dtype=flat.dtype, device=flat.device)
         with torch.no_grad():
-            linear.weight.copy_(flat[offset : offset + i * o].view(i, o).T)
-            linear.bias.copy_(flat[offset + i * o : offset + i * o + o])
-        offset += i * o + o
+            linear.weight.copy_(weight[0].T)
+            linear.bias.copy_(bias[0, 0])
         modules += [linear, nn.SiLU()]
     return nn.Sequential(*modules[:-1])
 
 
 def flatten(network: nn.Sequential, gradient: bool = False) -> Tensor:
     """Returns the parameters of a network, or their gradients, in the layout of :func:`mlp`."""
+    linears = [module for module in network if isinstance(module, nn.Linear)]
     pieces = []
-    for module in network:
-        if isinstance(module, nn.Linear):
-            weight, bias = (module.weight.grad, module.bias.grad) if gradient else (module.weight, module.bias)
-            assert weight is not None and bias is not None
-            pieces += [weight.detach().T.reshape(-1), bias.detach()]
-    return torch.cat(pieces)
+    for linear in linears:
+        weight, bias = (linear.weight.grad, linear.bias.grad) if gradient else (linear.weight, linear.bias)
+        assert weight is not None and bias is not None
+        pieces += [weight.detach().T.reshape(1, -1), bias.detach().view(1, -1)]
+    return MLP((linears[0].in_features, *(linear.out_features for linear in linears))).join(pieces)[0]
 
 
 class EnsembleLayer(nn.Module):

@@ -16,6 +16,10 @@ import torch.nn.functional as F
 
 from mage_diffsim.shapes import Float, Tensor
 
+ALIGNMENT = 32
+"""Every weight and bias begins at a multiple of it in the flat parameters: matrix products of a GPU need aligned
+operands for their fast kernels. What lies between them is zero and stays so."""
+
 
 class MLP:
     """Swish multilayer perceptron with ``sizes`` = (input, *hidden, output) units, linear at the end.
@@ -29,7 +33,15 @@ class MLP:
     def __init__(self, sizes: Sequence[int], last: Literal["uniform", "normal"] = "uniform") -> None:
         self.sizes, self.last = tuple(sizes), last
         self.shapes = [(i, o) for i, o in itertools.pairwise(self.sizes)]
-        self.lengths = [n for i, o in self.shapes for n in (i * o, o)]
+        self.lengths: list[int] = []
+        """Numbers in each stretch of the flat parameters: weight and bias of every layer, each with its padding."""
+        self.pieces: list[int] = []
+        """Which stretches are weights and biases."""
+        for length in (n for i, o in self.shapes for n in (i * o, o)):
+            self.pieces.append(len(self.lengths))
+            self.lengths.append(length)
+            if padding := -length % ALIGNMENT:
+                self.lengths.append(padding)
         self.n_parameters = sum(self.lengths)
 
     def initial(self, copies: int, generator: torch.Generator, dtype: torch.dtype) -> Float[Tensor, "K P"]:
@@ -44,31 +56,39 @@ class MLP:
                 draw = torch.rand(copies, i * o, dtype=dtype, device=generator.device, generator=generator)
                 weight = bound * (2.0 * draw - 1.0)
             pieces += [weight, torch.zeros(copies, o, dtype=dtype, device=generator.device)]
-        return torch.cat(pieces, dim=-1)
+        return self.join(pieces)
+
+    def join(self, pieces: Sequence[Tensor]) -> Float[Tensor, "G P"]:
+        """The flat tensor of weights ``[G, in * out]`` and biases ``[G, out]``, layer by layer, zero between them."""
+        given = dict(zip(self.pieces, pieces, strict=True))
+        rows = pieces[0].shape[0]
+        stretches = [given[k] if k in given else pieces[0].new_zeros(rows, n) for k, n in enumerate(self.lengths)]
+        return torch.cat(stretches, dim=-1)
 
     def layers(self, parameters: Float[Tensor, "R K P"]) -> list[tuple[Tensor, Tensor]]:
         """Weights ``[R*K, in, out]`` and biases ``[R*K, 1, out]`` as views of the flat parameters."""
         runs_copies = parameters.shape[0] * parameters.shape[1]
-        pieces = parameters.reshape(runs_copies, -1).split(self.lengths, dim=-1)
-        return [
-            (pieces[2 * n].view(runs_copies, i, o), pieces[2 * n + 1].view(runs_copies, 1, o))
-            for n, (i, o) in enumerate(self.shapes)
-        ]
+        stretches = parameters.reshape(runs_copies, -1).split(self.lengths, dim=-1)
+        pieces = iter([stretches[k] for k in self.pieces])
+        return [(next(pieces).view(runs_copies, i, o), next(pieces).view(runs_copies, 1, o)) for i, o in self.shapes]
 
     def __call__(self, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]) -> Float[Tensor, "R K B o"]:
         """Every copy applied to its rows; ``k`` is K, or 1 where all copies see the same rows."""
         runs, copies, _ = parameters.shape
         h = x.expand(runs, copies, *x.shape[2:]).reshape(runs * copies, *x.shape[2:])
-        layers = self.layers(parameters)
-        for weight, bias in layers[:-1]:
-            h = F.silu(torch.baddbmm(bias, h, weight))
-        return _output_layer(h, *layers[-1]).view(runs, copies, x.shape[2], self.sizes[-1])
+        *hidden, last = self.layers(parameters)
+        for layer in hidden:
+            h = F.silu(_linear(h, *layer))
+        return _linear(h, *last).view(runs, copies, x.shape[2], self.sizes[-1])
 
 
-def _output_layer(h: Float[Tensor, "G B h"], weight: Float[Tensor, "G h o"], bias: Float[Tensor, "G 1 o"]) -> Tensor:
-    """h weight + bias. With one output a product and a sum, as matrix products of width 1 are several times slower."""
+def _linear(h: Float[Tensor, "G B i"], weight: Float[Tensor, "G i o"], bias: Float[Tensor, "G 1 o"]) -> Tensor:
+    """h weight + bias. Compiled, the sum becomes one kernel with the activation, where ``baddbmm`` copies the bias.
+
+    With one output a product and a sum, as matrix products of width 1 are several times slower.
+    """
     if weight.shape[-1] > 1:
-        return torch.baddbmm(bias, h, weight)
+        return torch.bmm(h, weight).add_(bias)
     return (h * weight.transpose(1, 2)).sum(dim=-1, keepdim=True) + bias
 
 
@@ -79,47 +99,52 @@ class ScalarPullback:
     u . dQ/dx is the derivative of Q along u. So calling the object pushes the tangent u forward through the network and
     then sweeps back once; the adjoints of the tangent are those of the first backward sweep. This is the second-order
     part of MAGE without autograd's double backward, which would rerun both passes through generic derivative formulas.
-    Neither parameters nor x may require a gradient. The sweep for dQ/dx is made only when ``input_gradient`` is called.
+    Neither parameters nor x may require a gradient. The sweep for dQ/dx is made only when ``input_gradient`` is called,
+    which may leave the first components of x out of it.
 
     Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = s + h (1 - s) and
     ``second`` = first + s - 2 s first are silu's derivatives at z; ``adjoint`` is dQ/dh; a dot is the tangent.
     """
 
     def __init__(self, network: MLP, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]) -> None:
-        self.shape = parameters.shape
+        self.network, self.shape = network, parameters.shape
         runs, copies, _ = parameters.shape
         h = x.expand(runs, copies, *x.shape[2:]).reshape(runs * copies, *x.shape[2:])
         *hidden, (weight_out, bias_out) = network.layers(parameters)
         self.hidden, self.weight_out = hidden, weight_out
         self.h, self.sigmoid, self.first = [h], [], []
         for weight, bias in hidden:
-            z = torch.baddbmm(bias, h, weight)
+            z = _linear(h, weight, bias)
             sigmoid = z.sigmoid()
             h = z.mul_(sigmoid)
             self.sigmoid.append(sigmoid)
             self.first.append((h + sigmoid).addcmul_(h, sigmoid, value=-1.0))
             self.h.append(h)
-        self.value = _output_layer(h, weight_out, bias_out).view(runs, copies, -1)
+        self.value = _linear(h, weight_out, bias_out).view(runs, copies, -1)
         """Q(x), shape [R, K, B]."""
 
-    def input_gradient(self) -> Float[Tensor, "R K B i"]:
-        """dQ/dx, shape [R, K, B, in]. Call this before calling the object with ``u``."""
+    def input_gradient(self, begin: int = 0) -> Float[Tensor, "R K B i"]:
+        """dQ/dx[..., begin:], shape [R, K, B, in - begin]. Call this before calling the object with ``u``."""
+        self.begin = begin
         adjoint = self.weight_out.transpose(1, 2).expand_as(self.h[-1])
         self.adjoint, self.adjoint_z = [], []
-        for (weight, _), first in zip(reversed(self.hidden), reversed(self.first), strict=True):
-            adjoint_z = adjoint * first
+        for n in reversed(range(len(self.hidden))):
+            adjoint_z = adjoint * self.first[n]
             self.adjoint.insert(0, adjoint)
             self.adjoint_z.insert(0, adjoint_z)
-            adjoint = torch.bmm(adjoint_z, weight.transpose(1, 2))
+            weight = self.hidden[n][0]
+            adjoint = torch.bmm(adjoint_z, self._along(weight, n).transpose(1, 2))
+        if not self.hidden:
+            adjoint = adjoint[..., begin:]
         return adjoint.reshape(*self.shape[:2], *adjoint.shape[1:])
 
     def __call__(self, c: Float[Tensor, "R K B"], u: Float[Tensor, "R K B i"] | None = None) -> Float[Tensor, "R K P"]:
-        """df/dparameters from c = df/dQ and, if f uses the input gradient, u = df/d(dQ/dx)."""
+        """df/dparameters from c = df/dQ and, if f uses the input gradient, u = df/d(input gradient)."""
         c = c.flatten(0, 1).unsqueeze(-1)
         tangents, z_dots = ([], []) if u is None else self._push(u.flatten(0, 1))
         weight_gradient = torch.bmm(c.transpose(1, 2), self.h[-1]).squeeze(1)
         if u is not None:
-            weight_gradient += tangents[-1].sum(dim=1)
+            self._along(weight_gradient, len(self.hidden)).add_(tangents[-1].sum(dim=1))
         pieces = [c.sum(dim=1), weight_gradient]
         a = c * self.weight_out.transpose(1, 2)  # adjoint of h
         for n in reversed(range(len(self.hidden))):
@@ -130,16 +155,20 @@ class ScalarPullback:
                 a_z.addcmul_(second.mul_(self.adjoint[n]), z_dots[n])
             weight_gradient = torch.bmm(self.h[n].transpose(1, 2), a_z)
             if u is not None:
-                weight_gradient.baddbmm_(tangents[n].transpose(1, 2), self.adjoint_z[n])
+                self._along(weight_gradient, n).add_(torch.bmm(tangents[n].transpose(1, 2), self.adjoint_z[n]))
             pieces += [a_z.sum(dim=1), weight_gradient.flatten(1)]
             if n:
                 a = torch.bmm(a_z, self.hidden[n][0].transpose(1, 2))
-        return torch.cat(pieces[::-1], dim=-1).view(self.shape)
+        return self.network.join(pieces[::-1]).view(self.shape)
+
+    def _along(self, of_inputs: Tensor, layer: int) -> Tensor:
+        """Of a tensor with a layer's inputs as axis 1, those that a tangent moves: in the first layer not all."""
+        return of_inputs if layer else of_inputs[:, self.begin :]
 
     def _push(self, h_dot: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Tangents of every layer's input (the last is the output layer's) and of every pre-activation."""
         tangents, z_dots = [h_dot], []
-        for (weight, _), first in zip(self.hidden, self.first, strict=True):
-            z_dots.append(torch.bmm(tangents[-1], weight))
+        for n, ((weight, _), first) in enumerate(zip(self.hidden, self.first, strict=True)):
+            z_dots.append(torch.bmm(tangents[-1], self._along(weight, n)))
             tangents.append(z_dots[-1] * first)
         return tangents, z_dots
