@@ -77,7 +77,7 @@ def bridge_rows(
 ) -> Iterator[Row]:
     """Times a bridge's variants, and derives its overhead over the pure call."""
     rounds = options.repeats or (5 if options.quick else 20)
-    found = interleaved({k: times_100(f) for k, f in functions.items()}, rounds, device)
+    found = interleaved({k: times_100(f) for k, f in functions.items()}, rounds, device, until=options.until)
     for variant, times in found.items():
         against = ("bridge", found["bridge, forward + backward"]) if variant.startswith("un-jitted") else None
         yield row("bridges", name, variant, times, unit="call", size=ROWS, calls=100, against=against, check=check)

@@ -30,7 +30,7 @@ def measure_env(options: Options, console: Console) -> Iterator[Row]:
                 for _ in range(20):
                     env.step(action)
 
-            times = interleaved({"step": run}, options.rounds(task), device)["step"]
+            times = interleaved({"step": run}, options.rounds(task), device, until=options.until)["step"]
             check = f"{int((~env.state.isfinite().all(1)).sum())} states not finite"
             yield row("env", f"{task} step", physics.backend, times, unit="step", size=n, calls=20, count=n,
                       check=check)  # fmt: skip

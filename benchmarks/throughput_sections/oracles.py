@@ -46,7 +46,7 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
                     torch.autograd.grad(physics.step(state, action).sum(), action)
 
                 functions[f"{name}: its physics"] = step_and_pull_back
-        found = interleaved(functions, options.rounds(task), torch_device(options.device))
+        found = interleaved(functions, options.rounds(task), torch_device(options.device), until=options.until)
         for name, trainer in trainers.items():
             agent = trainer.agent
             masked = int(agent.nonfinite.sum())

@@ -31,7 +31,7 @@ def measure_runs(options: Options, console: Console) -> Iterator[Row]:
             for count, trainer in trainers.items():
                 drawn = trainer.draw(updates)
                 functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
-            found = interleaved(functions, options.rounds(task), torch_device(options.device))
+            found = interleaved(functions, options.rounds(task), torch_device(options.device), until=options.until)
             apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())
             if not apart <= 1e-5:
                 raise Failed(f"{task} {method}: the first of several runs is {apart:.1e} from that run alone")

@@ -34,13 +34,16 @@ class Times(NamedTuple):
         return percentile([b / a for a, b in zip(self.rounds, other.rounds, strict=True)], 0.5)
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, *, until: float = math.inf
+) -> dict[str, Times]:
     """Call every function twice to warm up, then all of them in turn, ``repeats`` times.
 
     Args:
         functions: name to function; each is one measurement, whatever it does inside.
         repeats: number of rounds.
         device: whose queue is waited for before a clock is read.
+        until: reading of ``time.monotonic`` after which no further round begins, if there were three.
     """
     first: dict[str, float] = {}
     peaks: dict[str, float] = {}
@@ -52,7 +55,9 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, dev
             torch.cuda.reset_peak_memory_stats(device)
         first[name] -= _seconds(function, device)
         peaks[name] = _peak_mib(device)
-    for _ in range(repeats):
+    for done in range(repeats):
+        if done >= 3 and time.monotonic() > until:
+            break
         for name, function in functions.items():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             rounds[name].append(_seconds(function, device))
@@ -63,7 +68,7 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, dev
             percentile(r, 0.95),
             max(first[name], 0.0),
             tuple(r),
-            faults[name] / repeats,
+            faults[name] / max(len(r), 1),
             peaks[name],
         )
         for name, r in rounds.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -218,6 +219,37 @@ class TestCuda:
             late = y + 0.0
         stream.synchronize()
         assert (late == 6.0).all()
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
+    def test_a_call_does_not_make_the_host_wait(self, source):
+        """The stream is still busy with what was in it before the call when the call returns."""
+        op = from_jax(smooth, **source)
+        x, u = draw(5, 3).cuda(), draw(5, 2).cuda().requires_grad_()
+        (expected,) = torch.autograd.grad(op(x, u).sum(), u)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(4_000_000_000)  # two seconds
+        before = torch.cuda.Event()
+        before.record()
+        (by_u,) = torch.autograd.grad(op(x, u).sum(), u)
+        assert not before.query()
+        assert torch.equal(by_u, expected)
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
+    def test_inputs_that_are_freed_are_still_read(self, source):
+        """Their memory goes to the next tensors, which are filled while JAX may not have begun."""
+        op = from_jax(smooth, **source)
+        rows = 1 << 16
+        u = torch.ones(rows, 2, device="cuda", dtype=torch.float64, requires_grad=True)
+        op(torch.ones(rows, 3, device="cuda", dtype=torch.float64), u.detach())
+        torch.cuda.synchronize()
+        x = torch.ones(rows, 3, device="cuda", dtype=torch.float64)
+        address = x.data_ptr()
+        torch.cuda._sleep(100_000_000)
+        y = op(x, u.detach())
+        del x
+        others = [torch.full((rows, 3), 9.0, device="cuda", dtype=torch.float64) for _ in range(4)]
+        assert address in [other.data_ptr() for other in others]
+        torch.testing.assert_close(y, torch.full_like(y, math.sin(1.0) * math.e + 1.0))
 
     def test_dropped_outputs_are_not_overwritten_while_still_read(self):
         op = from_jax(lambda x: x + 1.0)

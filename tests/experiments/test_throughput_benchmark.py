@@ -58,6 +58,14 @@ def test_functions_take_turns(monkeypatch):
     assert "".join(order) == "aabb" + "abab"
 
 
+def test_no_round_begins_when_the_time_is_over(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(timing.time, "monotonic", lambda: clock.now)
+    for until, expected in ((25.0, 6), (0.0, 3)):  # two warm-ups before, of four seconds each
+        clock.now = 0.0
+        assert len(timing.interleaved({"four": clock.job(4.0)}, 6, CPU, until=until + 8.0)["four"].rounds) == expected
+
+
 def test_percentiles():
     assert timing.percentile([3.0, 1.0, 2.0, 4.0], 0.5) == 2.5 and timing.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert timing.percentile([float(n) for n in range(1, 101)], 0.95) == 95.0 and math.isnan(timing.percentile([], 0.5))
