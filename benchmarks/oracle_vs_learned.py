@@ -52,7 +52,7 @@ class OracleVsLearned(Experiment):
     BUDGETS: ClassVar[dict[Size, dict[str, Any]]] = {
         "smoke": SMOKE,
         "cpu": dict(seeds=(0, 1, 2), steps=5000, evaluations=10),
-        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, eval_every=1000),
+        "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, eval_every=1000, checkpoint_every=10_000),
     }
     OF_TASK: ClassVar[dict[Size, dict[str, dict[str, Any]]]] = {
         "cpu": {

@@ -73,8 +73,8 @@ class ReplayBuffer:
         return Batch(obs, action, next_obs, reward.squeeze(-1), terminated.squeeze(-1) > 0.5, state)
 
     def state_dict(self) -> dict[str, object]:
-        """The rows in use."""
-        return {"rows": self.rows[:, : self.size].clone(), "size": self.size}
+        """The rows in use, which later ones are added to and which never change."""
+        return {"rows": self.rows[:, : self.size], "size": self.size}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of :meth:`state_dict`, in place."""

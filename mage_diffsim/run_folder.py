@@ -6,7 +6,7 @@ run_dir/
   versions.json      packages, commit, devices, and what compile, graphs and other such settings came to
   eval.csv           one row per evaluation and run
   metrics.csv        one row per evaluation and run: losses, gradient sizes, speed
-  checkpoints/       step_<env_step>.pt, the newest two; plain dicts of tensors
+  checkpoints/       the newest two, see :mod:`.checkpoints`
   policy.safetensors the trained actors, written at the end
 """
 

@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mage_diffsim.checkpoints import (
-    KEPT_CHECKPOINTS,
-    checkpoints_of,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.config import CudaGraphs, OnOff, TrainConfig
 from mage_diffsim.device_memory import says_how_many_runs_fit
 from mage_diffsim.envs.definition import require_task
@@ -287,7 +281,7 @@ class Session:
 
     def _checkpoint(self) -> None:
         save_checkpoint(
-            self.run_dir / "checkpoints" / f"step_{self.trainer.env_step:010d}.pt",
+            self.run_dir / "checkpoints" / f"step_{self.trainer.env_step:010d}.json",
             {
                 "trainer": self.trainer.state_dict(),
                 "identity": self.identity,
@@ -295,8 +289,6 @@ class Session:
                 "wall_s": self.wall_s,
             },
         )
-        for old in checkpoints_of(self.run_dir)[:-KEPT_CHECKPOINTS]:
-            old.unlink()
 
     def _export(self) -> None:
         trainer = self.trainer

@@ -15,8 +15,7 @@ from paper_experiments.verdicts import Claim
 class Asymptotic(Comparison):
     """Appendix B.5, Table 1: the maximum average return of long runs.
 
-    At size paper the replay buffer of TD3's ten runs takes 25 GB on the device, and twice that while a checkpoint is
-    written. The folder needs room for three checkpoints.
+    At size paper the replay buffer of TD3's ten runs takes 25 GB on the device, and the run folder some 10 GB.
     """
 
     NAME: ClassVar[str] = "asymptotic"

@@ -20,7 +20,7 @@ METHODS_OF_FIG_2: dict[str, dict[str, Any]] = {
 COMPARED: dict[Size, dict[str, Any]] = {
     "smoke": SMOKE | dict(gradient_episodes=0),
     "cpu": dict(seeds=(0, 1, 2, 3, 4), steps=10_000, evaluations=40, gradient_episodes=0),
-    "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, eval_every=1000, gradient_episodes=0),
+    "paper": dict(seeds=(0, 1, 2, 3, 4), steps=100_000, eval_every=1000, checkpoint_every=10_000, gradient_episodes=0),
 }
 """Budgets of Fig. 2."""
 

@@ -117,7 +117,7 @@ def test_a_full_disk_is_named_with_the_file(copied, tmp_path):
     with pytest.raises(InputError, match=r"cannot write /dev/full: No space left on device"):
         append_rows(Path("/dev/full"), ("a",), [{"a": 1}])
     for name, write in {
-        "step_0000000009.pt": lambda path: save_checkpoint(path, {"trainer": {}}),
+        "step_0000000009.json": lambda path: save_checkpoint(path, {"trainer": {}}),
         "note.txt": lambda path: write_atomically(path, "text"),
         "policy.safetensors": lambda path: write_policy(path, {}, {}),
     }.items():

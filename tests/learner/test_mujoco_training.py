@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from mage_diffsim.checkpoints import load_checkpoint
 from mage_diffsim.cli import main
 from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.dynamics import Imagined
@@ -71,7 +72,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert read_config(tmp_path / "killed") == dataclasses.replace(config, environment="mujoco")
     resume(tmp_path / "killed")
     whole, killed = (
-        torch.load(tmp_path / name / "checkpoints" / "step_0000000040.pt", weights_only=True)["trainer"]
+        load_checkpoint(tmp_path / name / "checkpoints" / "step_0000000040.json")["trainer"]
         for name in ("whole", "killed")
     )
     assert torch.equal(whole["agent"]["critic"], killed["agent"]["critic"])

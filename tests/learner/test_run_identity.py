@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint
+from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.cli import main
 from mage_diffsim.display import show_log
 from mage_diffsim.envs.identity.sources import sources_of
@@ -234,7 +233,7 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(trained):
     assert path is not None
     content = load_checkpoint(path)
     del content["identity"]
-    torch.save(content, path)
+    save_checkpoint(path, content)
     (trained / "identity.json").unlink()
     said: list[str] = []
     with show_log(said.append):
