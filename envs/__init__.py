@@ -6,11 +6,12 @@
 Importing this package imports torch only; jax, warp, mujoco and gymnasium are imported where they are used.
 """
 
-from mage_diffsim.envs.batched import BatchedEnv, Rollout, Transition, rollout
+from mage_diffsim.envs.batched import BatchedEnv, Transition
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, TorchPhysics, backends_of, make_physics
 from mage_diffsim.envs.registry import ENTRY_POINT_GROUP, make_task, register_task, task_names
+from mage_diffsim.envs.rollouts import Rollout, rollout
 from mage_diffsim.envs.task import Task, uniform
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Steps many environments of one task as one tensor on the device, and rolls out whole episodes."""
+"""Steps many environments of one task as one tensor on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +76,12 @@ def advance(
     return Moved(next_state, next_obs, reward.masked_fill(diverged, 0.0), terminated, diverged)
 
 
-def _require_physics(physics: object) -> None:
+def require_physics(physics: object) -> None:
+    """Check that this is a physics.
+
+    Raises:
+        InputError: it is something else.
+    """
     require_kind("physics", physics, Physics, "a physics, as make_physics gives it")
 
 
@@ -110,7 +115,7 @@ class BatchedEnv:
         horizon: int | None = None,
     ) -> None:
         require_task(task)
-        _require_physics(physics)
+        require_physics(physics)
         require_kind("generators", generators, Sequence, "a list of one torch.Generator per group of environments")
         for generator in generators:
             require_generator(generator)
@@ -303,95 +308,3 @@ class BatchedEnv:
 
     def __repr__(self) -> str:
         return f"BatchedEnv({self.physics!r}, n={self.n}, groups={len(self.generators)})"
-
-
-class Rollout(NamedTuple):
-    """N episodes run side by side for T steps; T stops early once every episode has ended."""
-
-    returns: Float[Tensor, " N"]
-    """Undiscounted sum of the rewards of each episode."""
-    lengths: Tensor
-    """Number of steps of each episode, int64 [N]."""
-    terminated: Bool[Tensor, " N"]
-    """The episode ended for good before or at the horizon."""
-    diverged: Bool[Tensor, " N"]
-    """The episode was cut because a state, an observation or a reward was not finite."""
-    states: Float[Tensor, "T1 N S"] | None
-    """T + 1 states, the initial one first; a finished episode repeats its last. None unless recorded."""
-    obs: Float[Tensor, "T1 N O"] | None
-    """T + 1 observations. None unless recorded."""
-    actions: Float[Tensor, "T N A"] | None
-    """Actions as the policy gave them. None unless recorded."""
-    rewards: Float[Tensor, "T N"] | None
-    """Rewards, 0 after the end of an episode. None unless recorded."""
-
-
-@torch.no_grad()
-def rollout(
-    physics: Physics,
-    policy: Callable[[Tensor], Tensor],
-    initial_state: Float[Tensor, "N S"],
-    horizon: int | None = None,
-    *,
-    record: bool = False,
-) -> Rollout:
-    """Run N episodes from given states, without gradients and without resets.
-
-    Args:
-        physics: the physics; its task gives observation, reward and termination.
-        policy: function from observations [N, O], of which it gets a copy, to actions [N, A] in [-1, 1].
-        initial_state: initial states, [N, S]; converted to the physics' dtype and device.
-        horizon: number of steps at most; the task's own by default.
-        record: also return the states, observations, actions and rewards of every step.
-
-    Raises:
-        InputError: ``physics`` is not a physics, ``initial_state`` not a tensor, or the policy's actions have a wrong
-            shape, dtype or device, or are not finite.
-    """
-    _require_physics(physics)
-    require_kind("initial_state", initial_state, Tensor, "a torch tensor of shape (N, S)")
-    task = physics.task
-    horizon = task.horizon if horizon is None else horizon
-    if horizon < 1:
-        raise InputError(f"{task.name}: a rollout of horizon {horizon} was asked for; give 1 or more steps")
-    state = initial_state.detach().to(physics.device, physics.dtype, copy=True)
-    obs = task.observe(state).clone()
-    n = state.shape[0]
-    returns = state.new_zeros(n)
-    lengths = torch.zeros(n, dtype=torch.int64, device=state.device)
-    terminated = torch.zeros(n, dtype=torch.bool, device=state.device)
-    diverged = torch.zeros_like(terminated)
-    all_finite = torch.ones((), dtype=torch.bool, device=state.device)
-    states, observations, actions, rewards = [state], [obs], [], []
-    for t in range(horizon):
-        running = ~(terminated | diverged)
-        # The host waits for this answer, so it asks only every 32 steps.
-        if t % 32 == 0 and t and not running.any():
-            break
-        action = policy(obs.clone()).clone()  # the policy may edit what it was given, and use again what it gave
-        all_finite &= action.isfinite().all()
-        moved = advance(physics, state, obs, action)
-        diverged = diverged | (running & moved.diverged)
-        terminated = terminated | (running & moved.terminated)
-        reward = torch.where(running, moved.reward, 0.0)
-        returns = returns + reward
-        lengths = lengths + (running & ~moved.diverged)
-        state = torch.where(running[:, None], moved.next_state, state)
-        obs = torch.where(running[:, None], moved.next_obs, obs)
-        if record:
-            states.append(state)
-            observations.append(obs)
-            actions.append(action)
-            rewards.append(reward)
-    if not all_finite:
-        raise InputError(f"{task.name}: the policy gave an action that is not finite; give finite numbers")
-    return Rollout(
-        returns,
-        lengths,
-        terminated,
-        diverged,
-        torch.stack(states) if record else None,
-        torch.stack(observations) if record else None,
-        torch.stack(actions) if record else None,
-        torch.stack(rewards) if record else None,
-    )

@@ -48,7 +48,7 @@ def evaluate(options: Eval) -> int:
 
     import torch
 
-    from mage_diffsim.envs.batched import rollout
+    from mage_diffsim.envs.rollouts import rollout
     from mage_diffsim.run_folder import load_trainer
 
     trainer = load_trainer(options.run_dir, device=options.device)

@@ -163,9 +163,9 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
     """
     import torch
 
-    from mage_diffsim.envs.batched import rollout
     from mage_diffsim.envs.coverage import pick
     from mage_diffsim.envs.identity.options import options_of
+    from mage_diffsim.envs.rollouts import rollout
     from mage_diffsim.run_folder import load_trainer
 
     trainer = load_trainer(run_dir, device="cpu")
