@@ -53,7 +53,7 @@ def mlp(sizes: tuple[int, ...], flat: Tensor) -> nn.Sequential:
     """
     modules: list[nn.Module] = []
     for weight, bias in MLP(sizes).layers(flat.view(1, 1, -1)):
-        linear = nn.Linear(*weight.shape[1:], dtype=flat.dtype, device=flat.device)
+        linear = nn.Linear(weight.shape[1], weight.shape[2], dtype=flat.dtype, device=flat.device)
         with torch.no_grad():
             linear.weight.copy_(weight[0].T)
             linear.bias.copy_(bias[0, 0])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from mage_diffsim.autodiff import pull_back, value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
-from mage_diffsim.capturable import holds_task, uses_cuda_graphs
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import (
@@ -26,7 +25,6 @@ from mage_diffsim.critic import (
     td_target,
     term_weights,
 )
-from mage_diffsim.cuda_graphs import Captured, tensors_of
 from mage_diffsim.draws import Draws
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
@@ -36,6 +34,9 @@ from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
 from mage_diffsim.randomness import Streams
 from mage_diffsim.shapes import Bool, Float, Tensor
+
+FRESH = 4
+"""Fresh agents that a run has in store; the fifth restart takes the first of them again."""
 
 
 class Losses(NamedTuple):
@@ -58,7 +59,8 @@ class Agent:
 
     After every update the divergence guard looks at each run: at half the sum over the critics of the mean Huber TD
     error, whatever the loss and its weights are, at the absolute loss of the actor if that was updated, and at whether
-    the parameters are finite. A run that exceeds a bound goes on with a fresh agent from the next update on.
+    the parameters are finite. A run that exceeds a bound goes on with a fresh agent after the next update of the actor,
+    so that the policy delay of all agents has one phase. Nothing of this waits for the host.
     """
 
     def __init__(self, task: Task, config: TrainConfig, streams: Streams, dynamics: Dynamics, reward: RewardFunction):
@@ -72,28 +74,20 @@ class Agent:
 
         self.actor_network = MLP((task.obs_dim, *self.hyper.actor_hidden, task.action_dim))
         self.critic_network = MLP((task.obs_dim + task.action_dim, *self.hyper.critic_hidden, 1))
-        self.actor = torch.empty(runs, 1, self.actor_network.n_parameters, device=device, dtype=dtype)
-        shape = (runs, self.method.critics, self.critic_network.n_parameters)
-        self.critic = torch.empty(shape, device=device, dtype=dtype)
-        self.actor_target, self.critic_target = torch.empty_like(self.actor), torch.empty_like(self.critic)
+        self.actor, self.critic = self._networks(0)
+        self.actor_target, self.critic_target = self.actor.clone(), self.critic.clone()
+        fresh = [self._networks(number) for number in range(1, FRESH + 1)]
+        self.fresh_actor, self.fresh_critic = (torch.stack(x, dim=1) for x in zip(*fresh, strict=True))
+        """Networks of the agents to come, [R, FRESH, K, P]."""
         self.actor_optimizer = RAdam(self.actor, self.hyper.learning_rate, self.hyper.clip_value)
         self.critic_optimizer = RAdam(self.critic, self.hyper.learning_rate, self.hyper.clip_value)
         self.diverged = torch.zeros(runs, dtype=torch.bool, device=device)
-        self.begun = torch.zeros(runs, dtype=torch.int64, device=device)
-        """Updates of this environment step that each run began before it diverged."""
         self.restarts = torch.zeros(runs, dtype=torch.int64, device=device)
         self.nonfinite = torch.zeros(runs, dtype=torch.int64, device=device)
         self.nonfinite_state = torch.full((runs, task.state_dim), torch.nan, device=device, dtype=dtype)
-        self.critic_updates = [0] * runs
-        """Critic updates of each run since its agent was new."""
         self.freeze_actor = config.freeze_actor
-        self._initialise(range(runs))
         if config.compile == "on":
             self._compile(dynamics.traceable or not self.method.imagines)
-        self.cuda_graphs: dict[tuple[ReplayBuffer, tuple[bool | None, ...]], Captured] | None = None
-        """Captured forms of the updates by buffer and which of them include the actor; None runs them eagerly."""
-        if uses_cuda_graphs(config, dynamics) and holds_task(config, task, device, dtype):
-            self.cuda_graphs = {}
 
     def _compile(self, in_torch: bool) -> None:
         """Compile the updates; of a critic update whose target leaves torch, the part after the target."""
@@ -103,16 +97,15 @@ class Agent:
         else:
             self._fit_critic = compiled(self._fit_critic)
         self.update_actor = compiled(self.update_actor)
+        self.renew_diverged = compiled(self.renew_diverged)
 
-    def _initialise(self, runs: range | list[int], *, again: bool = False) -> None:
-        """Fresh networks; ``again``, a frozen actor stays, as all that is measured depends on it."""
-        for run in runs:
-            generator = self.streams.generators["initialise"][run]
-            actor = self.actor_network.initial(1, generator, self.streams.dtype)
-            self.critic[run] = self.critic_network.initial(self.method.critics, generator, self.streams.dtype)
-            self.critic_target[run] = self.critic[run]
-            if not (again and self.freeze_actor):
-                self.actor[run] = self.actor_target[run] = actor
+    def _networks(self, number: int) -> tuple[Float[Tensor, "R 1 Pa"], Float[Tensor, "R C Pc"]]:
+        """Actor and critics of each run's ``number``-th agent."""
+        actors, critics = [], []
+        for generator in self.streams.generators("initialise", number):
+            actors.append(self.actor_network.initial(1, generator, self.streams.dtype))
+            critics.append(self.critic_network.initial(self.method.critics, generator, self.streams.dtype))
+        return torch.stack(actors).to(self.streams.device), torch.stack(critics).to(self.streams.device)
 
     # --- functions of the parameters ---------------------------------------------------------------------------
 
@@ -226,8 +219,7 @@ class Agent:
         losses, gradient = self.critic_gradient(batch, target, draws)
         self.critic_optimizer.step(self.critic, gradient)
         polyak_average(self.critic_target, self.critic, self.hyper.polyak)
-        sound = ~self.diverged  # what a run does after it diverged is done again by a fresh agent, and counted then
-        self.begun += sound
+        sound = ~self.diverged  # what a run does between its divergence and its fresh agent is not counted
         self._count_nonfinite(~target.finite & sound.unsqueeze(1), batch.state)
         within = losses.guarded() <= self.hyper.diverged_critic_loss
         self.diverged |= ~(within & _all_finite(self.critic))
@@ -256,113 +248,47 @@ class Agent:
 
     # --- the policy optimisation steps -------------------------------------------------------------------------
 
-    def improve(self, buffer: ReplayBuffer, draws: Sequence[Draws]) -> None:
-        """A critic update per element of ``draws``; an agent's every ``policy_delay``-th has an actor update after it.
+    def improve(self, buffer: ReplayBuffer, draws: Sequence[Draws], done: int = 0) -> None:
+        """A critic update per element of ``draws``, and an actor update after every ``policy_delay``-th.
 
-        A run that diverges in an update gets a fresh agent, which does the updates that follow: the result is that of
-        looking after each update, although the host looks once.
-
-        Compiled (``compile``) and replayed as one CUDA graph (``graphs``) if the configuration says so.
+        Args:
+            buffer: where the transitions are.
+            draws: the random numbers of each update.
+            done: critic updates done before, which say when an actor update is due.
         """
-        self.begun.zero_()
-        due = [self._actor_due(ahead) for ahead in range(1, len(draws) + 1)]
-        # of all runs, of none, or (None) of those that a mask marks: runs that began anew may be out of phase
-        actor_too = tuple(all(runs) if all(runs) == any(runs) else None for runs in due)
-        masks = [self._mask(runs) for runs, also in zip(due, actor_too, strict=True) if also is None]
-        if self.cuda_graphs is None:
-            self._improve(buffer, draws, actor_too, masks)
-        else:
-            key = (buffer, actor_too)
-            if key not in self.cuda_graphs:
-                function = functools.partial(self._improve_flat, buffer, draws, actor_too)
-                self.cuda_graphs[key] = Captured(function, self.state_dict)
-            self.cuda_graphs[key](*tensors_of(draws), *masks)
-        self.critic_updates = [count + len(draws) for count in self.critic_updates]
-        self._renew_diverged(buffer, draws)
-
-    def _actor_due(self, ahead: int) -> tuple[bool, ...]:
-        """Whether each run's critic update ``ahead`` updates from now is followed by one of the actor."""
-        return tuple(
-            not self.freeze_actor and (count + ahead) % self.method.policy_delay == 0 for count in self.critic_updates
-        )
-
-    def _mask(self, runs: Sequence[bool]) -> Bool[Tensor, " R"]:
-        return torch.tensor(runs, dtype=torch.bool, device=self.diverged.device)
-
-    def _improve(
-        self, buffer: ReplayBuffer, draws: Sequence[Draws], actor_too: tuple[bool | None, ...], masks: Sequence[Tensor]
-    ) -> None:
-        rest = iter(masks)
-        for drawn, also in zip(draws, actor_too, strict=True):
-            self._update(buffer.gather(drawn.index), drawn, next(rest) if also is None else also)
-
-    def _improve_flat(
-        self, buffer: ReplayBuffer, like: Sequence[Draws], actor_too: tuple[bool | None, ...], *tensors: Tensor
-    ) -> None:
-        """:meth:`_improve` of the tensors of draws that are present in ``like``, followed by the masks."""
-        rest = iter(tensors)
-        draws = [
-            drawn._replace(**{k: next(rest) for k, x in drawn._asdict().items() if x is not None}) for drawn in like
-        ]
-        self._improve(buffer, draws, actor_too, list(rest))
-
-    def _update(self, batch: Batch, draws: Draws, actor_too: bool | Bool[Tensor, " R"]) -> None:
-        """One critic update and one actor update: of all runs, of none, or of the marked ones."""
-        self.update_critic(batch, draws)
-        if actor_too is True:
-            self.update_actor(batch)
-        elif actor_too is not False:
-            changed = [self.actor, self.actor_target, *tensors_of(self.actor_optimizer.state_dict()), self.diverged]
-            before = [x.clone() for x in changed]
-            self.update_actor(batch)
-            _put_back(changed, before, ~actor_too)
+        for number, drawn in enumerate(draws, done + 1):
+            batch = buffer.gather(drawn.index)
+            self.update_critic(batch, drawn)
+            if number % self.method.policy_delay == 0:
+                if not self.freeze_actor:
+                    self.update_actor(batch)
+                self.renew_diverged()
 
     # --- upkeep ------------------------------------------------------------------------------------------------
 
     def restart(self, runs: Sequence[int]) -> None:
         """Give these runs a fresh agent: networks, targets, optimisers and policy delay. A frozen actor stays."""
-        marked = self._mask([run in runs for run in range(len(self.critic_updates))])
-        self._initialise(list(runs), again=True)
-        self.actor_optimizer.restart(marked)
-        self.critic_optimizer.restart(marked)
-        self.restarts += marked
-        self.diverged &= ~marked
         for run in runs:
-            self.critic_updates[run] = 0
+            self.diverged[run] = True
+        self.renew_diverged()
 
-    def _renew_diverged(self, buffer: ReplayBuffer, draws: Sequence[Draws]) -> None:
-        """Restart the runs that diverged in these updates, and let them alone do those that follow.
+    def renew_diverged(self) -> None:
+        """Give the runs that diverged a fresh agent."""
+        which, run = self.restarts % FRESH, torch.arange(len(self.restarts), device=self.restarts.device)
+        renewed = [(x, self.fresh_critic[run, which]) for x in (self.critic, self.critic_target)]
+        if not self.freeze_actor:  # all that is measured depends on a frozen one
+            renewed += [(x, self.fresh_actor[run, which]) for x in (self.actor, self.actor_target)]
+        for parameters, fresh in renewed:
+            parameters.copy_(torch.where(self.diverged.view(-1, 1, 1), fresh, parameters))
+        self.actor_optimizer.restart(self.diverged)
+        self.critic_optimizer.restart(self.diverged)
+        self.restarts += self.diverged
+        self.diverged.zero_()
 
-        The functions work on all runs at once, so the others' results are thrown away.
-        """
-        diverged = self.diverged.tolist()
-        if not any(diverged):
-            return
-        done_when = {run: done for run, done in enumerate(self.begun.tolist()) if diverged[run]}
-        renewed = [False] * len(diverged)
-        tensors = list(tensors_of(self.state_dict()))
-        before = [x.clone() for x in tensors]
-        for done in range(min(done_when.values()), len(draws) + 1):
-            fresh = [run for run, n in done_when.items() if n == done]
-            self.restart(fresh)
-            for run in fresh:
-                renewed[run] = True
-            if done == len(draws):
-                break
-            due = self._actor_due(1)
-            self._update(buffer.gather(draws[done].index), draws[done], self._mask(due) if any(due) else False)
-            _put_back(tensors, before, ~self._mask(renewed))
-            for run, bad in enumerate(self.diverged.tolist()):
-                if renewed[run]:
-                    self.critic_updates[run] += 1
-                    if bad:
-                        done_when[run] = done + 1
-
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that training changes."""
         tensors = {name: getattr(self, name) for name in self._TENSORS}
         return tensors | {
-            "critic_updates": list(self.critic_updates),
             "obs": self.obs.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
@@ -374,7 +300,6 @@ class Agent:
         "actor_target",
         "critic_target",
         "diverged",
-        "begun",
         "restarts",
         "nonfinite",
         "nonfinite_state",
@@ -384,7 +309,6 @@ class Agent:
         """The inverse of :meth:`state_dict`, in place."""
         for name in self._TENSORS:
             getattr(self, name).copy_(state[name])
-        self.critic_updates = list(state["critic_updates"])
         for name in ("obs", "actor_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -392,9 +316,3 @@ class Agent:
 def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, " R"]:
     """Whether all parameters of each run are finite: a sum is so only if every term is."""
     return parameters.sum(dim=(1, 2)).isfinite()
-
-
-def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], runs: Bool[Tensor, " R"]) -> None:
-    """Give the marked runs of each tensor, which has the run axis first, their values of ``before`` again."""
-    for x, old in zip(tensors, before, strict=True):
-        x.copy_(torch.where(runs.view(-1, *(1,) * (x.ndim - 1)), old, x))

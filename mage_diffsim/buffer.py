@@ -38,8 +38,14 @@ class ReplayBuffer:
     ) -> None:
         self.widths = [obs_dim, action_dim, obs_dim, 1, 1, state_dim]
         self.rows = torch.zeros(runs, capacity, sum(self.widths), dtype=dtype, device=device)
-        self.size = 0
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)
+        """Number of rows in use, on the device."""
         self._first_row = torch.arange(runs, device=device).unsqueeze(1) * capacity
+
+    @property
+    def size(self) -> int:
+        """Number of rows in use; the host waits for the device."""
+        return int(self.filled)
 
     def add(
         self,
@@ -53,19 +59,19 @@ class ReplayBuffer:
     ) -> None:
         """Append one transition per run; a run whose transition is not ``valid`` gets a copy of its last one.
 
-        Raises:
-            IndexError: the buffer is full.
+        There must be room: nothing here waits for the device to find that there is not.
         """
         row = torch.cat(
             [obs, action, next_obs, reward.unsqueeze(-1), terminated.to(obs.dtype).unsqueeze(-1), state], dim=-1
         )
-        if valid is not None and self.size:
-            row = torch.where(valid.unsqueeze(-1), row, self.rows[:, self.size - 1])
-        self.rows[:, self.size] = row
-        self.size += 1
+        if valid is not None:
+            last = self.rows.index_select(1, (self.filled - 1).clamp(min=0).view(1)).squeeze(1)
+            row = torch.where((valid | (self.filled == 0)).unsqueeze(-1), row, last)
+        self.rows.index_copy_(1, self.filled.view(1), row.unsqueeze(1))
+        self.filled += 1
 
     def gather(self, index: Int[Tensor, "R ..."]) -> Batch:
-        """The transitions that ``index`` (values below ``size``) names for each run, flattened to [R, B, ...]."""
+        """The transitions that ``index`` (values below ``filled``) names for each run, flattened to [R, B, ...]."""
         runs = self.rows.shape[0]
         flat = index.reshape(runs, -1)
         rows = self.rows.view(-1, self.rows.shape[-1]).index_select(0, (flat + self._first_row).view(-1))
@@ -78,5 +84,5 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of :meth:`state_dict`, in place."""
-        self.size = state["size"]
+        self.filled.fill_(state["size"])
         self.rows[:, : self.size] = state["rows"]

@@ -95,7 +95,7 @@ class TrainConfig:
     compile: OnOff = "off"
     """on: fuse whole updates and model batches with torch.compile, up to a few minutes at the start; off."""
     graphs: CudaGraphs = "auto"
-    """on: replay the updates of an environment step, and each model batch, as CUDA graphs (CUDA devices, learned
+    """on: replay collection, model rounds and updates of an environment step as CUDA graphs (CUDA devices, learned
     dynamics or an oracle on backend torch or warp); off; auto: on wherever that is possible."""
     matmul: Matmul = "highest"
     """Float32 matrix products of training: highest, or high: TF32 (10 bits of mantissa, faster; CUDA devices).

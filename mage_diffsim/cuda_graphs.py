@@ -1,11 +1,12 @@
-"""CUDA graphs (``--graphs``): the updates of an environment step are recorded once and replayed without launch costs.
+"""CUDA graphs (``--graphs``): the parts of an environment step are recorded once and replayed without launch costs.
 
-Random numbers are drawn before and copied into a graph's inputs, and step counts live on the device, so a graph holds
-nothing but tensor operations on memory that stays where it is.
+Random numbers are functions of the environment step, and step counts live on the device, so a graph holds nothing but
+tensor operations on memory that stays where it is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,29 +60,25 @@ class NothingFromPython(TorchFunctionMode):
 class Captured:
     """A function that updates tensors in place, recorded as a CUDA graph on its first call and replayed from then on.
 
+    All graphs of a device share memory for what they compute in between, so what is to stay must be part of the state.
+
     Args:
-        function: of tensors whose shapes never change; may return one tensor, which the next call overwrites. It must
-            neither wait for the device nor draw random numbers.
+        function: without arguments and result. It must neither wait for the device nor draw random numbers.
         state: gives what the function updates, nested in dicts and lists; the warm-ups' effects on it are undone.
     """
 
-    def __init__(self, function: Callable[..., Tensor | None], state: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], None], state: Callable[[], Any]) -> None:
         self.function, self.state = function, state
-        self.inputs: tuple[Tensor, ...] = ()
-        self.output: Any = None
         self.graph: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        with torch.cuda.device(inputs[0].device):  # streams and graphs are those of the current device
+    def __call__(self) -> None:
+        device = next(tensors_of(self.state())).device if self.graph is None else self.device
+        with torch.cuda.device(device):  # streams and graphs are those of the current device
             if self.graph is None:
-                self.inputs = tuple(x.clone() for x in inputs)
-                self.graph = self._record()
-            else:
-                torch._foreach_copy_(self.inputs, inputs)  # pyright: ignore[reportPrivateImportUsage]
+                self.device, self.graph = device, self._record(device)
             self.graph.replay()
-        return self.output
 
-    def _record(self) -> Any:
+    def _record(self, device: torch.device) -> Any:
         tensors = list(tensors_of(self.state()))
         before = [x.clone() for x in tensors]
         stream = torch.cuda.Stream()
@@ -89,15 +86,21 @@ class Captured:
         try:
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
-                    self.function(*self.inputs)
+                    self.function()
         finally:
             torch.cuda.current_stream().wait_stream(stream)
             torch._foreach_copy_(tensors, before)  # pyright: ignore[reportPrivateImportUsage]
         graph = torch.cuda.CUDAGraph()
         # Other threads (JAX's, say) may use the device meanwhile: only this one's mistakes are to fail a capture.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.output = self.function(*self.inputs)
+        with torch.cuda.graph(graph, pool=_pool(device), capture_error_mode="thread_local"):
+            self.function()
         return graph
+
+
+@functools.cache
+def _pool(device: torch.device) -> Any:
+    """The memory pool of a device's graphs: they are replayed one after the other."""
+    return torch.cuda.graph_pool_handle()
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

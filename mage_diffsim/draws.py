@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.task import Task
 from mage_diffsim.methods import METHODS
-from mage_diffsim.randomness import Streams
+from mage_diffsim.randomness import Streams, integers, normal, normal_words, permutations
 from mage_diffsim.shapes import Float, Int, Tensor
 
 
@@ -24,24 +24,37 @@ class Draws(NamedTuple):
     """Permutations [R, B] (``shuffled``) or standard normal directions [R, B, A] (``random``)."""
 
 
-def draw(streams: Streams, config: TrainConfig, task: Task, buffer_size: int, updates: int) -> list[Draws]:
-    """The random numbers of the next ``updates`` critic updates."""
-    batch, loss = config.hyper.batch_size, config.critic_loss
-    index = streams.integers("batch", buffer_size, updates, batch)
-    target = streams.normal("target", updates, batch, task.action_dim)
-    imagine = control = None
+def draw(
+    streams: Streams, config: TrainConfig, task: Task, step: Int[Tensor, ""], size: Int[Tensor, ""], updates: int
+) -> list[Draws]:
+    """The random numbers of the critic updates of an environment step.
+
+    Args:
+        streams: where they come from.
+        config: of the training.
+        task: the task.
+        step: the environment step, on the device.
+        size: number of transitions in the buffer, on the device.
+        updates: number of critic updates.
+    """
+    rows, loss = config.hyper.batch_size, config.critic_loss
+    actions, observations = (updates, rows, task.action_dim), (updates, rows, task.obs_dim)
+    counts = {"batch": updates * rows, "target": normal_words(*actions)}
     if METHODS[config.method].imagines:
-        imagine = streams.normal("imagine", updates, batch, task.obs_dim)
+        counts["imagine"] = normal_words(*observations)
     if loss == "shuffled":
-        control = streams.permutations("control", batch, updates)
+        counts["control"] = updates * rows
     elif loss == "random":
-        control = streams.normal("control", updates, batch, task.action_dim)
-    return [
-        Draws(
-            index[:, u],
-            target[:, u],
-            None if imagine is None else imagine[:, u],
-            None if control is None else control[:, u],
-        )
-        for u in range(updates)
-    ]
+        counts["control"] = normal_words(*actions)
+    words = streams.words(step, counts)
+    index = integers(words["batch"], size, updates, rows).unbind(1)
+    target = normal(words["target"], streams.dtype, *actions).unbind(1)
+    nothing = (None,) * updates
+    imagine = control = nothing
+    if "imagine" in words:
+        imagine = normal(words["imagine"], streams.dtype, *observations).unbind(1)
+    if loss == "shuffled":
+        control = permutations(words["control"], updates, rows).unbind(1)
+    elif loss == "random":
+        control = normal(words["control"], streams.dtype, *actions).unbind(1)
+    return [Draws(*drawn) for drawn in zip(index, target, imagine, control, strict=True)]

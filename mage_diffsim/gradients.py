@@ -100,3 +100,37 @@ def gradient_error(true: TrueGradients, critic_gradient: Float[Tensor, "T N A"],
     n = counted.sum(dim=0)
     mean_cosine = torch.where(counted, cosine, 0.0).sum(dim=0) / n.clamp(min=1)
     return GradientErrors(error, torch.where(n > 0, mean_cosine, torch.nan))
+
+
+def gradient_errors_of_runs(
+    true: TrueGradients, min_q: Callable[[Tensor, Tensor], Tensor], runs: int, gamma: float, dtype: torch.dtype
+) -> dict[str, Float[Tensor, " R"]]:
+    """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows, for each run.
+
+    Args:
+        true: trajectories of all runs, run-major.
+        min_q: (obs [R, B, O], action [R, B, A]) -> [R, B].
+        runs: number R of runs.
+        gamma: discount factor.
+        dtype: of ``min_q``.
+
+    Returns:
+        ``error`` and ``error_median`` over trajectories, ``cosine``, and ``nonfinite``, the trajectories left out.
+    """
+    episodes = true.alive.shape[1] // runs
+
+    def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
+        return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(dtype)
+
+    action = by_run(true.actions).requires_grad_()
+    (gradient,) = torch.autograd.grad(min_q(by_run(true.obs), action).sum(), action)
+    gradient = gradient.unflatten(1, (-1, episodes)).transpose(0, 1).flatten(1, 2).to(torch.float64)
+    compared = gradient_error(true, gradient, gamma)
+    finite = compared.error.isfinite().view(runs, episodes)
+    error = torch.where(finite, compared.error.view(runs, episodes), torch.nan)
+    return {
+        "error": error.nanmean(dim=1),
+        "error_median": error.nanmedian(dim=1).values,
+        "cosine": compared.cosine.view(runs, episodes).nanmean(dim=1),
+        "nonfinite": (~finite).sum(dim=1),
+    }

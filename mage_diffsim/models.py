@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 
 import torch
 
@@ -16,7 +17,7 @@ from mage_diffsim.hyper import Hyper
 from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam
-from mage_diffsim.randomness import Streams
+from mage_diffsim.randomness import Streams, integers, permutations
 from mage_diffsim.shapes import Float, Int, Tensor
 
 
@@ -34,8 +35,9 @@ class GaussianEnsemble:
         self.hyper = hyper
         self.members = hyper.ensemble_members
         self.network = MLP((obs_dim + action_dim, *hyper.ensemble_hidden, 2 * obs_dim), last="normal")
-        self.generators = streams.generators["initialise_model"]
-        self.parameters = torch.stack([self.network.initial(self.members, g, dtype) for g in self.generators])
+        self.parameters = _initial(self.network, self.members, streams, "initialise_model", 0)
+        self.fresh = _initial(self.network, self.members, streams, "initialise_model", 1)
+        """Parameters to go on with if those in use break."""
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
         self.action = Normalizer(runs, action_dim, device, dtype)
@@ -128,6 +130,12 @@ def _by_member(x: Float[Tensor, "R B W"], members: int) -> Float[Tensor, "R M b 
     return x.view(x.shape[0], members, x.shape[1] // members, x.shape[2])
 
 
+def _initial(network: MLP, copies: int, streams: Streams, purpose: str, number: int) -> Float[Tensor, "R K P"]:
+    """Each run's ``number``-th initial parameters."""
+    generators = streams.generators(purpose, number)
+    return torch.stack([network.initial(copies, g, streams.dtype) for g in generators]).to(streams.device)
+
+
 class RewardModel:
     """r_hat(s, a, s'): one network per run, trained on the mean squared error (appendix B.2).
 
@@ -142,8 +150,9 @@ class RewardModel:
         runs, device, dtype = len(streams.seeds), streams.device, streams.dtype
         self.members = 1
         self.network = MLP((2 * obs_dim + action_dim, *hyper.reward_hidden, 1), last="normal")
-        self.generators = streams.generators["initialise_reward"]
-        self.parameters = torch.stack([self.network.initial(1, g, dtype) for g in self.generators])
+        self.parameters = _initial(self.network, 1, streams, "initialise_reward", 0)
+        self.fresh = _initial(self.network, 1, streams, "initialise_reward", 1)
+        """Parameters to go on with if those in use break."""
         self.optimizer = RAdam(self.parameters, hyper.model_learning_rate, hyper.clip_value, hyper.model_weight_decay)
         self.obs = Normalizer(runs, obs_dim, device, dtype)
         self.reward = Normalizer(runs, 1, device, dtype)
@@ -191,71 +200,103 @@ class RewardModel:
             getattr(self, name).load_state_dict(state[name])
 
 
-BatchStep = Callable[[Tensor], Tensor]
-"""Indices [R, M, B] of one batch's transitions to the loss per run, shape [R], having trained on them."""
+class ModelTraining:
+    """Trains a model on the buffer, a round at a time.
 
-
-def batch_step(model: GaussianEnsemble | RewardModel, buffer: ReplayBuffer, config: TrainConfig) -> BatchStep:
-    """A step of the model on transitions of the buffer, compiled and captured if the configuration says so.
-
-    It is then for full batches, of ``model_batch_size`` transitions per member, only.
-    """
-    train_batch = compiled(model.train_batch) if config.compile == "on" else model.train_batch
-
-    def step(index: Tensor) -> Tensor:
-        return train_batch(buffer.gather(index))
-
-    captured = config.graphs != "off" and model.parameters.is_cuda  # it steps no dynamics, which might forbid it
-    return Captured(step, model.state_dict) if captured else step
-
-
-def train_model(
-    model: GaussianEnsemble | RewardModel,
-    buffer: ReplayBuffer,
-    hyper: Hyper,
-    streams: Streams,
-    full_batch: BatchStep | None = None,
-) -> Float[Tensor, " R"]:
-    """Train ``model`` on the buffer for one round; returns the mean loss per run over the round, shape [R].
-
-    A run whose model then has a parameter that is not finite starts over with a fresh one (its loss says so: NaN).
+    Compiled if the configuration says so, and captured: a whole round, or, in epochs, whose batches depend on the
+    buffer's size, each full batch.
 
     Args:
-        model: what to train, in place.
+        model: what is trained, in place.
         buffer: transitions.
-        hyper: sizes and numbers of batches.
+        config: of the training.
         streams: random numbers.
-        full_batch: :func:`batch_step` of model and buffer, used for full batches (a small buffer gives shorter ones).
+        captured: whether CUDA graphs hold it.
     """
-    total = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
-    n = 0
-    for index in _batches(model, buffer.size, hyper, streams):
-        if full_batch is not None and index.shape[-1] == hyper.model_batch_size:
-            total += full_batch(index)
+
+    def __init__(
+        self,
+        model: GaussianEnsemble | RewardModel,
+        buffer: ReplayBuffer,
+        config: TrainConfig,
+        streams: Streams,
+        captured: bool = False,
+    ) -> None:
+        self.model, self.buffer, self.hyper, self.streams = model, buffer, config.hyper, streams
+        self.loss = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
+        """Mean loss of each run over the last round; of a run whose model broke in it, not finite."""
+        self.begun = False
+        """Whether there was a round."""
+        self.train_batch = compiled(model.train_batch) if config.compile == "on" else model.train_batch
+        self._index = torch.zeros(
+            len(streams.seeds), model.members, self.hyper.model_batch_size, dtype=torch.int64, device=streams.device
+        )
+        self._clock = torch.zeros((), dtype=torch.int64, device=streams.device)
+        self._whole: Callable[[], None] = self._drawn_round
+        self._full: Callable[[], None] = self._full_batch
+        if captured:
+            changing = lambda: [model.state_dict(), self.loss]  # noqa: E731
+            self._whole, self._full = Captured(self._whole, changing), Captured(self._full, changing)
+
+    def round(self, clock: Int[Tensor, ""], size: int) -> None:
+        """Train for one round. A run whose model then has a parameter that is not finite starts over with a fresh one.
+
+        Args:
+            clock: the environment step, on the device.
+            size: transitions in the buffer.
+        """
+        self.begun = True
+        self._clock.copy_(clock)
+        if self.hyper.model_epochs:
+            self._epochs(size)
         else:
-            total += model.train_batch(buffer.gather(index))
-        n += 1
-    broken = ~model.parameters.isfinite().flatten(1).all(dim=1)
-    if broken.any():
-        for run in broken.nonzero():
-            model.parameters[run] = model.network.initial(model.members, model.generators[run], streams.dtype)
+            self._whole()
+
+    def _drawn_round(self) -> None:
+        """Batches of independent draws."""
+        name, hyper, members = self.model.stream, self.hyper, self.model.members
+        shape = (hyper.model_batches, members, hyper.model_batch_size)
+        words = self.streams.words(self._clock, {name: math.prod(shape)})[name]
+        index = integers(words, self.buffer.filled, *shape)
+        self.loss.zero_()
+        for rows in index.unbind(1):
+            self.loss += self.train_batch(self.buffer.gather(rows))
+        self.loss /= hyper.model_batches
+        self._renew_broken()
+
+    def _epochs(self, size: int) -> None:
+        """Whole epochs, each without its last short batch, until there were ``model_batches`` batches."""
+        name, hyper, members = self.model.stream, self.hyper, self.model.members
+        rows = min(hyper.model_batch_size, size)
+        epochs = -(-hyper.model_batches // (size // rows))
+        words = self.streams.words(self._clock, {name: epochs * members * size})[name]
+        order = permutations(words, epochs, members, size)
+        batches = [order[:, e, :, i : i + rows] for e in range(epochs) for i in range(0, size - rows + 1, rows)]
+        self.loss.zero_()
+        for index in batches:
+            if rows == hyper.model_batch_size:
+                self._index.copy_(index)
+                self._full()
+            else:
+                self.loss += self.model.train_batch(self.buffer.gather(index))
+        self.loss /= len(batches)
+        self._renew_broken()
+
+    def _full_batch(self) -> None:
+        self.loss += self.train_batch(self.buffer.gather(self._index))
+
+    def _renew_broken(self) -> None:
+        """Let the runs with a parameter that is not finite start over: parameters and optimiser."""
+        model = self.model
+        broken = ~model.parameters.sum(dim=(1, 2)).isfinite()
+        model.parameters.copy_(torch.where(broken.view(-1, 1, 1), model.fresh, model.parameters))
         model.optimizer.restart(broken)
-    return total / n
 
+    def state_dict(self) -> dict[str, object]:
+        """The loss of the last round."""
+        return {"loss": self.loss, "begun": self.begun}
 
-def _batches(
-    model: GaussianEnsemble | RewardModel, size: int, hyper: Hyper, streams: Streams
-) -> Iterator[Int[Tensor, "R M B"]]:
-    """Indices of one round's batches: independent draws, or whole epochs with the last short batch left out."""
-    members, stream = model.members, model.stream
-    if not hyper.model_epochs:
-        index = streams.integers(stream, size, hyper.model_batches, members, hyper.model_batch_size)
-        yield from index.unbind(dim=1)
-        return
-    rows = min(hyper.model_batch_size, size)
-    done = 0
-    while done < hyper.model_batches:
-        order = streams.permutations(stream, size, members)
-        for start in range(0, size - rows + 1, rows):
-            yield order[..., start : start + rows]
-            done += 1
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of :meth:`state_dict`, in place."""
+        self.loss.copy_(state["loss"])
+        self.begun = state["begun"]

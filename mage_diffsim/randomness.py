@@ -1,83 +1,132 @@
-"""Named random streams, one generator per run and purpose.
+"""Random numbers by counting: each is a function of seed, purpose, environment step and position, and of nothing else.
 
-Run r draws only from its own generators, so R runs that share a process see the numbers that R separate processes
-would, and a purpose (say, evaluation) never shifts the numbers of another (say, exploration).
+So there is no state to save, R runs that share a process see the numbers that R separate processes would, a purpose
+(say, evaluation) never shifts the numbers of another (say, exploration), and all numbers of a purpose are drawn at once
+for all runs, without the host.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from mage_diffsim.shapes import Float, Int, Tensor
 
+WORD = 1 << 32
+
+
+class Philox:
+    """Philox4x32-10 (Salmon et al., SC 2011): four random 32-bit words for each counter of four words.
+
+    Words are int64 tensors of values from 0 to 2^32 - 1.
+
+    Args:
+        key: two words for each place, shape [2, *n]; the axes after the first broadcast with the counters'.
+    """
+
+    MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+    KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+    ROUNDS = 10
+
+    def __init__(self, key: Int[Tensor, "2 ..."]) -> None:
+        pair = (2, *(1,) * (key.ndim - 1))
+        self.multipliers = torch.tensor(self.MULTIPLIERS, device=key.device).view(pair)
+        steps = torch.tensor(self.KEY_STEPS, device=key.device).view(pair)
+        self.keys = [(key + n * steps) % WORD for n in range(self.ROUNDS)]
+        """The key of each round."""
+
+    def __call__(self, counter: Int[Tensor, "4 ..."]) -> Int[Tensor, "4 ..."]:
+        even, odd = counter[0::2], counter[1::2]
+        for key in self.keys:
+            product = even * self.multipliers
+            # The shift copies the sign into the upper half, which is cut off before it is multiplied.
+            even = ((product >> 32).flip(0) ^ odd ^ key) & (WORD - 1)
+            odd = product.flip(0)
+        return torch.stack((even, odd & (WORD - 1)), dim=1).flatten(0, 1)
+
 
 class Streams:
-    """Random streams of all runs, derived from one root seed per run."""
+    """Random numbers of all runs: run r's depend on its seed and not on the other runs.
 
-    NAMES = (
-        "initialise",  # actor and critic parameters
-        "initialise_model",  # parameters of the ensemble, apart, so that no dynamics changes the first actor
-        "initialise_reward",  # parameters of the reward model
-        "environment",  # resets of the training environment
+    Networks and initial states come from a :class:`torch.Generator` each, on the CPU, as tasks draw from one. All else
+    comes from :meth:`words`, on the device.
+    """
+
+    PURPOSES = (
         "explore",  # warm-up actions and exploration noise
         "batch",  # which transitions an update uses
         "imagine",  # the ensemble's Gaussian
         "target",  # target-policy noise
         "control",  # permutations and directions of the negative controls
+        "probe",  # directions of the diagnosis
         "model",  # which transitions the ensemble trains on
         "reward_model",  # which transitions the reward model trains on
     )
 
     def __init__(self, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
         self.seeds, self.device, self.dtype = tuple(seeds), device, dtype
-        self.generators = {name: [self._generator(seed, name) for seed in seeds] for name in self.NAMES}
+        keys = [np.random.SeedSequence(seed).generate_state(2, np.uint32).tolist() for seed in seeds]
+        self._philox = Philox(torch.tensor(keys, device=device).T.unsqueeze(-1))
 
-    def evaluation(self, env_step: int) -> list[torch.Generator]:
-        """A generator per run for the initial states of the evaluation at this step, whatever was evaluated before."""
-        return [self._generator(seed, "evaluate", env_step) for seed in self.seeds]
+    def generator(self, run: int, purpose: str, number: int) -> torch.Generator:
+        """The generator of one thing that is drawn on the CPU: of the run's ``number``-th network, say."""
+        words = np.random.SeedSequence([self.seeds[run], zlib.crc32(purpose.encode()), number])
+        return torch.Generator("cpu").manual_seed(int(words.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
-    def _generator(self, seed: int, name: str, *more: int) -> torch.Generator:
-        words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), *more]).generate_state(1, np.uint64)
-        return torch.Generator(self.device).manual_seed(int(words[0] >> np.uint64(1)))
+    def generators(self, purpose: str, number: int) -> list[torch.Generator]:
+        """:meth:`generator` of every run."""
+        return [self.generator(run, purpose, number) for run in range(len(self.seeds))]
 
-    def normal(self, name: str, *shape: int) -> Float[Tensor, "R ..."]:
-        """Standard normal numbers, shape [R, *shape]."""
-        return torch.stack(
-            [
-                torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)
-                for generator in self.generators[name]
-            ]
-        )
+    def words(self, step: Int[Tensor, ""], counts: Mapping[str, int]) -> dict[str, Int[Tensor, "R n"]]:
+        """``counts[purpose]`` random 32-bit words of every run for each purpose, from 0 to 2^32 - 1.
 
-    def uniform(self, name: str, *shape: int) -> Float[Tensor, "R ..."]:
-        """Numbers uniform in [0, 1), shape [R, *shape]."""
-        return torch.stack(
-            [
-                torch.rand(shape, dtype=self.dtype, device=self.device, generator=generator)
-                for generator in self.generators[name]
-            ]
-        )
+        Args:
+            step: the environment step, int64, on the device.
+            counts: number of words by purpose.
+        """
+        blocks = {purpose: -(-count // 4) for purpose, count in counts.items()}
+        like: dict[str, Any] = dict(dtype=torch.int64, device=self.device)
+        positions = torch.cat([torch.arange(n, **like) for n in blocks.values()])
+        purposes = torch.cat([torch.full((n,), self.PURPOSES.index(p), **like) for p, n in blocks.items()])
+        clock = (step & (WORD - 1)).expand_as(positions), (step >> 32).expand_as(positions)
+        counter = torch.stack((positions, purposes, *clock)).unsqueeze(1)
+        words = self._philox(counter.expand(4, len(self.seeds), -1)).movedim(0, -1).flatten(-2)
+        parts = words.split([4 * n for n in blocks.values()], dim=-1)
+        return {purpose: part[:, :count] for (purpose, count), part in zip(counts.items(), parts, strict=True)}
 
-    def integers(self, name: str, high: int, *shape: int) -> Int[Tensor, "R ..."]:
-        """Integers uniform in [0, high), shape [R, *shape]."""
-        return torch.stack(
-            [torch.randint(high, shape, device=self.device, generator=generator) for generator in self.generators[name]]
-        )
 
-    def permutations(self, name: str, length: int, *shape: int) -> Int[Tensor, "R ..."]:
-        """Independent uniform permutations of ``range(length)``, shape [R, *shape, length]."""
-        return self.uniform(name, *shape, length).argsort(dim=-1)
+def uniform(words: Int[Tensor, "R n"], dtype: torch.dtype, *shape: int) -> Float[Tensor, "R ..."]:
+    """Numbers uniform in [0, 1) with 24 bits, the same in every dtype, shape [R, *shape]."""
+    return ((words >> 8).to(dtype) * 2.0**-24).view(-1, *shape)
 
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        """The state of every generator."""
-        return {name: [g.get_state() for g in generators] for name, generators in self.generators.items()}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        for name, generators in self.generators.items():
-            for generator, saved in zip(generators, state[name], strict=True):
-                generator.set_state(saved)
+def normal(words: Int[Tensor, "R n"], dtype: torch.dtype, *shape: int) -> Float[Tensor, "R ..."]:
+    """Standard normal numbers by Box and Muller's transform, shape [R, *shape]; ``words`` are an even number.
+
+    Of an odd number of numbers the last word is left over.
+    """
+    first, second = words.to(dtype).chunk(2, dim=-1)
+    radius = ((first + 0.5) * (1.0 / WORD)).log_().mul_(-2.0).sqrt_()
+    angle = second * (2.0 * math.pi / WORD)
+    numbers = torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return numbers[:, : math.prod(shape)].view(-1, *shape)
+
+
+def normal_words(*shape: int) -> int:
+    """Words that :func:`normal` takes for numbers of this shape."""
+    return 2 * -(-math.prod(shape) // 2)
+
+
+def integers(words: Int[Tensor, "R n"], high: int | Int[Tensor, ""], *shape: int) -> Int[Tensor, "R ..."]:
+    """Integers uniform in [0, high) up to high / 2^32, for ``high`` below 2^31, shape [R, *shape]."""
+    return (words * high >> 32).view(-1, *shape)
+
+
+def permutations(words: Int[Tensor, "R n"], *shape: int) -> Int[Tensor, "R ..."]:
+    """Permutations of ``range(shape[-1])``, each uniform and independent, shape [R, *shape]."""
+    return words.view(-1, *shape).argsort(dim=-1)

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mage_diffsim.checkpoints import checkpoints_of, load_checkpoint, newest_checkpoint, step_of
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.doctor import versions
@@ -126,11 +124,6 @@ def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | No
     # Nothing is trained with it, and what makes training fast may not be possible here.
     config = dataclasses.replace(config, device=device or trained_on, compile="off", graphs="off", matmul="highest")
     trainer = Trainer(dataclasses.replace(config, steps=max(config.steps, saved["trainer"]["env_step"])), task)
-    if trainer.device.type != torch.device(trained_on).type:
-        # The state of a CUDA generator means nothing to a CPU one, nor the other way round: keep fresh streams.
-        fresh = trainer.state_dict()
-        saved["trainer"]["streams"] = fresh["streams"]
-        saved["trainer"]["env"]["generators"] = fresh["env"]["generators"]
     restore(trainer, saved, path)
     return trainer
 

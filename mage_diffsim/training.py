@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mage_diffsim.agent import Agent
 from mage_diffsim.buffer import ReplayBuffer
+from mage_diffsim.capturable import captures_of
+from mage_diffsim.captured_rollout import CapturedRollout
+from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import RewardFunction
+from mage_diffsim.cuda_graphs import Captured
+from mage_diffsim.derivatives import gradient_backend, needed_derivatives
 from mage_diffsim.devices import device_text, environment_of, environment_text, matmul_precision, torch_device
 from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.draws import Draws, draw
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
-from mage_diffsim.envs.batched import BatchedEnv, rollout
-from mage_diffsim.envs.physics import Physics, backends_of, make_physics
+from mage_diffsim.envs.physics import Physics, make_physics
+from mage_diffsim.envs.rollouts import rollout
 from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
-from mage_diffsim.gradients import gradient_error, true_action_gradients
-from mage_diffsim.methods import GRADIENT_FREE, METHODS
-from mage_diffsim.models import GaussianEnsemble, RewardModel, batch_step, train_model
+from mage_diffsim.gradients import gradient_errors_of_runs, true_action_gradients
+from mage_diffsim.methods import METHODS
+from mage_diffsim.models import GaussianEnsemble, ModelTraining, RewardModel
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
-from mage_diffsim.randomness import Streams
-from mage_diffsim.shapes import Float, Tensor
+from mage_diffsim.randomness import Streams, normal, normal_words, uniform
+from mage_diffsim.real_environment import LOOK_EVERY, RealEnvironment
+from mage_diffsim.shapes import Float, Int, Tensor
 from mage_diffsim.validation import validate
 
 
@@ -61,7 +68,7 @@ class Trainer:
         self.truth_physics = self._physics(real, dtype=torch.float64)
         same = torch.float64 in (self.dtype, self.truth_physics.environment_dtype)
         self.physics = self.truth_physics if same else self._physics(real)
-        self.env = BatchedEnv(self.task, self.physics, runs, self.streams.generators["environment"])
+        self.env = RealEnvironment(self.physics, self.streams)
         try:
             self.buffer = ReplayBuffer(
                 runs,
@@ -83,15 +90,29 @@ class Trainer:
         self.reward_model: RewardModel | None = None
         dynamics, reward = self._make_dynamics(), self._make_reward()
         self.agent = Agent(self.task, config, self.streams, dynamics, reward)
-        models = {"loss/model": self.ensemble, "loss/reward_model": self.reward_model}
-        self.batch_steps = {k: batch_step(m, self.buffer, config) for k, m in models.items() if m is not None}
+        self.clock = torch.zeros((), dtype=torch.int64, device=self.device)
+        """The environment step, as the device knows it."""
+        self.captures = captures_of(config, self.task, self.physics, dynamics)
+        self.model_trainings = {
+            k: ModelTraining(m, self.buffer, config, self.streams, self.captures.models)
+            for k, m in {"loss/model": self.ensemble, "loss/reward_model": self.reward_model}.items()
+            if m is not None
+        }
         self.action_statistics = Normalizer(runs, self.task.action_dim, self.device, self.dtype)
         self.delta_statistics = Normalizer(runs, self.task.obs_dim, self.device, self.dtype)
         self.reward_statistics = Normalizer(runs, 1, self.device, self.dtype)
-        self.losses: dict[str, Float[Tensor, " R"]] = {}
         self.env_divergences = torch.zeros(runs, dtype=torch.int64, device=self.device)
         self.env_step = 0
         self._said_unmeasurable = False
+        if config.compile == "on":
+            self._draw = compiled(self._draw)
+        self._rollout = (
+            CapturedRollout(self.physics, self.policy)
+            if self.captures.collection
+            else functools.partial(rollout, self.physics, self.policy)
+        )
+        self._graphs: dict[tuple[str, int], Captured] = {}
+        """Captured parts of an environment step, by name and variant."""
         if check:
             self._check_task()
         self.env.reset()
@@ -125,21 +146,15 @@ class Trainer:
         return self.reward_model
 
     @property
-    def cuda_graphs_used(self) -> bool:
-        """Whether the updates are replayed as CUDA graphs, which ``config.graphs`` = auto leaves to the dynamics."""
-        return self.agent.cuda_graphs is not None
-
-    @property
     def used(self) -> dict[str, str]:
         """What the settings came to that say how, and not what, is trained: name to text, for ``versions.json``."""
-        config, cuda = self.config, self.device.type == "cuda"
-        captured = self.cuda_graphs_used or (cuda and config.graphs != "off" and bool(self.batch_steps))
+        config = self.config
         return {
             "device": device_text(config.device),
             "environment": environment_text(config, self.task),
             "solver": config.solver,
             "compile": config.compile,
-            "graphs": "on" if self.cuda_graphs_used else "model batches only" if captured else "off",
+            "graphs": str(self.captures),
             "matmul": config.matmul,
         }
 
@@ -147,7 +162,7 @@ class Trainer:
 
     def _check_task(self) -> None:
         require_values(self.task, self._transitions, self.physics)
-        needed = self._needed_derivatives()
+        needed = needed_derivatives(self.config, self.task)
         for cut in self._cuts if needed else ():
             if (cut.function, cut.wrt) in needed:
                 raise refuse(self.task, cut)
@@ -159,30 +174,8 @@ class Trainer:
     @functools.cached_property
     def _cuts(self) -> tuple[Cut, ...]:
         """Derivatives of the task's functions that autograd does not give."""
-        torch_step = "torch" in (self.truth_physics.backend, self._gradient_backend())
+        torch_step = "torch" in (self.truth_physics.backend, gradient_backend(self.config, self.task))
         return find_cuts(self.task, self._transitions, step=torch_step)
-
-    def _gradient_backend(self) -> str | None:
-        """The backend that imagined gradients come from; None if they come from the ensemble, or none are used."""
-        config = self.config
-        gradients = METHODS[config.method].imagines and config.critic_loss not in GRADIENT_FREE
-        if not gradients or config.dynamics not in ("oracle", "hybrid-oracle-gradients"):
-            return None
-        return config.backend or backends_of(self.task)[0]
-
-    def _needed_derivatives(self) -> set[tuple[str, str]]:
-        """(function, input) of the derivatives that the critic's loss is made of."""
-        config, needed = self.config, set()
-        if not METHODS[config.method].imagines or config.critic_loss in GRADIENT_FREE:
-            return needed
-        start = config.critic_loss == "sobolev"
-        if config.reward == "task":
-            needed |= {("reward", "action"), ("reward", "next_obs")} | ({("reward", "obs")} if start else set())
-        if self._gradient_backend() is not None:
-            needed |= {("observe", "state"), ("step", "action")} | ({("step", "state")} if start else set())
-        if self._gradient_backend() != "torch":
-            needed -= {("step", "action"), ("step", "state")}
-        return needed
 
     def _unmeasurable(self) -> str | None:
         """Why the true action-gradients cannot be taken, if they cannot."""
@@ -198,28 +191,66 @@ class Trainer:
         Raises:
             InputError: all ``config.steps`` of them are done, for which the replay buffer has room.
         """
-        if self.buffer.size >= self.config.steps:
+        if self.env_step >= self.config.steps:
             raise InputError(
                 f"all {self.config.steps} environment steps are done, and the replay buffer holds no more: go on by "
                 "resume(run_dir, steps=...) with more of them"
             )
         self.env_step += 1
         with matmul_precision(self.config.matmul):
-            self._collect()
+            self.collect()
             if self.env_step % self.hyper.model_every == 0:
-                self._train_models()
+                self.train_models()
             if self.env_step >= self.hyper.warmup_steps:
-                self._improve()
+                self.improve()
+        if self.env_step % LOOK_EVERY == 0:
+            self.env.look()
 
-    def _collect(self) -> None:
-        """(s, a, s') ~ exploratory policy; B <- B + {(s, a, s')}."""
-        obs = self.env.obs.to(self.dtype)
-        if self.env_step <= self.hyper.warmup_steps:
-            action = 2.0 * self.streams.uniform("explore", self.task.action_dim) - 1.0
+    def collect(self) -> None:
+        """(s, a, s') ~ exploratory policy; B <- B + {(s, a, s')}. In the warm-up actions are uniform."""
+        warm_up = self.env_step <= self.hyper.warmup_steps
+        self._run("collect", self._collect, int(warm_up), self.captures.collection)
+
+    def train_models(self) -> None:
+        """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
+        if self.ensemble is not None:
+            self.ensemble.adopt_statistics(self.agent.obs, self.action_statistics, self.delta_statistics)
+        if self.reward_model is not None:
+            self.reward_model.adopt_statistics(self.agent.obs, self.reward_statistics)
+        for training in self.model_trainings.values():
+            training.round(self.clock, self.env_step)
+
+    def improve(self) -> None:
+        """The policy optimisation steps."""
+        done = (self.env_step - self.hyper.warmup_steps) * self.config.updates_per_step
+        self._run("improve", self._improve, done % self.agent.method.policy_delay, self.captures.updates)
+
+    def _run(self, name: str, function: Callable[[int], None], variant: int, captured: bool) -> None:
+        """Call a part of an environment step, or replay it as the CUDA graph of this variant."""
+        if not captured:
+            function(variant)
+            return
+        if (name, variant) not in self._graphs:
+            self._graphs[name, variant] = Captured(functools.partial(function, variant), self._changing)
+        self._graphs[name, variant]()
+
+    def _changing(self) -> list[Any]:
+        """What collection and updates change, but for the row of the buffer that comes next."""
+        statistics = (self.action_statistics, self.delta_statistics, self.reward_statistics)
+        own = [self.clock, self.env_divergences, self.buffer.filled, self.env.changing()]
+        return [*own, self.agent.state_dict(), *(x.state_dict() for x in statistics)]
+
+    def _collect(self, warm_up: int) -> None:
+        self.clock += 1
+        actions = self.task.action_dim
+        words = self.streams.words(self.clock, {"explore": normal_words(actions)})["explore"]
+        obs = self.env.obs.to(self.dtype, copy=True)
+        if warm_up:
+            action = 2.0 * uniform(words[:, :actions], self.dtype, actions) - 1.0
         else:
             with torch.no_grad():
                 action = self.agent.policy(obs.unsqueeze(1)).squeeze(1)
-            action = action + self.hyper.exploration_noise * self.streams.normal("explore", self.task.action_dim)
+            action = action + self.hyper.exploration_noise * normal(words, self.dtype, actions)
         action = action.clamp(-1.0, 1.0)
         moved = self.env.step(action.to(self.physics.dtype))
         next_obs, reward, state = (x.to(self.dtype) for x in (moved.next_obs, moved.reward, moved.state))
@@ -231,26 +262,22 @@ class Trainer:
         self.delta_statistics.update(next_obs - obs, valid)
         self.reward_statistics.update(reward.unsqueeze(-1), valid)
 
-    def _train_models(self) -> None:
-        """The model learning steps: omega <- omega - alpha_p grad l(s, a, s'; omega)."""
-        if self.ensemble is not None:
-            self.ensemble.adopt_statistics(self.agent.obs, self.action_statistics, self.delta_statistics)
-            self._train("loss/model", self.ensemble)
-        if self.reward_model is not None:
-            self.reward_model.adopt_statistics(self.agent.obs, self.reward_statistics)
-            self._train("loss/reward_model", self.reward_model)
+    def _improve(self, done: int) -> None:
+        """``done`` critic updates were done since an actor update was due."""
+        draws = self._draw(self.clock, self.config.updates_per_step)
+        self.agent.improve(self.buffer, draws, done)
 
-    def _train(self, loss: str, model: GaussianEnsemble | RewardModel) -> None:
-        step = self.batch_steps[loss]
-        self.losses[loss] = train_model(model, self.buffer, self.hyper, self.streams, step)
+    def _draw(self, step: Int[Tensor, ""], updates: int) -> list[Draws]:
+        return draw(self.streams, self.config, self.task, step, self.buffer.filled, updates)
 
-    def _improve(self) -> None:
-        """The policy optimisation steps."""
-        self.agent.improve(self.buffer, self.draw(self.config.updates_per_step))
+    def draw(self, updates: int, ahead: int = 1) -> list[Draws]:
+        """The random numbers of critic updates ``ahead`` environment steps from now."""
+        return self._draw(self.clock + ahead, updates)
 
-    def draw(self, updates: int) -> list[Draws]:
-        """The random numbers of the next ``updates`` critic updates."""
-        return draw(self.streams, self.config, self.task, self.buffer.size, updates)
+    @property
+    def losses(self) -> dict[str, Float[Tensor, " R"]]:
+        """The mean loss of each model in its last round, by the name of its measure."""
+        return {name: training.loss for name, training in self.model_trainings.items() if training.begun}
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -266,8 +293,8 @@ class Trainer:
         NaN for a task whose functions cut the gradient, which is logged once.
         """
         runs, episodes = len(self.config.runs), self.config.eval_episodes
-        generators = self.streams.evaluation(self.env_step)
-        result = rollout(self.physics, self.policy, self.initial_states(episodes, generators))
+        generators = self.streams.generators("evaluate", self.env_step)
+        result = self._rollout(self.initial_states(episodes, generators))
         returns = result.returns.view(runs, episodes).to(self.dtype)
         metrics = {
             "return/mean": returns.mean(dim=1),
@@ -286,7 +313,7 @@ class Trainer:
 
     def initial_states(self, episodes: int, generators: list[torch.Generator]) -> Float[Tensor, "N S"]:
         """``episodes`` initial states per run, float64, run-major."""
-        return torch.cat([self.task.reset(episodes, g) for g in generators])
+        return torch.cat([self.task.reset(episodes, g) for g in generators]).to(self.device)
 
     @property
     def gradient_steps(self) -> int:
@@ -295,7 +322,7 @@ class Trainer:
 
     def _gradient_error(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, " R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
-        runs, episodes = len(self.config.runs), self.config.gradient_episodes
+        runs = len(self.config.runs)
         if reason := self._unmeasurable():
             if not self._said_unmeasurable:
                 logging.getLogger(__name__).warning(
@@ -306,36 +333,22 @@ class Trainer:
             return dict.fromkeys((f"gradient/{x}" for x in ("error", "error_median", "cosine", "nonfinite")), nothing)
         horizon = self.gradient_steps
         true = true_action_gradients(self.truth_physics, self.policy, initial_state, self.hyper.gamma, horizon)
-
-        def by_run(x: Tensor) -> Tensor:  # [T, R*E, D] -> [R, T*E, D]
-            return x.unflatten(1, (runs, episodes)).transpose(0, 1).flatten(1, 2).to(self.dtype)
-
-        action = by_run(true.actions).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.agent.min_q(by_run(true.obs), action).sum(), action)
-        gradient = gradient.unflatten(1, (-1, episodes)).transpose(0, 1).flatten(1, 2).to(torch.float64)
-        compared = gradient_error(true, gradient, self.hyper.gamma)
-        finite = compared.error.isfinite().view(runs, episodes)
-        error = torch.where(finite, compared.error.view(runs, episodes), torch.nan)
-        return {
-            "gradient/error": error.nanmean(dim=1),
-            "gradient/error_median": error.nanmedian(dim=1).values,
-            "gradient/cosine": compared.cosine.view(runs, episodes).nanmean(dim=1),
-            "gradient/nonfinite": (~finite).sum(dim=1),
-        }
+        found = gradient_errors_of_runs(true, self.agent.min_q, runs, self.hyper.gamma, self.dtype)
+        return {f"gradient/{name}": value for name, value in found.items()}
 
     @matmul_precision("highest")
     @in_ordinary_modes
     def diagnose(self) -> dict[str, Float[Tensor, " R"]]:
         """Losses and sizes of values and gradients at this moment, each of shape [R].
 
-        It draws from copies of the random streams, so looking does not change what is trained.
+        It looks at the transitions that the next update will see.
         """
         if self.env_step < self.hyper.warmup_steps:
             return dict(self.losses)
-        saved = self.streams.state_dict()
         (draws,) = self.draw(1)
-        probe = self.streams.normal("control", self.hyper.batch_size, self.task.obs_dim)
-        self.streams.load_state_dict(saved)
+        shape = (self.hyper.batch_size, self.task.obs_dim)
+        words = self.streams.words(self.clock, {"probe": normal_words(*shape)})["probe"]
+        probe = normal(words, self.dtype, *shape)
         metrics = diagnose(self.agent, self.buffer.gather(draws.index), draws, probe)
         return (
             self.losses
@@ -355,21 +368,22 @@ class Trainer:
             "env_step": self.env_step,
             "env": self.env.state_dict(),
             "buffer": self.buffer.state_dict(),
-            "streams": self.streams.state_dict(),
             "agent": self.agent.state_dict(),
             "ensemble": None if self.ensemble is None else self.ensemble.state_dict(),
             "reward_model": None if self.reward_model is None else self.reward_model.state_dict(),
             "action_statistics": self.action_statistics.state_dict(),
             "delta_statistics": self.delta_statistics.state_dict(),
             "reward_statistics": self.reward_statistics.state_dict(),
-            "losses": self.losses,
+            "model_losses": {name: training.state_dict() for name, training in self.model_trainings.items()},
             "env_divergences": self.env_divergences,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, in place."""
         self.env_step = state["env_step"]
-        self.losses = {name: value.to(self.device) for name, value in state["losses"].items()}
+        self.clock.fill_(self.env_step)
+        for name, training in self.model_trainings.items():
+            training.load_state_dict(state["model_losses"][name])
         self.env_divergences.copy_(state["env_divergences"])
         self.env.load_state_dict(state["env"])
         self.buffer.load_state_dict(state["buffer"])
@@ -381,4 +395,3 @@ class Trainer:
         self.action_statistics.load_state_dict(state["action_statistics"])
         self.delta_statistics.load_state_dict(state["delta_statistics"])
         self.reward_statistics.load_state_dict(state["reward_statistics"])
-        self.streams.load_state_dict(state["streams"])  # last: the environment's generators are streams too

@@ -31,7 +31,7 @@ def measure_model(options: Options, console: Console) -> Iterator[Row]:
 
         def run_ours(name: str, trainer: Trainer, index=index, losses=losses) -> None:
             for _ in range(calls):
-                loss = trainer.batch_steps["loss/model"](index)
+                loss = trainer.model_trainings["loss/model"].train_batch(trainer.buffer.gather(index))
             losses[name] = float(loss[0])
 
         functions: dict[str, Callable[[], object]] = {"published": run_published}

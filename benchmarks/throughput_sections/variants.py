@@ -68,7 +68,7 @@ def published_batches(
     """
     assert trainer.ensemble is not None
     members, size = trainer.hyper.ensemble_members, trainer.hyper.model_batch_size
-    index = trainer.streams.integers("model", trainer.buffer.size, members, size)
+    index = torch.randint(trainer.buffer.size, (1, members, size), device=trainer.device)
     batch = trainer.buffer.gather(index)
     rows = [x[0].view(members, size, -1) for x in (batch.obs, batch.action, batch.next_obs)]
     published, kept = PublishedModelTraining(trainer), {} if losses is None else losses

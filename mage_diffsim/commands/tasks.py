@@ -177,7 +177,7 @@ def _states_of_run(run_dir: Path, task: Any) -> tuple[Any, str]:
             f"{run_dir} is a run of task {task.name} with {_words(theirs)}, and the task to check has {_words(ours)}: "
             "give the same"
         )
-    generators = trainer.streams.evaluation(0)
+    generators = trainer.streams.generators("evaluate", 0)
     result = rollout(trainer.physics, trainer.policy, trainer.initial_states(8, generators), record=True)
     assert result.states is not None
     episodes = [result.states[: int(n) + 1, i] for i, n in enumerate(result.lengths)]

@@ -174,5 +174,5 @@ def disagreement(trainer: Trainer, horizon: int, episodes: int) -> dict[str, Flo
 
 
 def _truth(trainer: Trainer, physics: Physics, horizon: int, episodes: int) -> Float[Tensor, "T N A"]:
-    start = trainer.initial_states(episodes, trainer.streams.evaluation(0))
+    start = trainer.initial_states(episodes, trainer.streams.generators("evaluate", 0))
     return true_action_gradients(physics, trainer.policy, start, trainer.hyper.gamma, horizon).discounted

@@ -26,7 +26,7 @@ def test_rows_are_differences_of_the_return_over_each_horizon(trainer):
     assert [h for h in horizons.HORIZONS if h <= 200] == sorted({r["horizon"] for r in rows})
     assert len(rows) == 8 * 2 * horizons.EPISODES
     physics = make_physics(trainer.task, dtype=torch.float64)
-    start = trainer.initial_states(horizons.EPISODES, trainer.streams.evaluation(0))
+    start = trainer.initial_states(horizons.EPISODES, trainer.streams.generators("evaluate", 0))
 
     def value(first: float, horizon: int) -> torch.Tensor:
         state, total = start, 0.0

@@ -94,10 +94,10 @@ def main() -> None:
                 "counters": [
                     [trainer.agent.nonfinite.tolist(), trainer.agent.restarts.tolist()] for trainer in (eager, compiled)
                 ],
-                "updates": [eager.agent.critic_updates, compiled.agent.critic_updates],
+                "updates": [t.agent.critic_optimizer.count.flatten().tolist() for t in (eager, compiled)],
                 "apart": [float((a - b).abs().max()) for a, b in pairs],
                 "moved": float((eager.agent.critic - eager.agent.critic_target).abs().max()),
-                "graphs": compiled.cuda_graphs_used,
+                "graphs": str(compiled.captures),
                 "functions": sorted(
                     name for name in vars(compiled.agent) if name in ("update_critic", "_fit_critic", "update_actor")
                 ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import dataclasses
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from mage_diffsim.dynamics import Dynamics, HybridDynamics, Imagined, LearnedDyn
 from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.hyper import Hyper
-from mage_diffsim.models import GaussianEnsemble, RewardModel, train_model
+from mage_diffsim.models import GaussianEnsemble, ModelTraining, RewardModel
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.randomness import Streams
 from mage_diffsim.settings import make_config
@@ -46,6 +46,16 @@ def linear_buffer(n: int = 400) -> ReplayBuffer:
     return buffer
 
 
+def rounds(model, buffer: ReplayBuffer, source: Streams, n: int, hyper: Hyper = SMALL) -> list[torch.Tensor]:
+    """The losses of n rounds of training."""
+    training = ModelTraining(model, buffer, make_config(steps=1, hyper=dataclasses.asdict(hyper)), source)
+    losses = []
+    for step in range(n):
+        training.round(torch.tensor(step), buffer.size)
+        losses.append(training.loss.clone())
+    return losses
+
+
 def adopt(model, buffer: ReplayBuffer) -> None:
     obs, action, delta, reward = (Normalizer(2, d, CPU, torch.float64) for d in (2, 1, 2, 1))
     batch = buffer.gather(torch.arange(buffer.size).expand(2, -1))
@@ -64,7 +74,7 @@ def test_ensemble_learns_linear_dynamics_and_their_jacobian():
     buffer, source = linear_buffer(), streams()
     ensemble = GaussianEnsemble(2, 1, SMALL, source)
     adopt(ensemble, buffer)
-    losses = [train_model(ensemble, buffer, SMALL, source) for _ in range(12)]
+    losses = rounds(ensemble, buffer, source, 12)
     assert (losses[-1] < losses[0] - 3.0).all()
     obs = torch.randn(2, 8, 2, dtype=torch.float64)
     action = (2 * torch.rand(2, 8, 1, dtype=torch.float64) - 1).requires_grad_()
@@ -99,26 +109,35 @@ def test_rows_that_do_not_share_out_are_refused():
         GaussianEnsemble(2, 1, SMALL, streams()).step(torch.zeros(2, 7, 2), torch.zeros(2, 7, 1))
 
 
-def test_members_train_on_different_batches_and_epochs_cover_the_buffer():
-    from mage_diffsim.models import _batches
+@pytest.mark.parametrize("epochs", [False, True])
+def test_members_train_on_different_batches_and_epochs_cover_the_buffer(monkeypatch, epochs):
+    hyper = dataclasses.replace(SMALL, model_epochs=epochs, model_batches=5, model_batch_size=10)
+    buffer, source = linear_buffer(35), streams()
+    ensemble, seen = GaussianEnsemble(2, 1, hyper, source), []
+    gather = buffer.gather
+    monkeypatch.setattr(buffer, "gather", lambda index: seen.append(index.clone()) or gather(index))
+    rounds(ensemble, buffer, source, 2, hyper)
+    assert len(seen) == (12 if epochs else 10)  # whole epochs of 3 full batches until at least 5 have run
+    assert all(index.shape == (2, 4, 10) for index in seen)
+    assert not torch.equal(seen[0][0, 0], seen[0][0, 1]) and not torch.equal(seen[0][0], seen[0][1])
+    assert len({tuple(index.flatten().tolist()) for index in seen}) == len(seen)
+    first = torch.cat(seen[:3], dim=-1)
+    distinct = [len(set(first[r, m].tolist())) for r in range(2) for m in range(4)]
+    assert distinct == [30] * 8 if epochs else max(distinct) < 30
 
-    source = streams()
-    ensemble = GaussianEnsemble(2, 1, SMALL, source)
-    drawn = next(iter(_batches(ensemble, 1000, SMALL, source)))
-    assert drawn.shape == (2, 4, 32)
-    assert not torch.equal(drawn[0, 0], drawn[0, 1]) and not torch.equal(drawn[0], drawn[1])
-    epochs = Hyper(model_epochs=True, model_batches=5, model_batch_size=10)
-    batches = list(_batches(ensemble, 35, epochs, source))
-    assert len(batches) == 6  # whole epochs of 3 full batches until at least 5 have run
-    first_epoch = torch.cat(batches[:3], dim=-1)
-    assert all(len(set(first_epoch[r, m].tolist())) == 30 for r in range(2) for m in range(4))
+
+def test_a_small_buffer_gives_shorter_batches_in_epochs():
+    hyper = dataclasses.replace(SMALL, model_epochs=True, model_batches=5, model_batch_size=100)
+    buffer, source = linear_buffer(35), streams()
+    (loss,) = rounds(GaussianEnsemble(2, 1, hyper, source), buffer, source, 1, hyper)
+    assert loss.isfinite().all()
 
 
 def test_reward_model_learns_and_sees_the_next_state():
     buffer, source = linear_buffer(), streams()
     model = RewardModel(2, 1, SMALL, source)
     adopt(model, buffer)
-    losses = [train_model(model, buffer, SMALL, source) for _ in range(12)]
+    losses = rounds(model, buffer, source, 12)
     assert (losses[-1] < 0.05 * losses[0]).all()
     batch = buffer.gather(torch.arange(50).expand(2, -1))
     next_obs = batch.next_obs.clone().requires_grad_()
@@ -239,25 +258,3 @@ def test_an_invalid_transition_is_replaced_by_the_last_one():
     buffer.add(one, one, one, flat, alive, one)
     buffer.add(2 * one, 2 * one, 2 * one, 2 * flat, alive, 2 * one, torch.tensor([True, False]))
     assert buffer.rows[:, 1, 0].tolist() == [2.0, 1.0]
-
-
-def test_streams_are_per_run_per_purpose_and_restorable():
-    both, alone = streams((3, 8)), streams((8,))
-    a, b = both.normal("target", 4), alone.normal("target", 4)
-    assert torch.equal(a[1], b[0]) and not torch.equal(a[0], a[1])
-    assert not torch.equal(both.normal("imagine", 4), both.normal("target", 4))
-    saved = both.state_dict()
-    first = both.uniform("batch", 5)
-    both.load_state_dict(saved)
-    assert torch.equal(both.uniform("batch", 5), first)
-    order = both.permutations("control", 9, 3)
-    assert order.shape == (2, 3, 9) and (order.sort(dim=-1).values == torch.arange(9)).all()
-
-
-def test_stream_numbers_have_the_stated_distribution():
-    draw = streams(dtype=torch.float64).normal("target", 200_000)
-    assert draw.mean().abs() < 0.01 and abs(draw.std().item() - 1.0) < 0.01
-    integers = streams().integers("batch", 7, 70_000)
-    assert integers.min() == 0 and integers.max() == 6
-    counts = torch.bincount(integers.flatten(), minlength=7) / 140_000
-    assert (counts - 1 / 7).abs().max() < 5 * math.sqrt(1 / 7 / 140_000)

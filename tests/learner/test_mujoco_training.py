@@ -34,7 +34,7 @@ def test_the_real_environment_is_in_float64_and_the_learner_in_float32():
     assert trainer.buffer.rows.dtype == trainer.agent.critic.dtype == torch.float32
     # the environment's trajectory is that of MuJoCo, unrounded
     again = make_physics(trainer.task, "mujoco", dtype=torch.float64)
-    before = trainer.env.state
+    before = trainer.env.state.clone()
     trainer.step()
     action = trainer.buffer.gather(torch.tensor([[trainer.buffer.size - 1]])).action[0]
     if trainer.env.elapsed.item():
@@ -159,7 +159,7 @@ def test_the_warp_oracle_trains_as_mujoco_c_does(task, monkeypatch):
         return trainer.agent
 
     warp, mujoco = trained("warp"), trained("mujoco")
-    assert warp.critic_updates == mujoco.critic_updates and min(warp.critic_updates) >= 20
+    assert warp.critic_optimizer.count.item() == mujoco.critic_optimizer.count.item() >= 20
     assert warp.nonfinite.item() == mujoco.nonfinite.item() == 0
     for name in ("critic", "actor"):
         torch.testing.assert_close(getattr(warp, name), getattr(mujoco, name), rtol=0.0, atol=1e-4)

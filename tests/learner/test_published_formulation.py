@@ -82,11 +82,10 @@ def test_a_hundred_updates_stay_equal_to_the_published_ones(settings):
     # the published optimiser starts fresh, so the learner's must too
     for optimizer in (trainer.agent.actor_optimizer, trainer.agent.critic_optimizer):
         optimizer.restart(torch.ones(1, dtype=torch.bool))
-    trainer.agent.critic_updates = [0]
-    for _ in range(100):
-        (draws,) = trainer.draw(1)
+    for done in range(100):
+        (draws,) = trainer.draw(1, ahead=done)
         published.update(*published_rows(trainer, draws))
-        trainer.agent.improve(trainer.buffer, [draws])
+        trainer.agent.improve(trainer.buffer, [draws], done)
     torch.testing.assert_close(trainer.agent.actor[0, 0], flatten(published.actor), rtol=0, atol=1e-9)
     for parameters, critic in zip(trainer.agent.critic[0], published.critics, strict=True):
         torch.testing.assert_close(parameters, flatten(critic), rtol=0, atol=1e-9)
@@ -100,7 +99,7 @@ def test_model_batches_stay_equal_to_the_published_ones():
     ensemble.optimizer.restart(torch.ones(1, dtype=torch.bool))
     before = ensemble.parameters.clone()
     for _ in range(50):
-        index = trainer.streams.integers("model", trainer.buffer.size, ensemble.members, 16)
+        index = torch.randint(trainer.buffer.size, (1, ensemble.members, 16))
         batch = trainer.buffer.gather(index)
         rows = (x[0].view(ensemble.members, 16, -1) for x in (batch.obs, batch.action, batch.next_obs))
         loss = published.update(*rows)
@@ -121,7 +120,7 @@ def test_reward_model_batches_stay_equal_to_the_published_ones():
     model.optimizer.restart(torch.ones(1, dtype=torch.bool))
     before = model.parameters.clone()
     for _ in range(50):
-        batch = trainer.buffer.gather(trainer.streams.integers("reward_model", trainer.buffer.size, 1, 16))
+        batch = trainer.buffer.gather(torch.randint(trainer.buffer.size, (1, 16)))
         loss = published.update(*(x[0] for x in (batch.obs, batch.action, batch.next_obs, batch.reward)))
         torch.testing.assert_close(model.train_batch(batch).item(), loss, rtol=1e-9, atol=0)
     torch.testing.assert_close(model.parameters[0, 0], flatten(published.model.network), rtol=0, atol=1e-9)

@@ -49,7 +49,6 @@ def parameters(trainer: Trainer, run: int) -> torch.Tensor:
 def test_three_runs_equal_three_processes_although_one_diverges(settings):
     seeds = (5, 1, 9)
     together = train(seeds, diverging_seed=1, **settings)
-    assert max(together.agent.critic_updates) >= 50
     assert together.agent.restarts.tolist() == [0, 1, 0]
     for run, seed in enumerate(seeds):
         alone = train((seed,), diverging_seed=1, **settings)
@@ -74,8 +73,9 @@ def test_a_diverged_run_gets_a_fresh_agent_with_finite_parameters():
     trainer.step()
     agent = trainer.agent
     assert agent.restarts.tolist() == [1]
-    assert agent.critic.isfinite().all() and agent.critic_optimizer.count.item() == 1  # the second update of the step
-    assert agent.critic_updates == [1] and agent.actor_optimizer.count.item() == 0
+    assert agent.critic.isfinite().all()
+    assert agent.critic_optimizer.count.item() == agent.actor_optimizer.count.item() == 0
+    assert not agent.critic_optimizer.first.any() and not agent.actor_optimizer.second.any()
     assert (agent.actor - before).abs().max() > 1e-3
     assert torch.equal(agent.actor, agent.actor_target)
 

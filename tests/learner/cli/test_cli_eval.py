@@ -90,8 +90,7 @@ def test_reports_are_written_into_a_new_folder_and_named_at_the_end(trained, tmp
         assert capsys.readouterr().out.endswith(f"\nwritten: {report}\n")
 
 
-def test_eval_on_another_kind_of_device_needs_no_generator_state(copied, tmp_path):
-    # A run trained on a GPU: its generators' states are 16 bytes and mean nothing to a CPU generator.
+def test_eval_on_another_kind_of_device_gives_the_same(copied, tmp_path):
     expected = evaluated(copied, tmp_path)
     config = json.loads((copied / "config.json").read_text()) | {"device": "cuda", "matmul": "high"}
     (copied / "config.json").write_text(json.dumps(config))
@@ -99,8 +98,5 @@ def test_eval_on_another_kind_of_device_needs_no_generator_state(copied, tmp_pat
     assert path is not None
     saved = load_checkpoint(path)
     saved["identity"]["config"] |= {"device": "cuda", "matmul": "high"}
-    gpu_state = torch.zeros(16, dtype=torch.uint8)
-    for states in (*saved["trainer"]["streams"].values(), saved["trainer"]["env"]["generators"]):
-        states[:] = [gpu_state] * len(states)
     save_checkpoint(path, {k: v for k, v in saved.items() if k != "version"})
     assert evaluated(copied, tmp_path, "--device", "cpu") == expected
