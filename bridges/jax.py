@@ -26,6 +26,9 @@ RESIDUALS = ("recompute", "keep")
 """What a backward pass starts from: ``recompute`` from the inputs, ``keep`` from what the forward kept: intermediate
 values of ``vjp``, Jacobian columns of ``jvp``."""
 
+XLA_GPU_ALIGNMENT = 16
+"""Bytes that the addresses of a GPU program's inputs must be multiples of: ``kEntryParameterAlignBytes`` of XLA."""
+
 
 @functools.cache
 def load_jax() -> Any:
@@ -76,7 +79,8 @@ def check_device(device: torch.device, name: str) -> None:
 def to_jax(x: Float[Tensor, "..."]) -> Any:
     """A JAX array that shares the memory of a row-major torch tensor, without its graph.
 
-    JAX copies CPU memory that is not 64-byte aligned (an offset view).
+    Memory that XLA takes for unaligned (an offset view) is copied: on a CPU at other than multiples of 64 bytes, on
+    CUDA of 16.
 
     Raises:
         InputError: JAX has no such device, or would change the dtype: float64 needs :func:`x64` around it.
@@ -91,7 +95,8 @@ def to_jax(x: Float[Tensor, "..."]) -> Any:
                 f"a tensor is on {x.device} but JAX sees only {jax.default_backend()} devices: use device cpu"
             )
         with _current_device(x):
-            array = jax.dlpack.from_dlpack(x.detach())
+            aligned = not x.is_cuda or x.data_ptr() % XLA_GPU_ALIGNMENT == 0
+            array = jax.dlpack.from_dlpack(x.detach() if aligned else x.detach().clone())
     if x.itemsize == 8 and (array.dtype.itemsize != 8 or not load_jax().config.jax_enable_x64):
         single = str(x.dtype).removeprefix("torch.").replace("64", "32")
         raise InputError(f"a {x.dtype} tensor would reach JAX as {single}: call it with jax_enable_x64 on")

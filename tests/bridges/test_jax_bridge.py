@@ -204,6 +204,11 @@ class TestCuda:
         x = draw(16, 3).cuda()
         assert to_jax(x).unsafe_buffer_pointer() == x.data_ptr()
 
+    def test_unaligned_memory_is_copied(self):
+        x = draw(13).cuda()[1:]
+        assert x.data_ptr() % 16
+        torch.testing.assert_close(from_jax(lambda x: 2.0 * x)(x), 2.0 * x)
+
     def test_side_stream_with_a_delay(self):
         """The input is written late, on a stream of the caller's, and overwritten right after the call."""
         op = from_jax(lambda x: 2.0 * x)
