@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.envs.task import Task
 from mage_diffsim.methods import METHODS
-from mage_diffsim.randomness import Streams, integers, normal, normal_words, permutations
+from mage_diffsim.randomness import Step, Streams, integers, normal, normal_words, permutations
 from mage_diffsim.shapes import Float, Int, Tensor
 
 
@@ -25,7 +25,7 @@ class Draws(NamedTuple):
 
 
 def draw(
-    streams: Streams, config: TrainConfig, task: Task, step: Int[Tensor, ""], size: Int[Tensor, ""], updates: int
+    streams: Streams, config: TrainConfig, task: Task, step: Step, size: Int[Tensor, ""], updates: int
 ) -> list[Draws]:
     """The random numbers of the critic updates of an environment step.
 
@@ -33,7 +33,7 @@ def draw(
         streams: where they come from.
         config: of the training.
         task: the task.
-        step: the environment step, on the device.
+        step: the environment step (see :meth:`.Streams.words`).
         size: number of transitions in the buffer, on the device.
         updates: number of critic updates.
     """

@@ -17,7 +17,11 @@ import torch
 
 from mage_diffsim.shapes import Float, Int, Tensor
 
+Step = int | Tensor
+"""An environment step: a number, or an int64 tensor on the device."""
 WORD = 1 << 32
+AHEAD = 1 << 14
+"""Words of a run that are made at once, for steps to come, where the host knows the step."""
 
 
 class Philox:
@@ -35,19 +39,22 @@ class Philox:
 
     def __init__(self, key: Int[Tensor, "2 ..."]) -> None:
         pair = (2, *(1,) * (key.ndim - 1))
-        self.multipliers = torch.tensor(self.MULTIPLIERS, device=key.device).view(pair)
+        multipliers = torch.tensor(self.MULTIPLIERS, device=key.device).view(pair)
+        self.multipliers = multipliers, multipliers.flip(0)
         steps = torch.tensor(self.KEY_STEPS, device=key.device).view(pair)
-        self.keys = [(key + n * steps) % WORD for n in range(self.ROUNDS)]
+        keys = [(key + n * steps) % WORD for n in range(self.ROUNDS)]
+        self.keys = [key.flip(0) if n % 2 == 0 else key for n, key in enumerate(keys)]
         """The key of each round."""
 
     def __call__(self, counter: Int[Tensor, "4 ..."]) -> Int[Tensor, "4 ..."]:
-        even, odd = counter[0::2], counter[1::2]
-        for key in self.keys:
-            product = even * self.multipliers
+        even, odd = counter[0::2], counter[1::2].flip(0)
+        for n, key in enumerate(self.keys):
+            # After every round the two halves of a pair have changed places; two rounds put them back.
+            product = even * self.multipliers[n % 2]
             # The shift copies the sign into the upper half, which is cut off before it is multiplied.
-            even = ((product >> 32).flip(0) ^ odd ^ key) & (WORD - 1)
+            even = (product >> 32).bitwise_xor_(odd).bitwise_xor_(key).bitwise_and_(WORD - 1)
             odd = product.flip(0)
-        return torch.stack((even, odd & (WORD - 1)), dim=1).flatten(0, 1)
+        return torch.stack((even, odd.bitwise_and_(WORD - 1).flip(0)), dim=1).flatten(0, 1)
 
 
 class Streams:
@@ -71,7 +78,9 @@ class Streams:
     def __init__(self, seeds: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
         self.seeds, self.device, self.dtype = tuple(seeds), device, dtype
         keys = [np.random.SeedSequence(seed).generate_state(2, np.uint32).tolist() for seed in seeds]
-        self._philox = Philox(torch.tensor(keys, device=device).T.unsqueeze(-1))
+        self._philox = Philox(torch.tensor(keys, device=device).T.view(2, -1, 1, 1))
+        self._made: dict[tuple[tuple[str, int], ...], tuple[int, dict[str, Tensor]]] = {}
+        """Words of several steps by what was wanted, from the first of these steps on."""
 
     def generator(self, run: int, purpose: str, number: int) -> torch.Generator:
         """The generator of one thing that is drawn on the CPU: of the run's ``number``-th network, say."""
@@ -82,27 +91,41 @@ class Streams:
         """:meth:`generator` of every run."""
         return [self.generator(run, purpose, number) for run in range(len(self.seeds))]
 
-    def words(self, step: Int[Tensor, ""], counts: Mapping[str, int]) -> dict[str, Int[Tensor, "R n"]]:
+    def words(self, step: Step, counts: Mapping[str, int]) -> dict[str, Int[Tensor, "R n"]]:
         """``counts[purpose]`` random 32-bit words of every run for each purpose, from 0 to 2^32 - 1.
 
         Args:
-            step: the environment step, int64, on the device.
+            step: the environment step: int64 on the device, or an int, for which the words of several steps to come are
+                made at once where they are few.
             counts: number of words by purpose.
         """
+        if not isinstance(step, int):
+            return {purpose: x[:, 0] for purpose, x in self._of_steps(step.view(1), counts).items()}
+        wanted, several = tuple(counts.items()), max(1, AHEAD // sum(counts.values()))
+        first, made = self._made.get(wanted, (-several, {}))
+        if not first <= step < first + several:
+            first = step - step % several
+            steps = torch.arange(first, first + several, device=self.device)
+            made = self._of_steps(steps, counts)
+            self._made[wanted] = first, made
+        return {purpose: x[:, step - first] for purpose, x in made.items()}
+
+    def _of_steps(self, steps: Int[Tensor, " T"], counts: Mapping[str, int]) -> dict[str, Int[Tensor, "R T n"]]:
         blocks = {purpose: -(-count // 4) for purpose, count in counts.items()}
         like: dict[str, Any] = dict(dtype=torch.int64, device=self.device)
         positions = torch.cat([torch.arange(n, **like) for n in blocks.values()])
         purposes = torch.cat([torch.full((n,), self.PURPOSES.index(p), **like) for p, n in blocks.items()])
-        clock = (step & (WORD - 1)).expand_as(positions), (step >> 32).expand_as(positions)
-        counter = torch.stack((positions, purposes, *clock)).unsqueeze(1)
-        words = self._philox(counter.expand(4, len(self.seeds), -1)).movedim(0, -1).flatten(-2)
-        parts = words.split([4 * n for n in blocks.values()], dim=-1)
-        return {purpose: part[:, :count] for (purpose, count), part in zip(counts.items(), parts, strict=True)}
+        clock = steps.unsqueeze(1)
+        parts = torch.broadcast_tensors(positions, purposes, clock & (WORD - 1), clock >> 32)
+        counter = torch.stack(parts).unsqueeze(1)
+        words = self._philox(counter.expand(-1, len(self.seeds), -1, -1)).movedim(0, -1).flatten(-2)
+        of_purpose = words.split([4 * n for n in blocks.values()], dim=-1)
+        return {p: part[..., :count] for (p, count), part in zip(counts.items(), of_purpose, strict=True)}
 
 
 def uniform(words: Int[Tensor, "R n"], dtype: torch.dtype, *shape: int) -> Float[Tensor, "R ..."]:
     """Numbers uniform in [0, 1) with 24 bits, the same in every dtype, shape [R, *shape]."""
-    return ((words >> 8).to(dtype) * 2.0**-24).view(-1, *shape)
+    return ((words >> 8).to(dtype) * 2.0**-24).reshape(-1, *shape)
 
 
 def normal(words: Int[Tensor, "R n"], dtype: torch.dtype, *shape: int) -> Float[Tensor, "R ..."]:
@@ -114,7 +137,7 @@ def normal(words: Int[Tensor, "R n"], dtype: torch.dtype, *shape: int) -> Float[
     radius = ((first + 0.5) * (1.0 / WORD)).log_().mul_(-2.0).sqrt_()
     angle = second * (2.0 * math.pi / WORD)
     numbers = torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)
-    return numbers[:, : math.prod(shape)].view(-1, *shape)
+    return numbers[:, : math.prod(shape)].reshape(-1, *shape)
 
 
 def normal_words(*shape: int) -> int:
@@ -124,9 +147,9 @@ def normal_words(*shape: int) -> int:
 
 def integers(words: Int[Tensor, "R n"], high: int | Int[Tensor, ""], *shape: int) -> Int[Tensor, "R ..."]:
     """Integers uniform in [0, high) up to high / 2^32, for ``high`` below 2^31, shape [R, *shape]."""
-    return (words * high >> 32).view(-1, *shape)
+    return (words * high >> 32).reshape(-1, *shape)
 
 
 def permutations(words: Int[Tensor, "R n"], *shape: int) -> Int[Tensor, "R ..."]:
     """Permutations of ``range(shape[-1])``, each uniform and independent, shape [R, *shape]."""
-    return words.view(-1, *shape).argsort(dim=-1)
+    return words.reshape(-1, *shape).argsort(dim=-1)

@@ -17,14 +17,13 @@ from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import RewardFunction
 from mage_diffsim.cuda_graphs import Captured
-from mage_diffsim.derivatives import gradient_backend, needed_derivatives
 from mage_diffsim.devices import device_text, environment_of, environment_text, matmul_precision, torch_device
 from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.draws import Draws, draw
 from mage_diffsim.dynamics import Dynamics, HybridDynamics, LearnedDynamics, OracleDynamics
+from mage_diffsim.envs.batched import Transition
 from mage_diffsim.envs.physics import Physics, make_physics
 from mage_diffsim.envs.rollouts import rollout
-from mage_diffsim.envs.spot_check import Cut, Transitions, draw_transitions, find_cuts, refuse, require_values
 from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError
 from mage_diffsim.gradients import gradient_errors_of_runs, true_action_gradients
@@ -32,9 +31,10 @@ from mage_diffsim.methods import METHODS
 from mage_diffsim.models import GaussianEnsemble, ModelTraining, RewardModel
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.normalizer import Normalizer
-from mage_diffsim.randomness import Streams, normal, normal_words, uniform
+from mage_diffsim.randomness import Step, Streams, normal, normal_words, uniform
 from mage_diffsim.real_environment import LOOK_EVERY, RealEnvironment
-from mage_diffsim.shapes import Float, Int, Tensor
+from mage_diffsim.shapes import Float, Tensor
+from mage_diffsim.task_functions import TaskFunctions
 from mage_diffsim.validation import validate
 
 
@@ -105,7 +105,7 @@ class Trainer:
         self.env_step = 0
         self._said_unmeasurable = False
         if config.compile == "on":
-            self._draw = compiled(self._draw)
+            self._act, self._record, self._draw = map(compiled, (self._act, self._record, self._draw))
         self._rollout = (
             CapturedRollout(self.physics, self.policy)
             if self.captures.collection
@@ -113,8 +113,9 @@ class Trainer:
         )
         self._graphs: dict[tuple[str, int], Captured] = {}
         """Captured parts of an environment step, by name and variant."""
+        self._functions = TaskFunctions(config, self.task, self.physics, self.truth_physics)
         if check:
-            self._check_task()
+            self._functions.check()
         self.env.reset()
 
     def _physics(self, backend: str | None, *, dtype: torch.dtype | None = None, **source: Any) -> Physics:
@@ -157,30 +158,6 @@ class Trainer:
             "graphs": str(self.captures),
             "matmul": config.matmul,
         }
-
-    # --- the task's functions --------------------------------------------------------------------------------------
-
-    def _check_task(self) -> None:
-        require_values(self.task, self._transitions, self.physics)
-        needed = needed_derivatives(self.config, self.task)
-        for cut in self._cuts if needed else ():
-            if (cut.function, cut.wrt) in needed:
-                raise refuse(self.task, cut)
-
-    @functools.cached_property
-    def _transitions(self) -> Transitions:
-        return draw_transitions(self.task, self.physics, len(self.config.runs))
-
-    @functools.cached_property
-    def _cuts(self) -> tuple[Cut, ...]:
-        """Derivatives of the task's functions that autograd does not give."""
-        torch_step = "torch" in (self.truth_physics.backend, gradient_backend(self.config, self.task))
-        return find_cuts(self.task, self._transitions, step=torch_step)
-
-    def _unmeasurable(self) -> str | None:
-        """Why the true action-gradients cannot be taken, if they cannot."""
-        torch_step = self.truth_physics.backend == "torch"
-        return next((f"{c.function}() {c.detail}" for c in self._cuts if c.function != "step" or torch_step), None)
 
     # --- Algorithm 2 -------------------------------------------------------------------------------------------
 
@@ -225,13 +202,16 @@ class Trainer:
         done = (self.env_step - self.hyper.warmup_steps) * self.config.updates_per_step
         self._run("improve", self._improve, done % self.agent.method.policy_delay, self.captures.updates)
 
-    def _run(self, name: str, function: Callable[[int], None], variant: int, captured: bool) -> None:
-        """Call a part of an environment step, or replay it as the CUDA graph of this variant."""
+    def _run(self, name: str, function: Callable[[int, Step], None], variant: int, captured: bool) -> None:
+        """Call a part of an environment step, or replay it as the CUDA graph of this variant.
+
+        The part gets the step as a number, or, where it is recorded or traced, as the device knows it.
+        """
         if not captured:
-            function(variant)
+            function(variant, self.clock if self.config.compile == "on" else self.env_step)
             return
         if (name, variant) not in self._graphs:
-            self._graphs[name, variant] = Captured(functools.partial(function, variant), self._changing)
+            self._graphs[name, variant] = Captured(lambda: function(variant, self.clock), self._changing)
         self._graphs[name, variant]()
 
     def _changing(self) -> list[Any]:
@@ -240,19 +220,24 @@ class Trainer:
         own = [self.clock, self.env_divergences, self.buffer.filled, self.env.changing()]
         return [*own, self.agent.state_dict(), *(x.state_dict() for x in statistics)]
 
-    def _collect(self, warm_up: int) -> None:
+    def _collect(self, warm_up: int, step: Step) -> None:
         self.clock += 1
-        actions = self.task.action_dim
-        words = self.streams.words(self.clock, {"explore": normal_words(actions)})["explore"]
         obs = self.env.obs.to(self.dtype, copy=True)
+        action = self._act(warm_up, step, obs)
+        self._record(obs, action, self.env.step(action.to(self.physics.dtype)))
+
+    def _act(self, warm_up: int, step: Step, obs: Float[Tensor, "R O"]) -> Float[Tensor, "R A"]:
+        """Exploratory actions."""
+        actions = self.task.action_dim
+        words = self.streams.words(step, {"explore": normal_words(actions)})["explore"]
         if warm_up:
-            action = 2.0 * uniform(words[:, :actions], self.dtype, actions) - 1.0
-        else:
-            with torch.no_grad():
-                action = self.agent.policy(obs.unsqueeze(1)).squeeze(1)
-            action = action + self.hyper.exploration_noise * normal(words, self.dtype, actions)
-        action = action.clamp(-1.0, 1.0)
-        moved = self.env.step(action.to(self.physics.dtype))
+            return 2.0 * uniform(words[:, :actions], self.dtype, actions) - 1.0
+        with torch.no_grad():
+            action = self.agent.policy(obs.unsqueeze(1)).squeeze(1)
+        return (action + self.hyper.exploration_noise * normal(words, self.dtype, actions)).clamp(-1.0, 1.0)
+
+    def _record(self, obs: Float[Tensor, "R O"], action: Float[Tensor, "R A"], moved: Transition) -> None:
+        """A row of the buffer, and the statistics."""
         next_obs, reward, state = (x.to(self.dtype) for x in (moved.next_obs, moved.reward, moved.state))
         valid = ~moved.diverged
         self.buffer.add(obs, action, next_obs, reward, moved.terminated, state, valid)
@@ -262,12 +247,12 @@ class Trainer:
         self.delta_statistics.update(next_obs - obs, valid)
         self.reward_statistics.update(reward.unsqueeze(-1), valid)
 
-    def _improve(self, done: int) -> None:
+    def _improve(self, done: int, step: Step) -> None:
         """``done`` critic updates were done since an actor update was due."""
-        draws = self._draw(self.clock, self.config.updates_per_step)
+        draws = self._draw(step, self.config.updates_per_step)
         self.agent.improve(self.buffer, draws, done)
 
-    def _draw(self, step: Int[Tensor, ""], updates: int) -> list[Draws]:
+    def _draw(self, step: Step, updates: int) -> list[Draws]:
         return draw(self.streams, self.config, self.task, step, self.buffer.filled, updates)
 
     def draw(self, updates: int, ahead: int = 1) -> list[Draws]:
@@ -323,7 +308,7 @@ class Trainer:
     def _gradient_error(self, initial_state: Float[Tensor, "N S"]) -> dict[str, Float[Tensor, " R"]]:
         """Eq. 14 and the cosine of grad_a min_i Q_i, the gradient that the actor follows. Truth is in float64."""
         runs = len(self.config.runs)
-        if reason := self._unmeasurable():
+        if reason := self._functions.unmeasurable():
             if not self._said_unmeasurable:
                 logging.getLogger(__name__).warning(
                     f"{self.task.name}: the gradient error of Eq. 14 and the cosine are left empty, as {reason}"

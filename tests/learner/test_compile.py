@@ -227,7 +227,6 @@ class Reads(Pendulum):
     ],
 )
 def test_a_task_whose_functions_wait_for_the_host_is_not_captured(monkeypatch, caplog, where, settings, updates):
-    monkeypatch.setattr(Trainer, "_check_task", lambda self: None)
     trainer = Trainer(make_config(Reads(where), steps=60, hyper=HYPER, **settings), Reads(where))
 
     def captures(graphs):

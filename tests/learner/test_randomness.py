@@ -107,3 +107,13 @@ def test_generators_of_networks_and_initial_states_are_of_run_purpose_and_number
     ]
     assert len(set(numbers)) == 8
     assert torch.rand(1, generator=Streams((9,), CPU, torch.float32).generator(0, "environment", 1)) == numbers[7]
+
+
+@pytest.mark.parametrize("counts", [{"explore": 6}, {"batch": 3000, "target": 5}, {"batch": 20_000}], ids=str)
+def test_words_of_a_step_are_the_same_whether_the_host_or_the_device_knows_the_step(counts):
+    streams = Streams((0, 4), CPU, torch.float32)
+    for step in (0, 1, 2, 3, 17, 5, 40_000, 2**32 + 1):
+        by_number, on_device = streams.words(step, counts), streams.words(torch.tensor(step), counts)
+        for purpose, count in counts.items():
+            assert by_number[purpose].shape == (2, count)
+            assert torch.equal(by_number[purpose], on_device[purpose])
