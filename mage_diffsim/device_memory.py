@@ -52,8 +52,10 @@ def _lacks_memory(error: RuntimeError) -> bool:
 
 def _too_many_runs(config: TrainConfig, task: Task | None) -> InputError:
     asked = len(config.runs)
+    _collect()
     free = _free(config)
     fitting = min(_fitting_runs(config, task, free), asked - 1)
+    _collect()
     where = f"the {free / 2**30:.1f} GiB that are free on {device_text(config.device)}"
     if fitting < 1:
         return InputError(f"not even one run fits into {where}: give fewer steps, or a smaller batch_size or ensemble")
@@ -68,6 +70,7 @@ def _fitting_runs(config: TrainConfig, task: Task | None, free: int) -> int:
     taken: list[int] = []
     for runs in (1, 2):
         try:
+            _collect()
             taken.append(_free(config) - _free_beside(config, task, runs))
         except RuntimeError as error:
             if not _lacks_memory(error):
@@ -83,12 +86,15 @@ def _free_beside(config: TrainConfig, task: Task | None, runs: int) -> int:
     trainer = Trainer(dataclasses.replace(config, seeds=seeds, lambdas=lambdas, hyper=hyper, compile="off"), task)
     for _ in range(min(3, config.steps)):
         trainer.step()
-    return _free(config, collect=False)
+    return _free(config)
 
 
-def _free(config: TrainConfig, *, collect: bool = True) -> int:
-    """Bytes that are free on the device; ``collect`` gives back what nothing refers to any more."""
-    if collect:
-        gc.collect()
-        torch.cuda.empty_cache()
+def _free(config: TrainConfig) -> int:
+    """Bytes that are free on the device."""
     return torch.cuda.mem_get_info(torch_device(config.device))[0]
+
+
+def _collect() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()

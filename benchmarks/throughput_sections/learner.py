@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,8 @@ from throughput_sections.variants import published_updates, updates_per_call, va
 def measure_learner(options: Options, console: Console) -> Iterator[Row]:
     """Times updates of the learner's variants and of the published formulation, and their matrix products alone.
 
+    The learner's updates include their random numbers, the published ones do not.
+
     Raises:
         Failed: the critics of the variants differ.
     """
@@ -27,18 +28,18 @@ def measure_learner(options: Options, console: Console) -> Iterator[Row]:
         rounds, updates = options.rounds(task), updates_per_call(options, task)
         # Trainers of one seed start with equal parameters and have seen the same transitions.
         variants = {
-            name: options.trainer(task, method=method, **kw) for name, kw in variants_of(options, "learner").items()
+            name: options.trainer(task, updates=updates, method=method, **settings)
+            for name, settings in variants_of(options, "learner").items()
         }
         eager = variants["eager"]
-        size, drawn = eager.hyper.batch_size, eager.draw(updates)
-        run_published, error = published_updates(eager, drawn)
+        size = eager.hyper.batch_size
+        run_published, error = published_updates(eager, eager.draw(updates))
         functions: dict[str, Callable[[], object]] = {"published": run_published}
-        functions |= {name: lambda t=t, d=drawn: t.agent.improve(t.buffer, d) for name, t in variants.items()}
-        spare = options.trainer(task, method=method)  # to be recorded, which trains it
-        products = products_of(functools.partial(spare.agent.improve, spare.buffer, drawn))
+        functions |= {name: trainer.improve for name, trainer in variants.items()}
+        products = products_of(options.trainer(task, updates=updates, method=method).improve)
         functions["products"] = again(products)
         ours, theirs = (sum(p.flop for p in calls) / 1e9 for calls in (products, products_of(run_published)))
-        found = interleaved(functions, rounds, device)
+        found = interleaved(functions, rounds, device, until=options.until)
         apart = max(
             float((getattr(t.agent, name) - getattr(eager.agent, name)).abs().max())
             for t, name in itertools.product(variants.values(), ("actor", "critic", "critic_target"))

@@ -48,7 +48,7 @@ def measure_loop(options: Options, console: Console) -> Iterator[Row]:
                     trainer.step()
 
             functions[name] = run
-        found = interleaved(functions, rounds, device)
+        found = interleaved(functions, rounds, device, until=options.until)
         shares = hyper.updates_per_step / 2, hyper.model_batches / period / 2  # both were called twice
         sums = [shares[0] * u + shares[1] * b for u, b in zip(found["updates"].rounds, found["batches"].rounds,
                                                               strict=True)]  # fmt: skip

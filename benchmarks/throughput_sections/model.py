@@ -36,7 +36,7 @@ def measure_model(options: Options, console: Console) -> Iterator[Row]:
 
         functions: dict[str, Callable[[], object]] = {"published": run_published}
         functions |= {name: lambda n=name, t=trainer, f=run_ours: f(n, t) for name, trainer in variants.items()}
-        found = interleaved(functions, options.rounds(task), device)
+        found = interleaved(functions, options.rounds(task), device, until=options.until)
         apart = max(losses.values()) - min(losses.values())
         if not apart < 1e-3 * max(1.0, abs(losses["published"])):
             raise Failed(f"{task}: after the same batches the model losses are {losses}")

@@ -156,11 +156,12 @@ class Options:
         """Returns whether an update takes this device long."""
         return self.device == "cpu" and make_task(task).network_size == "full"
 
-    def trainer(self, task: str, **settings: Any) -> Trainer:
+    def trainer(self, task: str, *, updates: int | None = None, **settings: Any) -> Trainer:
         """Returns a trainer with transitions in its buffer and nothing learned yet, eager unless settings say
-        otherwise."""
+        otherwise. Its ``improve`` does so many ``updates``, or those of an environment step."""
         settings = {"graphs": "off"} | settings
         hyper = {"warmup_steps": STEPS + 1, "model_every": 10 * STEPS}
+        hyper |= {} if updates is None else {"updates_per_step": updates}
         config = make_config(
             task, preset=self.preset, steps=STEPS, device=self.device, shared={"hyper": hyper} | settings
         )

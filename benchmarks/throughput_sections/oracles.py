@@ -23,11 +23,12 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
         Failed: a target is not finite, or a critic diverged.
     """
     for task in options.task_names():
-        trainers = {"learned": options.trainer(task)}
+        # An update with the actor and one without make a pair.
+        trainers = {"learned": options.trainer(task, updates=2)}
         for backend, derivative, residuals in sources_of(task, options, console):
             source = dict(backend=backend, derivative=derivative, residuals=residuals)
             try:
-                trainer = options.trainer(task, dynamics="oracle", **source)
+                trainer = options.trainer(task, updates=2, dynamics="oracle", **source)
             except (InputError, MissingExtra) as error:
                 left_out(task, backend, error, console)
                 continue
@@ -35,11 +36,10 @@ def measure_oracles(options: Options, console: Console) -> Iterator[Row]:
             trainers[name_of(trainer.agent.dynamics.physics)] = trainer
         functions: dict[str, Callable[[], object]] = {}
         for name, trainer in trainers.items():
-            drawn = trainer.draw(2)  # an update with the actor and one without make a pair
-            functions[f"{name}: update"] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
+            functions[f"{name}: update"] = trainer.improve
             dynamics = trainer.agent.dynamics
             if isinstance(dynamics, OracleDynamics):
-                batch = trainer.buffer.gather(drawn[0].index)
+                batch = trainer.buffer.gather(trainer.draw(1)[0].index)
                 state, action = batch.state.flatten(0, 1), batch.action.flatten(0, 1).requires_grad_()
 
                 def step_and_pull_back(physics=dynamics.physics, state=state, action=action) -> None:

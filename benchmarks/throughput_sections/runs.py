@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -26,11 +27,9 @@ def measure_runs(options: Options, console: Console) -> Iterator[Row]:
             continue
         updates = updates_per_call(options, task)
         for name, settings in variants_of(options, "learner").items():
-            functions: dict[str, Callable[[], object]] = {}
-            trainers = {n: options.trainer(task, method=method, seeds=tuple(range(n)), **settings) for n in counts}
-            for count, trainer in trainers.items():
-                drawn = trainer.draw(updates)
-                functions[str(count)] = lambda t=trainer, d=drawn: t.agent.improve(t.buffer, d)
+            shared: dict[str, Any] = dict(updates=updates, method=method, **settings)
+            trainers = {n: options.trainer(task, seeds=tuple(range(n)), **shared) for n in counts}
+            functions = {str(n): trainer.improve for n, trainer in trainers.items()}
             found = interleaved(functions, options.rounds(task), torch_device(options.device), until=options.until)
             apart = max(float((t.agent.critic[0] - trainers[1].agent.critic[0]).abs().max()) for t in trainers.values())
             if not apart <= 1e-5:

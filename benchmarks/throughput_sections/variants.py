@@ -20,7 +20,7 @@ def variants_of(options: Options, section: Section) -> dict[str, dict[str, Any]]
     compiles = options.compile and (section == "model" or not options.quick)
     if compiles:
         found["compiled"] = {"compile": "on", "graphs": "off"}
-    if options.device != "cpu":
+    if options.on_a_gpu and section != "model":  # whose graphs hold whole rounds: section steps has them
         found["captured"] = {"graphs": "on"}
         if compiles:
             found["compiled + captured"] = {"compile": "on", "graphs": "on"}
