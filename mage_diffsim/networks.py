@@ -83,13 +83,14 @@ class MLP:
 
 
 def _linear(h: Float[Tensor, "G B i"], weight: Float[Tensor, "G i o"], bias: Float[Tensor, "G 1 o"]) -> Tensor:
-    """h weight + bias. Compiled, the sum becomes one kernel with the activation, where ``baddbmm`` copies the bias.
-
-    With one output a product and a sum, as matrix products of width 1 are several times slower.
-    """
-    if weight.shape[-1] > 1:
-        return torch.bmm(h, weight).add_(bias)
-    return (h * weight.transpose(1, 2)).sum(dim=-1, keepdim=True) + bias
+    """h weight + bias. With one output a product and a sum, as matrix products of width 1 are several times slower."""
+    if weight.shape[-1] == 1:
+        return (h * weight.transpose(1, 2)).sum(dim=-1, keepdim=True) + bias
+    if (
+        torch.compiler.is_compiling()
+    ):  # one kernel adds the bias and applies what follows, where baddbmm copies it first
+        return torch.bmm(h, weight) + bias
+    return torch.baddbmm(bias, h, weight)
 
 
 class ScalarPullback:
@@ -102,8 +103,9 @@ class ScalarPullback:
     Neither parameters nor x may require a gradient. The sweep for dQ/dx is made only when ``input_gradient`` is called,
     which may leave the first components of x out of it.
 
-    Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = s + h (1 - s) and
-    ``second`` = first + s - 2 s first are silu's derivatives at z; ``adjoint`` is dQ/dh; a dot is the tangent.
+    Notation per hidden layer: z pre-activation, s = sigmoid(z), h = silu(z) = z s; ``first`` = h + s (1 - h) is silu's
+    derivative at z; ``adjoint`` is dQ/dh and ``adjoint_z`` = adjoint first is dQ/dz; a dot is the tangent. The second
+    derivative of silu, first + s - 2 s first, times the adjoint is adjoint_z + s (adjoint - 2 adjoint_z).
     """
 
     def __init__(self, network: MLP, parameters: Float[Tensor, "R K P"], x: Float[Tensor, "R k B i"]) -> None:
@@ -113,12 +115,13 @@ class ScalarPullback:
         *hidden, (weight_out, bias_out) = network.layers(parameters)
         self.hidden, self.weight_out = hidden, weight_out
         self.h, self.sigmoid, self.first = [h], [], []
+        one = h.new_ones(())
         for weight, bias in hidden:
             z = _linear(h, weight, bias)
             sigmoid = z.sigmoid()
             h = z.mul_(sigmoid)
             self.sigmoid.append(sigmoid)
-            self.first.append((h + sigmoid).addcmul_(h, sigmoid, value=-1.0))
+            self.first.append(torch.lerp(h, one, sigmoid))
             self.h.append(h)
         self.value = _linear(h, weight_out, bias_out).view(runs, copies, -1)
         """Q(x), shape [R, K, B]."""
@@ -150,9 +153,8 @@ class ScalarPullback:
         for n in reversed(range(len(self.hidden))):
             a_z = a * self.first[n]
             if u is not None:
-                sigmoid, first = self.sigmoid[n], self.first[n]
-                second = (first + sigmoid).addcmul_(sigmoid, first, value=-2.0)
-                a_z.addcmul_(second.mul_(self.adjoint[n]), z_dots[n])
+                bend = torch.sub(self.adjoint[n], self.adjoint_z[n], alpha=2.0)
+                a_z.addcmul_(torch.addcmul(self.adjoint_z[n], self.sigmoid[n], bend), z_dots[n])
             weight_gradient = torch.bmm(self.h[n].transpose(1, 2), a_z)
             if u is not None:
                 self._along(weight_gradient, n).add_(torch.bmm(tangents[n].transpose(1, 2), self.adjoint_z[n]))
