@@ -14,13 +14,16 @@ from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import (
+    Derived,
     RewardFunction,
     Start,
     Target,
+    bootstrapped,
     clip_norm,
     control_gradient,
     critic_loss,
     huber,
+    masked,
     masked_mean,
     td_target,
     term_weights,
@@ -90,11 +93,13 @@ class Agent:
             self._compile(dynamics.traceable or not self.method.imagines)
 
     def _compile(self, in_torch: bool) -> None:
-        """Compile the updates; of a critic update whose target leaves torch, the part after the target."""
+        """Compile the updates; of a critic update whose dynamics leave torch, the parts around them."""
         logging.getLogger("mage_diffsim").info("compiling the updates: up to a few minutes at the first of them")
         if in_torch:
             self.update_critic = compiled(self.update_critic)
         else:
+            self._act = compiled(self._act)
+            self._bootstrap = compiled(self._bootstrap)
             self._fit_critic = compiled(self._fit_critic)
         self.update_actor = compiled(self.update_actor)
         self.renew_diverged = compiled(self.renew_diverged)
@@ -111,15 +116,23 @@ class Agent:
 
     def policy(self, obs: Float[Tensor, "R B O"], parameters: Tensor | None = None) -> Float[Tensor, "R B A"]:
         """pi(s) in (-1, 1); by default the online actor's."""
-        x = self.obs.normalize(obs).unsqueeze(1)
-        return self.actor_network(self.actor if parameters is None else parameters, x).squeeze(1).tanh()
+        return self._policy(self.obs.normalize(obs), self.actor if parameters is None else parameters)
+
+    def _policy(self, x: Float[Tensor, "R B O"], parameters: Tensor) -> Float[Tensor, "R B A"]:
+        """The policy as a function of normalised observations."""
+        return self.actor_network(parameters, x.unsqueeze(1)).squeeze(1).tanh()
 
     def q(
         self, obs: Float[Tensor, "R k B O"], action: Float[Tensor, "R k B A"], parameters: Tensor | None = None
     ) -> Float[Tensor, "R C B"]:
         """Q_i(s, a) of every critic; ``k`` is 1 where the critics share rows, or their number C."""
-        x = torch.cat([self.obs.normalize(obs), action], dim=-1)
-        return self.critic_network(self.critic if parameters is None else parameters, x).squeeze(-1)
+        return self._q(self.obs.normalize(obs), action, self.critic if parameters is None else parameters)
+
+    def _q(
+        self, x: Float[Tensor, "R k B O"], action: Float[Tensor, "R k B A"], parameters: Tensor
+    ) -> Float[Tensor, "R C B"]:
+        """The critics as functions of normalised observations."""
+        return self.critic_network(parameters, torch.cat([x, action], dim=-1)).squeeze(-1)
 
     def min_q(self, obs: Float[Tensor, "R B O"], action: Float[Tensor, "R B A"]) -> Float[Tensor, "R B"]:
         """min_i Q_i(s, a): the value that the actor climbs."""
@@ -128,32 +141,49 @@ class Agent:
     def target_value(self, next_obs: Float[Tensor, "R B O"], noise: Float[Tensor, "R B A"]) -> Float[Tensor, "R B"]:
         """min_i Q_target_i(s', a') with a' the target policy's action plus clipped noise, within [-1, 1]."""
         noise = (noise * self.hyper.target_noise).clamp(-self.hyper.target_noise_clip, self.hyper.target_noise_clip)
-        action = (self.policy(next_obs, self.actor_target) + noise).clamp(-1.0, 1.0)
-        return self.q(next_obs.unsqueeze(1), action.unsqueeze(1), self.critic_target).amin(dim=1)
+        x = self.obs.normalize(next_obs)
+        action = (self._policy(x, self.actor_target) + noise).clamp(-1.0, 1.0)
+        return self._q(x.unsqueeze(1), action.unsqueeze(1), self.critic_target).amin(dim=1)
 
     # --- the critic step ---------------------------------------------------------------------------------------
 
     def target(self, batch: Batch, draws: Draws) -> Target:
         """The detached TD target of a batch: imagined from pi(s), or the buffer's own transition if model-free."""
+        return masked(self._derived(batch, draws))
+
+    def _derived(self, batch: Batch, draws: Draws) -> Derived:
+        """The target and its derivatives: the part of an update that steps the dynamics."""
         if not self.method.imagines:
             with torch.no_grad():
                 bootstrap = torch.where(batch.terminated, 0.0, self.target_value(batch.next_obs, draws.target))
-                y = batch.reward + self.hyper.gamma * bootstrap
-            return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, batch.action, torch.isfinite(y))
-        differentiate = self.loss not in GRADIENT_FREE
-        with torch.no_grad():
-            action = self.policy(batch.obs)
+                return Derived(batch.reward + self.hyper.gamma * bootstrap, batch.action)
         return td_target(
             Imagined(batch.obs, batch.state),
-            action,
+            self._act(batch.obs),
             dynamics=self.dynamics,
             noise=draws.imagine,
+            bootstrap=functools.partial(self._bootstrap, draws.target),
+            differentiate=self.loss not in GRADIENT_FREE,
+            start=self.start(batch) if self.loss == "sobolev" else None,
+        )
+
+    def _act(self, obs: Float[Tensor, "R B O"]) -> Float[Tensor, "R B A"]:
+        with torch.no_grad():
+            return self.policy(obs)
+
+    def _bootstrap(
+        self, noise: Float[Tensor, "R B A"], obs: Tensor, action: Tensor, next_obs: Tensor, derivatives: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A :data:`.critic.Bootstrap` with this noise of the target policy."""
+        return bootstrapped(
+            obs,
+            action,
+            next_obs,
+            derivatives,
             reward=self.reward,
             terminated=self.task.terminated,
-            target_value=lambda next_obs: self.target_value(next_obs, draws.target),
+            target_value=lambda next_obs: self.target_value(next_obs, noise),
             gamma=self.hyper.gamma,
-            differentiate=differentiate,
-            start=self.start(batch) if self.loss == "sobolev" else None,
         )
 
     def start(self, batch: Batch) -> Start:
@@ -179,7 +209,7 @@ class Agent:
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal, finite = control_gradient(self.loss, goal, finite, draws.control)
             loss_of = functools.partial(self._critic_loss, target, start, goal, finite)
-            at = (pullback.value, pullback.input_gradient())
+            at = (pullback.value, pullback.input_gradient(0 if start is not None else self.task.obs_dim))
         loss, cotangents = value_and_gradients(loss_of, *at)
         td = masked_mean(huber(target.y.unsqueeze(1) - pullback.value), target.finite)
         return Losses(loss, td), pullback(*cotangents)
@@ -193,14 +223,15 @@ class Agent:
         q: Float[Tensor, "R C B"],
         x_gradient: Float[Tensor, "R C B i"] | None = None,
     ) -> Float[Tensor, "R C"]:
-        """Loss of each critic as a function of Q_i(s, a) and its gradient with respect to the networks' input.
+        """Loss of each critic as a function of Q_i(s, a) and its gradient with respect to the action.
 
-        ``goal`` is what grad_a Q_i is held against, and ``finite`` says which rows count.
+        For ``sobolev`` it is that with respect to the networks' whole input. ``goal`` is what grad_a Q_i is held
+        against, and ``finite`` says which rows count.
         """
         delta = target.y.unsqueeze(1) - q
         action_error = start_error = None
         if goal is not None and x_gradient is not None:
-            action_error = goal.unsqueeze(1) - x_gradient[..., self.task.obs_dim :]
+            action_error = goal.unsqueeze(1) - x_gradient[..., -self.task.action_dim :]
             if start is not None and target.start_gradient is not None:
                 # from the critic's input to where imagination starts, per critic
                 obs_gradient = x_gradient[..., : self.task.obs_dim]
@@ -212,10 +243,11 @@ class Agent:
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""
-        self._fit_critic(batch, self.target(batch, draws), draws)
+        self._fit_critic(batch, self._derived(batch, draws), draws)
 
-    def _fit_critic(self, batch: Batch, target: Target, draws: Draws) -> None:
+    def _fit_critic(self, batch: Batch, derived: Derived, draws: Draws) -> None:
         """One step of every critic towards the target and of its target network, then the divergence guard."""
+        target = masked(derived)
         losses, gradient = self.critic_gradient(batch, target, draws)
         self.critic_optimizer.step(self.critic, gradient)
         polyak_average(self.critic_target, self.critic, self.hyper.polyak)
@@ -244,7 +276,9 @@ class Agent:
         self.diverged |= ~(within & _all_finite(self.actor))
 
     def _actor_loss(self, obs: Float[Tensor, "R B O"], parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, " R"]:
-        return -self.min_q(obs, self.policy(obs, parameters)).mean(dim=-1)
+        x = self.obs.normalize(obs)
+        q = self._q(x.unsqueeze(1), self._policy(x, parameters).unsqueeze(1), self.critic)
+        return -q.amin(dim=1).mean(dim=-1)
 
     # --- the policy optimisation steps -------------------------------------------------------------------------
 

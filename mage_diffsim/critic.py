@@ -14,32 +14,43 @@ first-order action derivative. The result equals the published, undetached formu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from mage_diffsim.autodiff import value_and_gradients
+from mage_diffsim.autodiff import value_and_gradients, values_and_pull_back
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.methods import GRADIENT_FREE, WITHOUT_LAMBDA, CriticLoss, LossWeights
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """r(obs [R,B,O], action [R,B,A], next_obs [R,B,O]) -> [R,B]."""
+Bootstrap = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, tuple[Tensor, ...]]]
+"""obs [R,B,O], action [R,B,A], next_obs [R,B,O] and a number n -> y [R,B] and its partial derivatives with respect to
+the first n of action, next_obs and obs."""
 
 
-class Target(NamedTuple):
-    """The detached TD target of a batch and its derivatives."""
+class Derived(NamedTuple):
+    """The detached TD target of a batch and its derivatives, which in some rows may not be finite."""
 
     y: Float[Tensor, "R B"]
     """TD target."""
-    action_gradient: Float[Tensor, "R B A"] | None
-    """grad_a y; None for losses that do not use it."""
-    start_gradient: Float[Tensor, "R B D"] | None
-    """Gradient of y with respect to the simulator state (oracle) or the observation (learned), for ``sobolev``."""
     action: Float[Tensor, "R B A"]
     """The action that y belongs to."""
+    action_gradient: Float[Tensor, "R B A"] | None = None
+    """grad_a y; None for losses that do not use it."""
+    start_gradient: Float[Tensor, "R B D"] | None = None
+    """Gradient of y with respect to the simulator state (oracle) or the observation (learned), for ``sobolev``."""
+
+
+class Target(NamedTuple):
+    """The TD target and its derivatives as the critics see them: zero where they are not finite."""
+
+    y: Float[Tensor, "R B"]
+    action: Float[Tensor, "R B A"]
+    action_gradient: Float[Tensor, "R B A"] | None
+    start_gradient: Float[Tensor, "R B D"] | None
     finite: Bool[Tensor, "R B"]
     """False where y or a derivative is not finite; such rows are masked from the update."""
 
@@ -58,60 +69,86 @@ def td_target(
     *,
     dynamics: Dynamics,
     noise: Float[Tensor, "R B O"] | None,
-    reward: RewardFunction,
-    terminated: Callable[[Tensor], Tensor],
-    target_value: Callable[[Tensor], Tensor],
-    gamma: float,
+    bootstrap: Bootstrap,
     differentiate: bool = True,
     start: Start | None = None,
-) -> Target:
+) -> Derived:
     """The TD target of imagined transitions and its gradient, by one first-order backward pass.
+
+    The target is a function of s'. What it is and its partial derivatives come from ``bootstrap``; the dynamics alone
+    are recorded, and pull the derivative with respect to s' back to the action. So ``bootstrap`` can be compiled where
+    the dynamics are a simulator outside torch.
 
     Args:
         at: where imagination starts.
         action: pi(s), shape [R, B, A].
         dynamics: imagines s'.
         noise: standard normal numbers for it, shape [R, B, O]; None takes the mean.
-        reward: r(s, a, s').
-        terminated: whether s' ends the episode; a hard mask without gradient.
-        target_value: s' [R, B, O] -> min_i Q_target_i(s', a') [R, B], differentiable through a'.
-        gamma: discount factor.
+        bootstrap: the target and its partial derivatives (:func:`bootstrapped`).
         differentiate: whether to compute gradients.
         start: given if the gradient with respect to it is wanted; imagination then starts there, not at ``at``.
     """
-    y_of = functools.partial(_imagined_target, at, start, dynamics, noise, reward, terminated, target_value, gamma)
+    x = () if start is None else (start.x,)
+
+    def imagine(action: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+        here = at if start is None else start.at(*x)
+        return (dynamics.step(here, action, noise).obs, here.obs)[: 1 + len(x)]
+
     if not differentiate:
         with torch.no_grad():
-            y = y_of(action)
-        return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), None, None, action, torch.isfinite(y))
-    y, gradients = value_and_gradients(y_of, action, *(() if start is None else (start.x,)))
-    finite = torch.isfinite(y)
-    for gradient in gradients:
-        finite = finite & torch.isfinite(gradient).all(dim=-1)
-    action_gradient, *rest = (torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients)
-    return Target(torch.nan_to_num(y, 0.0, 0.0, 0.0), action_gradient, rest[0] if rest else None, action, finite)
+            (next_obs,) = imagine(action)
+        return Derived(bootstrap(at.obs, action, next_obs, 0)[0], action)
+    (next_obs, *obs), pull_back = values_and_pull_back(imagine, action, *x)
+    y, (direct, *partial) = bootstrap(obs[0] if obs else at.obs, action, next_obs, 2 + len(x))
+    through, *start_gradient = pull_back(partial)
+    return Derived(y, action, direct + through, *start_gradient)
 
 
-def _imagined_target(
-    at: Imagined,
-    start: Start | None,
-    dynamics: Dynamics,
-    noise: Float[Tensor, "R B O"] | None,
+def bootstrapped(
+    obs: Float[Tensor, "R B O"],
+    action: Float[Tensor, "R B A"],
+    next_obs: Float[Tensor, "R B O"],
+    derivatives: int,
+    *,
     reward: RewardFunction,
     terminated: Callable[[Tensor], Tensor],
     target_value: Callable[[Tensor], Tensor],
     gamma: float,
-    action: Float[Tensor, "R B A"],
-    x: Float[Tensor, "R B D"] | None = None,
-) -> Float[Tensor, "R B"]:
-    """y as a function of the action and, for ``sobolev``, of where imagination starts."""
-    if start is not None and x is not None:
-        at = start.at(x)
-    imagined = dynamics.step(at, action, noise)
-    ended = terminated(imagined.obs)
-    # The target networks see an ended row's s instead of its s', whose value may overflow and is not used.
-    bootstrap = torch.where(ended, 0.0, target_value(torch.where(ended.unsqueeze(-1), at.obs, imagined.obs)))
-    return reward(at.obs, action, imagined.obs) + gamma * bootstrap
+) -> tuple[Float[Tensor, "R B"], tuple[Tensor, ...]]:
+    """y = r(s, a, s') + gamma (1 - terminated(s')) min_i Q_target_i(s', a') and its partial derivatives.
+
+    Args:
+        obs: s.
+        action: a.
+        next_obs: s'.
+        derivatives: with respect to how many of a, s' and s, in this order.
+        reward: r(s, a, s').
+        terminated: whether s' ends the episode; a hard mask without gradient.
+        target_value: s' [R, B, O] -> min_i Q_target_i(s', a') [R, B], differentiable through a'.
+        gamma: discount factor.
+    """
+
+    def y_of(action: Tensor = action, next_obs: Tensor = next_obs, obs: Tensor = obs) -> Tensor:
+        ended = terminated(next_obs)
+        # The target networks see an ended row's s instead of its s', whose value may overflow and is not used.
+        value = target_value(torch.where(ended.unsqueeze(-1), obs, next_obs))
+        return reward(obs, action, next_obs) + gamma * value.masked_fill(ended, 0.0)
+
+    if not derivatives:
+        with torch.no_grad():
+            return y_of(), ()
+    return value_and_gradients(y_of, *(action, next_obs, obs)[:derivatives])
+
+
+def masked(derived: Derived) -> Target:
+    """The target with zeros for what is not finite, and which rows are finite in all parts."""
+    finite = torch.isfinite(derived.y)
+    gradients = {"action_gradient": derived.action_gradient, "start_gradient": derived.start_gradient}
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            finite = finite & torch.isfinite(gradient).all(dim=-1)
+            gradients[name] = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+    return Target(torch.nan_to_num(derived.y, 0.0, 0.0, 0.0), derived.action, finite=finite, **gradients)
 
 
 def clip_norm(gradient: Float[Tensor, "R B A"], bound: float) -> Float[Tensor, "R B A"]:

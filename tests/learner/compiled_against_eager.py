@@ -98,9 +98,7 @@ def main() -> None:
                 "apart": [float((a - b).abs().max()) for a, b in pairs],
                 "moved": float((eager.agent.critic - eager.agent.critic_target).abs().max()),
                 "graphs": str(compiled.captures),
-                "functions": sorted(
-                    name for name in vars(compiled.agent) if name in ("update_critic", "_fit_critic", "update_actor")
-                ),
+                "functions": sorted(name for name, x in vars(compiled.agent).items() if hasattr(x, "__wrapped__")),
             }
         )
     print(json.dumps(results))

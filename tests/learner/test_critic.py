@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import get_args
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from mage_diffsim.critic import (
+    bootstrapped,
     clip_norm,
     control_gradient,
     critic_loss,
     huber,
     huber_norm,
+    masked,
     masked_mean,
     td_target,
     term_weights,
@@ -41,15 +44,16 @@ class Linear(Dynamics):
 def quadratic_target(obs, action, **changes):
     """r = -|a|^2 / 2, Q_target(s') = p . s' + |s'|^2 / 2."""
     p = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    dynamics = changes.pop("dynamics", Linear())
     settings = {
-        "dynamics": Linear(),
-        "noise": torch.zeros_like(obs),
         "reward": lambda obs, action, next_obs: -0.5 * action.square().sum(-1),
         "terminated": lambda next_obs: next_obs[..., 0] > 100.0,
         "target_value": lambda next_obs: next_obs @ p + 0.5 * next_obs.square().sum(-1),
         "gamma": 0.9,
     } | changes
-    return td_target(Imagined(obs, None), action.requires_grad_(), **settings)
+    bootstrap = functools.partial(bootstrapped, **settings)
+    noise = torch.zeros_like(obs)
+    return masked(td_target(Imagined(obs, None), action, dynamics=dynamics, noise=noise, bootstrap=bootstrap))
 
 
 def test_target_and_its_action_gradient_have_the_closed_form():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
-from mage_diffsim.critic import td_target
+from mage_diffsim.critic import bootstrapped, masked, td_target
 from mage_diffsim.dynamics import Imagined, OracleDynamics
 from mage_diffsim.envs import make_physics
 from mage_diffsim.envs.tasks.pendulum import Pendulum
@@ -144,16 +146,15 @@ def test_true_gradients_of_ended_episodes_are_finite_although_the_physics_overfl
 def test_an_ended_row_keeps_its_target_although_its_bootstrap_overflows():
     action = torch.zeros(1, 2, 1, dtype=torch.float64)
     start = torch.tensor([[[0.1], [9.0]]], dtype=torch.float64)
-    target = td_target(
-        Imagined(start, start),
-        action.requires_grad_(),
-        dynamics=OracleDynamics(make_physics(Cliff(), dtype=torch.float64)),
-        noise=None,
+    bootstrap = functools.partial(
+        bootstrapped,
         reward=Cliff().reward,
         terminated=Cliff().terminated,
         target_value=lambda next_obs: (1000.0 * next_obs[..., 0]).exp(),
         gamma=0.9,
     )
+    dynamics = OracleDynamics(make_physics(Cliff(), dtype=torch.float64))
+    target = masked(td_target(Imagined(start, start), action, dynamics=dynamics, noise=None, bootstrap=bootstrap))
     assert target.finite.all()
     next_x = 9.0 + 0.2 + 9.0**3
     assert target.y[0, 1].item() == pytest.approx(-(next_x**2))
