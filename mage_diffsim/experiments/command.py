@@ -102,8 +102,9 @@ class Experiment(abc.ABC):
     graphs: CudaGraphs = "auto"
     """auto: replay updates and model batches as CUDA graphs where device and dynamics allow it. on: a cell where they
     do not fails. off: nowhere. The results are the same."""
-    matmul: Matmul = "highest"
-    """Float32 matrix products of training on a GPU: highest, or high: TF32, faster and less exact."""
+    matmul: Matmul | None = None
+    """Float32 matrix products of training on a GPU: highest, or high: TF32, faster and less exact. By default high for
+    size paper on a GPU, else highest; summary.md says which it was."""
     out: Path | None = None
     """Folder for the run folders and results; by default runs/<experiment> for size cpu and
     runs/<experiment>-<size> for the others. The results there are of the last command's cells; run folders stay."""
@@ -148,7 +149,9 @@ class Experiment(abc.ABC):
         every = settings.pop("eval_every", None) or math.ceil(settings["steps"] / settings.pop("evaluations"))
         preset = self.preset or ("paper" if self.size == "paper" else "cpu")
         flags: dict[str, Any] = {"preset": preset, "device": self.device, "compile": self.compile}
-        flags |= {"solver": self.solver, "graphs": self.graphs, "matmul": self.matmul}
+        tf32 = self.size == "paper" and self.device.startswith("cuda")
+        matmul = self.matmul or ("high" if tf32 else "highest")
+        flags |= {"solver": self.solver, "graphs": self.graphs, "matmul": matmul}
         if self.environment is not None:
             known = make_task(task)
             require_backend(known, self.environment)

@@ -31,6 +31,22 @@ def test_every_sweep_takes_the_settings_of_speed(name, oracle_vs_learned):
         assert config.solver == "converged"
 
 
+@pytest.mark.parametrize(
+    ("settings", "matmul"),
+    [
+        ({"size": "paper", "device": "cuda"}, "high"),
+        ({"size": "paper", "device": "cuda:1"}, "high"),
+        ({"size": "paper", "device": "cuda", "matmul": "highest"}, "highest"),
+        ({"size": "paper"}, "highest"),
+        ({"size": "cpu", "device": "cuda"}, "highest"),
+        ({"size": "cpu", "device": "cuda", "matmul": "high"}, "high"),
+    ],
+)
+def test_the_papers_size_takes_tf32_products_on_a_gpu(settings, matmul, oracle_vs_learned):
+    for experiment in (oracle_vs_learned.OracleVsLearned, Performance):
+        assert {cell.config.matmul for cell in experiment(tasks=("Pendulum",), **settings).cells()} == {matmul}
+
+
 def test_a_real_environment_that_a_task_does_not_have_is_refused_before_anything_is_trained():
     with pytest.raises(InputError, match="unknown backend of task Pendulum 'mujoco'"):
         Performance(size="smoke", environment="mujoco").cells()
