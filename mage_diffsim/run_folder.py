@@ -58,6 +58,8 @@ class TrainResult:
     """The run folder."""
     runs: tuple[RunResult, ...]
     """The last evaluation of every run, in the order of :attr:`.config.TrainConfig.runs`."""
+    finished: bool
+    """Whether all steps are done; False where ``stop_after`` ended it before."""
 
 
 def result_of(run_dir: AnyPath, config: TrainConfig) -> TrainResult:
@@ -66,7 +68,8 @@ def result_of(run_dir: AnyPath, config: TrainConfig) -> TrainResult:
     last = {(row["seed"], row["lambda"]): row for row in read_evaluations(run_dir)}
     names = [f.name for f in dataclasses.fields(RunResult) if f.name not in ("seed", "lam")]
     rows = [(seed, lam, last[seed, lam]) for seed, lam in config.runs if (seed, lam) in last]
-    return TrainResult(run_dir, tuple(RunResult(s, lam, **{k: row[k] for k in names}) for s, lam, row in rows))
+    runs = tuple(RunResult(s, lam, **{k: row[k] for k in names}) for s, lam, row in rows)
+    return TrainResult(run_dir, runs, is_finished(run_dir))
 
 
 def is_run(run_dir: AnyPath) -> bool:

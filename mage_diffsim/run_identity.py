@@ -18,8 +18,8 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.files import AnyPath, as_path, read_json
 from mage_diffsim.policy import describe_task
 
-HARMLESS = frozenset({"steps", "checkpoint_every", "compile", "graphs", "device"})
-"""Fields that may change while a run goes on: they decide how long and where it trains, not what."""
+HARMLESS = frozenset({"steps", "checkpoint_every", "compile", "graphs", "device", "matmul"})
+"""Fields that may change while a run goes on: they decide how long, where and with what rounding it trains."""
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from mage_diffsim.config import CudaGraphs, OnOff, TrainConfig
+from mage_diffsim.config import CudaGraphs, Matmul, OnOff, TrainConfig
 from mage_diffsim.device_memory import says_how_many_runs_fit
 from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.identity.options import options_of
@@ -31,7 +31,7 @@ from mage_diffsim.settings import recorded_options
 from mage_diffsim.signals import stop_signal
 from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, append_rows, columns_of, keep_rows
 from mage_diffsim.training import Trainer
-from mage_diffsim.validation import validate
+from mage_diffsim.validation import require_minutes, validate
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Progress:
     latest: dict[str, list[int | float | None]]
     """Newest evaluation, one value per run; None for a measure of gradients that does not exist."""
     saved: bool = False
-    """Whether a signal ends the training here, its state saved."""
+    """Whether a signal or ``stop_after`` ends the training here, its state saved."""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -66,6 +66,7 @@ def train(
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: Sequence[Sink] = (),
+    stop_after: int | float | None = None,
 ) -> TrainResult:
     """Train from the start into a new folder.
 
@@ -75,15 +76,18 @@ def train(
         task: the task object, whose options are recorded; made from the configuration if None.
         progress: called after every environment step.
         sinks: further consumers of every evaluation's rows (TensorBoard, say): ``sink(env_step, rows)``.
+        stop_after: minutes after which the training is saved and ends, once the environment step under way is done;
+            :func:`resume` goes on. None is no limit.
 
     Returns:
-        the folder and every run's last evaluation.
+        the folder, every run's last evaluation, and whether all steps are done.
 
     Raises:
         InputError: the configuration cannot be trained, the task object could not be made again from its options, the
             folder is not empty or cannot be written, or the runs do not fit into the GPU's memory.
         MissingExtra: the oracle's backend is not installed.
     """
+    until = _end_of(stop_after)
     run_dir = as_path(run_dir)
     config, task = settled(config, task)
     trainer = Trainer(config, task, check=True)  # before anything is written: most bad input shows here
@@ -97,7 +101,7 @@ def train(
     with _held(run_dir):
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         record_versions(trainer, run_dir)
-        Session(trainer, identity, run_dir, 0.0, 0.0, progress, sinks).run()
+        Session(trainer, identity, run_dir, 0.0, 0.0, progress, sinks, until).run()
     return result_of(run_dir, config)
 
 
@@ -107,33 +111,34 @@ def resume(
     run_dir: AnyPath,
     *,
     steps: int | None = None,
+    device: str | None = None,
     compile: OnOff | None = None,
     graphs: CudaGraphs | None = None,
+    matmul: Matmul | None = None,
     task: Task | None = None,
     progress: ProgressCallback | None = None,
     sinks: Sequence[Sink] = (),
+    stop_after: int | float | None = None,
 ) -> TrainResult:
-    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps``, with ``compile`` and ``graphs`` (None: as
-    configured).
+    """Go on from the newest checkpoint, bit for bit on a CPU, to ``steps`` or until ``stop_after`` minutes have passed.
+
+    ``device``, ``compile``, ``graphs`` and ``matmul`` are as configured where they are None. On another kind of device
+    or another card the training goes on with other rounding, which is logged.
 
     ``task`` is the task object, for a class that this process does not find by itself.
 
     Returns:
-        the folder and every run's last evaluation.
+        the folder, every run's last evaluation, and whether all steps are done.
 
     Raises:
         InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, a configuration or
             task that is not what the run was trained with, another process trains in it, or the runs do not fit into
             the GPU's memory.
     """
+    until = _end_of(stop_after)
     run_dir = as_path(run_dir)
-    config = read_config(run_dir)
-    if steps is not None:
-        config = dataclasses.replace(config, steps=steps)
-    if compile is not None:
-        config = dataclasses.replace(config, compile=compile)
-    if graphs is not None:
-        config = dataclasses.replace(config, graphs=graphs)
+    given = {"steps": steps, "device": device, "compile": compile, "graphs": graphs, "matmul": matmul}
+    config = dataclasses.replace(read_config(run_dir), **{k: v for k, v in given.items() if v is not None})
     with _held(run_dir):
         path = newest_checkpoint(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
@@ -152,11 +157,12 @@ def resume(
                 config = dataclasses.replace(config, task=reference)  # where its file is now
             trainer = Trainer(config, task, check=True)
             restore(trainer, saved, path)
+            _tell_other_device(run_dir, saved["used"], trainer)
             keep_rows(run_dir, done)
         write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=2))
         record_versions(trainer, run_dir)
         identity = identity_of(config, task)
-        Session(trainer, identity, run_dir, saved["train_s"], saved["wall_s"], progress, sinks).run()
+        Session(trainer, identity, run_dir, saved["train_s"], saved["wall_s"], progress, sinks, until).run()
     return result_of(run_dir, config)
 
 
@@ -186,6 +192,31 @@ def _held(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     return locked(run_dir, f"another process is training in {run_dir}: wait for it or end it")
 
 
+def _end_of(stop_after: int | float | None) -> float | None:
+    """When a training that begins now is to end, in seconds of the monotonic clock.
+
+    Raises:
+        InputError: ``stop_after`` is no number of minutes.
+    """
+    require_minutes(stop_after)
+    return None if stop_after is None else time.monotonic() + 60.0 * stop_after
+
+
+def _tell_other_device(run_dir: Path, before: dict[str, str], trainer: Trainer) -> None:
+    """Log that a run goes on where rounding is another: on another kind of device, or another card."""
+    was, now = before["device"], trainer.used["device"]
+
+    def hardware(text: str) -> tuple[str, str]:
+        name, _, card = text.partition(", ")
+        return name.partition(":")[0], card
+
+    if hardware(was) != hardware(now):
+        logging.getLogger(__name__).warning(
+            f"{run_dir} was trained on {was} until step {trainer.env_step} and goes on on {now}: numbers differ in "
+            "rounding"
+        )
+
+
 class Session:
     """Trains until done or told to stop: steps, evaluations, tables, checkpoints."""
 
@@ -198,9 +229,10 @@ class Session:
         wall_s: float,
         progress: ProgressCallback | None,
         sinks: Sequence[Sink],
+        until: float | None,
     ) -> None:
         self.trainer, self.run_dir, self.progress, self.sinks = trainer, run_dir, progress, sinks
-        self.identity = identity
+        self.identity, self.until = identity, until
         self.train_s, self.wall_s = train_s, wall_s
         self.latest: dict[str, list[int | float | None]] = {}
         self.reported = trainer.agent.nonfinite.tolist()
@@ -209,7 +241,8 @@ class Session:
         write_atomically(self.run_dir / "identity.json", json.dumps(self.identity, indent=2))
         with stop_signal() as stopped:
             self._train(stopped)
-        self._export()
+        if self.trainer.env_step == self.trainer.config.steps:
+            self._export()
 
     def _train(self, stopped: Callable[[], bool]) -> None:
         trainer, config = self.trainer, self.trainer.config
@@ -224,8 +257,10 @@ class Session:
                 self.train_s += elapsed
             if trainer.env_step % config.eval_every == 0 or trainer.env_step == config.steps:
                 self._evaluate()
-            stop = stopped()
-            if trainer.env_step % config.checkpoint_every == 0 or trainer.env_step == config.steps or stop:
+            last = trainer.env_step == config.steps
+            late = self.until is not None and time.monotonic() >= self.until
+            stop = stopped() or (late and not last)
+            if trainer.env_step % config.checkpoint_every == 0 or last or stop:
                 self._checkpoint()
             if self.progress is not None:
                 self.progress(self._progress(saved=stop))
@@ -285,6 +320,7 @@ class Session:
             {
                 "trainer": self.trainer.state_dict(),
                 "identity": self.identity,
+                "used": self.trainer.used,
                 "train_s": self.train_s,
                 "wall_s": self.wall_s,
             },

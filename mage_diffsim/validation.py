@@ -83,6 +83,18 @@ def validate(config: TrainConfig) -> None:
         )
 
 
+def require_minutes(stop_after: object) -> None:
+    """Refuse a time limit of a training that is none.
+
+    Raises:
+        InputError: says what was given.
+    """
+    if stop_after is None:
+        return
+    if isinstance(stop_after, bool) or not isinstance(stop_after, int | float) or not 0.0 < stop_after < math.inf:
+        raise InputError(f"stop_after is {stop_after!r}; accepted is a number of minutes above 0")
+
+
 _SMALLEST = 1e-12
 """Stands for "above 0"."""
 

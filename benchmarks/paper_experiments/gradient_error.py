@@ -81,7 +81,7 @@ class GradientError(Comparison):
         runs, curves = self.named(summary_rows, outcomes), self.named(curve_rows, outcomes)
         tasks = list(dict.fromkeys(row["task"] for row in curves))
         # Every variant has the same frozen actors, so one of each task shows the size of the true gradient.
-        firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.status == "done"}
+        firsts = {o.cell.config.make_task().name: o for o in reversed(outcomes) if o.measured}
         write_horizons([("frozen actor", firsts[t]) for t in tasks], out, "frozen actors", self.longest_horizon)
         write_csv(out / "curves.csv", CURVE_FIELDS, curves)
         self._draw(curves, {name: has_cosine(o.cell.config.make_task()) for name, o in firsts.items()}, out)

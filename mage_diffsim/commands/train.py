@@ -21,7 +21,7 @@ from mage_diffsim.errors import InputError, unknown_name
 NAMED = ("task", "method", "dynamics", "reward", "loss", "preset", "ensemble")
 """Flags of ``train`` that choose among names. They are read first: they decide the defaults of all the others."""
 
-WITH_RESUME = ("resume", "steps", "compile", "quiet", "no-quiet", "tensorboard", "no-tensorboard", "help")
+WITH_RESUME = ("steps", "stop-after", "device", "compile", "graphs", "matmul", "tensorboard", "quiet")
 """What may stand beside ``--resume``: a run goes on with the settings it began with."""
 
 
@@ -33,8 +33,16 @@ class Resume:
     """The run folder."""
     steps: int | None = None
     """Environment steps per run in all; None is what the run was started with."""
+    stop_after: float | None = None
+    """Minutes after which the training is saved and ends again, with exit code 0; None is no limit."""
+    device: str | None = None
+    """Torch device from now on; None is as before. On another kind of device numbers differ in rounding."""
     compile: Literal["off", "on"] | None = None
-    """Whether to compile the updates from now on; None is as before. The only setting that changes nothing else."""
+    """Whether to compile the updates from now on; None is as before."""
+    graphs: Literal["auto", "on", "off"] | None = None
+    """Whether to replay updates as CUDA graphs from now on; None is as before."""
+    matmul: Literal["highest", "high"] | None = None
+    """Float32 matrix products from now on; None is as before."""
     tensorboard: bool = False
     """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
     quiet: bool = False
@@ -52,11 +60,12 @@ def train_command(arguments: list[str]) -> int:
     """
     flags = {flag_of(a) for a in arguments if a.startswith("--")}
     if "resume" in flags:
-        extra = sorted(flags - set(WITH_RESUME))
+        extra = sorted(flag for flag in flags - {"resume", "help"} if flag.removeprefix("no-") not in WITH_RESUME)
         if extra:
+            *accepted, last = (f"--{name}" for name in WITH_RESUME)
             raise InputError(
                 f"--{extra[0]} was given with --resume, which goes on with the settings of the run: "
-                "accepted beside it are --steps, --compile, --tensorboard and --quiet"
+                f"accepted beside it are {', '.join(accepted)} and {last}"
             )
         options = parse(Resume, "train", arguments)
         return _train_or_resume(options.resume, options, resumes=True)
@@ -81,8 +90,10 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
         out: Path | None = None
         """Run folder to create; None is runs/<task>_<method>_<dynamics>_<timestamp>."""
         resume: Path | None = None
-        """Go on with this run folder instead; only --steps, --compile, --tensorboard and --quiet may stand beside
-        it."""
+        """Go on with this run folder instead; only --steps, --stop-after, --device, --compile, --graphs, --matmul,
+        --tensorboard and --quiet may stand beside it."""
+        stop_after: float | None = None
+        """Minutes after which the training is saved and ends, with exit code 0; --resume goes on. None is no limit."""
         tensorboard: bool = False
         """Also write TensorBoard event files to RUN_DIR/tensorboard (extra: log)."""
         quiet: bool = False
@@ -137,7 +148,8 @@ def _train_or_resume(
     run_dir = as_path(run_dir)
     if resumes:
         config = read_config(run_dir)
-        config = dataclasses.replace(config, steps=config.steps if options.steps is None else options.steps)
+        given_now = {k: getattr(options, k) for k in ("steps", "device") if getattr(options, k) is not None}
+        config = dataclasses.replace(config, **given_now)
         if newest_checkpoint(run_dir) is None:
             print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
         with contextlib.suppress(InputError):  # which resume reports
@@ -161,7 +173,7 @@ def _train_or_resume(
 
     def follow(progress: Progress) -> None:
         display.progress(progress)
-        if progress.saved:  # told here, as SIGTERM ends the process next
+        if progress.saved:  # told here, as a SIGTERM that came ends the process next
             tell_saved(progress.env_step)
 
     try:
@@ -173,9 +185,10 @@ def _train_or_resume(
             display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
-                resume(run_dir, steps=options.steps, compile=options.compile, progress=follow, sinks=tuple(sinks))
+                changed = {name: getattr(options, name) for name in ("steps", "device", "compile", "graphs", "matmul")}
+                result = resume(run_dir, **changed, progress=follow, sinks=sinks, stop_after=options.stop_after)
             else:
-                train(config, run_dir, progress=follow, sinks=tuple(sinks))
+                result = train(config, run_dir, progress=follow, sinks=sinks, stop_after=options.stop_after)
     except KeyboardInterrupt:
         if not (run_dir / "config.json").is_file():
             print(f"{PROGRAM}: interrupted before the run folder was written", file=sys.stderr)
@@ -183,5 +196,6 @@ def _train_or_resume(
             saved = newest_checkpoint(run_dir)
             tell_saved(step_of(saved) if saved else 0)
         return 130
-    console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
+    if result.finished:
+        console.print(f"trained to step {config.steps}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
     return 0

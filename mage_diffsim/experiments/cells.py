@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from mage_diffsim.checkpoints import newest_checkpoint, step_of
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.display import show_log
 from mage_diffsim.errors import InputError, MissingExtra
@@ -28,7 +29,8 @@ PROGRESS_EVERY_S = 0.25
 Send = Callable[[str, Any], None]
 """Takes what a process tells its sweep: ``("progress", (env_step, seconds left or None))`` or ``("note", text)``."""
 
-Status = Literal["done", "skipped", "failed"]
+Status = Literal["done", "unfinished", "skipped", "failed"]
+"""How a cell ended; unfinished: the sweep's time was over before its last step."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,41 @@ class Outcome:
     run_dir: Path
     status: Status
     reason: str = ""
-    """Why it was skipped or failed, one sentence or a traceback."""
+    """Why it was skipped or failed, one sentence or a traceback; of an unfinished cell, where it stands."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to report: all evaluations of a cell that is done, or the first ones."""
+        return self.status == "done" or (self.status == "unfinished" and newest_checkpoint(self.run_dir) is not None)
 
 
-def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
-    """Train a cell, or go on with it from its newest checkpoint."""
+def steps_done(run_dir: Path) -> int:
+    """The environment steps at a run folder's newest checkpoint, 0 where there is none."""
+    checkpoint = newest_checkpoint(run_dir)
+    return step_of(checkpoint) if checkpoint else 0
+
+
+def standing(run_dir: Path, steps: int) -> str:
+    """Where an unfinished cell stands."""
+    done = steps_done(run_dir)
+    return f"stopped at step {done} of {steps}" if done else "not begun"
+
+
+def train_cell(config: TrainConfig, run_dir: Path, until: float | None, send: Send) -> str | None:
+    """Train a cell, or go on with it from its newest checkpoint.
+
+    Args:
+        config: what to train.
+        run_dir: its run folder.
+        until: when it is to be saved and to end, in seconds since the epoch; None is no limit.
+        send: is told of its progress.
+
+    Returns:
+        where it stands, if its time was over before its last step.
+    """
+    left = None if until is None else (until - time.time()) / 60.0
+    if left is not None and left <= 0.0:
+        return standing(run_dir, config.steps)
     clock, last = CellClock(config), 0.0
 
     def report(progress: Progress) -> None:
@@ -76,15 +108,22 @@ def train_cell(config: TrainConfig, run_dir: Path, send: Send) -> None:
             send("progress", (progress.env_step, clock.left_s))
 
     if is_run(run_dir):
-        resume(run_dir, graphs=config.graphs, progress=report)
+        result = resume(run_dir, graphs=config.graphs, progress=report, stop_after=left)
     else:  # a run killed before its configuration was written is none
         shutil.rmtree(run_dir, ignore_errors=True)
-        train(config, run_dir, progress=report)
+        result = train(config, run_dir, progress=report, stop_after=left)
+    if not result.finished:
+        return standing(run_dir, config.steps)
     send("progress", (config.steps, 0.0))
+    return None
 
 
-def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, send: Send) -> tuple[Status, str]:
+def run_body(
+    target: Callable[..., str | None], arguments: tuple[Any, ...], log: Path, send: Send
+) -> tuple[Status, str]:
     """Run ``target(*arguments, send)`` in this process, which is its own; what it prints goes into ``log``.
+
+    The target returns None, or where it stands if it is not done.
 
     It runs on one thread, so that results do not depend on how many run beside it.
 
@@ -107,7 +146,7 @@ def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path,
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         with show_log(note):
-            target(*arguments, send)
+            stands = target(*arguments, send)
     except BrokenPipeError:
         raise
     except MissingExtra as error:
@@ -116,4 +155,4 @@ def run_body(target: Callable[..., None], arguments: tuple[Any, ...], log: Path,
         return "failed", str(error)
     except Exception:  # whatever broke is shown by the sweep, which goes on with the other cells
         return "failed", traceback.format_exc()
-    return "done", ""
+    return ("unfinished", stands) if stands else ("done", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
@@ -11,6 +12,7 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from mage_diffsim.envs.physics import Solver, require_backend
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.cells import Cell, Outcome
-from mage_diffsim.experiments.figures import failures_kept, not_drawn
+from mage_diffsim.experiments.figures import failures_kept, marked, not_drawn
 from mage_diffsim.experiments.horizons import HORIZONS
 from mage_diffsim.experiments.launchers import Launcher, LocalLauncher
 from mage_diffsim.experiments.ray_launcher import RayLauncher
@@ -36,6 +38,7 @@ from mage_diffsim.experiments.sweep_display import make_sweep_display
 from mage_diffsim.experiments.tables import Table, markdown_table, screen_table, told_columns
 from mage_diffsim.files import write_atomically
 from mage_diffsim.run_folder import read_versions
+from mage_diffsim.validation import require_minutes
 
 Size = Literal["smoke", "cpu", "paper"]
 
@@ -117,6 +120,9 @@ class Experiment(abc.ABC):
     workers."""
     gpus_per_cell: float | None = None
     """Share of a GPU that a cell on device cuda holds under Ray: 0.25 puts four on one; by default 1."""
+    stop_after: float | None = None
+    """Minutes for the whole command. Then every cell that trains is saved, the results so far are written, marked as
+    unfinished, and the command ends with exit code 0; the same command goes on. None is no limit."""
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete this sweep's run folders first instead of going on with them."""
 
@@ -187,6 +193,16 @@ class Experiment(abc.ABC):
         )
 
 
+def unfinished_text(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many cells the end of the time left unfinished and how to go on, in a line; none if it left none."""
+    left = [o for o in outcomes if o.status == "unfinished"]
+    if not left:
+        return []
+    begun = sum(o.measured for o in left)
+    text = f"Unfinished: {begun} cells stopped, {len(left) - begun} not begun, of {len(outcomes)}."
+    return [f"{text} Run the same command again."]
+
+
 SCREEN_LINES = 24
 """Lines that the terminal shows at the end."""
 
@@ -200,15 +216,23 @@ def run(experiment: Experiment) -> int:
     Raises:
         InputError, MissingExtra: see :func:`.sweep.run_cells`.
     """
+    require_minutes(experiment.stop_after)
+    until = None if experiment.stop_after is None else time.time() + 60.0 * experiment.stop_after
     out = experiment.folder
     launcher, display = experiment.make_launcher(), make_sweep_display()
-    outcomes = run_cells(experiment.cells(), out, launcher=launcher, fresh=experiment.fresh, display=display)
+    cells, fresh = experiment.cells(), experiment.fresh
+    outcomes = run_cells(cells, out, launcher=launcher, fresh=fresh, display=display, until=until)
+    unfinished = unfinished_text(outcomes)
     failed = [o for o in outcomes if o.status == "failed"]
     undrawn: list[tuple[Path, str]] = []
-    if any(o.status == "done" for o in outcomes):
-        with held(out), failures_kept() as undrawn:
+    if any(o.measured for o in outcomes):
+        with held(out), failures_kept() as undrawn, marked(" (unfinished)" if unfinished else ""):
             found = experiment.report(outcomes, out)
+        if unfinished:
+            table = found.table._replace(title=f"{found.table.title} (unfinished)")
+            found = dataclasses.replace(found, table=table, verdict=[*unfinished, *found.verdict][:3])
         warnings = [f"{o.cell.name} was skipped: {o.reason}." for o in outcomes if o.status == "skipped"]
+        warnings += [f"{o.cell.name}: {o.reason}." for o in outcomes if o.status == "unfinished"]
         warnings += [f"{o.cell.name} failed; run the same command again to go on with it." for o in failed]
         warnings += not_drawn(undrawn)
         if experiment.size == "smoke":
@@ -217,6 +241,8 @@ def run(experiment: Experiment) -> int:
         missing = {path.name for path, _ in undrawn}
         files = ", ".join(("summary.md", *(f for f in experiment.FILES if f not in missing)))
         print(screen(Console(), found, warnings, f"Written to {out}: {files}"))
+    else:
+        print("\n".join(unfinished), flush=True)
     for outcome in failed:
         print(f"{script_name()}: cell {outcome.cell.name} failed:\n{outcome.reason}", file=sys.stderr)
     if failed and len(failed) == len(outcomes):
@@ -253,9 +279,9 @@ USED = ("device", "environment", "solver", "compile", "graphs", "matmul", "commi
 
 
 def used_by(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """What the finished cells were trained with: a name of USED to its value, or to each value and the cells that had
+    """What the measured cells were trained with: a name of USED to its value, or to each value and the cells that had
     it; the commit only if it is not this one."""
-    recorded = {o.cell.name: read_versions(o.run_dir) for o in outcomes if o.status == "done"}
+    recorded = {o.cell.name: read_versions(o.run_dir) for o in outcomes if o.measured}
     found: dict[str, str] = {}
     for name in USED:
         cells: dict[str, list[str]] = {}

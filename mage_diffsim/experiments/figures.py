@@ -154,6 +154,19 @@ def failures_kept() -> Iterator[list[tuple[Path, str]]]:
         _failed.reset(token)
 
 
+_mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="")
+
+
+@contextlib.contextmanager
+def marked(text: str) -> Iterator[None]:
+    """Meanwhile, write a text behind the title of every figure."""
+    token = _mark.set(text)
+    try:
+        yield
+    finally:
+        _mark.reset(token)
+
+
 def not_drawn(failed: Sequence[tuple[Path, str]]) -> list[str]:
     """What :func:`failures_kept` has kept, in sentences."""
     return [
@@ -239,7 +252,7 @@ def draw(path: Path, title: str, grid: Sequence[Sequence[Panel]], xlabel: str = 
     legend_lines = math.ceil((len(labels) + 1) / across)
 
     def paint(page: Figure) -> None:
-        page.suptitle(title, fontsize="medium")
+        page.suptitle(f"{title}{_mark.get()}", fontsize="medium")
         axes = page.subplots(rows, columns, squeeze=False)
         legend: dict[str, Any] = {}
         for i in range(rows):

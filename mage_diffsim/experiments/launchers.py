@@ -48,10 +48,13 @@ class Launcher(abc.ABC):
         return contextlib.nullcontext()
 
     @abc.abstractmethod
-    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
+    def train(
+        self, todo: Sequence[Cell], out: Path, display: SweepDisplay, until: float | None = None
+    ) -> Iterator[Outcome]:
         """Train cells in ``out/<cell name>``, their output in ``out/<cell name>.log``; yield outcomes as they come.
 
-        Leaving the iterator (an exception, Ctrl-C) ends what still trains.
+        At ``until`` (seconds since the epoch) those that train are saved and end, and no other begins. Leaving the
+        iterator (an exception, Ctrl-C) ends what still trains.
         """
 
 
@@ -64,11 +67,13 @@ class LocalLauncher(Launcher):
     def check(self, cells: Sequence[Cell]) -> None:
         check_workers(self.workers)
 
-    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
+    def train(
+        self, todo: Sequence[Cell], out: Path, display: SweepDisplay, until: float | None = None
+    ) -> Iterator[Outcome]:
         def arguments(cell: Cell) -> tuple[Any, ...]:
-            return cell.config, out / cell.name
+            return cell.config, out / cell.name, until
 
-        for cell, status, reason in run_processes(todo, train_cell, arguments, out, self.workers, display):
+        for cell, status, reason in run_processes(todo, train_cell, arguments, out, self.workers, display, until):
             yield Outcome(cell, out / cell.name, status, reason)
 
 
@@ -80,19 +85,23 @@ def check_workers(workers: int) -> None:
 
 def run_processes(
     todo: Sequence[Cell],
-    target: Callable[..., None],
+    target: Callable[..., str | None],
     arguments: Callable[[Cell], tuple[Any, ...]],
     logs: Path | None = None,
     workers: int = 1,
     display: SweepDisplay | None = None,
+    until: float | None = None,
 ) -> Iterator[tuple[Cell, Status, str]]:
     """Run ``target(*arguments(cell), send)`` in a process per cell; yield how they ended as they do.
 
-    What a process prints goes to ``logs/<cell name>.log``, or nowhere.
+    What a process prints goes to ``logs/<cell name>.log``, or nowhere. After ``until`` (seconds since the epoch) no
+    other process begins.
     """
     waiting, running = deque(todo), dict[Connection, tuple[Cell, BaseProcess, float]]()
     try:
         while waiting or running:
+            if until is not None and time.time() >= until:
+                waiting.clear()
             while waiting and len(running) < workers:
                 cell = waiting.popleft()
                 log = Path(os.devnull) if logs is None else logs / f"{cell.name}.log"
@@ -100,7 +109,7 @@ def run_processes(
                 running[connection] = (cell, process, time.monotonic())
                 if display is not None:
                     display.start(cell.name)
-            for connection in wait(list(running)):
+            for connection in wait(list(running)) if running else ():
                 assert isinstance(connection, Connection)
                 cell, process, began = running[connection]
                 message: tuple[Any, Any]
@@ -140,11 +149,15 @@ def shown(display: SweepDisplay | None, name: str, status: str, content: Any) ->
 
 def ending_of(status: str, reason: str, began: float) -> str:
     """How a cell that began at this second of the monotonic clock has ended, in words."""
-    ends = {"done": f"done in {duration(time.monotonic() - began)}", "skipped": f"skipped: {reason}"}
+    ends = {
+        "done": f"done in {duration(time.monotonic() - began)}",
+        "skipped": f"skipped: {reason}",
+        "unfinished": reason,
+    }
     return ends.get(status, "FAILED")
 
 
-def _spawn(target: Callable[..., None], arguments: tuple[Any, ...], log: Path) -> tuple[Connection, BaseProcess]:
+def _spawn(target: Callable[..., str | None], arguments: tuple[Any, ...], log: Path) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_process, args=(target, arguments, log, theirs), daemon=True)
@@ -160,7 +173,7 @@ def _spawn(target: Callable[..., None], arguments: tuple[Any, ...], log: Path) -
     return ours, process
 
 
-def _process(target: Callable[..., None], arguments: tuple[Any, ...], log: Path, connection: Connection) -> None:
+def _process(target: Callable[..., str | None], arguments: tuple[Any, ...], log: Path, connection: Connection) -> None:
     """Body of a worker process; its last message is how it ended."""
 
     def send(status: str, content: Any) -> None:

@@ -80,7 +80,9 @@ class RayLauncher(Launcher):
         finally:
             ray.shutdown()
 
-    def train(self, todo: Sequence[Cell], out: Path, display: SweepDisplay) -> Iterator[Outcome]:
+    def train(
+        self, todo: Sequence[Cell], out: Path, display: SweepDisplay, until: float | None = None
+    ) -> Iterator[Outcome]:
         ray = _import_ray()
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -98,7 +100,7 @@ class RayLauncher(Launcher):
         try:
             for cell in todo:
                 options = task.options(name=cell.name, num_cpus=1, num_gpus=self._gpus(cell))
-                pending[options.remote(cell, out.resolve(), token, Path.cwd(), messages)] = cell
+                pending[options.remote(cell, out.resolve(), until, token, Path.cwd(), messages)] = cell
             while pending:
                 ready, _ = ray.wait(list(pending), timeout=PROGRESS_EVERY_S)
                 for name, status, content in messages.get_nowait_batch(messages.qsize()):
@@ -152,7 +154,9 @@ def _ray_result(ray: Any, reference: Any) -> tuple[Status, str]:
         return "failed", f"Ray gave it up: {getattr(error, 'cause', None) or str(error).strip().splitlines()[-1]}"
 
 
-def _ray_task(cell: Cell, out: Path, token: str, directory: Path, messages: Any) -> tuple[Status, str]:
+def _ray_task(
+    cell: Cell, out: Path, until: float | None, token: str, directory: Path, messages: Any
+) -> tuple[Status, str]:
     """Body of a Ray task. Runs where the sweep was started, if that folder is there: a task's file may be relative."""
     from ray.exceptions import RayError
 
@@ -169,4 +173,4 @@ def _ray_task(cell: Cell, out: Path, token: str, directory: Path, messages: Any)
             messages.put_nowait((cell.name, status, content))
 
     send("start", None)
-    return run_body(train_cell, (cell.config, out / cell.name), out / f"{cell.name}.log", send)
+    return run_body(train_cell, (cell.config, out / cell.name, until), out / f"{cell.name}.log", send)

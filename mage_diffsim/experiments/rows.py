@@ -32,10 +32,10 @@ def identity(cell: Cell) -> dict[str, str]:
 
 
 def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """One row of SUMMARY_FIELDS per run of every finished cell."""
+    """One row of SUMMARY_FIELDS per run of every cell that was measured."""
     rows = []
     for outcome in outcomes:
-        if outcome.status != "done":
+        if not outcome.measured:
             continue
         config = outcome.cell.config
         solved, warmup = config.make_task().solved_return, config.hyper.warmup_steps
@@ -58,10 +58,10 @@ def summary_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def curve_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """One row of CURVE_FIELDS per run and evaluation of every finished cell."""
+    """One row of CURVE_FIELDS per run and evaluation of every cell that was measured."""
     rows = []
     for outcome in outcomes:
-        if outcome.status != "done":
+        if not outcome.measured:
             continue
         metrics = {(r["seed"], r["lambda"], r["env_step"]): r for r in read_metrics(outcome.run_dir)}
         for row in read_evaluations(outcome.run_dir):

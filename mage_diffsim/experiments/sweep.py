@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from mage_diffsim.checkpoints import newest_checkpoint, step_of
+from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.devices import torch_device
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.identity.reference import absolute
 from mage_diffsim.envs.physics import BACKENDS, load, make_physics, require_backend
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments.cells import Cell, Outcome, Send
+from mage_diffsim.experiments.cells import Cell, Outcome, Send, standing, steps_done
 from mage_diffsim.experiments.launchers import Launcher, run_processes
 from mage_diffsim.experiments.sweep_display import SweepDisplay
 from mage_diffsim.locks import locked
@@ -32,7 +32,13 @@ from mage_diffsim.validation import validate
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, *, launcher: Launcher, fresh: bool = False, display: SweepDisplay
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    launcher: Launcher,
+    fresh: bool = False,
+    display: SweepDisplay,
+    until: float | None = None,
 ) -> list[Outcome]:
     """Train every cell that is not finished yet in ``out/<cell name>``.
 
@@ -46,6 +52,8 @@ def run_cells(
         launcher: where they train, and how many at once.
         fresh: delete these cells' run folders first.
         display: is told about progress.
+        until: when cells that train are to be saved and to end, in seconds since the epoch; none begins after it. None
+            is no limit.
 
     Returns:
         one outcome per cell, in the order given.
@@ -76,13 +84,16 @@ def run_cells(
                 shutil.rmtree(out / cell.name, ignore_errors=True)
         counted = [cell for cell in cells if cell.name not in skipped]
         display.begin(
-            {c.name: c.config.steps if c not in todo else _steps_done(out / c.name) for c in counted},
+            {c.name: c.config.steps if c not in todo else steps_done(out / c.name) for c in counted},
             {c.name: c.config.steps for c in counted},
         )
         for name, outcome in outcomes.items():
             display.finish(name, f"skipped: {outcome.reason}" if outcome.reason else "already finished")
         if todo:
-            outcomes |= {outcome.cell.name: outcome for outcome in launcher.train(todo, out, display)}
+            outcomes |= {outcome.cell.name: outcome for outcome in launcher.train(todo, out, display, until)}
+        for cell in (cell for cell in todo if cell.name not in outcomes):
+            stands = standing(out / cell.name, cell.config.steps)
+            outcomes[cell.name] = Outcome(cell, out / cell.name, "unfinished", stands)
     return [outcomes[cell.name] for cell in cells]
 
 
@@ -192,11 +203,6 @@ def _missing(cell: Cell, backend: str) -> str:
     if status == "failed":
         raise InputError(reason)
     return reason
-
-
-def _steps_done(run_dir: Path) -> int:
-    checkpoint = newest_checkpoint(run_dir)
-    return step_of(checkpoint) if checkpoint else 0
 
 
 def _probe(config: TrainConfig, backend: str, send: Send) -> None:

@@ -179,7 +179,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so_and_touches_nothing(tmp_
     for token in (None, "another sweep's"):
         if token is not None:
             (tmp_path / ray_launcher.TOKEN).write_text(token)
-        status, reason = ray_launcher._ray_task(cell(SWEPT), tmp_path, "this sweep's", tmp_path, None)
+        status, reason = ray_launcher._ray_task(cell(SWEPT), tmp_path, None, "this sweep's", tmp_path, None)
         assert status == "failed" and "must lie on a file system that all machines of the cluster share" in reason
     assert (tmp_path / "a" / "thesis.tex").exists()
 

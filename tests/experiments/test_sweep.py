@@ -153,7 +153,7 @@ def test_settings_that_change_no_number_are_no_other_configuration(two_sweeps):
 def test_an_unfinished_cell_goes_on_with_the_graphs_that_are_given(tiny, tmp_path):
     config = cell(tiny, steps=40).config
     train(dataclasses.replace(config, graphs="auto"), tmp_path / "a")
-    train_cell(dataclasses.replace(config, graphs="off"), tmp_path / "a", lambda kind, value: None)
+    train_cell(dataclasses.replace(config, graphs="off"), tmp_path / "a", None, lambda kind, value: None)
     assert read_config(tmp_path / "a").graphs == "off"
 
 

@@ -114,7 +114,7 @@ REFUSED = {
     "resume nothing": ("train --resume nowhere", "nowhere is not a run folder: it has no config.json, .*"),
     "resume and more": (
         "train --resume full --batch_size 3",
-        "--batch-size was given with --resume, .* are --steps, --compile, --tensorboard and --quiet",
+        "--batch-size was given with --resume, .* are --steps, --stop-after, --device, .*, --tensorboard and --quiet",
     ),
     "eval no run": ("eval full", "full is not a run folder: it has no config.json, .*"),
     "eval json": ("eval full --json file/a.json", r"cannot write file/a.json: \S+/file is a file, not a folder"),
