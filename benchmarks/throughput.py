@@ -102,7 +102,7 @@ def measure(
             continue
         console.print(f"{section} ...", highlight=False)
         try:
-            for row in SECTIONS[section](replace(options, began=now, until=now + allowed), console):
+            for row in SECTIONS[section](replace(options.of(section), began=now, until=now + allowed), console):
                 rows.append(row)
                 keep(row)
         except Exception as error:

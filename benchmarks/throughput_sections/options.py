@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -46,7 +46,8 @@ class Options:
     """Numbers of runs of sections runs and steps. By default 1, 5 and 20 on a GPU, 1, 8 and 32 for tasks of small size;
     on a CPU 1, 5 and 20, and 1 and 5 with --quick or for tasks of full size."""
     batches: tuple[int, ...] | None = None
-    """Numbers of environments of section physics and env, by default 1, 64 and 1024 (with --quick 64)."""
+    """Numbers of environments of section physics and env, by default 1, 64 and 1024; with --quick 64, or on a GPU 1024,
+    8192 and 65536."""
     backends: tuple[str, ...] | None = None
     """Physics backends of sections physics and oracles; by default all that the task has."""
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32",)
@@ -125,6 +126,13 @@ class Options:
     def section_names(self) -> tuple[Section, ...]:
         """Returns the sections in force."""
         return self.sections or (ON_A_GPU if self.quick and self.on_a_gpu else ALL)
+
+    def of(self, section: Section) -> Options:
+        """Returns what a section measures where these options leave it open."""
+        if section != "physics" or not (self.quick and self.on_a_gpu):
+            return self
+        worlds, tasks = self.batches or (1024, 8192, 65536), self.tasks or ("HalfCheetah", "Ant")
+        return replace(self, tasks=tasks, batches=worlds, jacobians=False)
 
     def seconds(self) -> float:
         """Returns how long all measurements may take."""

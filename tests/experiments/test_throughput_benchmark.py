@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import throughput as script
 import torch
-from throughput_sections import bridges, page, products, steps, variants
+from throughput_sections import bridges, page, physics, products, steps, variants
 from throughput_sections.options import Options
 from throughput_sections.rows import Row
 
@@ -247,6 +247,51 @@ class TestSteps:
         }
         assert ("HalfCheetah learned", "eager, float32", 1) in cases
         assert Options(device="cuda", quick=True).seconds() == 300.0
+
+
+class TestPhysicsOnAGpu:
+    """How --quick measures physics there, tried on a CPU."""
+
+    def shown(self, tmp_path, monkeypatch, capsys, **settings):
+        monkeypatch.setattr(Options, "on_a_gpu", True)
+        code = script.main(small(tmp_path, sections=("physics",), quick=True, batches=(8, 2048), **settings))
+        rows = []
+        if (tmp_path / "throughput.csv").exists():
+            with (tmp_path / "throughput.csv").open() as file:
+                rows = [(r["subject"], r["variant"], int(r["size"])) for r in csv.DictReader(file)]
+        return code, rows, " ".join(capsys.readouterr().out.split())
+
+    def test_every_backend_is_measured_alone_at_its_default_source(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(physics.LARGEST, "jax", 8)
+        code, rows, _ = self.shown(tmp_path, monkeypatch, capsys, backends=("torch", "jax"))
+        torch_rows = [(f"Pendulum {w}", "torch autograd float32", n) for n in (8, 2048) for w in ("forward", "VJP")]
+        assert code == 0
+        assert rows == torch_rows + [(f"Pendulum {w}", "jax vjp float32", 8) for w in ("forward", "VJP")]
+
+    def test_what_fails_or_has_no_time_is_named(self, tmp_path, monkeypatch, capsys):
+        def broken(options, task, sources, n):
+            raise RuntimeError("too many worlds")
+
+        monkeypatch.setattr(physics, "measure_sources", broken)
+        monkeypatch.setattr(physics, "SLOW_TO_COMPILE", ("jax",))
+        monkeypatch.setattr(Options, "used_up", lambda self, share=1.0: share < 1.0)
+        code, rows, shown = self.shown(tmp_path, monkeypatch, capsys, backends=("torch", "jax"))
+        assert code == 1 and not rows
+        assert "Pendulum torch failed (RuntimeError): too many worlds" in shown
+        assert "left out for want of time: Pendulum jax" in shown
+
+    def test_tasks_and_worlds(self, monkeypatch):
+        monkeypatch.setattr(Options, "on_a_gpu", True)
+        options = Options(device="cuda", quick=True).of("physics")
+        assert options.task_names() == ("HalfCheetah", "Ant") and options.batch_sizes() == (1024, 8192, 65536)
+        assert not options.jacobians
+        assert Options(device="cuda", quick=True, tasks=("Ant",)).of("physics").task_names() == ("Ant",)
+
+
+def test_every_source_and_number_of_worlds_gets_the_same_states():
+    state, action = physics.visited("Pendulum")
+    assert state.shape == (1024, 2) and action.shape == (1024, 1) and state.std(dim=0).min() > 0.1
+    assert physics.visited("Pendulum")[0] is state
 
 
 class TestPage:
