@@ -11,7 +11,7 @@
 #   DEVICE    cuda, cuda:1, ...; cpu rehearses with tiny sizes
 #   MINUTES   for all of it (8)
 #   RUNS      folder for checkpoints and logs (runs/gpu_check); a further call goes on with the training there
-#   JOBS      processes for the tests, where pytest-xdist is installed (4)
+#   JOBS      processes for the tests, where pytest-xdist is installed, and for the comparisons (4)
 #   TESTS     files or folders with the tests (tests)
 #
 # The exit code is 1 if a step failed or was cut at its time limit.
@@ -22,6 +22,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 PYTHON=${PYTHON:-python}
 DEVICE=${DEVICE:-cuda}
+[[ $DEVICE == cpu ]] && JOBS=1
 MINUTES=${MINUTES:-8}
 JOBS=${JOBS:-4}
 RUNS=${RUNS:-runs/gpu_check}
@@ -54,8 +55,8 @@ step() {
 
 tests=("$PYTHON" -m pytest -q -m gpu --tb=line)
 measure=("$PYTHON" benchmarks/throughput.py --quick --device "$DEVICE" --out "$out/throughput")
-compare=("$PYTHON" benchmarks/oracle_vs_learned.py --device "$DEVICE")
-long=(--tasks HalfCheetah --dynamics oracle learned --methods mage-td3 --size paper --compile on --matmul high)
+compare=("$PYTHON" benchmarks/oracle_vs_learned.py --device "$DEVICE" --workers "$JOBS")
+long=(--tasks HalfCheetah --dynamics oracle learned --methods mage-td3 --size paper --compile on)
 if [[ $DEVICE == cpu ]]; then
   TESTS=${TESTS:-tests/bridges/test_jax_bridge.py}
   measure+=(--sections steps --preset cpu --no-compile --repeats 1 --runs 1 2)
@@ -69,7 +70,7 @@ read -r -a where <<<"${TESTS:-tests}"
 step tests "$(share 25)" "${tests[@]}" "${where[@]}"
 limit=$(share 50)
 step throughput "$limit" "${measure[@]}" --minutes "$(awk "BEGIN { print 0.9 * $limit / 60 }")"
-step comparison "$(share 12)" "${compare[@]}" --size smoke --fresh --out "$RUNS/comparison"
+step comparison "$(share 15)" "${compare[@]}" --size smoke --fresh --out "$RUNS/comparison"
 limit=$(share 100)
 stop=$(awk "BEGIN { print ($limit > 40 ? $limit - 30 : $limit * 0.5) / 60 }")
 step half_cheetah "$limit" "${compare[@]}" "${long[@]}" --out "$RUNS/half_cheetah" --stop-after "$stop"

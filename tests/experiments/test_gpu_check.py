@@ -50,8 +50,8 @@ def test_everything_runs_within_its_time_and_leaves_its_tables(check, tmp_path):
     _, tests, throughput, comparison, half_cheetah, _ = calls
     assert tests == "-m pytest -q -m gpu --tb=line tests/bridges tests/envs"
     assert "--quick --device cuda" in throughput and 3.0 < float(throughput.split()[-1]) < 5.0
-    assert "--device cuda --size smoke" in comparison
-    assert "--device cuda --tasks HalfCheetah" in half_cheetah and "--size paper" in half_cheetah
+    assert "--device cuda --workers 4 --size smoke" in comparison
+    assert "--device cuda --workers 4 --tasks HalfCheetah" in half_cheetah and "--size paper" in half_cheetah
     assert 5.0 < float(half_cheetah.split("--stop-after ")[1]) < 8.0
     assert (tmp_path / "out folder" / "half_cheetah" / "curves.csv").exists()
     page = (tmp_path / "out folder" / "summary.md").read_text()
