@@ -284,13 +284,15 @@ def test_the_peak_of_the_mean_curve_is_that_of_all_runs_together():
 def test_variants_of_a_seed_share_their_actor_and_their_trajectories():
     trainers = [Trainer(c.config) for c in GradientError(size="smoke").cells()]
     first, *others = trainers
-    start = first.initial_states(10, first.streams.evaluation(30))
+    start = first.initial_states(10, first.streams.generators("evaluate", 30))
     obs = first.task.observe(start)
     first.agent.restart(
         range(len(first.config.runs))
     )  # a critic that begins anew must not bring another actor to be measured
     for other in others:
-        torch.testing.assert_close(other.initial_states(10, other.streams.evaluation(30)), start, rtol=0, atol=0)
+        torch.testing.assert_close(
+            other.initial_states(10, other.streams.generators("evaluate", 30)), start, rtol=0, atol=0
+        )
         torch.testing.assert_close(other.policy(obs), first.policy(obs), rtol=0, atol=0)
 
 
