@@ -130,7 +130,8 @@ class OracleVsLearned(Experiment):
     def report(self, outcomes: list[Outcome], out: Path) -> Findings:
         rows, curves = summary_rows(outcomes), curve_rows(outcomes)
         # First what takes long: an interruption leaves the files of the last report together.
-        done = [(cell_name(o.cell), o) for o in outcomes if o.status == "done"]
+        stopped = any(o.status == "unfinished" for o in outcomes)  # then there is no time left for them
+        done = [(cell_name(o.cell), o) for o in outcomes if o.status == "done" and not stopped]
         write_horizons(done, out, "trained actors", self.longest_horizon)
         write_csv(out / "summary.csv", SUMMARY_FIELDS, rows)
         write_csv(out / "curves.csv", CURVE_FIELDS, curves)

@@ -114,6 +114,20 @@ def test_a_sweep_that_was_stopped_writes_marked_results_and_the_same_command_goe
     assert json.loads((tmp_path / first.name / "config.json").read_text())["steps"] == 3
 
 
+def test_what_takes_long_is_not_measured_after_the_end(shrunk, tmp_path):
+    experiment = tyro.cli(shrunk, args=["--size", "smoke", "--preset", "cpu", "--backends", "torch"])
+    first, second, *_ = experiment.cells()
+    train_cell(first.config, tmp_path / first.name, None, quiet)
+    outcomes = [
+        Outcome(first, tmp_path / first.name, "done"),
+        Outcome(second, tmp_path / second.name, "unfinished", "not begun"),
+    ]
+    experiment.report(outcomes, tmp_path)
+    assert (tmp_path / "horizon.csv").read_text().count("\n") == 1 and (tmp_path / "horizon.png").is_file()
+    experiment.report(outcomes[:1], tmp_path)
+    assert (tmp_path / "horizon.csv").read_text().count("\n") > 1
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_the_paper_reports_a_cell_that_was_stopped_at_its_first_step(name, tmp_path, monkeypatch):
     monkeypatch.setattr(EXPERIMENTS[name], "longest_horizon", 2)
