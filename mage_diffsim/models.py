@@ -47,13 +47,7 @@ class GaussianEnsemble:
         self, parameters: Float[Tensor, "R M P"], obs: Float[Tensor, "R M B O"], action: Float[Tensor, "R M B A"]
     ) -> tuple[Float[Tensor, "R M B O"], Float[Tensor, "R M B O"]]:
         """Mean and log-variance of the normalised delta, each member on its own rows."""
-        x = torch.cat(
-            [
-                self.obs.normalize(obs),
-                self.action.normalize(action),
-            ],
-            dim=-1,
-        )
+        x = torch.cat([self.obs.normalize(obs), self.action.normalize(action)], dim=-1)
         mean, raw = self.network(parameters, x).chunk(2, dim=-1)
         low, high = self.hyper.log_var_low, self.hyper.log_var_high
         return mean, low + (high - low) * torch.sigmoid(raw)
@@ -80,11 +74,11 @@ class GaussianEnsemble:
         rows, members = obs.shape[1], self.members
         if rows % members:
             raise ValueError(f"{rows} rows cannot be shared equally among {members} ensemble members")
-        mean, log_var = self.predict(self.parameters, _by_member(obs, members), _by_member(action, members))
+        predicted = self.predict(self.parameters, _by_member(obs, members), _by_member(action, members))
+        mean, log_var = (x.flatten(1, 2) for x in predicted)
         if noise is not None:
-            mean = mean + (0.5 * log_var).exp() * _by_member(noise, members)
-        delta = mean * self.delta.std.unsqueeze(1) + self.delta.mean.unsqueeze(1)
-        return obs + delta.view(obs.shape)
+            mean = mean + (0.5 * log_var).exp() * noise
+        return obs + (mean * self.delta.std + self.delta.mean)
 
     def adopt_statistics(self, obs: Normalizer, action: Normalizer, delta: Normalizer) -> None:
         """Take the current normalisation; between trainings the model keeps the one it was trained with."""
