@@ -42,6 +42,7 @@ import tyro
 from rich.console import Console
 from throughput_sections.bridges import measure_bridges
 from throughput_sections.env import measure_env
+from throughput_sections.kernels import measure_kernels
 from throughput_sections.learner import measure_learner
 from throughput_sections.loop import measure_loop
 from throughput_sections.model import measure_model
@@ -75,6 +76,7 @@ SECTIONS: dict[Section, Callable[[Options, Console], Iterator[Row]]] = {
     "bridges": measure_bridges,
     "physics": measure_physics,
     "oracles": measure_oracles,
+    "kernels": measure_kernels,
 }
 """Section to what measures it."""
 

@@ -19,7 +19,7 @@ from mage_diffsim.methods import METHODS
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
 
-Section = Literal["steps", "learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles"]
+Section = Literal["steps", "learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles", "kernels"]
 ALL: tuple[Section, ...] = get_args(Section)
 ON_A_GPU: tuple[Section, ...] = ("steps", "physics", "bridges")
 """Sections of --quick on a GPU."""
@@ -36,12 +36,12 @@ class Options:
     paper's training. learner: one update of critic, targets and (every second time) actor. model: one batch of the
     ensemble. loop: one environment step with its updates and its share of model training. runs: one update of R runs
     side by side against R times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch
-    functions. physics: environment steps per second. oracles: one MAGE-TD3 update on every oracle. By default all; with
-    --quick on a GPU steps, physics and bridges."""
+    functions. physics: environment steps per second. oracles: one MAGE-TD3 update on every oracle. kernels: kernels of
+    the compiled parts of an update. By default all; with --quick on a GPU steps, physics and bridges."""
     tasks: tuple[str, ...] | None = None
     """Tasks; by default Pendulum and HalfCheetah (with --quick on a CPU Pendulum). Task and preset decide the sizes."""
     methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
-    """Methods of section learner, each on the learned ensemble; section runs takes the first."""
+    """Methods of sections learner and kernels, each on the learned ensemble; section runs takes the first."""
     runs: tuple[int, ...] | None = None
     """Numbers of runs of sections runs and steps. By default 1, 5 and 20 on a GPU, 1, 8 and 32 for tasks of small size;
     on a CPU 1, 5 and 20, and 1 and 5 with --quick or for tasks of full size."""
