@@ -81,7 +81,7 @@ SECTIONS: dict[Section, Callable[[Options, Console], Iterator[Row]]] = {
 """Section to what measures it."""
 
 
-SHARES: dict[Section, float] = {"steps": 5.0, "physics": 2.0}
+SHARES: dict[Section, float] = {"steps": 5.0, "physics": 2.0, "kernels": 0.5}
 """Parts of the time that sections get where it is limited; the others get 1."""
 
 

@@ -21,7 +21,7 @@ from mage_diffsim.training import Trainer
 
 Section = Literal["steps", "learner", "model", "loop", "runs", "env", "bridges", "physics", "oracles", "kernels"]
 ALL: tuple[Section, ...] = get_args(Section)
-ON_A_GPU: tuple[Section, ...] = ("steps", "physics", "bridges")
+ON_A_GPU: tuple[Section, ...] = ("steps", "bridges", "physics", "kernels")
 """Sections of --quick on a GPU."""
 STEPS = 300
 """Environment steps of a warm trainer, which are the transitions in its buffer."""
@@ -37,7 +37,7 @@ class Options:
     ensemble. loop: one environment step with its updates and its share of model training. runs: one update of R runs
     side by side against R times one run. env: one step of environments, one evaluation. bridges: JAX and Warp as torch
     functions. physics: environment steps per second. oracles: one MAGE-TD3 update on every oracle. kernels: kernels of
-    the compiled parts of an update. By default all; with --quick on a GPU steps, physics and bridges."""
+    the compiled parts of an update. By default all; with --quick on a GPU steps, bridges, physics and kernels."""
     tasks: tuple[str, ...] | None = None
     """Tasks; by default Pendulum and HalfCheetah (with --quick on a CPU Pendulum). Task and preset decide the sizes."""
     methods: tuple[str, ...] = ("mage-td3", "mage-ddpg", "dyna-td3")
@@ -129,10 +129,13 @@ class Options:
 
     def of(self, section: Section) -> Options:
         """Returns what a section measures where these options leave it open."""
-        if section != "physics" or not (self.quick and self.on_a_gpu):
-            return self
-        worlds, tasks = self.batches or (1024, 8192, 65536), self.tasks or ("HalfCheetah", "Ant")
-        return replace(self, tasks=tasks, batches=worlds, jacobians=False)
+        if section == "kernels" and self.quick:
+            largest = self.tasks or (("HalfCheetah",) if self.on_a_gpu else self.task_names())
+            return replace(self, tasks=largest, methods=self.methods[:1])
+        if section == "physics" and self.quick and self.on_a_gpu:
+            worlds, tasks = self.batches or (1024, 8192, 65536), self.tasks or ("HalfCheetah", "Ant")
+            return replace(self, tasks=tasks, batches=worlds, jacobians=False)
+        return self
 
     def seconds(self) -> float:
         """Returns how long all measurements may take."""

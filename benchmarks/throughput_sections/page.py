@@ -69,9 +69,15 @@ def of_physics(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def of_kernels(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Returns every part of an update with what it launches."""
+    return ["ms", "part", "ms", "launches"], [[r.subject, r.variant, number(r.median_ms), r.check] for r in rows]
+
+
 FORMS: dict[str, Callable[[Sequence[Row]], tuple[list[str], list[list[str]]]]] = {
     "steps": of_steps,
     "physics": of_physics,
+    "kernels": of_kernels,
 }
 """Section to how its rows are shown, where that is not the general way."""
 

@@ -286,6 +286,9 @@ class TestPhysicsOnAGpu:
         assert options.task_names() == ("HalfCheetah", "Ant") and options.batch_sizes() == (1024, 8192, 65536)
         assert not options.jacobians
         assert Options(device="cuda", quick=True, tasks=("Ant",)).of("physics").task_names() == ("Ant",)
+        options = Options(device="cuda", quick=True).of("kernels")
+        assert options.task_names() == ("HalfCheetah",) and options.methods == ("mage-td3",)
+        assert list(Options(device="cuda", quick=True).section_names()) == ["steps", "bridges", "physics", "kernels"]
 
 
 def test_every_source_and_number_of_worlds_gets_the_same_states():
@@ -314,6 +317,8 @@ class TestPage:
         assert [found[k] for k in ("update", "batch", "step", "100k h")] == ["0.8", "-", "8.5", "1"]
         rows = [one_row(subject=f"Ant {part}", size=64, median_ms=ms) for part, ms in (("forward", 1.0), ("VJP", 3.0))]
         assert page.block_of("physics", rows)[1].split() == ["Ant", "eager", "64", "1", "3", "-", "500"]
+        rows = [one_row(section="kernels", variant="critic", check="36 products, 50 other kernels")]
+        assert page.block_of("kernels", rows)[1].split(maxsplit=3)[3] == "36 products, 50 other kernels"
 
 
 @pytest.mark.parametrize("name", ["throughput.py", "gradient_quality.py"])
