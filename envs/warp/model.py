@@ -152,6 +152,11 @@ class ModelKernels:
                 "frame_skip, let fewer geoms collide, or use backend mujoco or mjx"
             )
 
+    def build(self, which: str) -> tuple[Any, int]:
+        """The Warp kernel, not yet compiled, and an upper bound of the number of vectors that its code computes."""
+        code = getattr(self._program, which)()
+        return build(code, which, load_warp().dtype_from_torch(self._dtype)), operations(code)
+
     def load(self, which: str, device: torch.device) -> Loaded:
         """The kernel, compiled and loaded for the device; Warp keeps compilations on disk."""
         if (which, device) in self._loaded:
@@ -159,8 +164,7 @@ class ModelKernels:
         warp = load_warp()
         with self._lock:
             if which not in self._built:
-                code = getattr(self._program, which)()
-                built = build(code, which, warp.dtype_from_torch(self._dtype))
+                built, operated = self.build(which)
                 # Warp's cache has a folder of this name if the kernel, whose name ends in a hash, was compiled before.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
@@ -170,7 +174,7 @@ class ModelKernels:
                     _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)
                 self._built[which] = built
                 # An upper bound: as if every computed vector lived through the kernel. Measured frames are a tenth.
-                self._stack[which] = OWN_STACK + operations(code) * self._program.vector
+                self._stack[which] = OWN_STACK + operated * self._program.vector
             load_module(self._built[which], device)
             scratch, stack = sum(self._memory.values()), self._stack[which]
             if self._program.local:
