@@ -24,6 +24,7 @@ PRELUDE = """
     auto splat = [](real x) -> vec {{ return {splat}; }};
     auto select = [](mask c, vec a, vec b) -> vec {{ return c ? a : b; }};
     auto any = [](mask c) -> bool {{ return {any}; }};
+    auto over = [](vec a, vec b) -> vec {{ {over} }};
     auto each_sin = [](vec x) -> vec {{ {each_sin} }};
     auto each_cos = [](vec x) -> vec {{ {each_cos} }};
     auto each_sqrt = [](vec x) -> vec {{ {each_sqrt} }};
@@ -31,6 +32,32 @@ PRELUDE = """
     auto load = [=](const real* data, int width, int column) -> vec {{ {load} }};
     auto store = [=](real* data, int width, int column, vec x) {{ {store} }};
 """
+
+QUOTIENT = 'real y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b)); return a * y;'
+ROOT = 'real y; asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y;'
+"""Quotient and root on a GPU in float32: to 2 units in the last place, without the branches of the exact ones, which
+cut the code into pieces that are scheduled apart."""
+_REDUCED = """
+        const double turns = rint((double)x * 0.63661977236758134308);
+        const real r = (real)((double)x - turns * 1.57079632679489661923), rr = r * r;
+        const int quadrant = (int)(long long)turns;
+        const real sine = r + r * rr * (-1.6666654611e-1f + rr * (8.3321608736e-3f - rr * 1.9515295891e-4f));
+        const real cosine = 1.0f - 0.5f * rr + rr * rr * (4.166664568298827e-2f + rr * (-1.388731625493765e-3f
+            + rr * 2.443315711809948e-5f));"""
+SINGLE = {
+    "each_sin": _REDUCED + """
+        const real y = quadrant & 1 ? cosine : sine;
+        return quadrant & 2 ? -y : y;""",
+    "each_cos": _REDUCED + """
+        const real y = quadrant & 1 ? sine : cosine;
+        return (quadrant + 1) & 2 ? -y : y;""",
+}
+"""Sine and cosine in float32 for one lane, without a branch for large angles: exact reduction in double precision, then
+the polynomials of the Cephes library (S. Moshier), whose errors are below 1e-7."""
+
+
+def _on_gpu(there: str, here: str) -> str:
+    return f"\n#ifdef __CUDA_ARCH__\n{there}\n#else\n{here}\n#endif\n"
 
 
 def prelude(real: str, lanes: int) -> str:
@@ -43,6 +70,9 @@ def prelude(real: str, lanes: int) -> str:
     suffix = "f" if real == "float" else ""
     if lanes == 1:
         each = {f"each_{f}": f"return {f}{suffix}(x);" for f in ("sin", "cos", "sqrt")}
+        over = "return a / b;"
+        if real == "float":
+            each, over = SINGLE | {"each_sqrt": _on_gpu(ROOT, each["each_sqrt"])}, _on_gpu(QUOTIENT, over)
         return PRELUDE.format(
             real=real,
             vec="real",
@@ -50,6 +80,7 @@ def prelude(real: str, lanes: int) -> str:
             lanes=1,
             splat="x",
             any="c",
+            over=over,
             **each,
             each_power=f"return pow{suffix}(x, p);",
             load="return data[first * width + column];",
@@ -64,6 +95,7 @@ def prelude(real: str, lanes: int) -> str:
         lanes=lanes,
         splat="(vec)(x)",
         any="__builtin_reduce_or(c) != 0",
+        over="return a / b;",
         **each,
         each_power=f"vec y; {loop} y[i] = pow{suffix}(x[i], p); return y;",
         # The last thread repeats the last environment.
@@ -165,8 +197,10 @@ def total(terms: Sequence[str]) -> str:
 def _operation(node: Node) -> str:
     a = [reference(x) if isinstance(x, (Node, float, int)) else x for x in node.args]
     match node.kind:
-        case "add" | "sub" | "mul" | "div" | "less":
-            return f"{a[0]} {dict(add='+', sub='-', mul='*', div='/', less='<')[node.kind]} {a[1]}"
+        case "add" | "sub" | "mul" | "less":
+            return f"{a[0]} {dict(add='+', sub='-', mul='*', less='<')[node.kind]} {a[1]}"
+        case "div":
+            return f"over({vector(node.args[0])}, {a[1]})"
         case "neg":
             return f"-{a[0]}"
         case "where":

@@ -42,7 +42,7 @@ class Matrix:
     def factor(self, w: Writer) -> None:
         """Replace the matrix by its factors."""
         for k in reversed(range(self.size)):
-            w(f"{self.name}inv{k} = real(1) / {self[k, k]};")
+            w(f"{self.name}inv{k} = over(splat(1), {self[k, k]});")
             for i in reversed(self._row(k)):
                 w(f"{{ const vec part = {self[k, i]} * {self.name}inv{k};")
                 for j in self._row(k):
@@ -246,7 +246,7 @@ class Solver:
             w("if (!any(open)) break;")
             w("below = select(open & (first_order < real(0)), size, below);")
             w("above = select(open & (first_order >= real(0)), size, above);")
-            w("const vec guess = size - first_order / second_order;")
+            w("const vec guess = size - over(first_order, second_order);")
             w("const vec reach = real(2) * size + real(1);")
             w("const vec half = real(0.5) * (below + select(above < reach, above, reach));")
             w("const vec next = select((guess > below) & (guess < above), guess, half);")
