@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -30,8 +31,10 @@ _logger = logging.getLogger("mage_diffsim")
 VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
 MEMORY = {"cpu": 256 << 20, "cuda": 400 << 10}
-"""Bytes that a thread's kernel may use for contact records and tape: of the heap on a CPU; on a GPU of the thread's
-512 KiB of local memory, which also hold what does not fit registers."""
+"""Bytes that a thread's kernel may use for contact records: of the heap on a CPU; on a GPU of the thread's 512 KiB of
+local memory, which also hold what does not fit registers."""
+TAPE = 4 << 20
+"""Bytes that an environment's tape may take, which lives from a step to its derivative."""
 LEAST_ROWS = 64
 """Number of environments from which another CPU thread pays."""
 
@@ -45,7 +48,7 @@ def build(code: str, which: str, real: Any) -> Any:
         real: ``warp.float32`` or ``warp.float64``, as in the program.
     """
     warp = load_warp()
-    kinds = {"thread": int, "scratch": warp.uint64}
+    kinds = {"thread": int, "tape": warp.uint64, "scratch": warp.uint64}
 
     def declared(function: Any) -> Any:
         """The function with its arguments' types, under a name of its own, by which Warp tells functions apart."""
@@ -57,32 +60,32 @@ def build(code: str, which: str, real: Any) -> Any:
 
     if which == "forward":
 
-        def forward(thread, state, control, next_state, scratch): ...
+        def forward(thread, state, control, next_state, tape, scratch): ...
 
         native = warp.func_native(code)(declared(forward))
 
-        def forward_kernel(state, control, next_state, scratch):
-            native(warp.tid(), state, control, next_state, scratch)
+        def forward_kernel(state, control, next_state, tape, scratch):
+            native(warp.tid(), state, control, next_state, tape, scratch)
 
         return kernel(declared(forward_kernel))
 
     if which == "adjoint":
 
-        def adjoint(thread, state, control, cotangent, state_gradient, control_gradient, scratch): ...
+        def adjoint(thread, state, control, cotangent, state_gradient, control_gradient, tape, scratch): ...
 
         native = warp.func_native(code)(declared(adjoint))
 
-        def adjoint_kernel(state, control, cotangent, state_gradient, control_gradient, scratch):
-            native(warp.tid(), state, control, cotangent, state_gradient, control_gradient, scratch)
+        def adjoint_kernel(state, control, cotangent, state_gradient, control_gradient, tape, scratch):
+            native(warp.tid(), state, control, cotangent, state_gradient, control_gradient, tape, scratch)
 
         return kernel(declared(adjoint_kernel))
 
-    def tangent(thread, state, control, state_tangent, control_tangent, next_tangent, scratch): ...
+    def tangent(thread, state, control, state_tangent, control_tangent, next_tangent, tape, scratch): ...
 
     native = warp.func_native(code)(declared(tangent))
 
-    def tangent_kernel(state, control, state_tangent, control_tangent, next_tangent, scratch):
-        native(warp.tid(), state, control, state_tangent, control_tangent, next_tangent, scratch)
+    def tangent_kernel(state, control, state_tangent, control_tangent, next_tangent, tape, scratch):
+        native(warp.tid(), state, control, state_tangent, control_tangent, next_tangent, tape, scratch)
 
     return kernel(declared(tangent_kernel))
 
@@ -97,9 +100,10 @@ class Loaded:
     stack: int
     """Bytes of stack that are enough for a launch on a CPU."""
 
-    def launch(self, threads: int, arrays: tuple[Tensor, ...]) -> None:
+    def launch(self, threads: int, arrays: Sequence[Tensor], tape: Tensor | None) -> None:
         """Launch the kernel over arrays. On a CPU, Warp runs its threads in the calling thread, one after the other."""
-        launch(self.kernel, threads, (*arrays, _scratch.at_least(self.scratch) if self.scratch else 0))
+        scratch = _scratch.at_least(self.scratch) if self.scratch else 0
+        launch(self.kernel, threads, (*arrays, 0 if tape is None else tape.data_ptr(), scratch))
 
 
 class _Scratch(threading.local):
@@ -130,6 +134,7 @@ class ModelKernels:
         model = read(simulation)
         self._cost = cost.check(model)
         self._program = Program(model, "double" if dtype == torch.float64 else "float", self.lanes)
+        self.tile = self._program.tile
         self._check_memory(simulation, device)
         self._stack: dict[str, int] = {}
         self._built: dict[str, Any] = {}
@@ -137,20 +142,27 @@ class ModelKernels:
         self._lock = threading.Lock()
 
     @property
-    def _memory(self) -> dict[str, int]:
-        """Bytes of a thread's contact records and of its tape."""
-        return {name: n * self._program.vector for name, n in self._program.memory.items()}
+    def _records(self) -> int:
+        """Bytes of a thread's contact records."""
+        return self._program.memory * self._program.vector
 
     def _check_memory(self, simulation: Simulation, device: torch.device) -> None:
-        needed, available = self._memory, MEMORY[device.type]
-        if sum(needed.values()) > available:
-            raise InputError(
-                f"task {simulation.name}: the Warp kernels would keep {sum(needed.values()) >> 10} KiB a thread, "
-                f"{needed['contact'] >> 10} for {self._program.arrays['contact'][0]} possible contacts and "
-                f"{needed['tape'] >> 10} for {simulation.frame_skip} simulator steps per action, and on a "
-                f"{'CPU' if device.type == 'cpu' else 'GPU'} {available >> 10} are to be had: lower "
-                "frame_skip, let fewer geoms collide, or use backend mujoco or mjx"
-            )
+        p = self._program
+        contacts = sum(n for n, _ in p.arrays.values())
+        for what, needed, available in (
+            (f"records of {contacts} possible contacts", self._records, MEMORY[device.type]),
+            (f"a tape of {simulation.frame_skip} simulator steps per action", p.tape * self._dtype.itemsize, TAPE),
+        ):
+            if needed > available:
+                raise InputError(
+                    f"task {simulation.name}: the Warp kernels would keep {needed >> 10} KiB for {what}, and "
+                    f"{available >> 10} are to be had: lower frame_skip, let fewer geoms collide, or use backend "
+                    "mujoco or mjx"
+                )
+
+    def tape(self, rows: int, device: torch.device) -> Tensor:
+        """Memory for the tapes of so many environments; a row has those of environments that are interleaved."""
+        return torch.empty(-(-rows // self.tile), self.tile * self._program.tape, dtype=self._dtype, device=device)
 
     def build(self, which: str) -> tuple[Any, int]:
         """The Warp kernel, not yet compiled, and an upper bound of the number of vectors that its code computes."""
@@ -176,7 +188,7 @@ class ModelKernels:
                 # An upper bound: as if every computed vector lived through the kernel. Measured frames are a tenth.
                 self._stack[which] = OWN_STACK + operated * self._program.vector
             load_module(self._built[which], device)
-            scratch, stack = sum(self._memory.values()), self._stack[which]
+            scratch, stack = 0 if which == "adjoint" else self._records, self._stack[which]
             if self._program.local:
                 scratch, stack = 0, stack + scratch
             self._loaded[which, device] = Loaded(self._built[which], scratch, stack)
@@ -216,7 +228,7 @@ class ModelOp(Op):
 
     def __init__(self, simulation: Simulation, dtype: torch.dtype, device: torch.device, tangents: bool) -> None:
         self._kernels = _kernels_of(simulation, dtype, device)
-        self._dtype, self._tangents = dtype, tangents
+        self._dtype, self._tangents, self.keeps = dtype, tangents, not tangents
         self._moving = int(simulation.nq + simulation.nv)
         self.name = self._kernels.name
         self.load(device)
@@ -227,21 +239,33 @@ class ModelOp(Op):
             self._kernels.load(which, indexed(device))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        check_rows(self, inputs)
-        if inputs[0].dtype != self._dtype:
-            raise InputError(f"{self.name}: inputs are {inputs[0].dtype}; accepted is {self._dtype}")
+        self._check(inputs)
         output = torch.empty_like(inputs[0])
         self._launch("forward", *inputs, output)
         return output
+
+    def forward_keeping(
+        self, inputs: tuple[Float[Tensor, "..."], ...], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."], Any]:
+        self._check(inputs)
+        output, tape = torch.empty_like(inputs[0]), self._kernels.tape(len(inputs[0]), inputs[0].device)
+        self._launch("forward", *inputs, output, tape=tape)
+        return output, (inputs, tape)
+
+    def vjp_kept(
+        self, kept: Any, cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
+    ) -> tuple[Float[Tensor, "..."] | None, ...]:
+        inputs, tape = kept
+        gradients = tuple(torch.empty_like(x) for x in inputs)
+        self._launch("adjoint", *inputs, cotangent, *gradients, tape=tape)
+        return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
 
     def vjp(
         self, inputs: tuple[Float[Tensor, "..."], ...], cotangent: Float[Tensor, "..."], needs: tuple[bool, ...]
     ) -> tuple[Float[Tensor, "..."] | None, ...]:
         if self._tangents:
             return self._vjp_by_columns(inputs, cotangent, needs)
-        gradients = tuple(torch.empty_like(x) for x in inputs)
-        self._launch("adjoint", *inputs, cotangent, *gradients)
-        return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
+        return self.vjp_kept(self.forward_keeping(inputs, needs)[1], cotangent, needs)
 
     def _vjp_by_columns(
         self, inputs: tuple[Tensor, ...], cotangent: Tensor, needs: tuple[bool, ...]
@@ -261,28 +285,36 @@ class ModelOp(Op):
             gradients.append(gradient)
         return tuple(gradients)
 
-    def _launch(self, which: str, *arrays: Tensor) -> None:
+    def _check(self, inputs: tuple[Tensor, ...]) -> None:
+        check_rows(self, inputs)
+        if inputs[0].dtype != self._dtype:
+            raise InputError(f"{self.name}: inputs are {inputs[0].dtype}; accepted is {self._dtype}")
+
+    def _launch(self, which: str, *arrays: Tensor, tape: Tensor | None = None) -> None:
         device, rows, lanes = arrays[0].device, arrays[0].shape[0], self._kernels.lanes
         if rows == 0:
             return
         loaded = self._kernels.load(which, device)
         if device.type != "cpu":
-            loaded.launch(-(-rows // lanes), arrays)
+            loaded.launch(-(-rows // lanes), arrays, tape)
             return
         threads, here = min(torch.get_num_threads(), -(-rows // LEAST_ROWS)), fits(loaded.stack)
         if here and threads == 1:
-            loaded.launch(-(-rows // lanes), arrays)
+            loaded.launch(-(-rows // lanes), arrays, tape)
             return
-        share = lanes * -(-rows // (lanes * threads))
+        tile = self._kernels.tile
+        share = tile * -(-rows // (tile * threads))
         parts = list(zip(*(x.split(share) for x in arrays), strict=True))
+        tapes = [None] * len(parts) if tape is None else tape.split(share // tile)
 
-        def run(part: tuple[Tensor, ...]) -> None:
-            loaded.launch(-(-part[0].shape[0] // lanes), part)
+        def run(part: tuple[Tensor, ...], tape: Tensor | None) -> None:
+            loaded.launch(-(-part[0].shape[0] // lanes), part, tape)
 
-        mine = parts.pop(0) if here else None
-        pool = workers(len(parts), loaded.stack) if parts else None
-        waiting = [] if pool is None else [pool.submit(run, part) for part in parts]
+        work = list(zip(parts, tapes, strict=True))
+        mine = work.pop(0) if here else None
+        pool = workers(len(work), loaded.stack) if work else None
+        waiting = [] if pool is None else [pool.submit(run, *part) for part in work]
         if mine is not None:
-            run(mine)
+            run(*mine)
         for future in waiting:
             future.result()

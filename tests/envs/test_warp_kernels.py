@@ -50,14 +50,14 @@ def test_the_number_of_rows_and_threads_changes_nothing(rows, threads):
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_records_beside_the_stack_change_nothing(rows, threads, monkeypatch):
-    """With contact records and tape in memory that is handed to the kernel, as in larger models."""
+    """With contact records in memory that is handed to the kernel, as in larger models."""
     _, state, action = samples(EulerLeg)
     state, action = state.repeat(10, 1)[:rows], action.repeat(10, 1)[:rows]
     within = physics_of(EulerLeg)
     monkeypatch.setattr(program, "LOCAL", 0)
     monkeypatch.setattr(warp_model, "_shared", {})
     beside = make_physics(samples(EulerLeg)[0], "warp", dtype=torch.float64)
-    kernels = (x._op._kernels.load("adjoint", state.device) for x in (within, beside))
+    kernels = (x._op._kernels.load("forward", state.device) for x in (within, beside))
     assert [x.scratch > 0 for x in kernels] == [False, True]
     before, results = torch.get_num_threads(), []
     try:
@@ -194,7 +194,7 @@ def test_wrong_dtypes_sources_and_models_are_refused():
     with pytest.raises(InputError, match=r"state is torch\.float32 on cpu; this physics takes torch\.float64"):
         physics_of(Leg).step(state.float(), action)
     deep = type("Deep", (Leg,), {"name": "Deep", "frame_skip": 100_000})()
-    numbers = r"would keep \d+ KiB a thread, \d+ for 8 possible contacts and \d+ for 100000 .* lower frame_skip"
+    numbers = r"would keep \d+ KiB for a tape of 100000 simulator steps per action, and 4096 are .* lower frame_skip"
     with pytest.raises(InputError, match=numbers):
         make_physics(deep, "warp")
     with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco"):
@@ -255,17 +255,64 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     assert len(listings) == 4 and all(".target sm_90" in text for text in listings)
 
 
+@pytest.fixture
+def scalar(monkeypatch):
+    """Makes physics of one lane, as on a GPU, that run here on the CPU."""
+
+    def make(model, dtype=torch.float64):
+        monkeypatch.setattr(warp_model, "VECTOR", dtype.itemsize)
+        monkeypatch.setattr(warp_model, "_shared", {})
+        task, _, _ = samples(model)
+        made = make_physics(task, "warp", dtype=dtype)
+        kernels = warp_model._shared[task.simulation.fingerprint, dtype, "cpu"]
+        assert (kernels.lanes, kernels.tile) == (1, 32)
+        return made
+
+    return make
+
+
 @pytest.mark.slow
-def test_the_scalar_form_computes_the_same(monkeypatch):
-    """One lane, as on a GPU, run here on the CPU."""
-    monkeypatch.setattr(warp_model, "VECTOR", 8)
-    monkeypatch.setattr(warp_model, "_shared", {})
-    task, state, action = samples(Pile)
-    scalar = make_physics(task, "warp", dtype=torch.float64)
-    assert warp_model._shared[task.simulation.fingerprint, torch.float64, "cpu"].lanes == 1
-    torch.testing.assert_close(scalar.step(state, action), physics_of(Pile).step(state, action), rtol=1e-12, atol=1e-12)
-    ours, theirs = (jacobian(p.step, state[:20], action[:20]) for p in (scalar, physics_of(Pile)))
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("model", [EulerLeg, Leg, Pile, "HalfCheetah"], ids=str)
+def test_the_scalar_form_computes_the_same(model, threads, scalar):
+    """One lane, with the tapes of 32 environments interleaved."""
+    _, state, action = samples(model)
+    vectors, made = physics_of(model), scalar(model)
+    before, results = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(threads)
+        for physics in (made, vectors):
+            leaves = state.clone().requires_grad_(), action.clone().requires_grad_()
+            output = physics.step(*leaves)
+            results.append((output.detach(), *torch.autograd.grad(output.square().sum(), leaves)))
+    finally:
+        torch.set_num_threads(before)
+    for ours, theirs in zip(*results, strict=True):
+        assert scaled(ours - theirs, theirs).max() <= 1e-13
+
+
+@pytest.mark.slow
+def test_the_scalar_form_computes_the_same_in_float32(scalar):
+    """Its sine and cosine are its own."""
+    task, state, action = samples("HalfCheetah")
+    state, action = state.float(), action.float()
+    state[0, 2] += 1e4  # a body that has turned often
+    theirs = make_physics(task, "warp", dtype=torch.float32).step(state, action)
+    apart = scaled(scalar("HalfCheetah", torch.float32).step(state, action) - theirs, theirs)
+    assert apart.median() <= 1e-6 and apart.max() <= 2e-3
+
+
+def test_a_derivative_can_be_taken_twice_and_after_other_steps():
+    """The tape belongs to the call."""
+    _, state, action = samples(Leg)
+    physics = physics_of(Leg)
+    leaf = action.clone().requires_grad_()
+    output = physics.step(state, leaf)
+    (first,) = torch.autograd.grad(output.square().sum(), leaf, retain_graph=True)
+    other = action.flip(0).requires_grad_()
+    torch.autograd.grad(physics.step(state.flip(0), other).sum(), other)
+    (again,) = torch.autograd.grad(output.square().sum(), leaf)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
 def test_warps_own_adjoint_of_such_code_is_wrong():

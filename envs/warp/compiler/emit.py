@@ -139,6 +139,10 @@ class Writer:
         self._visible = before
         self("}")
 
+    def loop(self, header: str) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`block`, around a loop that is not unrolled: long code misses caches of instructions."""
+        return self.block(f'_Pragma("unroll 1") for ({header})')
+
     def compute(self, *expressions: Any) -> list[str]:
         """Write the operations of the expressions that are not computed yet; returns how the code refers to each."""
         for node in reachable(expressions, set().union(*self._known[self._visible :])):

@@ -1,7 +1,6 @@
 """Stage 9, programs: one environment step of a model as C++, forward, with its adjoint, and with tangents.
 
-The adjoint runs the passes forward, keeping (q, v, a) of each on a tape, and then backward; coming back to a pass,
-Newton starts at its solution and only factors the Hessian there.
+The forward can keep a tape: (q, v, a) and the factored Hessian of every pass. The adjoint comes back along it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,12 @@ LOCAL = 256 << 10
 the C++ compiler knows less about what changes them."""
 
 
+WARP = 32
+"""Threads of a GPU that run together. Their tapes are interleaved, so that they read and write neighbours."""
+
+
 class Program:
-    """The code of one model's kernels. Each takes the environments' arrays, and last the address ``scratch``.
+    """The code of one model's kernels. Each takes the environments' arrays, and last the addresses ``tape``, ``scratch``.
 
     Args:
         model: the model as intake read it.
@@ -34,35 +37,36 @@ class Program:
         self.real, self.lanes = real, lanes
         self.step = Step(model, exact=real == "double")
         self.sweeps = Sweeps(self.step)
-        self.arrays = {"contact": self.step.solver.records, "tape": (self.step.passes, len(self._kept))}
-        """Shapes of the arrays: records of contacts that touch, and variables of each pass that the adjoint keeps."""
+        self.arrays = self.step.solver.records
+        """Shapes of the arrays of records of contacts that touch."""
         self.vector = lanes * (8 if real == "double" else 4)
         """Bytes of a ``vec``."""
-        self.local = lanes == 1 or sum(self.memory.values()) * self.vector <= LOCAL
+        self.memory = sum(rows * columns for rows, columns in self.arrays.values())
+        """Numbers per environment in the arrays."""
+        self.tile = WARP if lanes == 1 else lanes
+        """Environments whose tapes are interleaved: number n of each, then number n + 1."""
+        self.tape = self.step.passes * len(self.step.kept) + self.step.nq + 1
+        """Numbers per environment on the tape: of every pass, then the last q, and 1 where the step failed, else 0."""
+        self.local = lanes == 1 or self.memory * self.vector <= LOCAL
         """Whether the arrays are local variables; otherwise they lie in memory that ``scratch`` is the address of."""
 
-    @property
-    def _kept(self) -> list[str]:
-        """The variables of a pass that the adjoint keeps."""
-        s = self.step
-        return [
-            *(s.names("q", s.nq) + s.names("v") + s.names("a")),
-            *(s.names("way") + s.names("rate") if s.turning else []),
-        ]
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Numbers per environment in each of the arrays."""
-        return {name: rows * columns for name, (rows, columns) in self.arrays.items()}
-
     def forward(self) -> str:
-        """(state, control) -> next_state."""
+        """(state, control) -> next_state, and the tape unless its address is 0."""
         s = self.step
         w = self._begin()
-        with w.block(f"for (int pass = 0; pass < {s.passes}; ++pass)"):
+        self._tape(w)
+        with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
             s.acceleration(w)
+            with w.block("if (tape)"):
+                if s.turning:
+                    w.assign(s.names("rate"), s.rates)
+                for place, name in enumerate(s.kept):
+                    w(f"kept(pass, {place}) = {name};")
             s.advance(w)
         s.watch_state(w)
+        with w.block("if (tape)"):
+            for place, name in enumerate((*s.names("q", s.nq), "select(failed, splat(1), splat(0))")):
+                w(f"kept({s.passes}, {place}) = {name};")
         share = literal(1.0 / s.model.simulation.frame_skip)
         means = iter(s.names("mean", len(s.means())))
         values = w.compute(*s.q, *s.v)
@@ -75,32 +79,24 @@ class Program:
         return w.text
 
     def adjoint(self) -> str:
-        """(state, control, cotangent) -> state_gradient, control_gradient."""
+        """(state, control, cotangent) -> state_gradient, control_gradient, along the forward's tape."""
         s = self.step
-        w = self._begin()
-        kept = self._kept
-        self._array(w, "tape")
+        w = self._begin(forward=False)
+        self._tape(w)
+        for place, name in enumerate(s.names("q", s.nq)):
+            w(f"{name} = kept({s.passes}, {place});")
+        w(f"const mask failed = kept({s.passes}, {s.nq}) > real(0);")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("gu", s.nu)])
         if s.model.runge_kutta:
             self.sweeps.declare(w)
-        with w.block(f"for (int round = 0; round < {2 * s.passes}; ++round)"):
-            w(f"const bool back = round >= {s.passes};")
-            w(f"const int pass = back ? {2 * s.passes - 1} - round : round;")
-            with w.block("if (back)"):
-                for place, name in enumerate(kept):
-                    w(f"{name} = tape[pass][{place}];")
-            s.acceleration(w)
-            with w.block("if (back)"):
-                self.sweeps.reverse(w)
-            with w.block("else"):
-                if s.turning:
-                    w.assign(s.names("rate"), s.rates)
-                for place, name in enumerate(kept):
-                    w(f"tape[pass][{place}] = {name};")
-                s.advance(w)
-                with w.block(f"if (pass == {s.passes - 1})", fresh=True):
-                    s.watch_state(w)
-                    self._read_cotangent(w)
+        with w.block("", fresh=True):
+            self._read_cotangent(w)
+        with w.loop(f"int pass = {s.passes - 1}; pass >= 0; --pass"):
+            for place, name in enumerate(s.kept):
+                w(f"{name} = kept(pass, {place});")
+            if not s.model.runge_kutta:
+                s.implicit(w)
+            self.sweeps.reverse(w)
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))
         values = [*gradient, *s.graph.inputs("lv", s.nv)]
@@ -128,7 +124,7 @@ class Program:
                 w.declare(s.names(prefix))
         for d in s.means():
             w(f"const vec first_tq{d} = tq{d};")
-        with w.block(f"for (int pass = 0; pass < {s.passes}; ++pass)"):
+        with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
             s.acceleration(w)
             with w.block(""):
                 self.sweeps.forward(w)
@@ -150,25 +146,34 @@ class Program:
 
     # -- their parts --
 
-    def _begin(self) -> Writer:
-        """The prelude, and the variables of a step: q, v, u from state and control, and what a pass needs."""
+    def _begin(self, forward: bool = True) -> Writer:
+        """The prelude, and the variables of a step; forward from state and control, otherwise from the tape."""
         s, w = self.step, Writer()
         w.lines += prelude(self.real, self.lanes).strip("\n").split("\n")
         w("const real nothing = real(0) / real(0);")
-        for i in range(s.nq):
-            w(f"vec q{i} = load(state.data, {s.width}, {i});")
-        for i in range(s.nv):
-            w(f"vec v{i} = load(state.data, {s.width}, {s.nq + i});")
+        if forward:
+            for i in range(s.nq):
+                w(f"vec q{i} = load(state.data, {s.width}, {i});")
+            for i in range(s.nv):
+                w(f"vec v{i} = load(state.data, {s.width}, {s.nq + i});")
+            begin = 0
+            for name, shape in self.arrays.items():
+                w.array(name, shape, None if self.local else begin)
+                begin += shape[0] * shape[1]
+        else:
+            w.declare([*s.names("q", s.nq), *s.names("v")])
         for i in range(s.nu):
             w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
-        if self.memory["contact"]:
-            self._array(w, "contact")
-        s.declare(w)
+        s.declare(w, forward)
         return w
 
-    def _array(self, w: Writer, name: str) -> None:
-        begin = self.memory["contact"] if name == "tape" else 0
-        w.array(name, self.arrays[name], None if self.local else begin)
+    def _tape(self, w: Writer) -> None:
+        """The function ``kept``: the place on this thread's tape of a variable of a pass."""
+        beside = self.tile // self.lanes
+        w(f"vec* const own = (vec*)tape + (long long)(thread / {beside}) * {self.tape * beside} + thread % {beside};")
+        w("auto kept = [=](int pass, int place) -> vec& {")
+        w(f"    return own[(pass * {len(self.step.kept)} + place) * {beside}];")
+        w("};")
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:
         """Write the first columns of an array, as NaN where the solver did not converge or the state diverged."""

@@ -7,6 +7,8 @@ the solution, which the derivative sweeps use. Other steps are shortened by an e
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,12 @@ class Matrix:
 
     def _row(self, k: int) -> list[int]:
         return [i for i in range(k) if (k, i) in self.entries]
+
+    @property
+    def factors(self) -> list[str]:
+        """The variables that hold the factors."""
+        below = [self[e] for e in sorted(self.entries) if e[0] != e[1]]
+        return [*below, *(f"{self.name}inv{k}" for k in range(self.size))]
 
     def declare(self, w: Writer) -> None:
         """Declare the entries and the inverses of D, named ``{name}inv{k}``."""
@@ -76,32 +84,95 @@ def times_mass(mass: Sequence[Sequence[Any]], x: str) -> list[str]:
     return [total([f"{reference(m)} * {x}{j}" for j, m in enumerate(row) if not is_zero(m)]) for row in mass]
 
 
+@dataclasses.dataclass
+class Group:
+    """Contacts whose rows are zero but for the degrees of freedom ``dofs``, and the layout of a record of one.
+
+    A record holds the rows along normal and tangents, their offsets, values at a and values along the step, and the
+    weight. The records of group n are the rows of the array ``contact{n}``; ``touching{n}`` counts those present.
+    """
+
+    dofs: tuple[int, ...]
+    contacts: dict[int, Contact]
+    """By their numbers in the model."""
+
+    @property
+    def kinds(self) -> int:
+        """Tangents per contact."""
+        return max(len(c.tangents) for c in self.contacts.values())
+
+    @property
+    def offset(self) -> int:
+        """The place in a record of the first offset."""
+        return len(self.dofs) * (1 + self.kinds)
+
+    @property
+    def value(self) -> int:
+        """The place of the first value at a."""
+        return self.offset + 1 + self.kinds
+
+    @property
+    def step(self) -> int:
+        """The place of the first value along the step."""
+        return self.value + 1 + self.kinds
+
+    @property
+    def weight(self) -> int:
+        """The place of the weight, the last number of a record."""
+        return self.step + 1 + self.kinds
+
+
+def grouped(moved: Sequence[frozenset[int]], size: int) -> list[tuple[frozenset[int], list[int]]]:
+    """Groups contacts by the degrees of freedom that move them: (their union, numbers of the contacts).
+
+    Code is written once per group, with as many operations as the union has pairs. So few contacts do more than their
+    own share, while the code stays about as long as for one group of all ``size`` degrees of freedom.
+    """
+    groups: list[tuple[frozenset[int], list[int]]] = []
+    for n in sorted(range(len(moved)), key=lambda n: -len(moved[n])):
+        place = next((g for g in groups if moved[n] <= g[0]), None)
+        if place is None:
+            groups.append((moved[n], [n]))
+        else:
+            place[1].append(n)
+
+    def growth(pair: tuple[int, int]) -> int:
+        a, b = (groups[i][0] for i in pair)
+        return len(a | b) ** 2 - len(a) ** 2 - len(b) ** 2
+
+    while sum(len(dofs) ** 2 for dofs, _ in groups) > 1.5 * size**2:
+        i, j = min(itertools.combinations(range(len(groups)), 2), key=growth)
+        (a, first), (b, second) = groups[i], groups.pop(j)
+        groups[i] = a | b, first + second
+    return groups
+
+
 class Solver:
     """Emits the solve for one model; its variables are a{i} (the acceleration) and the matrix ``H`` (the Hessian)."""
 
     def __init__(self, kinematics: Kinematics, mass: list[list[Any]], contacts: list[Contact], exact: bool) -> None:
-        self.mass, self.contacts = mass, contacts
+        self.mass = mass
         self.nv = len(mass)
-        self.kinds = max((len(c.tangents) for c in contacts), default=0)
-        """Tangents per contact."""
+        self.body_dofs = [kinematics.dofs(b) for b in range(kinematics.model.model.nbody)]
         entries = {(i, j) for i, row in enumerate(mass) for j, m in enumerate(row) if not is_zero(m)}
-        for c in contacts:
-            moved = {d for body in c.pair.bodies for d in kinematics.chain(body)}
-            entries |= {(i, j) for i in moved for j in moved}
+        moved = [frozenset(d for body in c.pair.bodies for d in kinematics.chain(body)) for c in contacts]
+        for dofs in moved:
+            entries |= {(i, j) for i in dofs for j in dofs}
         self.hessian = Matrix("H", self.nv, entries)
         self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-6)
-        # One record per contact that is present: rows along normal and tangents, offsets, the weight, and for the
-        # search the rows' values at a and along the step.
-        n, k = self.nv, 1 + self.kinds
-        self.offset, self.value, self.step, self.weight = n * k, n * k + k, n * k + 2 * k, n * k + 3 * k
-        self.records = len(contacts), self.weight + 1
-        """Contacts at most, and numbers of each."""
+        self.groups = [
+            Group(tuple(sorted(dofs)), {n: contacts[n] for n in numbers}) for dofs, numbers in grouped(moved, self.nv)
+        ]
+
+    @property
+    def records(self) -> dict[str, tuple[int, int]]:
+        """The arrays of contact records, and their shapes: contacts at most, and numbers of each."""
+        return {f"contact{n}": (len(g.contacts), g.weight + 1) for n, g in enumerate(self.groups)}
 
     def declare(self, w: Writer) -> None:
         """Variables that live through the whole kernel."""
         self.hessian.declare(w)
         w.declare([f"x{i}" for i in range(self.nv)])
-        w("mask failed = splat(1) < splat(0);")
 
     def solve(
         self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow], offsets: Sequence[Sequence[Any]]
@@ -115,24 +186,21 @@ class Solver:
             offsets: -aref of each contact along normal and tangents.
         """
         nv = self.nv
-        w.compute(*[m for row in self.mass for m in row], *smooth)
-        for row in limits:
-            w.compute(row.sign, row.weight, row.offset)
-        if self.contacts:
-            w("int touching = 0;")
-        for c, given in zip(self.contacts, offsets, strict=True):
-            (present,) = w.compute(c.present)
-            with w.block(f"if (any({present}))"):
-                zeros = [0.0] * (self.kinds - len(c.tangents))
-                rows = [c.normal_row, *c.tangent_rows, *([0.0] * nv for _ in zeros)]
-                values = [*(x for row in rows for x in row), *given, *zeros]
-                places = [*range(len(values)), self.weight]
-                w.compute(*values, c.weight)
-                for place, x in zip(places, [*values, c.weight], strict=True):
-                    w(f"contact[touching][{place}] = {vector(x)};")
-                w("++touching;")
+        for n in range(len(self.groups)):
+            w(f"int touching{n} = 0;")
+        # What belongs to a body is computed together, so that little has to be kept meanwhile.
+        for body in reversed(range(len(self.body_dofs))):
+            for n, group in enumerate(self.groups):
+                for number, c in group.contacts.items():
+                    if max(c.pair.bodies) == body:
+                        self._record(w, n, c, offsets[number])
+            for d in self.body_dofs[body]:
+                w.compute(*self.mass[d], smooth[d])
+                for row in limits:
+                    if row.dof == d:
+                        w.compute(row.sign, row.weight, row.offset)
         w("mask done = splat(1) < splat(0);")
-        with w.block(f"for (int newton = 0; newton < {ITERATIONS}; ++newton)"):
+        with w.loop(f"int newton = 0; newton < {ITERATIONS}; ++newton"):
             self._system(w, smooth, limits)
             self.hessian.factor(w)
             self.hessian.solve(w, "x")
@@ -146,6 +214,21 @@ class Solver:
             w("done = done | !changed | still;")
             w("if (!any(!done)) break;")
         w("failed = failed | !done;")
+
+    def _record(self, w: Writer, n: int, c: Contact, offset: Sequence[Any]) -> None:
+        """Emit that a contact of group n, if it is present in any lane, gets a record."""
+        group = self.groups[n]
+        (present,) = w.compute(c.present)
+        with w.block(f"if (any({present}))"):
+            rows = [[row[d] for d in group.dofs] for row in (c.normal_row, *c.tangent_rows)]
+            missing = group.kinds - len(c.tangents)
+            rows += [[0.0] * len(group.dofs)] * missing
+            values = [*(x for row in rows for x in row), *offset, *[0.0] * missing]
+            places = [*range(len(values)), group.weight]
+            w.compute(*values, c.weight)
+            for place, x in zip(places, [*values, c.weight], strict=True):
+                w(f"contact{n}[touching{n}][{place}] = {vector(x)};")
+            w(f"++touching{n};")
 
     def _system(self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow]) -> None:
         """Gradient and Hessian at a: ``s`` = M a - smooth, x = -gradient."""
@@ -161,41 +244,41 @@ class Solver:
             w(f"const vec active{n} = select(limit{n} < real(0), {weight}, splat(0));")
             w(f"{self.hessian[d, d]} += active{n};")
             w(f"x{d} -= {sign} * active{n} * limit{n};")
-        if not self.contacts:
-            return
-        with w.block("for (int k = 0; k < touching; ++k)"):
-            self._load(w)
-            w(f"const vec weight = contact[k][{self.weight}];")
-            for t in range(1 + self.kinds):
-                products = [f"row{t}_{i} * a{i}" for i in range(nv)]
-                w(f"const vec value{t} = contact[k][{self.offset + t}] + {total(products)};")
-                w(f"contact[k][{self.value + t}] = value{t};")
-            plain = EDGES - 2 * self.kinds
-            w("vec force0 = splat(0), h0_0 = splat(0);")
-            if plain:
-                w(f"const vec plain = select(value0 < real(0), real({plain}) * weight, splat(0));")
-                w("force0 += plain * value0; h0_0 += plain;")
-            for t in range(1, 1 + self.kinds):
-                w(f"const vec up{t} = value0 + value{t}, down{t} = value0 - value{t};")
-                w(f"const vec on{t} = select(up{t} < real(0), weight, splat(0));")
-                w(f"const vec off{t} = select(down{t} < real(0), weight, splat(0));")
-                w(f"force0 += on{t} * up{t} + off{t} * down{t}; h0_0 += on{t} + off{t};")
-                w(f"const vec force{t} = on{t} * up{t} - off{t} * down{t};")
-                w(f"const vec h0_{t} = on{t} - off{t}, h{t}_{t} = on{t} + off{t};")
-            for i in range(nv):
-                w(f"x{i} -= {total([f'row{t}_{i} * force{t}' for t in range(1 + self.kinds)])};")
-            for i in range(nv):
-                ways = [f"h0_{t} * row{t}_{i}" for t in range(1 + self.kinds)]
-                w(f"const vec y0_{i} = {total(ways)};")
-                for t in range(1, 1 + self.kinds):
-                    w(f"const vec y{t}_{i} = h0_{t} * row0_{i} + h{t}_{t} * row{t}_{i};")
-            for i, j in sorted(self.hessian.entries):
-                w(f"{self.hessian[i, j]} += {total([f'y{t}_{i} * row{t}_{j}' for t in range(1 + self.kinds)])};")
+        for n, group in enumerate(self.groups):
+            with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                self._add(w, f"contact{n}[k]", group)
 
-    def _load(self, w: Writer) -> None:
-        for t in range(1 + self.kinds):
-            for i in range(self.nv):
-                w(f"const vec row{t}_{i} = contact[k][{t * self.nv + i}];")
+    def _add(self, w: Writer, record: str, group: Group) -> None:
+        """Add a contact to gradient and Hessian, and write its values at a."""
+        ways, dofs = range(1 + group.kinds), group.dofs
+        for t in ways:
+            for place, i in enumerate(dofs):
+                w(f"const vec row{t}_{i} = {record}[{t * len(dofs) + place}];")
+        w(f"const vec weight = {record}[{group.weight}];")
+        for t in ways:
+            products = [f"row{t}_{i} * a{i}" for i in dofs]
+            w(f"const vec value{t} = {record}[{group.offset + t}] + {total(products)};")
+            w(f"{record}[{group.value + t}] = value{t};")
+        plain = EDGES - 2 * group.kinds
+        w("vec force0 = splat(0), h0_0 = splat(0);")
+        if plain:
+            w(f"const vec plain = select(value0 < real(0), real({plain}) * weight, splat(0));")
+            w("force0 += plain * value0; h0_0 += plain;")
+        for t in ways[1:]:
+            w(f"const vec up{t} = value0 + value{t}, down{t} = value0 - value{t};")
+            w(f"const vec on{t} = select(up{t} < real(0), weight, splat(0));")
+            w(f"const vec off{t} = select(down{t} < real(0), weight, splat(0));")
+            w(f"force0 += on{t} * up{t} + off{t} * down{t}; h0_0 += on{t} + off{t};")
+            w(f"const vec force{t} = on{t} * up{t} - off{t} * down{t};")
+            w(f"const vec h0_{t} = on{t} - off{t}, h{t}_{t} = on{t} + off{t};")
+        for i in dofs:
+            w(f"x{i} -= {total([f'row{t}_{i} * force{t}' for t in ways])};")
+        for place, i in enumerate(dofs):
+            w(f"const vec y0_{i} = {total([f'h0_{t} * row{t}_{i}' for t in ways])};")
+            for t in ways[1:]:
+                w(f"const vec y{t}_{i} = h0_{t} * row0_{i} + h{t}_{t} * row{t}_{i};")
+            for j in dofs[: place + 1]:
+                w(f"{self.hessian[i, j]} += {total([f'y{t}_{i} * row{t}_{j}' for t in ways])};")
 
     def _search(self, w: Writer, limits: Sequence[LimitRow]) -> None:
         """Find the ``size`` of the step x, and whether it ``changed`` which rows are violated."""
@@ -203,14 +286,14 @@ class Solver:
         w(f"const vec slope = {total([f's{i} * x{i}' for i in range(nv)])};")
         bends = [f"x{i} * ({product})" for i, product in enumerate(times_mass(self.mass, "x"))]
         w(f"const vec bend = {total(bends)};")
-        if self.contacts:
-            with w.block("for (int k = 0; k < touching; ++k)"):
-                for t in range(1 + self.kinds):
-                    products = [f"contact[k][{t * nv + i}] * x{i}" for i in range(nv)]
-                    w(f"contact[k][{self.step + t}] = {total(products)};")
+        for n, group in enumerate(self.groups):
+            with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                for t in range(1 + group.kinds):
+                    products = [f"contact{n}[k][{t * len(group.dofs) + p}] * x{i}" for p, i in enumerate(group.dofs)]
+                    w(f"contact{n}[k][{group.step + t}] = {total(products)};")
         w("vec size = splat(1), below = splat(0), above = splat(1e30);")
         w("mask changed = splat(1) < splat(0), open = changed;")
-        with w.block(f"for (int search = 0; search < {SEARCHES}; ++search)"):
+        with w.loop(f"int search = 0; search < {SEARCHES}; ++search"):
             w("vec first_order = slope + size * bend, second_order = bend;")
             w("mask flips = splat(1) < splat(0);")
             for n, row in enumerate(limits):
@@ -221,22 +304,9 @@ class Solver:
                     w(f"const vec active = select(value < real(0), {weight}, splat(0));")
                     w("first_order += active * value * along; second_order += active * along * along;")
                     w(f"flips = flips | (active != active{n});")
-            if self.contacts:
-                with w.block("for (int k = 0; k < touching; ++k)"):
-                    w(f"const vec weight = contact[k][{self.weight}];")
-                    for t in range(1 + self.kinds):
-                        w(f"const vec value{t} = contact[k][{self.value + t}], step{t} = contact[k][{self.step + t}];")
-                    plain = EDGES - 2 * self.kinds
-                    edges = [("value0", "step0", f"real({plain}) * weight")] if plain else []
-                    for t in range(1, 1 + self.kinds):
-                        edges += [(f"(value0 {s} value{t})", f"(step0 {s} step{t})", "weight") for s in "+-"]
-                    for value, step, weight in edges:
-                        with w.block(""):
-                            w(f"const vec along = {step}, start = {value}, value = start + size * along;")
-                            w(f"const vec active = select(value < real(0), {weight}, splat(0));")
-                            w("first_order += active * value * along; second_order += active * along * along;")
-                            # A row whose weight is 0 in a lane is not there.
-                            w("flips = flips | (((value < real(0)) != (start < real(0))) & (weight > real(0)));")
+            for n, group in enumerate(self.groups):
+                with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                    self._along(w, f"contact{n}[k]", group)
             with w.block("if (search == 0)"):
                 w("changed = flips;")
                 w("open = flips & !done;")
@@ -251,3 +321,21 @@ class Solver:
             w("const vec half = real(0.5) * (below + select(above < reach, above, reach));")
             w("const vec next = select((guess > below) & (guess < above), guess, half);")
             w("size = select(open, next, size);")
+
+    @staticmethod
+    def _along(w: Writer, record: str, group: Group) -> None:
+        """Add a contact to the derivatives along the step, and to ``flips`` whether its rows change."""
+        w(f"const vec weight = {record}[{group.weight}];")
+        for t in range(1 + group.kinds):
+            w(f"const vec value{t} = {record}[{group.value + t}], step{t} = {record}[{group.step + t}];")
+        plain = EDGES - 2 * group.kinds
+        edges = [("value0", "step0", f"real({plain}) * weight")] if plain else []
+        for t in range(1, 1 + group.kinds):
+            edges += [(f"(value0 {s} value{t})", f"(step0 {s} step{t})", "weight") for s in "+-"]
+        for value, step, weight in edges:
+            with w.block(""):
+                w(f"const vec along = {step}, start = {value}, value = start + size * along;")
+                w(f"const vec active = select(value < real(0), {weight}, splat(0));")
+                w("first_order += active * value * along; second_order += active * along * along;")
+                # A row whose weight is 0 in a lane is not there.
+                w("flips = flips | (((value < real(0)) != (start < real(0))) & (weight > real(0)));")

@@ -12,7 +12,7 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import contacts, limit_rows
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
+from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
@@ -67,26 +67,34 @@ class Step:
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
 
+    @property
+    def kept(self) -> list[str]:
+        """The variables of a pass that the adjoint reads from the tape."""
+        turning = [*self.names("way"), *self.names("rate")] if self.turning else []
+        return [*self.names("q", self.nq), *self.names("v"), *self.names("a"), *turning, *self.solver.hessian.factors]
+
     def names(self, prefix: str, n: int | None = None) -> list[str]:
         """``prefix0`` and so on, by default nv of them."""
         return [f"{prefix}{i}" for i in range(self.nv if n is None else n)]
 
-    def declare(self, w: Writer) -> None:
-        """Variables that live through the whole kernel."""
+    def declare(self, w: Writer, forward: bool = True) -> None:
+        """Variables that live through the whole kernel; forward ones also those that only a solve and a move need."""
         w.declare(self.names("a"))
         self.solver.declare(w)
         if self.damped is not None:
             self.damped.declare(w)
         w.declare(self.names("e"))
-        if self.model.runge_kutta:
+        if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
             w.declare([*self.names("sum_v"), *self.names("sum_a")])
         if self.turning:
             w.declare([*self.names("way"), *self.names("rate")])
         w.declare(self.names("mean", len(self.means())))
+        if forward:
+            w("mask failed = splat(1) < splat(0);")
 
     def acceleration(self, w: Writer) -> None:
-        """Emit a{i} at (q, v, u), and for Euler e{i}: (M + h D) e = M a, with the factored matrix B."""
+        """Emit a{i} at (q, v, u), and for Euler e{i}."""
         # MuJoCo C checks the first of RK4's stages only.
         first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
         with w.block(first):
@@ -94,14 +102,18 @@ class Step:
         self.solver.solve(w, self.smooth, self.limits, self.offsets)
         with w.block(first):
             self._watch(w, self.names("a"))
-        if self.model.runge_kutta:
-            return
+        if not self.model.runge_kutta:
+            self.implicit(w)
+
+    def implicit(self, w: Writer) -> None:
+        """Emit e{i}: (M + h D) e = M a, with the factored matrix B."""
         if self.damped is None:
             for i in range(self.nv):
                 w(f"e{i} = a{i};")
             return
+        w.compute(*(m for row in self.mass for m in row))
         for i, j in sorted(self.damped.entries):
-            (value,) = w.compute(self.mass[i][j])
+            value = reference(self.mass[i][j])
             extra = f" + {literal(self.timestep * self.damping[i])}" if i == j and self.damping[i] else ""
             w(f"{self.damped[i, j]} = splat(0) + {value}{extra};")
         for i, product in enumerate(times_mass(self.mass, "a")):

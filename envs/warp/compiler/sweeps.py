@@ -72,8 +72,7 @@ class Sweeps:
                 for i, product in enumerate(times_mass(s.mass, "c")):
                     w(f"x{i} = {product};")
             s.solver.hessian.solve(w, "x")
-            for i, (by_q, by_v) in enumerate(self._residuals(w)):
-                w(f"lq{i} += {by_q}; lv{i} += {by_v};")
+            self._residuals(w, "lq{0} += {1}; lv{0} += {2};")
         with w.block("if (pass == 0)"):
             for n, d in enumerate(s.means()):
                 w(f"lq{d} -= mean{n};")
@@ -88,8 +87,8 @@ class Sweeps:
         with w.block("if (stage == 3)"):
             # lq, lv are those of the substep's result: q_0 + h sum_v, v_0 + h sum_a.
             for i in range(s.nv):
-                place = s.nq + (3 * s.nv if s.turning else 0) + i
-                stages = [f"{literal(share)} * tape[pass - {3 - k}][{place}]" for k, share in enumerate(SHARE)]
+                place = s.kept.index(f"rate{i}" if s.turning else f"v{i}")
+                stages = [f"{literal(share)} * kept(pass - {3 - k}, {place})" for k, share in enumerate(SHARE)]
                 w(f"const vec by{i} = {h} * ({' + '.join(stages)});")
             start, by = manifold.moved_vjp(s.model, *names)
             w.compute(*start, *by)
@@ -118,42 +117,50 @@ class Sweeps:
                 for i in range(s.nv):
                     w(f"to_v{i} = splat(0) + {values[s.nv + i]};")
         s.solver.hessian.solve(w, "x")
-        for i, (by_q, by_v) in enumerate(self._residuals(w)):
-            w(f"lq{i} = splat(0) + {by_q}; lv{i} = to_v{i} + {by_v};")
+        self._residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};")
         with w.block("if (stage == 0)"):
             for i in range(s.nv):
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
 
-    def _residuals(self, w: Writer) -> list[tuple[str, str]]:
-        """-lam' dG1 - mu' dG2 with lam = x, mu = c: code of the derivatives by (tangent of q, v); adds to gu."""
-        s = self.step
+    def _residuals(self, w: Writer, line: str) -> None:
+        """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c; adds the derivatives by u to gu.
+
+        Args:
+            w: where the code is written.
+            line: code that takes a degree of freedom, and the derivatives by its tangent of q and by its v.
+        """
+        s, kinematics = self.step, self.step.kinematics
         frames = self._frames()
-        w.compute(*frames)
-        seeds: list[tuple[Any, Any]] = []
-        plans = [(c, vjp([(self._power(c), 1.0)], cuts=frames)) for c in s.contacts]
-        gathered: dict[Node, Node] = {}
-        for _, found in plans:
-            for node in found:
-                gathered.setdefault(node, s.graph.input(f"gather{node.index}"))
-        w.declare([g.args[0] for g in gathered.values()])
-        for c, found in plans:
-            (present,) = w.compute(c.present)
-            with w.block(f"if (any({present}))"):
-                for node, text in zip(found, w.compute(*found.values()), strict=True):
-                    name = gathered[node].args[0]
-                    w(f"{name} += select({present}, splat(0) + {text}, splat(0));")
-        seeds += gathered.items()
+        plans: list[tuple[Contact, dict[Node, Any]]] = []
+        for c in s.contacts:
+            cuts = [node for b in set(c.pair.bodies) for node in frames[b]]
+            plans.append((c, vjp([(self._power(c), 1.0)], cuts=cuts)))
+        gathered = {node: s.graph.input(f"gather{node.index}") for _, found in plans for node in found}
+        seeds: list[tuple[Any, Any]] = [*gathered.items()]
         seeds += [(x, neg(lam)) for x, lam in zip(self._optimum(), self.lam, strict=True)]
         if s.damped is not None:
             seeds += [(x, neg(mu)) for x, mu in zip(self._implicit(), self.mu, strict=True)]
-        found = vjp(seeds)
-        by_q = manifold.to_tangent(s.model, s.q, [found.get(q, 0.0) for q in s.q])
-        by_v = [found.get(v, 0.0) for v in s.v]
-        by_u = [found.get(u, 0.0) for u in s.u]
-        names = w.compute(*by_q, *by_v, *by_u)
-        for i in range(s.nu):
-            w(f"gu{i} += {names[2 * s.nv + i]};")
-        return list(zip(names[: s.nv], names[s.nv : 2 * s.nv], strict=True))
+        derivative = vjp(seeds)
+        by_q = manifold.to_tangent(s.model, s.q, [derivative.get(q, 0.0) for q in s.q])
+        for i, text in enumerate(w.compute(*(derivative.get(u, 0.0) for u in s.u))):
+            w(f"gu{i} += {text};")
+        # What belongs to a body is computed together, so that little has to be kept meanwhile. Bodies after it include
+        # all that it carries: no contact after this one changes what is gathered for its degrees of freedom.
+        declared: set[Node] = set()
+        for body in reversed(range(len(s.solver.body_dofs))):
+            for c, found in plans:
+                if max(c.pair.bodies) != body:
+                    continue
+                new = [node for node in found if node not in declared]
+                declared.update(new)
+                w.compute(*(node for b in sorted(set(c.pair.bodies)) for node in frames[b]))
+                w.declare([gathered[node].args[0] for node in new])
+                (present,) = w.compute(c.present)
+                with w.block(f"if (any({present}))"):
+                    for node, text in zip(found, w.compute(*found.values()), strict=True):
+                        w(f"{gathered[node].args[0]} += select({present}, splat(0) + {text}, splat(0));")
+            for d in kinematics.dofs(body):
+                w(line.format(d, *w.compute(by_q[d], derivative.get(s.v[d], 0.0))))
 
     def _optimum(self) -> list[Any]:
         """G1 without contacts, and without what does not depend on q, v and u."""
@@ -170,17 +177,17 @@ class Sweeps:
         gap = [sub(e, a) for e, a in zip(self.e, self.step.a, strict=True)]
         return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, gap, gravity=False)
 
-    def _frames(self) -> list[Node]:
-        """The bodies' places and motions, which contacts depend on; each is computed once for all contacts."""
-        s, found = self.step, {}
-        kinematics = s.kinematics
-        bodies = sorted({b for c in s.contacts for b in c.pair.bodies if b})
-        for b in bodies:
+    def _frames(self) -> dict[int, list[Node]]:
+        """The place and motions of each body that contacts depend on; each is computed once for all contacts."""
+        s, kinematics = self.step, self.step.kinematics
+        frames: dict[int, list[Node]] = {0: []}
+        for b in sorted({b for c in s.contacts for b in c.pair.bodies if b}):
             vectors = [*kinematics.rotation[b], kinematics.position[b], kinematics.origin(b)]
             for motions in self._motions:
                 vectors += motions[b]
-            found.update({x.index: x for vector in vectors for x in vector if isinstance(x, Node)})
-        return [found[i] for i in sorted(found)]
+            found = {x.index: x for vector in vectors for x in vector if isinstance(x, Node)}
+            frames[b] = [found[i] for i in sorted(found)]
+        return frames
 
     def _forces(self, c: Contact) -> tuple[Any, list[Any]]:
         """The contact's force along the normal, and along each tangent (times the friction)."""
@@ -223,7 +230,7 @@ class Sweeps:
         tangents = dict(
             zip((*s.q, *s.v, *s.u), (*pushed, *graph.inputs("tv", s.nv), *graph.inputs("tu", s.nu)), strict=True)
         )
-        frames = self._frames()
+        frames = list(dict.fromkeys(node for nodes in self._frames().values() for node in nodes))
         w.compute(*frames, *jvp(frames, tangents))
         w.declare(s.names("force"))
         for c in s.contacts:
