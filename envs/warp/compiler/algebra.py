@@ -41,11 +41,10 @@ def rotation(quaternion: Any) -> np.ndarray:
     )
 
 
-def constant_rotation(quaternion: Any) -> Matrix:
-    """The rotation matrix of a quaternion of numbers; entries at rounding become 0 and +-1."""
-    matrix = rotation(quaternion)
-    near = np.round(matrix)
-    return constant_matrix(np.where(np.abs(matrix - near) < ROUNDING, near, matrix))
+def constant_rotation(rotation: np.ndarray) -> Matrix:
+    """A rotation matrix of numbers; entries at rounding become 0 and +-1."""
+    near = np.round(rotation)
+    return constant_matrix(np.where(np.abs(rotation - near) < ROUNDING, near, rotation))
 
 
 def dot(a: Vector, b: Vector) -> Any:

@@ -38,12 +38,12 @@ def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]
     m = kinematics.model.model
     origin = pair.bodies[1] or pair.bodies[0]
     centres, axes, sizes = [], [], []
-    for geom, body in zip(pair.geoms, pair.bodies, strict=True):
-        at = kinematics.point(body, al.constant(m.geom_pos[geom]))
+    for geom, body, place in zip(pair.geoms, pair.bodies, pair.places, strict=True):
+        at = kinematics.point(body, al.constant(place.position))
         if kinematics.tree[body] != kinematics.tree[origin]:
             at = al.minus(al.plus(kinematics.origin(body), at), kinematics.origin(origin))
         centres.append(at)
-        frame = al.product(kinematics.rotation[body], al.constant_rotation(m.geom_quat[geom]))
+        frame = al.product(kinematics.rotation[body], al.constant_rotation(place.rotation))
         axes.append(al.column(frame, 2))
         sizes.append([float(x) for x in m.geom_size[geom]])
     if pair.kinds[0] == "plane":

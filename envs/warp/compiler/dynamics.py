@@ -39,7 +39,7 @@ class Kinematics:
         for b in range(1, m.nbody):
             self._add(m, b, q)
         self.centre = [
-            al.plus(self.position[b], al.apply(self.rotation[b], al.constant(m.body_ipos[b]))) for b in range(m.nbody)
+            al.plus(self.position[b], al.apply(self.rotation[b], body.centre)) for b, body in enumerate(model.bodies)
         ]
 
     def origin(self, body: int) -> al.Vector:
@@ -59,7 +59,7 @@ class Kinematics:
         joints = range(int(m.body_jntadr[b]), int(m.body_jntadr[b]) + int(m.body_jntnum[b]))
         root = self.tree[parent] == 0 and bool(m.body_jntnum[b])
         self.tree.append(b if root else self.tree[parent])
-        rotation = al.product(self.rotation[parent], al.constant_rotation(m.body_quat[b]))
+        rotation = al.product(self.rotation[parent], al.constant_rotation(al.rotation(m.body_quat[b])))
         position = al.plus(self.position[parent], al.apply(self.rotation[parent], al.constant(m.body_pos[b])))
         motions: list[tuple[int, str, al.Vector, al.Vector]] = []
         for j in joints:
@@ -118,12 +118,6 @@ class Kinematics:
             found.append((angular, linear))
         return found
 
-    def inertia(self, body: int) -> al.Matrix:
-        """The rotational inertia about the centre of mass, in the body's frame."""
-        m = self.model.model
-        frame = al.rotation(m.body_iquat[body])
-        return al.constant_matrix(frame @ np.diag(m.body_inertia[body]) @ frame.T)
-
 
 def at_point(motion: Spatial, point: al.Vector) -> al.Vector:
     """The linear part of a spatial motion at a point relative to its origin."""
@@ -137,8 +131,9 @@ def mass_matrix(kinematics: Kinematics) -> list[list[Any]]:
     moment = [al.ZERO] * m.nbody
     inertia: list[al.Matrix] = [[al.ZERO, al.ZERO, al.ZERO]] * m.nbody
     for b in range(1, m.nbody):
-        own, c, turn = float(m.body_mass[b]), kinematics.centre[b], kinematics.rotation[b]
-        about_centre = al.product(al.product(turn, kinematics.inertia(b)), al.transpose(turn))
+        body, c, turn = kinematics.model.bodies[b], kinematics.centre[b], kinematics.rotation[b]
+        own = body.mass
+        about_centre = al.product(al.product(turn, body.inertia), al.transpose(turn))
         square = al.dot(c, c)
         mass[b], moment[b] = own, al.times(c, own)
         inertia[b] = [
@@ -196,12 +191,13 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
         acceleration.append(rate)
     force, torque = [al.ZERO] * m.nbody, [al.ZERO] * m.nbody
     for b in range(1, m.nbody):
-        if kinematics.tree[b] == 0 or not (m.body_mass[b] or m.body_inertia[b].any()):
+        body = kinematics.model.bodies[b]
+        if kinematics.tree[b] == 0 or not (body.mass or np.any(body.inertia)):
             continue
         c, turn, (spin, _), rate = kinematics.centre[b], kinematics.rotation[b], velocity[b], acceleration[b]
         at_centre = al.plus(at_point(rate, c), al.cross(spin, at_point(velocity[b], c)))
-        force[b] = al.times(at_centre, float(m.body_mass[b]))
-        back, inertia = al.transpose(turn), kinematics.inertia(b)
+        force[b] = al.times(at_centre, body.mass)
+        back, inertia = al.transpose(turn), body.inertia
         own_spin = al.apply(back, spin)
         own = al.plus(al.apply(inertia, al.apply(back, rate[0])), al.cross(own_spin, al.apply(inertia, own_spin)))
         torque[b] = al.plus(al.apply(turn, own), al.cross(c, force[b]))

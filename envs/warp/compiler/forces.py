@@ -39,8 +39,8 @@ def _fluid(kinematics: Kinematics, v: Sequence[Any]) -> list[Any]:
             continue
         moments = m.body_inertia[b]
         box = np.sqrt([max(SMALLEST, moments.sum() - 2.0 * moments[i]) / mass * 6.0 for i in range(3)])
-        frame = al.product(kinematics.rotation[b], al.constant_rotation(m.body_iquat[b]))
-        back, c = al.transpose(frame), kinematics.centre[b]
+        frame = al.product(kinematics.rotation[b], al.constant_rotation(al.rotation(m.body_iquat[b])))
+        back, c = al.transpose(frame), kinematics.point(b, al.constant(m.body_ipos[b]))
         spin = al.apply(back, velocity[0])
         drift = al.apply(back, al.minus(at_point(velocity, c), al.constant(m.opt.wind)))
         torque, force = al.ZERO, al.ZERO

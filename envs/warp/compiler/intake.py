@@ -10,6 +10,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, kind_of, mixed
 from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
+from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
 
 
@@ -32,6 +33,9 @@ class Pair:
 
     geoms: tuple[int, int]
     bodies: tuple[int, int]
+    """The bodies that carry them: those with joints, or 0."""
+    places: tuple[Place, Place]
+    """Where they are in the frames of these bodies."""
     kinds: tuple[str, str]
     friction: float
     """Sliding friction along both tangents; 0 without friction."""
@@ -71,6 +75,8 @@ class Model:
     motors: tuple[Motor, ...]
     joint_kinds: tuple[str, ...]
     """"hinge", "slide", "ball" or "free"."""
+    bodies: tuple[Rigid, ...]
+    """Inertia of the bodies, without those that are welded to another."""
 
 
 def read(simulation: Simulation) -> Model:
@@ -97,6 +103,7 @@ def read(simulation: Simulation) -> Model:
         pairs=tuple(_pairs(model)),
         motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),
         joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
+        bodies=tuple(rigid_bodies(model)),
     )
 
 
@@ -209,16 +216,18 @@ def _pairs(model: Any) -> list[Pair]:
     """The pairs with their mixed parameters."""
     pairs = []
     for g1, g2 in colliding_geoms(model):
-        bodies = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
+        (first, at), (second, there) = geom_place(model, g1), geom_place(model, g2)
+        own = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
         given = mixed(model, g1, g2)
         pairs.append(
             Pair(
                 geoms=(g1, g2),
-                bodies=bodies,
+                bodies=(first, second),
+                places=(at, there),
                 kinds=(kind_of(model, g1), kind_of(model, g2)),
                 friction=max(LEAST_FRICTION, float(given.friction[0])) if given.dim == 3 else 0.0,
                 margin=given.margin,
-                inverse_weight=float(sum(model.body_invweight0[b, 0] for b in bodies)),
+                inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),
                 impedance=Impedance.of(model, given.solref, given.solimp).single(),
             )
         )

@@ -154,6 +154,9 @@ class Solver:
         self.mass = mass
         self.nv = len(mass)
         self.body_dofs = [kinematics.dofs(b) for b in range(kinematics.model.model.nbody)]
+        motions = [[kinematics.axes[d] for d in kinematics.chain(b)] for b in range(len(self.body_dofs))]
+        self.shared = [[x for motion in m for vector in motion for x in vector] for m in motions]
+        """What several contacts of a body need, and the mass matrix: the axes of the joints that move it."""
         entries = {(i, j) for i, row in enumerate(mass) for j, m in enumerate(row) if not is_zero(m)}
         moved = [frozenset(d for body in c.pair.bodies for d in kinematics.chain(body)) for c in contacts]
         for dofs in moved:
@@ -193,6 +196,7 @@ class Solver:
             for n, group in enumerate(self.groups):
                 for number, c in group.contacts.items():
                     if max(c.pair.bodies) == body:
+                        w.compute(*(x for b in c.pair.bodies for x in self.shared[b]))
                         self._record(w, n, c, offsets[number])
             for d in self.body_dofs[body]:
                 w.compute(*self.mass[d], smooth[d])
