@@ -24,6 +24,9 @@ from mage_diffsim.shapes import Float, Tensor
 OWN_STACK = 384 << 10
 """Bytes of stack that a launch on a CPU takes besides the kernel's own: Warp puts 256 KiB for tiles there, used or
 not."""
+BLOCK = 32
+"""Threads of a block on a GPU: one warp. A few environments so spread over many multiprocessors, and a warp whose
+solver takes long holds up no others."""
 COMPILER_STACK = 32 << 20
 """Bytes of stack for the compiler, which recurses into expressions."""
 
@@ -122,11 +125,12 @@ def kernel(function: Callable[..., None]) -> Any:
 
 def load_module(kernel: Any, device: torch.device | str) -> None:
     """Compile the kernel and load it for a device now."""
-    warp = load_warp()
+    warp, device = load_warp(), indexed(device)
 
     def load() -> None:
         with quiet():
-            warp.load_module(kernel.module, device=warp.device_from_torch(indexed(device)))
+            block = BLOCK if device.type == "cuda" else None
+            warp.load_module(kernel.module, device=warp.device_from_torch(device), block_dim=block)
 
     on_stack(COMPILER_STACK, load)
 
@@ -146,6 +150,7 @@ def launch(kernel: Any, threads: int, arguments: Sequence[Tensor | float | int])
         # Given explicitly: Warp's current stream is one per process, and torch's backward threads would share it.
         stream=warp.stream_from_torch(device) if device.type == "cuda" else None,
         record_tape=False,
+        block_dim=BLOCK if device.type == "cuda" else None,
     )
 
 
