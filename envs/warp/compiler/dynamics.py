@@ -164,6 +164,13 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
 
     With qacc = 0 it is MuJoCo's qfrc_bias; with v = 0 and no gravity it is M qacc without armature.
     """
+    return project(kinematics, wrenches(kinematics, *accelerations(kinematics, v, qacc, gravity)))
+
+
+def accelerations(
+    kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[Any], gravity: bool = True
+) -> tuple[list[Spatial], list[Spatial]]:
+    """The spatial velocity and acceleration of every body; with gravity, what rests accelerates upwards."""
     m, kinds = kinematics.model.model, kinematics.model.joint_kinds
     weight = al.times(al.constant(kinematics.model.gravity), -1.0) if gravity else al.ZERO
     velocity, acceleration = [REST], [(al.ZERO, weight)]
@@ -189,6 +196,12 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
             now = (al.plus(now[0], al.times(axis[0], v[d])), al.plus(now[1], al.times(axis[1], v[d])))
         velocity.append(now)
         acceleration.append(rate)
+    return velocity, acceleration
+
+
+def wrenches(kinematics: Kinematics, velocity: Sequence[Spatial], acceleration: Sequence[Spatial]) -> list[Spatial]:
+    """The (torque about the origin, force) on every body that make it move so."""
+    m = kinematics.model.model
     force, torque = [al.ZERO] * m.nbody, [al.ZERO] * m.nbody
     for b in range(1, m.nbody):
         body = kinematics.model.bodies[b]
@@ -201,13 +214,13 @@ def inverse_dynamics(kinematics: Kinematics, v: Sequence[Any], qacc: Sequence[An
         own_spin = al.apply(back, spin)
         own = al.plus(al.apply(inertia, al.apply(back, rate[0])), al.cross(own_spin, al.apply(inertia, own_spin)))
         torque[b] = al.plus(al.apply(turn, own), al.cross(c, force[b]))
-    return project(kinematics, list(zip(torque, force, strict=True)))
+    return list(zip(torque, force, strict=True))
 
 
-def project(kinematics: Kinematics, wrenches: Sequence[Spatial]) -> list[Any]:
+def project(kinematics: Kinematics, loads: Sequence[Spatial]) -> list[Any]:
     """The generalised forces of one (torque about the origin, force) on each body, [nv]."""
     m = kinematics.model.model
-    torque, force = [w[0] for w in wrenches], [w[1] for w in wrenches]
+    torque, force = [x[0] for x in loads], [x[1] for x in loads]
     result: list[Any] = [0.0] * m.nv
     for b in range(m.nbody - 1, 0, -1):
         for d in kinematics.dofs(b):

@@ -16,6 +16,12 @@ from mage_diffsim.envs.warp.compiler.graph import absolute, add, maximum, minimu
 
 def passive(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Any]:
     """MuJoCo's qfrc_passive, [nv]: joint springs and dampers, and the fluid by the boxes of inertia."""
+    both = zip(springs(kinematics, q, v), project(kinematics, drag(kinematics, v)), strict=True)
+    return [add(a, b) for a, b in both]
+
+
+def springs(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Any]:
+    """The forces of joint springs and dampers, [nv]."""
     model, m = kinematics.model, kinematics.model.model
     total = [mul(-float(m.dof_damping[d]), v[d]) for d in range(m.nv)]
     for j, kind in enumerate(model.joint_kinds):
@@ -23,16 +29,17 @@ def passive(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[
             d, at = int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j])
             stretch = sub(q[at], float(m.qpos_spring[at]))
             total[d] = add(total[d], mul(-float(m.jnt_stiffness[j]), stretch))
-    if m.opt.density > 0.0 or m.opt.viscosity > 0.0:
-        total = [add(a, b) for a, b in zip(total, _fluid(kinematics, v), strict=True)]
     return total
 
 
-def _fluid(kinematics: Kinematics, v: Sequence[Any]) -> list[Any]:
-    """Viscous and inertial drag on the box with each body's inertia (MuJoCo's documentation, "Inertia model")."""
+def drag(kinematics: Kinematics, v: Sequence[Any]) -> list[Spatial]:
+    """(torque about the origin, force) of the fluid on the box with each body's inertia (MuJoCo's documentation,
+    "Inertia model")."""
     m = kinematics.model.model
     density, viscosity = float(m.opt.density), float(m.opt.viscosity)
-    wrenches: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
+    loads: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
+    if density <= 0.0 and viscosity <= 0.0:
+        return loads
     for b, velocity in enumerate(kinematics.velocities(v)):
         mass = float(m.body_mass[b])
         if mass < SMALLEST or kinematics.tree[b] == 0:
@@ -56,8 +63,8 @@ def _fluid(kinematics: Kinematics, v: Sequence[Any]) -> list[Any]:
                 force = al.plus(force, _along(i, mul(-0.5 * area, mul(absolute(drift[i]), drift[i]))))
                 torque = al.plus(torque, _along(i, mul(-arm / 64.0, mul(absolute(spin[i]), spin[i]))))
         world_force = al.apply(frame, force)
-        wrenches[b] = al.plus(al.apply(frame, torque), al.cross(c, world_force)), world_force
-    return project(kinematics, wrenches)
+        loads[b] = al.plus(al.apply(frame, torque), al.cross(c, world_force)), world_force
+    return loads
 
 
 def _along(i: int, x: Any) -> al.Vector:

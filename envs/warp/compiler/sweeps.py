@@ -13,14 +13,15 @@ way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
-from mage_diffsim.envs.warp.compiler.dynamics import inverse_dynamics
+from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
-from mage_diffsim.envs.warp.compiler.forces import smooth
+from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, neg, sub, vjp, where
 from mage_diffsim.envs.warp.compiler.solver import times_mass
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
@@ -38,6 +39,23 @@ class Sweeps:
         self.lam, self.mu, self.e = graph.inputs("x", s.nv), graph.inputs("c", s.nv), graph.inputs("e", s.nv)
         kinematics = s.kinematics
         self._motions = [kinematics.velocities(x) for x in (s.a, s.v, self.lam)]
+        dynamic = [accelerations(kinematics, s.v, s.a)]
+        tests = [self._motions[2]]
+        if s.damped is not None:
+            dynamic.append(accelerations(kinematics, [0.0] * s.nv, self._gap(), gravity=False))
+            tests.append(kinematics.velocities(self.mu))
+        drags = drag(kinematics, s.v)
+        self._powers: list[Any] = [0.0] * len(drags)
+        """lam' G1 + mu' G2 without what belongs to joints and contacts, by body: its load times its motion lam (mu)."""
+        for (velocity, acceleration), test in zip(dynamic, tests, strict=True):
+            for b, load in enumerate(wrenches(kinematics, velocity, acceleration)):
+                for along, x in zip(test[b], load, strict=True):
+                    self._powers[b] = add(self._powers[b], al.dot(along, x))
+        for b, load in enumerate(drags):
+            for along, x in zip(tests[0][b], load, strict=True):
+                self._powers[b] = sub(self._powers[b], al.dot(along, x))
+        self._at_contacts = self._places(self._motions)
+        self._frames = self._places([*self._motions, *(motions for pair in dynamic for motions in pair), *tests])
 
     def declare(self, w: Writer) -> None:
         """RK4's variables: cotangents of the substep's start and of its sums."""
@@ -123,70 +141,93 @@ class Sweeps:
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
 
     def _residuals(self, w: Writer, line: str) -> None:
-        """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c; adds the derivatives by u to gu.
+        """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds the part of u to gu.
+
+        What depends on a body's frame, its own load, contacts and the bodies that it carries, is gathered in variables
+        of the code, one for each of the frame's nodes. From there it goes on to the parent's frame and to the joints.
+        So little has to be kept at a time.
 
         Args:
             w: where the code is written.
             line: code that takes a degree of freedom, and the derivatives by its tangent of q and by its v.
         """
-        s, kinematics = self.step, self.step.kinematics
-        frames = self._frames()
-        plans: list[tuple[Contact, dict[Node, Any]]] = []
-        for c in s.contacts:
-            cuts = [node for b in set(c.pair.bodies) for node in frames[b]]
-            plans.append((c, vjp([(self._power(c), 1.0)], cuts=cuts)))
-        gathered = {node: s.graph.input(f"gather{node.index}") for _, found in plans for node in found}
-        seeds: list[tuple[Any, Any]] = [*gathered.items()]
-        seeds += [(x, neg(lam)) for x, lam in zip(self._optimum(), self.lam, strict=True)]
-        if s.damped is not None:
-            seeds += [(x, neg(mu)) for x, mu in zip(self._implicit(), self.mu, strict=True)]
-        derivative = vjp(seeds)
-        by_q = manifold.to_tangent(s.model, s.q, [derivative.get(q, 0.0) for q in s.q])
-        for i, text in enumerate(w.compute(*(derivative.get(u, 0.0) for u in s.u))):
+        s, kinematics, m = self.step, self.step.kinematics, self.step.m
+        joints = vjp(zip(self._joint_forces(), self.lam, strict=True))
+        for i, text in enumerate(w.compute(*(joints.get(u, 0.0) for u in s.u))):
             w(f"gu{i} += {text};")
-        # What belongs to a body is computed together, so that little has to be kept meanwhile. Bodies after it include
-        # all that it carries: no contact after this one changes what is gathered for its degrees of freedom.
-        declared: set[Node] = set()
-        for body in reversed(range(len(s.solver.body_dofs))):
-            for c, found in plans:
-                if max(c.pair.bodies) != body:
-                    continue
-                new = [node for node in found if node not in declared]
-                declared.update(new)
-                w.compute(*(node for b in sorted(set(c.pair.bodies)) for node in frames[b]))
-                w.declare([gathered[node].args[0] for node in new])
-                (present,) = w.compute(c.present)
-                with w.block(f"if (any({present}))"):
-                    for node, text in zip(found, w.compute(*found.values()), strict=True):
-                        w(f"{gathered[node].args[0]} += select({present}, splat(0) + {text}, splat(0));")
-            for d in kinematics.dofs(body):
-                w(line.format(d, *w.compute(by_q[d], derivative.get(s.v[d], 0.0))))
+        gathered: dict[Node, str] = {}
 
-    def _optimum(self) -> list[Any]:
-        """G1 without contacts, and without what does not depend on q, v and u."""
+        def gather(nodes: Iterable[Node]) -> None:
+            new = {node: f"gather{node.index}" for node in nodes if node not in gathered}
+            w.declare(new.values())
+            gathered.update(new)
+
+        for body in reversed(range(1, m.nbody)):
+            for c in s.contacts:
+                if max(c.pair.bodies) == body:
+                    nodes = [node for b in sorted(set(c.pair.bodies)) for node in self._at_contacts[b]]
+                    found = vjp([(self._power(c), 1.0)], cuts=nodes)
+                    w.compute(*nodes)
+                    gather(found)
+                    (present,) = w.compute(c.present)
+                    with w.block(f"if (any({present}))"):
+                        for node, text in zip(found, w.compute(*found.values()), strict=True):
+                            w(f"{gathered[node]} += select({present}, splat(0) + {text}, splat(0));")
+            outer = set(self._frames[int(m.body_parentid[body])])
+            own = vjp([(self._powers[body], -1.0)], cuts=self._frames[body])
+            passed = {node: x for node, x in own.items() if node in outer}
+            seeds = []
+            for node in self._frames[body]:
+                if node not in outer:
+                    so_far = s.graph.input(gathered[node]) if node in gathered else 0.0
+                    seeds.append((node, add(so_far, own.get(node, 0.0))))
+            found = vjp(seeds, cuts=outer)
+            for node in (x for x in found if x in outer):
+                passed[node] = add(passed.get(node, 0.0), found[node])
+            on = sorted(passed, key=lambda node: node.index)
+            gather(on)
+            for node, text in zip(on, w.compute(*(passed[node] for node in on)), strict=True):
+                w(f"{gathered[node]} += {text};")
+            # A node of the parent's frame is gathered there, also if it is an input.
+            by = {x: add(joints.get(x, 0.0), 0.0 if x in outer else found.get(x, 0.0)) for x in (*s.q, *s.v)}
+            by_q = manifold.to_tangent(s.model, s.q, [by[q] for q in s.q])
+            for d in kinematics.dofs(body):
+                w(line.format(d, *w.compute(by_q[d], by[s.v[d]])))
+
+    def _joint_forces(self) -> list[Any]:
+        """The forces of springs, dampers, actuators and limits at the joints, [nv]."""
         s = self.step
-        forces = smooth(s.kinematics, s.q, s.v, s.u)
+        both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.u)
+        forces = [add(a, b) for a, b in zip(*both, strict=True)]
         for row in s.limits:
             pull = add(mul(row.sign, s.a[row.dof]), row.offset)
             force = where(less(pull, 0.0), mul(neg(row.weight), pull), 0.0)
             forces[row.dof] = add(forces[row.dof], mul(row.sign, force))
+        return forces
+
+    def _optimum(self) -> list[Any]:
+        """G1 without contacts, and without what does not depend on q, v and u."""
+        s = self.step
+        fluid = project(s.kinematics, drag(s.kinematics, s.v))
+        forces = [add(a, b) for a, b in zip(self._joint_forces(), fluid, strict=True)]
         return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.a), forces, strict=True)]
+
+    def _gap(self) -> list[Any]:
+        return [sub(e, a) for e, a in zip(self.e, self.step.a, strict=True)]
 
     def _implicit(self) -> list[Any]:
         """G2 without what does not depend on q."""
-        gap = [sub(e, a) for e, a in zip(self.e, self.step.a, strict=True)]
-        return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, gap, gravity=False)
+        return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, self._gap(), gravity=False)
 
-    def _frames(self) -> dict[int, list[Node]]:
-        """The place and motions of each body that contacts depend on; each is computed once for all contacts."""
-        s, kinematics = self.step, self.step.kinematics
-        frames: dict[int, list[Node]] = {0: []}
-        for b in sorted({b for c in s.contacts for b in c.pair.bodies if b}):
+    def _places(self, motions: Sequence[Sequence[Spatial]]) -> list[list[Node]]:
+        """The nodes of each moving body's frame: its place and its motions, on which all else depends."""
+        kinematics = self.step.kinematics
+        frames: list[list[Node]] = []
+        for b, tree in enumerate(kinematics.tree):
             vectors = [*kinematics.rotation[b], kinematics.position[b], kinematics.origin(b)]
-            for motions in self._motions:
-                vectors += motions[b]
+            vectors += [vector for motion in motions for vector in motion[b]]
             found = {x.index: x for vector in vectors for x in vector if isinstance(x, Node)}
-            frames[b] = [found[i] for i in sorted(found)]
+            frames.append([found[i] for i in sorted(found)] if tree else [])
         return frames
 
     def _forces(self, c: Contact) -> tuple[Any, list[Any]]:
@@ -230,7 +271,8 @@ class Sweeps:
         tangents = dict(
             zip((*s.q, *s.v, *s.u), (*pushed, *graph.inputs("tv", s.nv), *graph.inputs("tu", s.nu)), strict=True)
         )
-        frames = list(dict.fromkeys(node for nodes in self._frames().values() for node in nodes))
+        bodies = sorted({b for c in s.contacts for b in c.pair.bodies})
+        frames = list(dict.fromkeys(node for b in bodies for node in self._at_contacts[b]))
         w.compute(*frames, *jvp(frames, tangents))
         w.declare(s.names("force"))
         for c in s.contacts:
