@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.impedance import Impedance
@@ -71,6 +71,10 @@ class Contact:
     """Tangents times the friction, without those along which nothing can move."""
     normal_row: list[Any]
     tangent_rows: tuple[list[Any], ...]
+    copies: int = 1
+    """How many contacts it stands for (:mod:`.repeat`)."""
+    numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Variables in which the copies differ, and their values in each."""
 
     def relative(self, motions: Sequence[Spatial]) -> al.Vector:
         """The motion of the second body relative to the first at the contact."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
@@ -45,10 +45,12 @@ _REDUCED = """
         const real cosine = 1.0f - 0.5f * rr + rr * rr * (4.166664568298827e-2f + rr * (-1.388731625493765e-3f
             + rr * 2.443315711809948e-5f));"""
 SINGLE = {
-    "each_sin": _REDUCED + """
+    "each_sin": _REDUCED
+    + """
         const real y = quadrant & 1 ? cosine : sine;
         return quadrant & 2 ? -y : y;""",
-    "each_cos": _REDUCED + """
+    "each_cos": _REDUCED
+    + """
         const real y = quadrant & 1 ? sine : cosine;
         return (quadrant + 1) & 2 ? -y : y;""",
 }
@@ -142,6 +144,20 @@ class Writer:
     def loop(self, header: str) -> contextlib.AbstractContextManager[None]:
         """As :meth:`block`, around a loop that is not unrolled: long code misses caches of instructions."""
         return self.block(f'_Pragma("unroll 1") for ({header})')
+
+    @contextlib.contextmanager
+    def copies(self, n: int, numbers: Mapping[str, Sequence[float]]) -> Iterator[None]:
+        """A context whose code runs n times, each time with other values of the variables ``numbers``."""
+        if n == 1:
+            yield
+            return
+        with self.loop(f"int copy = 0; copy < {n}; ++copy"):
+            for name, values in numbers.items():
+                text = literal(values[-1])
+                for i in reversed(range(n - 1)):
+                    text = f"copy == {i} ? {literal(values[i])} : {text}"
+                self(f"const vec {name} = splat({text});")
+            yield
 
     def compute(self, *expressions: Any) -> list[str]:
         """Write the operations of the expressions that are not computed yet; returns how the code refers to each."""

@@ -25,7 +25,7 @@ WARP = 32
 
 
 class Program:
-    """The code of one model's kernels. Each takes the environments' arrays, and last the addresses ``tape``, ``scratch``.
+    """The code of one model's kernels. Each takes the environments' arrays, and the addresses ``tape`` and ``scratch``.
 
     Args:
         model: the model as intake read it.

@@ -16,6 +16,7 @@ from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact, LimitRow
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
 from mage_diffsim.envs.warp.compiler.graph import is_zero
+from mage_diffsim.envs.warp.compiler.repeat import constant_part
 
 ITERATIONS = 30
 """Newton steps after which a solve counts as failed; the tasks here need 1 to 8."""
@@ -170,7 +171,9 @@ class Solver:
     @property
     def records(self) -> dict[str, tuple[int, int]]:
         """The arrays of contact records, and their shapes: contacts at most, and numbers of each."""
-        return {f"contact{n}": (len(g.contacts), g.weight + 1) for n, g in enumerate(self.groups)}
+        return {
+            f"contact{n}": (sum(c.copies for c in g.contacts.values()), g.weight + 1) for n, g in enumerate(self.groups)
+        }
 
     def declare(self, w: Writer) -> None:
         """Variables that live through the whole kernel."""
@@ -197,7 +200,9 @@ class Solver:
                 for number, c in group.contacts.items():
                     if max(c.pair.bodies) == body:
                         w.compute(*(x for b in c.pair.bodies for x in self.shared[b]))
-                        self._record(w, n, c, offsets[number])
+                        w.compute(*constant_part(c.present, c.numbers))
+                        with w.copies(c.copies, c.numbers):
+                            self._record(w, n, c, offsets[number])
             for d in self.body_dofs[body]:
                 w.compute(*self.mass[d], smooth[d])
                 for row in limits:
@@ -236,7 +241,6 @@ class Solver:
 
     def _system(self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow]) -> None:
         """Gradient and Hessian at a: ``s`` = M a - smooth, x = -gradient."""
-        nv = self.nv
         for place in sorted(self.hessian.entries):
             w(f"{self.hessian[place]} = {vector(self.mass[place[0]][place[1]])};")
         for i, (product, force) in enumerate(zip(times_mass(self.mass, "a"), smooth, strict=True)):

@@ -16,6 +16,7 @@ from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, tot
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
+from mage_diffsim.envs.warp.compiler.repeat import joined
 from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
 
 REACH = (0.5, 0.5, 1.0)
@@ -48,7 +49,7 @@ class Step:
         forces = smooth(self.kinematics, self.q, self.v, self.u)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
         self.limits = limit_rows(self.kinematics, self.q, self.v)
-        self.contacts = contacts(self.kinematics, exact)
+        self.contacts = joined(graph, contacts(self.kinematics, exact))
         self.solver = Solver(self.kinematics, self.mass, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
         self.offsets = []

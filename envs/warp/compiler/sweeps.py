@@ -13,7 +13,8 @@ way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
@@ -23,6 +24,7 @@ from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inv
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, neg, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.solver import times_mass
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
 
@@ -167,10 +169,9 @@ class Sweeps:
                 if max(c.pair.bodies) == body:
                     nodes = [node for b in sorted(set(c.pair.bodies)) for node in self._at_contacts[b]]
                     found = vjp([(self._power(c), 1.0)], cuts=nodes)
-                    w.compute(*nodes)
+                    w.compute(*nodes, *constant_part(c.present, c.numbers))
                     gather(found)
-                    (present,) = w.compute(c.present)
-                    with w.block(f"if (any({present}))"):
+                    with self._present(w, c) as present:
                         for node, text in zip(found, w.compute(*found.values()), strict=True):
                             w(f"{gathered[node]} += select({present}, splat(0) + {text}, splat(0));")
             outer = set(self._frames[int(m.body_parentid[body])])
@@ -193,6 +194,15 @@ class Sweeps:
             by_q = manifold.to_tangent(s.model, s.q, [by[q] for q in s.q])
             for d in kinematics.dofs(body):
                 w(line.format(d, *w.compute(by_q[d], by[s.v[d]])))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _present(w: Writer, c: Contact) -> Iterator[str]:
+        """A context whose code runs for each copy of the contact that is present in any lane; yields which are."""
+        with w.copies(c.copies, c.numbers):
+            (present,) = w.compute(c.present)
+            with w.block(f"if (any({present}))"):
+                yield present
 
     def _joint_forces(self) -> list[Any]:
         """The forces of springs, dampers, actuators and limits at the joints, [nv]."""
@@ -284,8 +294,7 @@ class Sweeps:
                 for row, force in zip(rows, (normal, *along), strict=True):
                     push = add(push, mul(row[i], force))
                 pushes.append(push)
-            (present,) = w.compute(c.present)
-            with w.block(f"if (any({present}))"):
+            with self._present(w, c) as present:
                 for i, text in enumerate(w.compute(*jvp(pushes, tangents))):
                     w(f"force{i} += select({present}, splat(0) + {text}, splat(0));")
         for i, text in enumerate(w.compute(*jvp(self._optimum(), tangents))):
