@@ -76,13 +76,13 @@ def update_tensors(agent: Agent, batch: Batch, draws: Draws) -> dict[str, Tensor
     imagined: Imagined = agent.dynamics.step(at, action, draws.imagine)
     found["s'"] = imagined.obs
     found["r"] = agent.reward(at.obs, action, imagined.obs)
-    policy, q = agent.policy, agent.q
+    policy, q = agent._policy, agent._q  # what target_value calls
     try:
-        agent.policy = heard(policy, lambda output, *_: found.update({"π̄(s')": output}))  # type: ignore[method-assign]
-        agent.q = heard(q, lambda output, obs, act, *_: found.update({"a'": act, "Q̄(s', a')": output}))  # type: ignore[method-assign]
+        agent._policy = heard(policy, lambda output, *_: found.update({"π̄(s')": output}))  # type: ignore[method-assign]
+        agent._q = heard(q, lambda output, x, act, *_: found.update({"a'": act, "Q̄(s', a')": output}))  # type: ignore[method-assign]
         bootstrap = agent.target_value(imagined.obs, draws.target)
     finally:
-        del agent.policy, agent.q
+        del agent._policy, agent._q
     found["y"] = found["r"] + agent.hyper.gamma * torch.where(agent.task.terminated(imagined.obs), 0.0, bootstrap)
     found["Q(s, a)"] = agent.q(at.obs.unsqueeze(1), action.unsqueeze(1))
     found["δ"] = found["y"].unsqueeze(1) - found["Q(s, a)"]
