@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("mujoco")
 
-from mage_diffsim.envs.registry import make_task  # noqa: E402
-from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake, repeat  # noqa: E402
-from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
-from mage_diffsim.envs.warp.compiler.solver import grouped  # noqa: E402
-from tests.envs.warp_models import Leg, Pile  # noqa: E402
+from mage_diffsim.envs.registry import make_task
+from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake, repeat
+from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
+from mage_diffsim.envs.warp.compiler.solver import grouped
+from tests.envs.warp_models import Leg, Pile
 
 
 def contacts_of(model):
