@@ -308,12 +308,14 @@ class Agent:
 
     def renew_diverged(self) -> None:
         """Give the runs that diverged a fresh agent."""
-        which, run = self.restarts % FRESH, torch.arange(len(self.restarts), device=self.restarts.device)
-        renewed = [(x, self.fresh_critic[run, which]) for x in (self.critic, self.critic_target)]
+        run, marked = torch.arange(len(self.restarts), device=self.restarts.device), self.diverged.view(-1, 1, 1)
+        renewed = [(self.fresh_critic, self.critic, self.critic_target)]
         if not self.freeze_actor:  # all that is measured depends on a frozen one
-            renewed += [(x, self.fresh_actor[run, which]) for x in (self.actor, self.actor_target)]
-        for parameters, fresh in renewed:
-            parameters.copy_(torch.where(self.diverged.view(-1, 1, 1), fresh, parameters))
+            renewed += [(self.fresh_actor, self.actor, self.actor_target)]
+        for store, *networks in renewed:
+            fresh = store[run, self.restarts % FRESH]
+            for parameters in networks:
+                torch.where(marked, fresh, parameters, out=parameters)
         self.actor_optimizer.restart(self.diverged)
         self.critic_optimizer.restart(self.diverged)
         self.restarts += self.diverged
