@@ -102,29 +102,28 @@ def measure_steps(options: Options, console: Console) -> Iterator[Row]:
         raise Failed(f"{len(failed)} cases, the first {failed[0]}")
 
 
-def cases_of(options: Options) -> Iterator[Case]:
-    """Yields what is measured. With little time the first ones count most."""
+def cases_of(options: Options) -> list[Case]:
+    """Returns what is measured. With little time the first ones count most."""
     cuda = options.on_a_gpu
     by_size = sorted(options.task_names(), key=lambda name: make_task(name).network_size != "full")
     fused, plain = ("compiled + captured", "captured") if cuda else ("compiled", "eager")
     fast = "TF32" if cuda else "float32"
+    fusing: list[Case] = []
+    simple: list[Case] = []
+    eager: list[Case] = []
     for name in by_size:
         alone, *several = options.run_counts(name)
-        oracles = [b for b in ("warp", "torch") if b in backends_of(make_task(name))][:1]
-        if options.compile and (cuda or not options.quick):
-            yield Case(name, "learned", fused, fast, (several or [alone])[0])
-            for backend in oracles:
-                yield Case(name, backend, fused, fast, (several or [alone])[0])
-            if several or fast != "float32":
-                yield Case(name, "learned", fused, fast, alone)
-            if fast != "float32":
-                yield Case(name, "learned", fused, "float32", (several or [alone])[0])
-        for runs in (alone, *several):
-            yield Case(name, "learned", plain, "float32", runs)
-        for backend in oracles:
-            yield Case(name, backend, plain, "float32", (several or [alone])[0])
+        usual = (several or [alone])[0]
+        sources = ["learned", *[b for b in ("warp", "torch") if b in backends_of(make_task(name))][:1]]
+        fusing += [Case(name, source, fused, fast, usual) for source in sources]
+        fusing += [Case(name, "learned", fused, fast, alone), Case(name, "learned", fused, "float32", usual)]
+        simple += [Case(name, "learned", plain, "float32", runs) for runs in (alone, *several)]
+        simple += [Case(name, "learned", plain, fast, usual)]
+        simple += [Case(name, source, plain, "float32", usual) for source in sources[1:]]
         if cuda:
-            yield Case(name, "learned", "eager", "float32", alone)
+            eager += [Case(name, "learned", "eager", precision, alone) for precision in ("float32", fast)]
+    compiles = options.compile and (cuda or not options.quick)
+    return list(dict.fromkeys([*(fusing if compiles else ()), *simple, *eager]))  # on a CPU some are the same
 
 
 def work_of_update(options: Options, case: Case) -> tuple[float, float]:
