@@ -108,7 +108,7 @@ def train_cell(config: TrainConfig, run_dir: Path, until: float | None, send: Se
             send("progress", (progress.env_step, clock.left_s))
 
     if is_run(run_dir):
-        result = resume(run_dir, graphs=config.graphs, progress=report, stop_after=left)
+        result = resume(run_dir, device=config.device, graphs=config.graphs, progress=report, stop_after=left)
     else:  # a run killed before its configuration was written is none
         shutil.rmtree(run_dir, ignore_errors=True)
         result = train(config, run_dir, progress=report, stop_after=left)

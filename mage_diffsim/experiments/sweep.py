@@ -169,8 +169,10 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
     if fresh:
         return
     was = read_config(run_dir)
-    # Replayed updates give the same numbers; an unfinished cell goes on with the setting that is given.
+    # Replayed parts and another card of the same kind change rounding at most; an unfinished cell goes on with these.
     now = dataclasses.replace(cell.config, task=absolute(cell.config.task), graphs=was.graphs)
+    if torch.device(was.device).type == torch.device(now.device).type:
+        now = dataclasses.replace(now, device=was.device)
     now = with_environment(now, now.make_task())
     changed = differences(was.to_dict(), now.to_dict())
     identity = read_identity(run_dir)

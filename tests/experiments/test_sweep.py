@@ -22,13 +22,13 @@ import tyro
 from mage_diffsim.checkpoints import newest_checkpoint
 from mage_diffsim.cli import main as cli_main
 from mage_diffsim.errors import InputError, MissingExtra
-from mage_diffsim.experiments.cells import Cell, Outcome, train_cell
+from mage_diffsim.experiments.cells import Cell, Outcome
 from mage_diffsim.experiments.command import main
 from mage_diffsim.experiments.launchers import LocalLauncher
 from mage_diffsim.experiments.rows import curve_rows, summary_rows
 from mage_diffsim.experiments.sweep import check, run_cells
 from mage_diffsim.experiments.sweep_display import PlainSweepDisplay
-from mage_diffsim.run_folder import is_finished, read_config
+from mage_diffsim.run_folder import is_finished
 from mage_diffsim.session import Progress, train
 from mage_diffsim.settings import make_config
 from tests.experiments.sweeps import cell, without_clock
@@ -148,13 +148,6 @@ def test_settings_that_change_no_number_are_no_other_configuration(two_sweeps):
     assert check([eager], folder, launcher=LocalLauncher(1)) == {}
     with pytest.raises(InputError, match="was trained with environment torch and not jax"):
         check([elsewhere], folder, launcher=LocalLauncher(1))
-
-
-def test_an_unfinished_cell_goes_on_with_the_graphs_that_are_given(tiny, tmp_path):
-    config = cell(tiny, steps=40).config
-    train(dataclasses.replace(config, graphs="auto"), tmp_path / "a")
-    train_cell(dataclasses.replace(config, graphs="off"), tmp_path / "a", None, lambda kind, value: None)
-    assert read_config(tmp_path / "a").graphs == "off"
 
 
 def test_a_real_environment_that_is_not_installed_skips_its_cells_and_an_unknown_one_is_refused(
