@@ -25,6 +25,8 @@ from mage_diffsim.critic import (
     huber,
     masked,
     masked_mean,
+    masked_shares,
+    start_loss,
     td_target,
     term_weights,
 )
@@ -195,51 +197,36 @@ class Agent:
     def critic_gradient(self, batch: Batch, target: Target, draws: Draws) -> tuple[Losses, Float[Tensor, "R C P"]]:
         """Losses of each critic and their gradient with respect to the critic parameters.
 
-        The loss is a function of Q_i and grad_a Q_i. Autograd differentiates it with respect to those two, which is
-        cheap; the networks' pullback takes it from there to the parameters.
+        The loss is a function of Q_i and grad_a Q_i. Its derivatives with respect to those two have closed forms, and
+        the networks' pullback takes them from there to the parameters.
         """
         start = None if target.start_gradient is None else self.start(batch)
         obs = batch.obs if start is None else start.at(start.x).obs
         x = torch.cat([self.obs.normalize(obs), target.action], dim=-1)
         pullback = ScalarPullback(self.critic_network, self.critic, x.unsqueeze(1))
-        finite = target.finite
-        if target.action_gradient is None:
-            loss_of, at = functools.partial(self._critic_loss, target, start, None, finite), (pullback.value,)
-        else:
+        delta, finite, action_error, of_obs = target.y.unsqueeze(1) - pullback.value, target.finite, None, None
+        if target.action_gradient is not None:
             goal = clip_norm(target.action_gradient, self.hyper.max_dynamics_gradient)
             goal, finite = control_gradient(self.loss, goal, finite, draws.control)
-            loss_of = functools.partial(self._critic_loss, target, start, goal, finite)
-            at = (pullback.value, pullback.input_gradient(0 if start is not None else self.task.obs_dim))
-        loss, cotangents = value_and_gradients(loss_of, *at)
-        td = masked_mean(huber(target.y.unsqueeze(1) - pullback.value), target.finite)
-        return Losses(loss, td), pullback(*cotangents)
+            x_gradient = pullback.input_gradient(0 if start is not None else self.task.obs_dim)
+            of_obs, of_action = x_gradient.split([x_gradient.shape[-1] - goal.shape[-1], goal.shape[-1]], dim=-1)
+            action_error = goal.unsqueeze(1) - of_action
+        per_sample = critic_loss(self.loss, delta, action_error, self.weights, self.hyper.taylor_variance)
+        loss, cotangents = masked_mean(per_sample.value, finite), [-masked_shares(per_sample.by_delta, finite)]
+        if per_sample.by_action_error is not None:
+            cotangents.append(-masked_shares(per_sample.by_action_error, finite))
+        if start is not None and of_obs is not None:
+            of_start, (by_obs,) = value_and_gradients(functools.partial(self._start_loss, target, start), of_obs)
+            loss, cotangents[1] = loss + of_start, torch.cat([by_obs, cotangents[1]], dim=-1)
+        return Losses(loss, masked_mean(huber(delta), target.finite)), pullback(*cotangents)
 
-    def _critic_loss(
-        self,
-        target: Target,
-        start: Start | None,
-        goal: Float[Tensor, "R B A"] | None,
-        finite: Bool[Tensor, "R B"],
-        q: Float[Tensor, "R C B"],
-        x_gradient: Float[Tensor, "R C B i"] | None = None,
-    ) -> Float[Tensor, "R C"]:
-        """Loss of each critic as a function of Q_i(s, a) and its gradient with respect to the action.
-
-        For ``sobolev`` it is that with respect to the networks' whole input. ``goal`` is what grad_a Q_i is held
-        against, and ``finite`` says which rows count.
-        """
-        delta = target.y.unsqueeze(1) - q
-        action_error = start_error = None
-        if goal is not None and x_gradient is not None:
-            action_error = goal.unsqueeze(1) - x_gradient[..., -self.task.action_dim :]
-            if start is not None and target.start_gradient is not None:
-                # from the critic's input to where imagination starts, per critic
-                obs_gradient = x_gradient[..., : self.task.obs_dim]
-                per_critic = pull_back(lambda x: self.obs.normalize(start.at(x).obs), start.x, obs_gradient.unbind(1))
-                start_goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
-                start_error = start_goal.unsqueeze(1) - torch.stack(per_critic, dim=1)
-        per_sample = critic_loss(self.loss, delta, action_error, start_error, self.weights, self.hyper.taylor_variance)
-        return masked_mean(per_sample, finite)
+    def _start_loss(self, target: Target, start: Start, obs_gradient: Float[Tensor, "R C B O"]) -> Float[Tensor, "R C"]:
+        """What ``sobolev`` adds to the loss of each critic as a function of its gradient by the normalised obs."""
+        assert target.start_gradient is not None
+        # from the critic's input to where imagination starts, per critic
+        per_critic = pull_back(lambda x: self.obs.normalize(start.at(x).obs), start.x, obs_gradient.unbind(1))
+        goal = clip_norm(target.start_gradient, self.hyper.max_dynamics_gradient)
+        return masked_mean(start_loss(goal.unsqueeze(1) - torch.stack(per_critic, dim=1), self.weights), target.finite)
 
     def update_critic(self, batch: Batch, draws: Draws) -> None:
         """One step of every critic, and of its target network."""

@@ -164,11 +164,11 @@ def huber(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return torch.nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
 
 
-def huber_norm(x: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
-    """huber(||x||_2), computed from the squared norm so that its derivatives are finite at x = 0."""
+def huber_norm(x: Float[Tensor, "*batch A"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch A"]]:
+    """huber(||x||_2) and its derivative x / max(||x||_2, 1)."""
     squared = x.square().sum(dim=-1)
-    inside = squared <= 1.0
-    return torch.where(inside, 0.5 * squared, torch.where(inside, 1.0, squared).sqrt() - 0.5)
+    norm = squared.clamp(min=1.0).sqrt()
+    return torch.where(squared <= 1.0, 0.5 * squared, norm - 0.5), x / norm.unsqueeze(-1)
 
 
 def control_gradient(
@@ -217,14 +217,23 @@ def term_weights(
     return td / lam, td
 
 
+class SampleLoss(NamedTuple):
+    """Loss per sample and critic, and its derivatives."""
+
+    value: Float[Tensor, "R C B"]
+    by_delta: Float[Tensor, "R C B"]
+    """With respect to the TD error."""
+    by_action_error: Float[Tensor, "R C B A"] | None = None
+    """With respect to its action-gradient; None for losses that do not use it."""
+
+
 def critic_loss(
     loss: CriticLoss,
     delta: Float[Tensor, "R C B"],
     action_error: Float[Tensor, "R C B A"] | None,
-    start_error: Float[Tensor, "R C B D"] | None,
     weights: tuple[Float[Tensor, "R 1 1"], Float[Tensor, "R 1 1"]],
     taylor_variance: float,
-) -> Float[Tensor, "R C B"]:
+) -> SampleLoss:
     """Loss per sample and critic, with the weights g of the gradient term and t of the TD term.
 
     Args:
@@ -233,29 +242,39 @@ def critic_loss(
             ``squared``: the same as ``mage`` with x^2 / 2 for huber(x);
             ``taylor``: t delta^2 / 2 + g variance ||grad_a delta||^2 / 2, with g = t = 1 the expected squared TD error
             under Gaussian actions to first order (Taylor TD);
-            ``sobolev``: ``mage`` plus g huber of the norm of the gradient with respect to where imagination starts.
+            ``sobolev``: ``mage``, to which :func:`start_loss` is added.
         delta: TD errors.
         action_error: grad_a delta.
-        start_error: gradient of delta with respect to the simulator state or the observation.
         weights: g and t of each run (:func:`term_weights`).
         taylor_variance: the action variance of ``taylor``.
     """
     gradient_weight, td_weight = weights
     if loss in GRADIENT_FREE:
-        return td_weight * huber(delta)
+        return SampleLoss(td_weight * huber(delta), td_weight * delta.clamp(-1.0, 1.0))
     assert action_error is not None
     if loss in ("squared", "taylor"):
-        variance = taylor_variance if loss == "taylor" else 1.0
-        squared = action_error.square().sum(dim=-1)
-        return gradient_weight * (0.5 * variance) * squared + td_weight * 0.5 * delta.square()
-    per_sample = gradient_weight * huber_norm(action_error) + td_weight * huber(delta)
-    if loss == "sobolev":
-        assert start_error is not None
-        per_sample = per_sample + gradient_weight * huber_norm(start_error)
-    return per_sample
+        scale = gradient_weight * (taylor_variance if loss == "taylor" else 1.0)
+        value = 0.5 * (scale * action_error.square().sum(dim=-1) + td_weight * delta.square())
+        return SampleLoss(value, td_weight * delta, scale.unsqueeze(-1) * action_error)
+    size, by_error = huber_norm(action_error)
+    value = gradient_weight * size + td_weight * huber(delta)
+    return SampleLoss(value, td_weight * delta.clamp(-1.0, 1.0), gradient_weight.unsqueeze(-1) * by_error)
+
+
+def start_loss(
+    start_error: Float[Tensor, "R C B D"], weights: tuple[Float[Tensor, "R 1 1"], Float[Tensor, "R 1 1"]]
+) -> Float[Tensor, "R C B"]:
+    """What ``sobolev`` adds per sample: g huber of the norm of delta's gradient by where imagination starts."""
+    return weights[0] * huber_norm(start_error)[0]
 
 
 def masked_mean(per_sample: Float[Tensor, "R C B"], finite: Bool[Tensor, "R B"]) -> Float[Tensor, "R C"]:
     """Mean over the rows whose target is finite; zero for a run that has none."""
-    weight = finite.unsqueeze(1)
-    return torch.where(weight, per_sample, 0.0).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1)
+    return masked_shares(per_sample, finite).sum(dim=-1)
+
+
+def masked_shares(per_sample: Float[Tensor, "R C B *A"], finite: Bool[Tensor, "R B"]) -> Float[Tensor, "R C B *A"]:
+    """What each row adds to the mean over the rows whose target is finite."""
+    rows = (len(finite), 1, finite.shape[1], *(1,) * (per_sample.ndim - 3))
+    count = finite.sum(dim=1).clamp(min=1).view(-1, *(1,) * (per_sample.ndim - 1))
+    return torch.where(finite.view(rows), per_sample, 0.0) / count

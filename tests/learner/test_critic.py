@@ -18,6 +18,7 @@ from mage_diffsim.critic import (
     huber_norm,
     masked,
     masked_mean,
+    start_loss,
     td_target,
     term_weights,
 )
@@ -103,12 +104,27 @@ def test_masked_mean_ignores_marked_rows():
 
 def test_huber_norm_is_huber_of_the_norm_with_finite_derivatives_at_zero():
     x = torch.randn(200, 3, dtype=torch.float64)
-    torch.testing.assert_close(huber_norm(x), huber(x.norm(dim=-1)))
+    torch.testing.assert_close(huber_norm(x)[0], huber(x.norm(dim=-1)))
     zero = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(huber_norm(zero).sum(), zero, create_graph=True)
+    (first,) = torch.autograd.grad(huber_norm(zero)[0].sum(), zero, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), zero)
     assert torch.equal(first.detach(), torch.zeros_like(first)) and torch.isfinite(second).all()
-    assert torch.autograd.gradcheck(huber_norm, (torch.randn(9, 3, dtype=torch.float64) * 2).requires_grad_())
+    x = (torch.randn(9, 3, dtype=torch.float64) * 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: huber_norm(x)[0], x)
+    torch.testing.assert_close(torch.autograd.grad(huber_norm(x)[0].sum(), x)[0], huber_norm(x)[1])
+
+
+@pytest.mark.parametrize("loss", get_args(CriticLoss))
+def test_the_derivatives_of_every_loss_are_those_of_autograd(loss):
+    delta = (2.0 * torch.randn(2, 2, 50, dtype=torch.float64)).requires_grad_()
+    error = torch.randn(2, 2, 50, 3, dtype=torch.float64).requires_grad_()
+    weights = torch.rand(2, 1, 1, dtype=torch.float64), torch.rand(2, 1, 1, dtype=torch.float64)
+    found = critic_loss(loss, delta, error, weights, 0.3)
+    expected = torch.autograd.grad(found.value.sum(), (delta, error), allow_unused=True)
+    torch.testing.assert_close(found.by_delta, expected[0])
+    assert (found.by_action_error is None) == (expected[1] is None) == (loss == "td")
+    if found.by_action_error is not None:
+        torch.testing.assert_close(found.by_action_error, expected[1])
 
 
 def test_every_loss_has_its_formula():
@@ -118,7 +134,9 @@ def test_every_loss_has_its_formula():
     lam = torch.full((1, 1, 1), 0.2, dtype=torch.float64)
 
     def value(name, weighting="paper"):
-        return critic_loss(name, delta, g, s, term_weights(name, weighting, lam), 0.25)[0, 0].tolist()
+        weights = term_weights(name, weighting, lam)
+        value = critic_loss(name, delta, g, weights, 0.25).value
+        return (value + start_loss(s, weights) if name == "sobolev" else value)[0, 0].tolist()
 
     mage = [0.125 + 0.2 * 0.125, 4.5 + 0.2 * 2.5]
     assert value("td") == pytest.approx([0.125, 2.5])
@@ -150,11 +168,10 @@ def test_taylor_is_the_expected_squared_error_under_gaussian_actions():
         "taylor",
         torch.full((1, 1, 1), offset),
         slope.view(1, 1, 1, 2),
-        None,
         (torch.ones(1, 1, 1), torch.ones(1, 1, 1)),
         variance,
     )
-    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    assert loss.value.item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_controls_keep_what_they_should():
