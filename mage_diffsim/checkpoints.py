@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ PART_BYTES = 2**24
 CHUNK_BYTES = 15 * 2**20
 """The most bytes of the rows of a chunk, before they are packed into one part."""
 
+_NAME = re.compile(r"step_\d+\.(json|pt)")
+"""Of a checkpoint. Other files are the user's own, such as a copy under another name."""
 _TENSOR = "__tensor__"
 """The key of the object that stands for a tensor: its dtype, its shape and where its blocks are."""
 
@@ -129,7 +132,7 @@ def _restored(index: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    return sorted(path for ending in ("json", "pt") for path in folder.glob(f"step_*.{ending}"))
+    return sorted((path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -211,6 +211,15 @@ def test_the_newest_two_checkpoints_are_kept_with_their_parts_alone(copied):
     assert "left_by_a_kill.bin" not in parts_of(copied)
 
 
+def test_files_of_other_names_are_no_checkpoints_and_stay(copied):
+    others = [copied / "checkpoints" / name for name in ("step_best.json", "step_0000000060 (copy).json", "step_7.bak")]
+    for other in others:
+        other.write_text("the user's own")
+    assert newest(copied).name == "step_0000000060.json"
+    resume(copied, steps=61)
+    assert load_trainer(copied).env_step == 61 and all(other.is_file() for other in others)
+
+
 def test_a_checkpoint_holds_no_code(trained):
     index = json.loads(newest(trained).read_text())
     assert index["version"] == CHECKPOINT_VERSION
