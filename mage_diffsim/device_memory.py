@@ -35,14 +35,20 @@ def says_how_many_runs_fit(
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:
-                if not _lacks_memory(error):
+                config, task = config_of(*args, **kwargs)
+                if not _lacks_memory(error) or not on_gpu(config):
                     raise
             # Here the error is gone, and with it the frames that held the training's tensors.
-            raise _too_many_runs(*config_of(*args, **kwargs))
+            raise _too_many_runs(config, task)
 
         return wrapped
 
     return decorate
+
+
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether it trains in the memory of a GPU, which alone tells how much of it is free."""
+    return torch_device(config.device).type == "cuda"
 
 
 def _lacks_memory(error: RuntimeError) -> bool:

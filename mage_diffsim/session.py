@@ -52,6 +52,9 @@ class Progress:
     """Whether a signal or ``stop_after`` ends the training here, its state saved."""
 
 
+CHANGEABLE = ("steps", "device", "compile", "graphs", "matmul")
+"""Fields of a configuration that may be given anew when a run goes on."""
+
 ProgressCallback = Callable[[Progress], None]
 Sink = Callable[[int, list[dict[str, Any]]], None]
 """What takes every evaluation: ``sink(env_step, rows)``, one row per run."""
@@ -105,7 +108,13 @@ def train(
     return result_of(run_dir, config)
 
 
-@says_how_many_runs_fit(lambda run_dir, *_, task=None, **__: (read_config(as_path(run_dir)), task))
+def resumed_config(run_dir: AnyPath, **given: Any) -> TrainConfig:
+    """The configuration with which a run goes on: its own, with what is given of :data:`CHANGEABLE` and not None."""
+    changed = {name: given[name] for name in CHANGEABLE if given.get(name) is not None}
+    return dataclasses.replace(read_config(run_dir), **changed)
+
+
+@says_how_many_runs_fit(lambda run_dir, *, task=None, **given: (resumed_config(run_dir, **given), task))
 @in_ordinary_modes
 def resume(
     run_dir: AnyPath,
@@ -137,8 +146,7 @@ def resume(
     """
     until = _end_of(stop_after)
     run_dir = as_path(run_dir)
-    given = {"steps": steps, "device": device, "compile": compile, "graphs": graphs, "matmul": matmul}
-    config = dataclasses.replace(read_config(run_dir), **{k: v for k, v in given.items() if v is not None})
+    config = resumed_config(run_dir, steps=steps, device=device, compile=compile, graphs=graphs, matmul=matmul)
     with _held(run_dir):
         path = newest_checkpoint(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration

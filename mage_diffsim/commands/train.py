@@ -4,7 +4,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import logging
 import sys
@@ -142,14 +141,12 @@ def _train_or_resume(
     from mage_diffsim.checkpoints import newest_checkpoint, step_of
     from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
-    from mage_diffsim.run_folder import read_config
-    from mage_diffsim.session import Progress, Sink, resume, train
+    from mage_diffsim.session import CHANGEABLE, Progress, Sink, resume, resumed_config, train
 
     run_dir = as_path(run_dir)
     if resumes:
-        config = read_config(run_dir)
-        given_now = {k: getattr(options, k) for k in ("steps", "device") if getattr(options, k) is not None}
-        config = dataclasses.replace(config, **given_now)
+        changed = {name: getattr(options, name) for name in CHANGEABLE}
+        config = resumed_config(run_dir, **changed)
         if newest_checkpoint(run_dir) is None:
             print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
         with contextlib.suppress(InputError):  # which resume reports
@@ -185,7 +182,6 @@ def _train_or_resume(
             display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
-                changed = {name: getattr(options, name) for name in ("steps", "device", "compile", "graphs", "matmul")}
                 result = resume(run_dir, **changed, progress=follow, sinks=sinks, stop_after=options.stop_after)
             else:
                 result = train(config, run_dir, progress=follow, sinks=sinks, stop_after=options.stop_after)

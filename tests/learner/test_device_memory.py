@@ -33,6 +33,7 @@ class Card:
 
         monkeypatch.setattr(Trainer, "step", limited)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(self._left() * GIB), 80 * GIB))
+        monkeypatch.setattr(device_memory, "on_gpu", lambda config: True)
 
     def _left(self) -> float:
         alive = [trainer for ref in self.trainers if (trainer := ref()) is not None]
@@ -75,6 +76,24 @@ def test_a_resumed_run_is_told_so_too(tmp_path, monkeypatch):
     Card(monkeypatch, free=6.0, fixed=1.0, per_run=2.0)
     with pytest.raises(InputError, match=r"3 runs .* 2 fit"):
         resume(tmp_path / "run", steps=6)
+
+
+def test_a_resumed_run_is_measured_on_the_device_that_is_given(tmp_path, monkeypatch):
+    train(settings("Pendulum", seeds=(0, 1, 2), steps=4), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:99"'))
+    Card(monkeypatch, free=6.0, fixed=1.0, per_run=2.0)
+    with pytest.raises(InputError, match=r"3 runs .* 2 fit into the 6.0 GiB that are free on cpu: give"):
+        resume(tmp_path / "run", steps=6, device="cpu")
+
+
+def test_a_training_on_a_cpu_ends_with_the_error_itself(tmp_path, monkeypatch):
+    def step(trainer):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        train(settings("Pendulum"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("text", ["CUDA error: out of memory", "RESOURCE_EXHAUSTED: Out of memory while trying to"])
