@@ -84,15 +84,29 @@ class RealEnvironment:
         if self._answered is not None:
             self._answered.synchronize()
         episodes, bad = self._seen.tolist()
+        self._refuse(bad)
+        self._fill(episodes)
+        self._ask()
+
+    def require_finite_actions(self) -> None:
+        """Check all actions so far; the host waits for the device.
+
+        Raises:
+            InputError: an action was not finite.
+        """
+        self._refuse(self.bad_action.tolist())
+
+    def _refuse(self, bad: list[int]) -> None:
         if any(bad):
             raise InputError(
                 f"{self.task.name}: the policy of seed {self.streams.seeds[bad.index(1)]} gave an action that is not "
                 "finite: give a smaller learning_rate, or observations of smaller size"
             )
-        self._fill(episodes)
+
+    def _ask(self) -> None:
         self._seen.copy_(torch.stack((self.episode, self.bad_action)), non_blocking=True)
-        if self._answered is not None:
-            self._answered.record()
+        if self._answered is not None:  # recorded on the stream of the copy, whatever the process's current device is
+            self._answered.record(torch.cuda.current_stream(self.physics.device))
 
     def _fill(self, episodes: list[int]) -> None:
         """Draw initial states of the STORE episodes from these ones on."""
@@ -109,19 +123,18 @@ class RealEnvironment:
 
     def _settle(self) -> None:
         """Fill the store for the episodes that the runs are in."""
-        self._seen.copy_(torch.stack((self.episode, self.bad_action)))
         self._drawn = [0] * len(self._drawn)
-        self._fill(self._seen[0].tolist())
-        if self._answered is not None:
-            self._answered.record()
+        self._fill(self.episode.tolist())
+        self._ask()
 
     def changing(self) -> list[Tensor]:
         """What :meth:`step` changes."""
-        return [*self.state_dict().values(), self.obs, self.bad_action]
+        return [*self.state_dict().values(), self.obs]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """States, steps since the last reset and episodes."""
-        return {"state": self.state, "elapsed": self.elapsed, "episode": self.episode}
+        """States, steps since the last reset, episodes, and where an action was not finite."""
+        names = ("state", "elapsed", "episode", "bad_action")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         """The inverse of :meth:`state_dict`, in place."""

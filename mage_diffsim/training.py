@@ -166,7 +166,8 @@ class Trainer:
         """One environment step: collect a transition, train the models when due, improve critic and actor.
 
         Raises:
-            InputError: all ``config.steps`` of them are done, for which the replay buffer has room.
+            InputError: all ``config.steps`` of them are done, for which the replay buffer has room; or an action was
+                not finite (see :meth:`.RealEnvironment.look`).
         """
         if self.env_step >= self.config.steps:
             raise InputError(
@@ -180,7 +181,9 @@ class Trainer:
                 self.train_models()
             if self.env_step >= self.hyper.warmup_steps:
                 self.improve()
-        if self.env_step % LOOK_EVERY == 0:
+        if self.env_step == self.config.steps:
+            self.env.require_finite_actions()
+        elif self.env_step % LOOK_EVERY == 0:
             self.env.look()
 
     def collect(self) -> None:

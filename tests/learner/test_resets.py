@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -102,3 +104,42 @@ def test_an_action_that_is_not_finite_is_reported_at_a_look():
     env.look()
     with pytest.raises(InputError, match="Pendulum: the policy of seed 8 gave an action that is not finite"):
         env.look()
+
+
+def test_an_action_that_is_not_finite_is_reported_at_the_end_and_after_a_resumption():
+    def trainer():
+        return Trainer(make_config("Pendulum", seeds=(4, 2), steps=40, hyper=HYPER))
+
+    first = trainer()
+    while first.env_step < 36:  # after the last look
+        first.step()
+    first.env.bad_action[1] = True
+    second = trainer()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for goes_on in (first, second):
+        with pytest.raises(InputError, match="Pendulum: the policy of seed 2 gave an action that is not finite"):
+            while goes_on.env_step < 40:
+                goes_on.step()
+        assert goes_on.env_step == 40
+
+
+class Event:
+    """Stands for :class:`torch.cuda.Event`."""
+
+    def __init__(self) -> None:
+        self.streams = []
+
+    def record(self, stream=None) -> None:
+        self.streams.append(stream)
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_the_host_waits_for_the_stream_of_the_environments_device(monkeypatch):
+    env = environment(make_task("Pendulum"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    monkeypatch.setattr(env.physics, "device", torch.device("cuda", 1))
+    env._answered = Event()
+    env._ask()
+    assert env._answered.streams == ["stream of cuda:1"]
