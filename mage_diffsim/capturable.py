@@ -28,7 +28,7 @@ class Captures(NamedTuple):
         """``on``, ``off``, or the parts, as ``versions.json`` says it."""
         if self.collection and self.updates:
             return "on"
-        parts = [name for name in ("updates", "models") if getattr(self, name)]
+        parts = [name for name in self._fields if getattr(self, name)]
         return f"{' and '.join(parts)} only" if parts else "off"
 
 

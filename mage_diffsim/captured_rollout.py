@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from mage_diffsim.cuda_graphs import Captured
+from mage_diffsim.cuda_graphs import Captured, GraphMemory
 from mage_diffsim.envs.physics import Physics
 from mage_diffsim.envs.rollouts import Episodes, advance_episodes, begin_episodes
 from mage_diffsim.shapes import Float, Tensor
@@ -21,10 +21,10 @@ class CapturedRollout:
     Every call takes the same number of episodes.
     """
 
-    def __init__(self, physics: Physics, policy: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, physics: Physics, policy: Callable[[Tensor], Tensor], memory: GraphMemory) -> None:
         self.physics, self.policy = physics, policy
         self._episodes: Episodes | None = None
-        self._chunk = Captured(lambda: self._advance(CHUNK), lambda: self._episodes)
+        self._chunk = Captured(lambda: self._advance(CHUNK), lambda: self._episodes, memory)
 
     @torch.no_grad()
     def __call__(self, initial_state: Float[Tensor, "N S"]) -> Episodes:

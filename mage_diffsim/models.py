@@ -12,7 +12,7 @@ from mage_diffsim.autodiff import value_and_gradients
 from mage_diffsim.buffer import Batch, ReplayBuffer
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
-from mage_diffsim.cuda_graphs import Captured
+from mage_diffsim.cuda_graphs import Captured, GraphMemory
 from mage_diffsim.hyper import Hyper
 from mage_diffsim.networks import MLP
 from mage_diffsim.normalizer import Normalizer
@@ -205,7 +205,7 @@ class ModelTraining:
         buffer: transitions.
         config: of the training.
         streams: random numbers.
-        captured: whether CUDA graphs hold it.
+        graphs: memory of the training's CUDA graphs, if they hold it.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class ModelTraining:
         buffer: ReplayBuffer,
         config: TrainConfig,
         streams: Streams,
-        captured: bool = False,
+        graphs: GraphMemory | None = None,
     ) -> None:
         self.model, self.buffer, self.hyper, self.streams = model, buffer, config.hyper, streams
         self.loss = torch.zeros(len(streams.seeds), dtype=streams.dtype, device=streams.device)
@@ -228,9 +228,9 @@ class ModelTraining:
         self._clock = torch.zeros((), dtype=torch.int64, device=streams.device)
         self._whole: Callable[[], None] = self._drawn_round
         self._full: Callable[[], None] = self._full_batch
-        if captured:
+        if graphs is not None:
             changing = lambda: [model.state_dict(), self.loss]  # noqa: E731
-            self._whole, self._full = Captured(self._whole, changing), Captured(self._full, changing)
+            self._whole, self._full = (Captured(x, changing, graphs) for x in (self._whole, self._full))
 
     def round(self, clock: Int[Tensor, ""], size: int) -> None:
         """Train for one round. A run whose model then has a parameter that is not finite starts over with a fresh one.

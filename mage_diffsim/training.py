@@ -16,7 +16,7 @@ from mage_diffsim.captured_rollout import CapturedRollout
 from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.critic import RewardFunction
-from mage_diffsim.cuda_graphs import Captured
+from mage_diffsim.cuda_graphs import Captured, GraphMemory
 from mage_diffsim.devices import device_text, environment_of, environment_text, matmul_precision, torch_device
 from mage_diffsim.diagnosis import diagnose
 from mage_diffsim.draws import Draws, draw
@@ -93,8 +93,9 @@ class Trainer:
         self.clock = torch.zeros((), dtype=torch.int64, device=self.device)
         """The environment step, as the device knows it."""
         self.captures = captures_of(config, self.task, self.physics, dynamics)
+        self._graph_memory = GraphMemory()
         self.model_trainings = {
-            k: ModelTraining(m, self.buffer, config, self.streams, self.captures.models)
+            k: ModelTraining(m, self.buffer, config, self.streams, self._graph_memory if self.captures.models else None)
             for k, m in {"loss/model": self.ensemble, "loss/reward_model": self.reward_model}.items()
             if m is not None
         }
@@ -107,7 +108,7 @@ class Trainer:
         if config.compile == "on":
             self._act, self._record, self._draw = map(compiled, (self._act, self._record, self._draw))
         self._rollout = (
-            CapturedRollout(self.physics, self.policy)
+            CapturedRollout(self.physics, self.policy, self._graph_memory)
             if self.captures.collection
             else functools.partial(rollout, self.physics, self.policy)
         )
@@ -214,7 +215,8 @@ class Trainer:
             function(variant, self.clock if self.config.compile == "on" else self.env_step)
             return
         if (name, variant) not in self._graphs:
-            self._graphs[name, variant] = Captured(lambda: function(variant, self.clock), self._changing)
+            part = functools.partial(function, variant, self.clock)
+            self._graphs[name, variant] = Captured(part, self._changing, self._graph_memory)
         self._graphs[name, variant]()
 
     def _changing(self) -> list[Any]:
