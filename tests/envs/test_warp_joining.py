@@ -54,6 +54,16 @@ def test_the_constant_part_of_an_expression_has_no_number_of_a_copy():
     product = x * y
     assert repeat.constant_part(product + number * x, {"number": (1.0, 2.0)}) == [product, x]
     assert repeat.constant_part(product, {"number": (1.0, 2.0)}) == [product]
+    assert repeat.constant_part(0.0 < 1.0, {"number": (1.0, 2.0)}) == []
+
+
+def test_the_constant_part_holds_what_is_shared_once():
+    """And takes no longer than the expression has nodes."""
+    g = Graph()
+    x, power = g.input("x"), g.input("number")
+    for _ in range(12):
+        power = power * (power + x)
+    assert repeat.constant_part(power, {"number": (1.0, 2.0)}) == [x]
 
 
 @pytest.mark.parametrize("seed", range(5))

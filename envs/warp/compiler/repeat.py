@@ -73,10 +73,10 @@ def _join(graph: Graph, contacts: Sequence[Contact], prefix: str) -> Contact:
 
 
 def constant_part(x: Any, numbers: Container[str]) -> list[Node]:
-    """The largest parts of an expression that are the same in all copies."""
-    if not isinstance(x, Node):
-        return []
+    """The largest parts of an expression that are the same in all copies, each once."""
     varying: dict[int, bool] = {}
+    visited: set[int] = set()
+    found: dict[int, Node] = {}
 
     def varies(node: Node) -> bool:
         if node.index not in varying:
@@ -84,6 +84,15 @@ def constant_part(x: Any, numbers: Container[str]) -> list[Node]:
             varying[node.index] = any(inner) or (node.kind == "input" and node.args[0] in numbers)
         return varying[node.index]
 
-    if not varies(x):
-        return [x]
-    return [part for a in x.args for part in constant_part(a, numbers)]
+    def visit(node: Any) -> None:
+        if not isinstance(node, Node) or node.index in visited:
+            return
+        visited.add(node.index)
+        if not varies(node):
+            found[node.index] = node
+            return
+        for a in node.args:
+            visit(a)
+
+    visit(x)
+    return list(found.values())
