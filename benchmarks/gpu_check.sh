@@ -31,6 +31,7 @@ out=${1:-benchmarks/results/gpu_check/${DEVICE/:/_}}
 
 mkdir -p "$out" "$RUNS" || exit 1
 : >"$out/status.tsv"
+rm -f "$out/throughput/throughput.csv" # what an earlier call measured is not what this one found
 SECONDS=0
 total=$(awk "BEGIN { print int(60 * $MINUTES) }") || exit 1
 

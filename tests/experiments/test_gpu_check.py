@@ -65,6 +65,17 @@ def test_a_step_that_fails_does_not_stop_the_others(check):
     assert "FAILED, exit code 3" in line
 
 
+def test_what_an_earlier_call_measured_is_not_shown_again(check, tmp_path):
+    table = tmp_path / "out folder" / "throughput" / "throughput.csv"
+    table.parent.mkdir(parents=True)
+    with table.open("w") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerow(vars(row("physics", "Ant VJP", "warp adjoint float32", 1, 1.0)))
+    done, _ = check(THROUGHPUT="1")
+    assert done.stdout.count("not measured") == len(gpu_report.TARGETS)
+
+
 def test_a_step_that_hangs_is_cut(check):
     done, calls = check(MINUTES="0.1", SLOW="60")
     assert done.returncode == 1 and len(calls) == 6
