@@ -287,14 +287,8 @@ class Agent:
 
     # --- upkeep ------------------------------------------------------------------------------------------------
 
-    def restart(self, runs: Sequence[int]) -> None:
-        """Give these runs a fresh agent: networks, targets, optimisers and policy delay. A frozen actor stays."""
-        for run in runs:
-            self.diverged[run] = True
-        self.renew_diverged()
-
     def renew_diverged(self) -> None:
-        """Give the runs that diverged a fresh agent."""
+        """Give the runs that diverged a fresh agent: networks, targets and optimisers. A frozen actor stays."""
         run, marked = torch.arange(len(self.restarts), device=self.restarts.device), self.diverged.view(-1, 1, 1)
         renewed = [(self.fresh_critic, self.critic, self.critic_target)]
         if not self.freeze_actor:  # all that is measured depends on a frozen one

@@ -331,7 +331,7 @@ class Trainer:
     def diagnose(self) -> dict[str, Float[Tensor, " R"]]:
         """Losses and sizes of values and gradients at this moment, each of shape [R].
 
-        It looks at the transitions that the next update will see.
+        It looks at a batch of transitions that is drawn as an update's is.
         """
         if self.env_step < self.hyper.warmup_steps:
             return dict(self.losses)
