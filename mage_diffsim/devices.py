@@ -28,6 +28,12 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_text(name: str) -> str:
     """A device's name, of a GPU with that of its card."""
     device = torch_device(name)

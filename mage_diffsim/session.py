@@ -15,6 +15,7 @@ from typing import Any
 from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from mage_diffsim.config import CudaGraphs, Matmul, OnOff, TrainConfig
 from mage_diffsim.device_memory import says_how_many_runs_fit
+from mage_diffsim.devices import wait_for
 from mage_diffsim.envs.definition import require_task
 from mage_diffsim.envs.identity.options import options_of
 from mage_diffsim.envs.identity.reference import absolute, reference_of
@@ -259,16 +260,20 @@ class Session:
         while trainer.env_step < config.steps:
             began = time.perf_counter()
             trainer.step()
+            last = trainer.env_step == config.steps
+            evaluates = trainer.env_step % config.eval_every == 0 or last
+            saves = trainer.env_step % config.checkpoint_every == 0 or last
+            if evaluates or saves:  # what a GPU has not done yet is not their time
+                wait_for(trainer.device)
             elapsed = time.perf_counter() - began
             self.wall_s += elapsed
             if trainer.env_step > config.hyper.warmup_steps:
                 self.train_s += elapsed
-            if trainer.env_step % config.eval_every == 0 or trainer.env_step == config.steps:
+            if evaluates:
                 self._evaluate()
-            last = trainer.env_step == config.steps
             late = self.until is not None and time.monotonic() >= self.until
             stop = stopped() or (late and not last)
-            if trainer.env_step % config.checkpoint_every == 0 or last or stop:
+            if saves or stop:
                 self._checkpoint()
             if self.progress is not None:
                 self.progress(self._progress(saved=stop))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from mage_diffsim.devices import torch_device
+from mage_diffsim.devices import torch_device, wait_for
 from mage_diffsim.envs.physics import backends_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.errors import reason_of
@@ -213,18 +213,12 @@ STEPS, EVAL_EVERY = 100_000, 1000
 
 def seconds(function: Callable[[], object], device: torch.device, times: int = 1) -> float:
     """Returns the time of so many calls."""
-    wait(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(times):
         function()
-    wait(device)
+    wait_for(device)
     return time.perf_counter() - began
-
-
-def wait(device: torch.device) -> None:
-    """Waits for what the device has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reserved(device: torch.device, *, start: bool = False) -> int:

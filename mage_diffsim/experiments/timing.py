@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from mage_diffsim.devices import wait_for
+
 
 class Times(NamedTuple):
     """Wall times of one function."""
@@ -128,16 +130,11 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     function()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_mib(device: torch.device) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +132,16 @@ def test_a_run_goes_on_with_the_device_graphs_and_products_that_are_given(tmp_pa
     assert run("train", "--resume", run_dir, "--device", "cuda:77", "--quiet") == 2
     assert_one_sentence(capsys, r"device 'cuda:77' was asked for and torch sees \d+ CUDA devices: choose another")
     assert read_config(run_dir).device == "cpu"
+
+
+def test_what_a_gpu_has_still_to_do_at_an_evaluation_or_checkpoint_counts_as_training(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr("mage_diffsim.session.time", clock)
+    monkeypatch.setattr("mage_diffsim.session.wait_for", lambda device: now.__setitem__(0, now[0] + 5.0))
+    train(make_config("Pendulum", **(RUN | {"eval_every": 30, "gradient_episodes": 0})), tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    speed = [float(row.split(",")[columns.index("updates_per_s")]) for row in rows[1:]]
+    # checkpoints after 20, 40 and 60 steps, 20 of them a warm-up; evaluations at the start and after 30 and 60
+    assert speed == [0.0, round(10 / 5.0, 2), round(40 / 15.0, 2)]
