@@ -106,17 +106,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         index = _read_index(path)
-        version = index["version"]
-        other = version - CHECKPOINT_VERSION
-        if not other:
+        refusal = _of_other_version(path, index["version"])
+        if refusal is None:
             return _restored(index, path.parent / "parts")
     except _DAMAGED as error:
         older = any(other < path for other in _checkpoints_in(path.parent))
         cure = "delete it to resume from the one before" if older else "there is none before it, so train anew"
         raise InputError(f"checkpoint {path} is damaged ({reason_of(error)}): {cure}") from error
+    raise refusal
+
+
+def require_version(path: Path) -> None:
+    """Refuse a checkpoint of an older or newer version, without reading its parts; a damaged one passes.
+
+    Raises:
+        InputError: says which version it has.
+    """
+    refusal = None
+    with contextlib.suppress(*_DAMAGED):
+        refusal = _of_other_version(path, _read_index(path)["version"])
+    if refusal is not None:
+        raise refusal
+
+
+def _of_other_version(path: Path, version: int) -> InputError | None:
+    other = version - CHECKPOINT_VERSION
+    if not other:
+        return None
     cure = "train the run anew, in a new folder, as the learner has changed since" if other < 0 else "update it"
     given = f"{version} or older" if path.suffix == ".pt" else version
-    raise InputError(
+    return InputError(
         f"checkpoint {path} has version {given}, and this mage_diffsim reads version {CHECKPOINT_VERSION}: {cure}"
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mage_diffsim.checkpoints import newest_checkpoint
+from mage_diffsim.checkpoints import newest_checkpoint, require_version
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.devices import torch_device
 from mage_diffsim.doctor import check_installed
@@ -159,7 +159,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
-    """Refuse a cell whose place holds anything but a run of the same configuration, or (``fresh``) any run."""
+    """Refuse a cell whose place holds anything but a run of this version and configuration, or (``fresh``) any run."""
     if not run_dir.exists():
         return
     if not is_run(run_dir):
@@ -168,7 +168,12 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
         return
     if fresh:
         return
-    was = read_config(run_dir)
+    was, newest = read_config(run_dir), newest_checkpoint(run_dir)
+    if newest is not None:
+        try:
+            require_version(newest)
+        except InputError as error:
+            raise InputError(f"{error} (give another --out, or --fresh to delete it)") from error
     # Replayed parts and another card of the same kind change rounding at most; an unfinished cell goes on with these.
     now = dataclasses.replace(cell.config, task=absolute(cell.config.task), graphs=was.graphs)
     if torch.device(was.device).type == torch.device(now.device).type:
@@ -176,7 +181,7 @@ def _check_cell_folder(cell: Cell, run_dir: Path, fresh: bool) -> None:
     now = with_environment(now, now.make_task())
     changed = differences(was.to_dict(), now.to_dict())
     identity = read_identity(run_dir)
-    if not changed and identity is not None and newest_checkpoint(run_dir) is not None:
+    if not changed and identity is not None and newest is not None:
         changed = changes(identity, now, now.make_task())
     if changed:
         raise InputError(

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,20 @@ def test_another_configuration_is_refused_with_what_differs_unless_fresh(two_swe
     with pytest.raises(InputError, match=r"oracle was trained with steps 60 and not 80, hyper.batch_size 8 and not 16"):
         check(changed, folder, launcher=LocalLauncher(1))
     assert check(changed, folder, launcher=LocalLauncher(1), fresh=True) == {}
+
+
+def test_a_cell_of_an_older_version_is_refused_as_such_unless_fresh(tiny, tmp_path):
+    old = cell(tiny, steps=2, gradient_episodes=0)
+    train(old.config, tmp_path / old.name)
+    config = tmp_path / old.name / "config.json"
+    config.write_text(config.read_text().replace('"environment": "torch"', '"environment": null'))
+    checkpoints = tmp_path / old.name / "checkpoints"
+    shutil.rmtree(checkpoints)
+    checkpoints.mkdir()
+    torch.save({"version": 3}, checkpoints / "step_0000000002.pt")
+    with pytest.raises(InputError, match=r"version 3 or older, and this mage_diffsim reads version 4: .* --fresh"):
+        check([old], tmp_path, launcher=LocalLauncher(1))
+    assert check([old], tmp_path, launcher=LocalLauncher(1), fresh=True) == {}
 
 
 def test_settings_that_change_no_number_are_no_other_configuration(two_sweeps):
