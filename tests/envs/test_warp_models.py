@@ -27,7 +27,9 @@ def test_a_step_is_that_of_converged_mujoco_c(model):
     assert (found - state).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model", slow_but(FAST, SMALL), ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model", slow_but((*FAST, "Reacher"), (*TASKS, *SMALL)), ids=lambda m: m if isinstance(m, str) else m.name
+)
 def test_derivatives_are_the_central_differences_of_mujoco_c(model):
     task, state, action = samples(model)
     found = jacobian(physics_of(model).step, state, action)
@@ -41,7 +43,7 @@ def test_derivatives_are_the_central_differences_of_mujoco_c(model):
 
 
 @pytest.mark.parametrize(
-    "model", slow_but([Leg], (*SMALL, "HalfCheetah")), ids=lambda m: m if isinstance(m, str) else m.name
+    "model", slow_but([Leg], (*SMALL, "HalfCheetah", "Walker2d")), ids=lambda m: m if isinstance(m, str) else m.name
 )
 def test_adjoint_and_tangents_agree(model):
     task, state, action = samples(model)

@@ -99,6 +99,14 @@ class Kinematics:
         m = self.model.model
         return range(int(m.body_dofadr[body]), int(m.body_dofadr[body]) + int(m.body_dofnum[body]))
 
+    def positions(self, body: int) -> range:
+        """The places in qpos of the body's own joints."""
+        m = self.model.model
+        begin, end = (int(m.body_jntadr[body]) + n for n in (0, int(m.body_jntnum[body])))
+        if begin == end:
+            return range(0)
+        return range(int(m.jnt_qposadr[begin]), int(m.jnt_qposadr[end]) if end < m.njnt else int(m.nq))
+
     def chain(self, body: int) -> list[int]:
         """The degrees of freedom that move the body, ascending."""
         found = []

@@ -14,7 +14,7 @@ way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
@@ -147,7 +147,8 @@ class Sweeps:
 
         What depends on a body's frame, its own load, contacts and the bodies that it carries, is gathered in variables
         of the code, one for each of the frame's nodes. From there it goes on to the parent's frame and to the joints.
-        So little has to be kept at a time.
+        So little has to be kept at a time. Folding (-(-a) is a) can make an expression depend on a q or v past the
+        frames: such a share is gathered, too, until the body is reached that the q or v moves.
 
         Args:
             w: where the code is written.
@@ -157,40 +158,51 @@ class Sweeps:
         joints = vjp(zip(self._joint_forces(), self.lam, strict=True))
         for i, text in enumerate(w.compute(*(joints.get(u, 0.0) for u in s.u))):
             w(f"gu{i} += {text};")
-        gathered: dict[Node, str] = {}
+        gathered: dict[tuple[int, Node], Node] = {}
+        moving = {*s.q, *s.v}
 
-        def gather(nodes: Iterable[Node]) -> None:
-            new = {node: f"gather{node.index}" for node in nodes if node not in gathered}
-            w.declare(new.values())
-            gathered.update(new)
+        def gather(body: int, node: Node) -> str:
+            """The variable for a node of a body's frame; of body 0 for a q or v that is reached past all frames."""
+            if (body, node) not in gathered:
+                gathered[body, node] = s.graph.input(f"gather{body}_{node.index}")
+                w.declare([reference(gathered[body, node])])
+            return reference(gathered[body, node])
 
         for body in reversed(range(1, m.nbody)):
             for c in s.contacts:
                 if max(c.pair.bodies) == body:
-                    nodes = [node for b in sorted(set(c.pair.bodies)) for node in self._at_contacts[b]]
-                    found = vjp([(self._power(c), 1.0)], cuts=nodes)
-                    w.compute(*nodes, *constant_part(c.present, c.numbers))
-                    gather(found)
+                    frames = {node: b for b in sorted(set(c.pair.bodies)) for node in self._at_contacts[b]}
+                    found = vjp([(self._power(c), 1.0)], cuts=frames)
+                    found = {node: x for node, x in found.items() if node in frames or node in moving}
+                    w.compute(*frames, *constant_part(c.present, c.numbers))
+                    names = [gather(frames.get(node, 0), node) for node in found]
                     with self._present(w, c) as present:
-                        for node, text in zip(found, w.compute(*found.values()), strict=True):
-                            w(f"{gathered[node]} += select({present}, splat(0) + {text}, splat(0));")
-            outer = set(self._frames[int(m.body_parentid[body])])
-            own = vjp([(self._powers[body], -1.0)], cuts=self._frames[body])
-            passed = {node: x for node, x in own.items() if node in outer}
-            seeds = []
-            for node in self._frames[body]:
-                if node not in outer:
-                    so_far = s.graph.input(gathered[node]) if node in gathered else 0.0
-                    seeds.append((node, add(so_far, own.get(node, 0.0))))
-            found = vjp(seeds, cuts=outer)
-            for node in (x for x in found if x in outer):
-                passed[node] = add(passed.get(node, 0.0), found[node])
-            on = sorted(passed, key=lambda node: node.index)
-            gather(on)
-            for node, text in zip(on, w.compute(*(passed[node] for node in on)), strict=True):
-                w(f"{gathered[node]} += {text};")
+                        for name, text in zip(names, w.compute(*found.values()), strict=True):
+                            w(f"{name} += select({present}, splat(0) + {text}, splat(0));")
+            parent, frame = int(m.body_parentid[body]), set(self._frames[body])
+            outer = set(self._frames[parent])
+            own = vjp([(self._powers[body], -1.0)], cuts=frame)
+            seeds = [
+                (node, add(gathered.get((body, node), 0.0), own.get(node, 0.0)))
+                for node in self._frames[body]
+                if node not in outer
+            ]
+            so_far = [(node, gathered[body, node]) for node in self._frames[body] if (body, node) in gathered]
+            reached = [(node, x) for node, x in (*own.items(), *so_far) if node in outer or node not in frame]
+            passed: dict[Node, Any] = {}
+            for node, x in [*reached, *vjp(seeds, cuts=outer).items()]:
+                if node in outer or node in moving:
+                    passed[node] = add(passed.get(node, 0.0), x)
+            mine = {s.q[i] for i in kinematics.positions(body)} | {s.v[d] for d in kinematics.dofs(body)}
+            on = sorted((node for node in passed if node in outer or node not in mine), key=lambda node: node.index)
+            names = [gather(parent if node in outer else 0, node) for node in on]
+            for name, text in zip(names, w.compute(*(passed[node] for node in on)), strict=True):
+                w(f"{name} += {text};")
             # A node of the parent's frame is gathered there, also if it is an input.
-            by = {x: add(joints.get(x, 0.0), 0.0 if x in outer else found.get(x, 0.0)) for x in (*s.q, *s.v)}
+            by = {
+                x: add(joints.get(x, 0.0), add(gathered.get((0, x), 0.0), 0.0 if x in outer else passed.get(x, 0.0)))
+                for x in (*s.q, *s.v)
+            }
             by_q = manifold.to_tangent(s.model, s.q, [by[q] for q in s.q])
             for d in kinematics.dofs(body):
                 w(line.format(d, *w.compute(by_q[d], by[s.v[d]])))
