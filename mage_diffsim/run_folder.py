@@ -28,7 +28,7 @@ from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE
 from mage_diffsim.run_identity import require_unchanged
 from mage_diffsim.settings import recorded_options
-from mage_diffsim.tables import read_evaluations
+from mage_diffsim.tables import last_step, read_evaluations
 from mage_diffsim.training import Trainer
 from mage_diffsim.validation import validate
 
@@ -103,6 +103,29 @@ def read_config(run_dir: AnyPath) -> TrainConfig:
     return config
 
 
+def checkpoint_to_resume(run_dir: Path) -> Path | None:
+    """The newest checkpoint; None for a run that ended before its first one and starts over.
+
+    Raises:
+        InputError: there is none, and starting over would replace a policy or evaluations of later steps.
+    """
+    path = newest_checkpoint(run_dir)
+    held = [] if path else _results(run_dir)
+    if held:
+        raise InputError(
+            f"{run_dir} has no checkpoint to go on from, and starting over would replace {' and '.join(held)}: restore "
+            "the checkpoints, or train anew into another folder"
+        )
+    return path
+
+
+def _results(run_dir: Path) -> list[str]:
+    """What a run folder holds of steps after the start, in words."""
+    step = last_step(run_dir)
+    rows = [f"its tables up to step {step}"] if step else []
+    return rows + [POLICY_FILE] * (run_dir / POLICY_FILE).is_file()
+
+
 @in_ordinary_modes
 def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | None = None) -> Trainer:
     """The trainer of a run as its newest checkpoint left it, for evaluation or inspection.
@@ -119,8 +142,11 @@ def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | No
     config = read_config(run_dir)
     trained_on = config.device
     path = newest_checkpoint(run_dir)
+    if path is None and (run_dir / POLICY_FILE).is_file():
+        raise InputError(f"the checkpoints of {run_dir} are gone: restore them; load_policy reads its {POLICY_FILE}")
     if path is None:
-        raise InputError(f"{run_dir} has no checkpoint yet: train it further with --resume")
+        cure = "restore it, or train anew" if last_step(run_dir) else "train it further with --resume"
+        raise InputError(f"{run_dir} has no checkpoint: {cure}")
     saved = load_checkpoint(path)
     task = task_of_run(run_dir, config, task)
     require_unchanged(run_dir, config, task, saved.get("identity"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mage_diffsim.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from mage_diffsim.checkpoints import load_checkpoint, save_checkpoint
 from mage_diffsim.config import CudaGraphs, Matmul, OnOff, TrainConfig
 from mage_diffsim.device_memory import says_how_many_runs_fit
 from mage_diffsim.devices import wait_for
@@ -26,7 +26,16 @@ from mage_diffsim.files import AnyPath, as_path, make_folder, write_atomically
 from mage_diffsim.locks import locked
 from mage_diffsim.modes import in_ordinary_modes
 from mage_diffsim.policy import POLICY_FILE, policy_content, write_policy
-from mage_diffsim.run_folder import TrainResult, is_gone, read_config, record_versions, restore, result_of, task_of_run
+from mage_diffsim.run_folder import (
+    TrainResult,
+    checkpoint_to_resume,
+    is_gone,
+    read_config,
+    record_versions,
+    restore,
+    result_of,
+    task_of_run,
+)
 from mage_diffsim.run_identity import identity_of, require_unchanged, with_environment
 from mage_diffsim.settings import recorded_options
 from mage_diffsim.signals import stop_signal
@@ -141,7 +150,7 @@ def resume(
         the folder, every run's last evaluation, and whether all steps are done.
 
     Raises:
-        InputError: not a run folder, no or a damaged or newer checkpoint, fewer steps than are done, a configuration or
+        InputError: not a run folder, a damaged, newer or lost checkpoint, fewer steps than are done, a configuration or
             task that is not what the run was trained with, another process trains in it, or the runs do not fit into
             the GPU's memory.
     """
@@ -149,7 +158,7 @@ def resume(
     run_dir = as_path(run_dir)
     config = resumed_config(run_dir, steps=steps, device=device, compile=compile, graphs=graphs, matmul=matmul)
     with _held(run_dir):
-        path = newest_checkpoint(run_dir)
+        path = checkpoint_to_resume(run_dir)
         if path is None:  # killed before the first checkpoint: nothing to go on from but the configuration
             config, task = settled(config, task)
             trainer, saved = Trainer(config, task, check=True), {"train_s": 0.0, "wall_s": 0.0}

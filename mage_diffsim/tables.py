@@ -33,6 +33,11 @@ def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
     return _read(as_path(run_dir) / "metrics.csv", METRIC_FIELDS)
 
 
+def last_step(run_dir: AnyPath) -> int:
+    """The last environment step that the tables of a run folder have a row of; 0 where they have none."""
+    return max((row["env_step"] for row in read_evaluations(run_dir) + read_metrics(run_dir)), default=0)
+
+
 def columns_of(metrics: dict[str, torch.Tensor]) -> dict[str, list[int | float | None]]:
     """CSV columns of metrics with shape [R]: the one place where they travel to the host.
 

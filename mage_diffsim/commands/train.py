@@ -141,13 +141,14 @@ def _train_or_resume(
     from mage_diffsim.checkpoints import newest_checkpoint, step_of
     from mage_diffsim.display import TrainingDisplay, describe
     from mage_diffsim.files import as_path
+    from mage_diffsim.run_folder import checkpoint_to_resume
     from mage_diffsim.session import CHANGEABLE, Progress, Sink, resume, resumed_config, train
 
     run_dir = as_path(run_dir)
     if resumes:
         changed = {name: getattr(options, name) for name in CHANGEABLE}
         config = resumed_config(run_dir, **changed)
-        if newest_checkpoint(run_dir) is None:
+        if checkpoint_to_resume(run_dir) is None:
             print(f"{PROGRAM}: {run_dir} has no checkpoint yet and starts over", file=sys.stderr)
         with contextlib.suppress(InputError):  # which resume reports
             banner = describe(config, config.make_task())

@@ -21,6 +21,7 @@ from mage_diffsim.errors import InputError
 from mage_diffsim.run_folder import load_trainer, read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
+from mage_diffsim.tables import keep_rows
 from tests.learner.recorded_tasks import Base
 from tests.tiny import MOMENT
 
@@ -243,6 +244,8 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(trained):
 
 def test_a_run_without_a_checkpoint_starts_anew_with_what_is_there(trained, slide):
     shutil.rmtree(trained / "checkpoints")
+    (trained / "policy.safetensors").unlink()
+    keep_rows(trained, 0)
     path = Path(slide.rpartition(":")[0]).parent / "rail.py"
     path.write_text("FRICTION = 0.6\n")
     sys.modules.pop("rail", None)

@@ -26,7 +26,7 @@ from mage_diffsim.locks import locked
 from mage_diffsim.run_folder import is_finished, is_run, load_trainer, read_config
 from mage_diffsim.session import resume, train
 from mage_diffsim.settings import make_config
-from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, read_evaluations, read_metrics
+from mage_diffsim.tables import EVAL_FIELDS, METRIC_FIELDS, keep_rows, read_evaluations, read_metrics
 from mage_diffsim.training import Trainer
 from tests.tiny import HYPER, RUN
 
@@ -175,8 +175,24 @@ def test_a_training_killed_before_its_first_checkpoint_starts_again(trained, cop
     shutil.rmtree(copied / "checkpoints")
     (copied / "checkpoints").mkdir()
     (copied / "policy.safetensors").unlink()
+    keep_rows(copied, 0)
     resume(copied)
     assert_same_run(trained, copied)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*.json"])
+@pytest.mark.parametrize("held", ["its tables up to step 60", "policy.safetensors"])
+def test_a_training_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(held, gone, copied):
+    for path in copied.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if held == "policy.safetensors":
+        keep_rows(copied, 0)
+    else:
+        (copied / "policy.safetensors").unlink()
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=rf"starting over would replace {held}: restore the checkpoints, or"):
+        resume(copied, steps=80)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 def test_resume_without_more_steps_changes_nothing(trained, copied):
@@ -201,6 +217,7 @@ def test_rows_after_the_checkpoint_and_a_half_written_line_are_dropped(trained, 
 def test_csv_files_killed_within_their_header_are_written_anew(left, trained, copied):
     shutil.rmtree(copied / "checkpoints")
     (copied / "checkpoints").mkdir()
+    (copied / "policy.safetensors").unlink()
     for name in ("eval.csv", "metrics.csv"):
         (copied / name).write_text(left)
     assert read_evaluations(copied) == []

@@ -17,6 +17,7 @@ from mage_diffsim.checkpoints import (
     save_checkpoint,
 )
 from mage_diffsim.errors import reason_of
+from mage_diffsim.tables import keep_rows
 from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
 
 METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"
@@ -270,5 +271,16 @@ def test_resume_with_fewer_steps_than_are_done_is_refused(copied, capsys):
 
 def test_eval_without_a_checkpoint_is_refused(copied, capsys):
     shutil.rmtree(copied / "checkpoints")
+    before = files(copied)
+    assert run("train", "--resume", copied) == 2
+    held = r"its tables up to step 60 and policy\.safetensors"
+    assert_one_sentence(capsys, rf"\S+ has no checkpoint to go on from, and starting over would replace {held}: .*")
+    for advice in (r"the checkpoints of \S+ are gone: .*", r"\S+ has no checkpoint: restore it, or train anew"):
+        assert run("eval", copied) == 2
+        assert_one_sentence(capsys, advice)
+        assert files(copied) == before
+        before.pop(copied / "policy.safetensors", None)
+        (copied / "policy.safetensors").unlink(missing_ok=True)
+    keep_rows(copied, 0)
     assert run("eval", copied) == 2
-    assert_one_sentence(capsys, r"\S+ has no checkpoint yet: train it further with --resume")
+    assert_one_sentence(capsys, r"\S+ has no checkpoint: train it further with --resume")
