@@ -5,16 +5,17 @@
 #   benchmarks/gpu_check.sh [FOLDER]
 #
 # FOLDER gets summary.md (the page), status.tsv, throughput/, comparison/ and half_cheetah/; by default it is
-# benchmarks/results/gpu_check/DEVICE. Variables:
+# RUNS/report/DEVICE. All steps run after `pip install -e '.[dev,cuda]'`. Variables:
 #
 #   PYTHON    interpreter (python)
-#   DEVICE    cuda, cuda:1, ...; cpu rehearses with tiny sizes
+#   DEVICE    cuda, cuda:1, ...; cpu rehearses with tiny sizes, and with OMP_NUM_THREADS=1 if that is not set
 #   MINUTES   for all of it (8)
 #   RUNS      folder for checkpoints and logs (runs/gpu_check); a further call goes on with the training there
 #   JOBS      processes for the tests, where pytest-xdist is installed, and for the comparisons (4)
 #   TESTS     files or folders with the tests (tests)
 #
-# The exit code is 1 if a step failed or was cut at its time limit.
+# The exit code is 1 if a step failed or was cut at its time limit. The tests are skipped where the extra dev is not
+# installed, which is said and is no failure.
 
 set -uo pipefail
 here=$PWD
@@ -22,11 +23,11 @@ cd "$(dirname "$0")/.." || exit 1
 
 PYTHON=${PYTHON:-python}
 DEVICE=${DEVICE:-cuda}
-[[ $DEVICE == cpu ]] && JOBS=1
+[[ $DEVICE == cpu ]] && JOBS=1 && export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 MINUTES=${MINUTES:-8}
 JOBS=${JOBS:-4}
 RUNS=${RUNS:-runs/gpu_check}
-out=${1:-benchmarks/results/gpu_check/${DEVICE/:/_}}
+out=${1:-$RUNS/report/${DEVICE/:/_}}
 [[ $out == /* || $# -eq 0 ]] || out=$here/$out
 
 mkdir -p "$out" "$RUNS" || exit 1
@@ -54,6 +55,12 @@ step() {
   ((code == 0)) || tail -n 5 "$log" | sed 's/^/  /'
 }
 
+# skip NAME REASON: note that the step does not run.
+skip() {
+  echo "$1: skipped: $2"
+  printf '%s\tskipped\t0\t%s\n' "$1" "$2" >>"$out/status.tsv"
+}
+
 tests=("$PYTHON" -m pytest -q -m gpu --tb=line)
 measure=("$PYTHON" benchmarks/throughput.py --quick --device "$DEVICE" --out "$out/throughput")
 compare=("$PYTHON" benchmarks/oracle_vs_learned.py --device "$DEVICE" --workers "$JOBS")
@@ -68,7 +75,11 @@ elif "$PYTHON" -c 'import xdist' 2>/dev/null; then
 fi
 read -r -a where <<<"${TESTS:-tests}"
 
-step tests "$(share 25)" "${tests[@]}" "${where[@]}"
+if "$PYTHON" -c 'import pytest, pytest_timeout, hypothesis, jaxtyping, beartype' 2>/dev/null; then
+  step tests "$(share 25)" "${tests[@]}" "${where[@]}"
+else
+  skip tests "the extra dev is not installed: pip install -e '.[dev,cuda]'"
+fi
 limit=$(share 50)
 step throughput "$limit" "${measure[@]}" --minutes "$(awk "BEGIN { print 0.9 * $limit / 60 }")"
 step comparison "$(share 15)" "${compare[@]}" --size smoke --fresh --out "$RUNS/comparison"

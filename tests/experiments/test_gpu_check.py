@@ -18,9 +18,11 @@ from throughput_sections.rows import FIELDS, Row
 ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/bin/sh
 echo "$*" >> {calls}
+echo "$OMP_NUM_THREADS" >> {calls}.threads
 case "$*" in
   *gpu_report.py*) exec {python} "$@" ;;
   *"import xdist"*) exit 1 ;;
+  *"import pytest"*) exit ${{PYTEST:-0}} ;;
   *throughput.py*) sleep ${{SLOW:-0}}; exit ${{THROUGHPUT:-0}} ;;
   *size*paper*) mkdir -p {runs}/half_cheetah; echo a > {runs}/half_cheetah/curves.csv ;;
 esac
@@ -35,9 +37,9 @@ def check(tmp_path, monkeypatch):
     stub.write_text(STUB.format(calls=calls, python=sys.executable, runs=tmp_path / "runs"))
     stub.chmod(0o755)
 
-    def run(**variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def run(*folder: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
         settings = os.environ | {"PYTHON": str(stub), "RUNS": str(tmp_path / "runs")} | variables
-        command = [ROOT / "benchmarks" / "gpu_check.sh", "out folder"]
+        command = [ROOT / "benchmarks" / "gpu_check.sh", *folder]
         done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=200)
         return done, calls.read_text().splitlines()
 
@@ -45,9 +47,9 @@ def check(tmp_path, monkeypatch):
 
 
 def test_everything_runs_within_its_time_and_leaves_its_tables(check, tmp_path):
-    done, calls = check(TESTS="tests/bridges tests/envs")
+    done, calls = check("out folder", TESTS="tests/bridges tests/envs")
     assert done.returncode == 0, done.stderr
-    _, tests, throughput, comparison, half_cheetah, _ = calls
+    _, _, tests, throughput, comparison, half_cheetah, _ = calls
     assert tests == "-m pytest -q -m gpu --tb=line tests/bridges tests/envs"
     assert "--quick --device cuda" in throughput and 3.0 < float(throughput.split()[-1]) < 5.0
     assert "--device cuda --workers 4 --size smoke" in comparison
@@ -60,9 +62,26 @@ def test_everything_runs_within_its_time_and_leaves_its_tables(check, tmp_path):
 
 def test_a_step_that_fails_does_not_stop_the_others(check):
     done, calls = check(THROUGHPUT="3")
-    assert done.returncode == 1 and len(calls) == 6
+    assert done.returncode == 1 and len(calls) == 7
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("throughput  "))
     assert "FAILED, exit code 3" in line
+
+
+def test_without_the_extra_dev_the_tests_are_skipped_which_is_said_and_no_failure(check):
+    done, calls = check(PYTEST="1")
+    assert done.returncode == 0 and not any("-m pytest" in call for call in calls)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("tests")]
+    assert len(lines) == 2 and "skipped" in lines[1]
+    assert all(line.endswith("the extra dev is not installed: pip install -e '.[dev,cuda]'") for line in lines)
+
+
+def test_a_rehearsal_takes_one_thread_and_writes_beside_the_runs(check, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    check(DEVICE="cpu")
+    assert set((tmp_path / "calls.threads").read_text().split()) == {"1"}
+    assert (tmp_path / "runs" / "report" / "cpu" / "summary.md").exists()
+    check(DEVICE="cpu", OMP_NUM_THREADS="2")
+    assert set((tmp_path / "calls.threads").read_text().split()) == {"1", "2"}
 
 
 def test_what_an_earlier_call_measured_is_not_shown_again(check, tmp_path):
@@ -72,13 +91,13 @@ def test_what_an_earlier_call_measured_is_not_shown_again(check, tmp_path):
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerow(vars(row("physics", "Ant VJP", "warp adjoint float32", 1, 1.0)))
-    done, _ = check(THROUGHPUT="1")
+    done, _ = check("out folder", THROUGHPUT="1")
     assert done.stdout.count("not measured") == len(gpu_report.TARGETS)
 
 
 def test_a_step_that_hangs_is_cut(check):
     done, calls = check(MINUTES="0.1", SLOW="60")
-    assert done.returncode == 1 and len(calls) == 6
+    assert done.returncode == 1 and len(calls) == 7
     assert "cut at its time limit" in done.stdout
 
 
