@@ -17,6 +17,7 @@ from typing import Any, ClassVar, get_args
 
 import tyro
 
+from mage_diffsim import IMPORTED
 from mage_diffsim.config import DynamicsName
 from mage_diffsim.doctor import check_installed
 from mage_diffsim.envs.mujoco.task import MujocoTask
@@ -161,4 +162,4 @@ def default_backends(task: Task) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: tyro.cli(OracleVsLearned, description=__doc__)))
+    sys.exit(main(lambda: tyro.cli(OracleVsLearned, description=__doc__), IMPORTED))

@@ -14,6 +14,7 @@ from paper_experiments.learned_reward import LearnedReward
 from paper_experiments.performance import Performance
 from paper_experiments.unconstrained import Unconstrained
 
+from mage_diffsim import IMPORTED
 from mage_diffsim.errors import unknown_name
 from mage_diffsim.experiments.command import Experiment, main
 
@@ -43,4 +44,4 @@ def parse() -> Experiment:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse))
+    sys.exit(main(parse, IMPORTED))

@@ -7,6 +7,7 @@ Importing this module imports nothing else. Each name below is imported when it 
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from mage_diffsim.training import Trainer
 
 __version__ = "0.1.0"
+
+IMPORTED = time.monotonic()
+"""When this module was imported, by the monotonic clock: in a script, within a second of the start of its process."""
 
 __all__ = [
     "BatchedEnv",

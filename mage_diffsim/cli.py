@@ -8,10 +8,10 @@ arguments have been read.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mage_diffsim import __version__
 from mage_diffsim.commands.arguments import PROGRAM, parse
@@ -47,8 +47,9 @@ class Command:
     """One word after ``mage-diffsim``."""
 
     help: str
-    run: Callable[[Any], int]
-    """Takes the options; those of ``train`` depend on the task, so it takes its arguments unread."""
+    run: Callable[..., int]
+    """Takes the options; those of ``train`` depend on the task, so it takes its arguments unread, and when the command
+    began."""
     options: type | None = None
 
 
@@ -69,11 +70,12 @@ USAGE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code (see the module's text). Arguments that tyro refuses raise SystemExit(2)."""
+    began = time.monotonic()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(PROGRAM, lambda: _run(arguments[0] if arguments else "--help", arguments[1:]))
+    return exit_code(PROGRAM, lambda: _run(arguments[0] if arguments else "--help", arguments[1:], began))
 
 
-def _run(first: str, arguments: list[str]) -> int:
+def _run(first: str, arguments: list[str], began: float) -> int:
     if first in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -84,14 +86,14 @@ def _run(first: str, arguments: list[str]) -> int:
         raise unknown_name("command", first, COMMANDS)
     command = COMMANDS[first]
     # Read before torch is imported, so that `eval --help` answers at once.
-    options = parse(command.options, first, arguments) if command.options else arguments
+    given = (parse(command.options, first, arguments),) if command.options else (arguments, began)
 
     from mage_diffsim.display import show_log
     from mage_diffsim.memory import keep_freed_memory
 
     keep_freed_memory()
     with show_log(lambda text: print(text, file=sys.stderr, flush=True)):
-        return command.run(options)
+        return command.run(*given)
 
 
 if __name__ == "__main__":

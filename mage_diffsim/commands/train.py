@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,12 @@ class Resume:
     """Print nothing but errors."""
 
 
-def train_command(arguments: list[str]) -> int:
+def train_command(arguments: list[str], began: float) -> int:
     """Train anew, or go on with ``--resume``.
+
+    Args:
+        arguments: of the command.
+        began: when the command began, by the monotonic clock.
 
     Returns:
         the exit code: 0, or 130 if it was interrupted.
@@ -67,11 +72,11 @@ def train_command(arguments: list[str]) -> int:
                 f"accepted beside it are {', '.join(accepted)} and {last}"
             )
         options = parse(Resume, "train", arguments)
-        return _train_or_resume(options.resume, options, resumes=True)
-    return _train_new(arguments, flags)
+        return _train_or_resume(options.resume, options, began, resumes=True)
+    return _train_new(arguments, flags, began)
 
 
-def _train_new(arguments: list[str], flags: set[str]) -> int:
+def _train_new(arguments: list[str], flags: set[str], began: float) -> int:
     from mage_diffsim.config import TrainConfig
     from mage_diffsim.display import describe
     from mage_diffsim.effects import require_effect
@@ -114,7 +119,7 @@ def _train_new(arguments: list[str], flags: set[str]) -> int:
     notes = [f"note: --{name.replace('_', '-')} has no effect, as {reason}" for name, reason in unused.items()]
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("runs") / f"{task.name}_{config.method}_{config.dynamics}_{now}"
-    return _train_or_resume(out, options, config, banner=[*describe(config, task), *notes])
+    return _train_or_resume(out, options, began, config, banner=[*describe(config, task), *notes])
 
 
 def _defaults(arguments: list[str]) -> Any:
@@ -134,8 +139,20 @@ def _defaults(arguments: list[str]) -> Any:
     return make_config(found.pop("task", "Pendulum"), shared=found)  # what has no effect is told of all flags together
 
 
+def _minutes_left(stop_after: float | None, began: float) -> float | None:
+    """What is left of a limit that counts from ``began``, by the monotonic clock: a moment where it has passed.
+
+    Raises:
+        InputError: ``stop_after`` is no number of minutes.
+    """
+    from mage_diffsim.validation import require_minutes
+
+    require_minutes(stop_after)
+    return None if stop_after is None else max(stop_after - (time.monotonic() - began) / 60.0, 1e-9)
+
+
 def _train_or_resume(
-    run_dir: Path, options: Any, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
+    run_dir: Path, options: Any, began: float, config: Any = None, resumes: bool = False, banner: Sequence[str] = ()
 ) -> int:
     """Train ``config`` into the folder, or go on with what is there."""
     from mage_diffsim.checkpoints import newest_checkpoint, step_of
@@ -174,6 +191,7 @@ def _train_or_resume(
         if progress.saved:  # told here, as a SIGTERM that came ends the process next
             tell_saved(progress.env_step)
 
+    left = _minutes_left(options.stop_after, began)
     try:
         with contextlib.ExitStack() as stack:
             if options.tensorboard:
@@ -183,9 +201,9 @@ def _train_or_resume(
             display = stack.enter_context(TrainingDisplay(console, run_dir, config.steps, banner))
             sinks.append(display.evaluation)
             if resumes:
-                result = resume(run_dir, **changed, progress=follow, sinks=sinks, stop_after=options.stop_after)
+                result = resume(run_dir, **changed, progress=follow, sinks=sinks, stop_after=left)
             else:
-                result = train(config, run_dir, progress=follow, sinks=sinks, stop_after=options.stop_after)
+                result = train(config, run_dir, progress=follow, sinks=sinks, stop_after=left)
     except KeyboardInterrupt:
         if not (run_dir / "config.json").is_file():
             print(f"{PROGRAM}: interrupted before the run folder was written", file=sys.stderr)

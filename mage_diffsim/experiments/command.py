@@ -199,7 +199,7 @@ def unfinished_text(outcomes: Sequence[Outcome]) -> list[str]:
     if not left:
         return []
     begun = sum(o.measured for o in left)
-    text = f"Unfinished: {begun} cells stopped, {len(left) - begun} not begun, of {len(outcomes)}."
+    text = f"Unfinished: {begun} cell{'s' * (begun != 1)} stopped, {len(left) - begun} not begun, of {len(outcomes)}."
     return [f"{text} Run the same command again."]
 
 
@@ -207,8 +207,12 @@ SCREEN_LINES = 24
 """Lines that the terminal shows at the end."""
 
 
-def run(experiment: Experiment) -> int:
+def run(experiment: Experiment, began: float | None = None) -> int:
     """Train the experiment's cells, write its results, print its verdict and its table.
+
+    Args:
+        experiment: what to run.
+        began: when ``stop_after`` begins, by the monotonic clock; None is now.
 
     Returns:
         the exit code: 0, or 1 if a cell broke or a figure could not be drawn.
@@ -217,7 +221,8 @@ def run(experiment: Experiment) -> int:
         InputError, MissingExtra: see :func:`.sweep.run_cells`.
     """
     require_minutes(experiment.stop_after)
-    until = None if experiment.stop_after is None else time.time() + 60.0 * experiment.stop_after
+    spent = 0.0 if began is None else time.monotonic() - began
+    until = None if experiment.stop_after is None else time.time() - spent + 60.0 * experiment.stop_after
     out = experiment.folder
     launcher, display = experiment.make_launcher(), make_sweep_display()
     cells, fresh = experiment.cells(), experiment.fresh
@@ -345,6 +350,6 @@ def script_exit_code(
     return exit_code(script_name(), interruptible, interrupted, (InputError, MissingExtra, *refused))
 
 
-def main(parse: Callable[[], Experiment]) -> int:
-    """Parse the flags and run the experiment; returns the exit code."""
-    return script_exit_code(lambda: run(parse()))
+def main(parse: Callable[[], Experiment], began: float | None = None) -> int:
+    """Parse the flags and :func:`run` the experiment; returns the exit code."""
+    return script_exit_code(lambda: run(parse(), began))

@@ -65,7 +65,7 @@ def test_after_the_end_no_cell_begins_and_what_was_measured_is_reported(tiny, tm
     assert [o.measured for o in outcomes] == [True, True, False]
     assert [row["env_steps"] for row in summary_rows(outcomes)] == [3, 3, 0, 0]
     assert {row["env_step"] for row in curve_rows(outcomes[1:])} == {0}
-    assert unfinished_text(outcomes) == ["Unfinished: 1 cells stopped, 1 not begun, of 3. Run the same command again."]
+    assert unfinished_text(outcomes) == ["Unfinished: 1 cell stopped, 1 not begun, of 3. Run the same command again."]
     assert unfinished_text(outcomes[:1]) == []
 
 
@@ -92,6 +92,13 @@ def launched(kind: type[Experiment], *flags: str) -> int:
     return main(lambda: tyro.cli(kind, args=["--size", "smoke", "--preset", "cpu", *flags]))
 
 
+def test_the_limit_of_a_sweep_counts_from_the_start_of_its_command(shrunk, tmp_path, capsys):
+    flags = ["--methods", "mage-td3", "--dynamics", "learned", "--out", str(tmp_path), "--stop-after", "10"]
+    experiment = tyro.cli(shrunk, args=["--size", "smoke", "--preset", "cpu", *flags])
+    assert main(lambda: experiment, time.monotonic() - 3600.0) == 0
+    assert "Unfinished: 0 cells stopped, 1 not begun, of 1." in capsys.readouterr().out
+
+
 def test_a_sweep_that_was_stopped_writes_marked_results_and_the_same_command_goes_on(shrunk, tmp_path, capsys):
     flags = ["--methods", "mage-td3", "--backends", "torch", "--dynamics", "learned", "oracle", "--out", str(tmp_path)]
     first, second = tyro.cli(shrunk, args=["--size", "smoke", "--preset", "cpu", *flags]).cells()
@@ -101,9 +108,9 @@ def test_a_sweep_that_was_stopped_writes_marked_results_and_the_same_command_goe
 
     train_cell(first.config, tmp_path / first.name, soon(), quiet)
     assert launched(shrunk, *flags, "--stop-after", "1e-9") == 0
-    assert "Unfinished: 1 cells stopped, 1 not begun, of 2" in capsys.readouterr().out
+    assert "Unfinished: 1 cell stopped, 1 not begun, of 2" in capsys.readouterr().out
     summary = (tmp_path / "summary.md").read_text()
-    assert summary.startswith("# Oracle against learned dynamics (unfinished)\n\nUnfinished: 1 cells stopped, ")
+    assert summary.startswith("# Oracle against learned dynamics (unfinished)\n\nUnfinished: 1 cell stopped, ")
     assert f"- {first.name}: stopped at step 1 of 3." in summary and f"- {second.name}: not begun." in summary
     for name in ("summary.csv", "curves.csv", "figure.png"):
         assert (tmp_path / name).stat().st_size > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,21 @@ def test_the_command_ends_with_0_and_says_what_is_saved_and_how_to_go_on(tmp_pat
     assert f"trained to step 60: {run_dir}\n" in capsys.readouterr().out
     assert run("train", *flags, "--stop-after", "-1") == 2
     assert_one_sentence(capsys, r"stop_after is -1\.0; accepted is a number of minutes above 0")
+
+
+def test_the_limit_of_a_command_counts_from_its_start(tmp_path, monkeypatch):
+    limits = []
+
+    def train(*_, stop_after, **__):
+        limits.append(stop_after)
+        raise InputError("enough")
+
+    hour_ago = SimpleNamespace(monotonic=lambda: time.monotonic() - 3600.0)
+    monkeypatch.setattr("mage_diffsim.cli.time", hour_ago)
+    monkeypatch.setattr("mage_diffsim.session.train", train)
+    for minutes in ("90", "30"):
+        assert run("train", *TINY, "--out", tmp_path / "run", "--stop-after", minutes) == 2
+    assert 0.0 < limits[1] < 0.001 < 10.0 < limits[0] <= 30.0
 
 
 # --- elsewhere -----------------------------------------------------------------------------------------------------
