@@ -3,7 +3,8 @@
     python benchmarks/kernel_resources.py                         # HalfCheetah, Hopper, Walker2d, Ant in float32
     python benchmarks/kernel_resources.py --tasks Ant --dtype float64
 
-ptxas is taken from the PATH (`pip install nvidia-cuda-nvcc`), and nvdisasm if it is there (`nvidia-cuda-nvdisasm`).
+ptxas is taken from the PATH, and nvdisasm if it is there. `pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm` brings
+both, into site-packages/nvidia/*/bin.
 Prints a Markdown table, a row per kernel:
 
     registers  per thread; 255 is the most there are
@@ -44,6 +45,8 @@ FLOAT = frozenset(("FFMA", "FMUL", "FADD", "FSEL", "FSETP", "FMNMX", "MUFU", "DF
 LOCAL = frozenset(("LDL", "STL"))
 CALLS = frozenset(("CALL", "BRA", "RET", "BSSY"))
 
+NEWER = "pip install nvidia-cuda-nvcc brings a new one; put its folder, site-packages/nvidia/*/bin, first on the PATH"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -81,7 +84,10 @@ def measure(options: Options, task: str, which: str, folder: Path) -> list[str]:
     command = ["ptxas", "-v", f"-arch=sm_{options.arch}", str(listing), "-o", str(binary)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"ptxas does not compile {task}'s {which}: {(done.stderr or done.stdout).splitlines()[0]}")
+        cause = (done.stderr or done.stdout).splitlines()[0]
+        raise InputError(
+            f"{tool('ptxas')} does not compile {task}'s {which} ({cause}): if it is older than Warp, {NEWER}"
+        )
     arrays = sum(map(int, re.findall(r"__local_depot\d+\[(\d+)\]", text.decode().split("{", 1)[1])[:1]))
     return row(done.stderr, arrays, disassembled(binary))
 
@@ -109,7 +115,7 @@ def main(parse: Callable[[], Options]) -> int:
     def run() -> int:
         options = parse()
         if tool("ptxas") is None:
-            raise InputError("there is no ptxas on the PATH: install the CUDA toolkit, or pip install nvidia-cuda-nvcc")
+            raise InputError(f"there is no ptxas on the PATH: {NEWER}")
         rows = []
         for task in options.tasks:
             for which in ("forward", "adjoint"):
