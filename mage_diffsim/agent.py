@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -96,7 +95,6 @@ class Agent:
 
     def _compile(self, in_torch: bool) -> None:
         """Compile the updates; of a critic update whose dynamics leave torch, the parts around them."""
-        logging.getLogger("mage_diffsim").info("compiling the updates: up to a few minutes at the first of them")
         if in_torch:
             self.update_critic = compiled(self.update_critic)
         else:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
+import re
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,11 +44,17 @@ def compiled(method: Any) -> Callable[..., Any]:
 
     @functools.wraps(of)
     def call(*arguments: Any) -> Any:
+        first = next(calls) == 0
+        if first:
+            logging.getLogger(__name__).info(f"compiling {of.__qualname__}: this may take a minute or more")
         try:
-            with contextlib.nullcontext() if next(calls) else _no_advice():
+            with _no_advice() if first else contextlib.nullcontext():
                 return fused(*arguments)
         except TorchDynamoException as error:
             cause = next(line.strip() for line in str(error).splitlines() if line.strip())
+            # The last frame of the code that was traced: a task's own function, if it is at fault.
+            frames = re.findall(r'^ *File "(.+)", line (\d+), in (\w+)', str(error), re.MULTILINE)
+            cause += "".join(f"; {file}, line {line}, in {function}" for file, line, function in frames[-1:])
             raise InputError(
                 f"compile is 'on', and {of.__qualname__} with this task cannot be compiled ({cause}): use compile 'off'"
             ) from error

@@ -26,7 +26,7 @@ def validate(config: TrainConfig) -> None:
         raise InputError("residuals 'keep' is about an oracle, and dynamics is 'learned': leave it at 'recompute'")
     if config.graphs == "on" and not config.device.startswith("cuda"):
         raise InputError(
-            f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'off'"
+            f"graphs is 'on', which needs a CUDA device, and device is {config.device!r}: use graphs 'auto'"
         )
     if config.matmul == "high" and (config.float64 or not config.device.startswith("cuda")):
         kind = "float64" if config.float64 else "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mage_diffsim.display import show_log
 from mage_diffsim.errors import InputError
 from mage_diffsim.settings import make_config
 from mage_diffsim.training import Trainer
@@ -62,7 +64,7 @@ def test_what_cannot_be_compiled_or_captured_is_refused():
         make_config(compile="yes")
     with pytest.raises(InputError, match="unknown graphs 'yes': choose one of auto, off, on"):
         make_config(graphs="yes")
-    with pytest.raises(InputError, match="graphs is 'on', which needs a CUDA device, and device is 'cpu'"):
+    with pytest.raises(InputError, match="needs a CUDA device, and device is 'cpu': use graphs 'auto'"):
         make_config(graphs="on")
 
 
@@ -117,9 +119,24 @@ def test_lower_precision_is_refused_where_it_means_nothing():
     assert make_config(matmul="high", device="cuda").matmul == "high"
 
 
+def test_compiling_is_told_at_the_first_call_of_each_function(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    config = make_config(steps=60, eval_episodes=1, gradient_episodes=0, hyper=HYPER, compile="on")
+    said: list[str] = []
+    with show_log(said.append):
+        trainer = Trainer(config)
+        assert said == []
+        for _ in range(30):
+            trainer.step()
+    text = "compiling {}: this may take a minute or more"
+    assert len(set(said)) == len(said)
+    assert {text.format(f"Agent.{name}") for name in WHOLE} | {text.format("GaussianEnsemble.train_batch")} <= set(said)
+
+
 @pytest.mark.slow
 def test_what_cannot_be_traced_is_one_sentence():
     found = subprocess.run([sys.executable, SCRIPT, "untraceable"], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
     assert "compile is 'on', and Agent.update_critic with this task cannot be compiled" in found.stdout
+    assert re.search(r"\.py, line \d+, in reward", found.stdout), found.stdout
     assert found.stdout.strip().endswith("use compile 'off'") and found.stdout.count("\n") == 1
