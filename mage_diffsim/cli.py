@@ -1,8 +1,8 @@
 """The ``mage-diffsim`` command: train, eval, list-tasks, check-task, doctor.
 
-Exit codes: 0 done; 1 a check of ``check-task`` failed; 2 something given is not accepted, with one sentence on stderr;
-130 interrupted; 141 nobody reads the output any more, as after ``| head``. Everything heavy is imported after the
-arguments have been read.
+Exit codes: 0 done; 1 a check of ``check-task`` failed; 2 something given is not accepted, with one sentence on stderr,
+or tyro's box where a flag cannot be read; 130 interrupted; 141 nobody reads the output any more, as after ``| head``.
+Everything heavy is imported after the arguments have been read.
 """
 
 from __future__ import annotations
