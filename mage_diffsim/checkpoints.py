@@ -112,7 +112,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except _DAMAGED as error:
         older = any(other < path for other in _checkpoints_in(path.parent))
         cure = "delete it to resume from the one before" if older else "there is none before it, so train anew"
-        raise InputError(f"checkpoint {path} is damaged ({reason_of(error)}): {cure}") from error
+        foreign = isinstance(error, LookupError | TypeError | AttributeError)
+        reason = "it does not hold what a training writes" if foreign else reason_of(error)
+        raise InputError(f"checkpoint {path} is damaged ({reason}): {cure}") from error
     raise refusal
 
 
@@ -242,6 +244,8 @@ class _Parts:
 
     def block(self, name: str, at: int, length: int) -> bytes:
         if name not in self.read:
+            if not (self.folder / name).is_file():
+                raise ValueError(f"its part {name} is gone")
             self.read[name] = (self.folder / name).read_bytes()
             if f"{_digest(self.read[name])}.bin" != name:
                 raise ValueError(f"its part {name} has changed")

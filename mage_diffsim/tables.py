@@ -19,6 +19,9 @@ from mage_diffsim.files import AnyPath, as_path, write_atomically, writing
 EVAL_FIELDS, METRIC_FIELDS = tuple(columns.EVAL), tuple(columns.METRICS)
 """Columns of eval.csv and of metrics.csv."""
 
+_CURE = "restore the file that the training wrote, or delete it and --resume begins it anew"
+"""What helps against a damaged table."""
+
 WHOLE = ("env_step", "seed")
 """Columns of whole numbers."""
 
@@ -106,7 +109,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
-        raise InputError(f"{path} is no table ({error}): restore the one that the training wrote") from error
+        raise InputError(f"{path} is no table ({error}): {_CURE}") from error
     lines = [(number, row) for number, row in lines if any(row)]
     if not lines or (len(lines) == 1 and not complete):
         return [], []
@@ -115,7 +118,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         if header.count(name) != 1:
             raise InputError(
                 f"{path}, line 1: the column {name} is there {header.count(name)} times, and once is accepted; the "
-                f"columns are: {', '.join(header)[:200]}"
+                f"columns are: {', '.join(header)[:200]}; {_CURE}"
             )
     rows = []
     for number, row in lines:
@@ -125,7 +128,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         if len(row) < len(header):
             continue  # the half of a line
         if len(row) > len(header):
-            raise InputError(f"{path}, line {number}: {len(row)} cells, and the header has {len(header)}")
+            raise InputError(f"{path}, line {number}: {len(row)} cells, and the header has {len(header)}: {_CURE}")
         rows.append([_number(path, number, *cell, separator) for cell in zip(header, row, strict=True)])
     return header, rows
 
@@ -146,7 +149,7 @@ def _number(path: Path, line: int, column: str, text: str, separator: str) -> st
             text = str(int(float(text)))
     except (ValueError, OverflowError):
         what = "a whole number" if column in WHOLE else "a number"
-        raise InputError(f"{path}, line {line}: {column} is {given!r}; accepted is {what}") from None
+        raise InputError(f"{path}, line {line}: {column} is {given!r}; accepted is {what}: {_CURE}") from None
     return text
 
 

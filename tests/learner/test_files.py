@@ -88,11 +88,14 @@ def test_tables_that_a_spreadsheet_saved_are_read_and_gone_on_with(edit, trained
         (lambda t: t.replace("env_step", "seed"), r"eval.csv, line 1: the column env_step is there 0 times"),
     ],
 )
-def test_a_table_that_cannot_be_read_names_file_line_and_cause(edit, sentence, copied):
+def test_a_table_that_cannot_be_read_names_file_line_cause_and_remedy(edit, sentence, copied):
     path = copied / "eval.csv"
     path.write_text(edit(path.read_text()))
-    with pytest.raises(InputError, match=sentence):
+    remedy = "restore the file that the training wrote, or delete it and --resume begins it anew"
+    with pytest.raises(InputError, match=rf"{sentence}.*[:;] {remedy}$"):
         read_evaluations(copied)
+    path.unlink()
+    resume(copied)  # the remedy works
 
 
 def test_an_edited_configuration_may_have_floats_for_whole_numbers_and_a_mark(copied):
