@@ -107,7 +107,7 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
     """The newest checkpoint; None for a run that ended before its first one and starts over.
 
     Raises:
-        InputError: there is none, and starting over would replace a policy or evaluations of later steps.
+        InputError: there is none although there was one, so starting over would replace a policy or evaluations.
     """
     path = newest_checkpoint(run_dir)
     held = [] if path else _results(run_dir)
@@ -120,9 +120,9 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
 
 
 def _results(run_dir: Path) -> list[str]:
-    """What a run folder holds of steps after the start, in words."""
+    """What a run folder holds of steps after its first checkpoint, in words."""
     step = last_step(run_dir)
-    rows = [f"its tables up to step {step}"] if step else []
+    rows = [f"its tables up to step {step}"] if step > read_config(run_dir).checkpoint_every else []
     return rows + [POLICY_FILE] * (run_dir / POLICY_FILE).is_file()
 
 
@@ -145,7 +145,7 @@ def load_trainer(run_dir: AnyPath, *, task: Task | None = None, device: str | No
     if path is None and (run_dir / POLICY_FILE).is_file():
         raise InputError(f"the checkpoints of {run_dir} are gone: restore them; load_policy reads its {POLICY_FILE}")
     if path is None:
-        cure = "restore it, or train anew" if last_step(run_dir) else "train it further with --resume"
+        cure = "restore it, or train anew" if _results(run_dir) else "train it further with --resume"
         raise InputError(f"{run_dir} has no checkpoint: {cure}")
     saved = load_checkpoint(path)
     task = task_of_run(run_dir, config, task)

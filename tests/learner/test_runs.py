@@ -180,6 +180,16 @@ def test_a_training_killed_before_its_first_checkpoint_starts_again(trained, cop
     assert_same_run(trained, copied)
 
 
+def test_a_training_killed_before_its_first_checkpoint_starts_over(copied):
+    """Its evaluations are more frequent than its checkpoints."""
+    expected = read_evaluations(copied)
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "policy.safetensors").unlink()
+    keep_rows(copied, 20)  # where the first one would have been written
+    assert resume(copied).finished
+    assert read_evaluations(copied) == expected
+
+
 @pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*.json"])
 @pytest.mark.parametrize("held", ["its tables up to step 60", "policy.safetensors"])
 def test_a_training_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(held, gone, copied):
