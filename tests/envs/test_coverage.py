@@ -99,7 +99,8 @@ def locked(tmp_path_factory):
     train(config, folder / "run")
     trainer = load_trainer(folder / "run")
     trainer.agent.actor.zero_()
-    trainer.agent.actor[..., -3:] = torch.atanh(torch.tensor(Locked.key))  # the last bias
+    _, bias = trainer.agent.actor_network.layers(trainer.agent.actor)[-1]
+    bias.copy_(torch.atanh(torch.tensor(Locked.key)))
     path = newest_checkpoint(folder / "run")
     assert path is not None
     saved = {name: value for name, value in load_checkpoint(path).items() if name != "version"}
