@@ -33,7 +33,7 @@ from mage_diffsim.draws import Draws
 from mage_diffsim.dynamics import Dynamics, Imagined
 from mage_diffsim.envs.task import Task
 from mage_diffsim.methods import GRADIENT_FREE, METHODS, CriticLoss
-from mage_diffsim.networks import MLP, ScalarPullback
+from mage_diffsim.networks import MLP, ScalarPullback, all_finite
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam, polyak_average
 from mage_diffsim.randomness import Streams
@@ -239,7 +239,7 @@ class Agent:
         sound = ~self.diverged  # what a run does between its divergence and its fresh agent is not counted
         self._count_nonfinite(~target.finite & sound.unsqueeze(1), batch.state)
         within = losses.guarded() <= self.hyper.diverged_critic_loss
-        self.diverged |= ~(within & _all_finite(self.critic))
+        self.diverged |= ~(within & all_finite(self.critic))
 
     def _count_nonfinite(self, bad: Bool[Tensor, "R B"], state: Float[Tensor, "R B S"]) -> None:
         """Count masked rows and remember the last offending state of each run."""
@@ -258,7 +258,7 @@ class Agent:
         self.actor_optimizer.step(self.actor, gradient)
         polyak_average(self.actor_target, self.actor, self.hyper.polyak)
         within = losses.abs() <= self.hyper.diverged_actor_loss
-        self.diverged |= ~(within & _all_finite(self.actor))
+        self.diverged |= ~(within & all_finite(self.actor))
 
     def _actor_loss(self, obs: Float[Tensor, "R B O"], parameters: Float[Tensor, "R 1 P"]) -> Float[Tensor, " R"]:
         x = self.obs.normalize(obs)
@@ -326,8 +326,3 @@ class Agent:
             getattr(self, name).copy_(state[name])
         for name in ("obs", "actor_optimizer", "critic_optimizer"):
             getattr(self, name).load_state_dict(state[name])
-
-
-def _all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, " R"]:
-    """Whether all parameters of each run are finite: a sum is so only if every term is."""
-    return parameters.sum(dim=(1, 2)).isfinite()

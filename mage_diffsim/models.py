@@ -14,7 +14,7 @@ from mage_diffsim.compiling import compiled
 from mage_diffsim.config import TrainConfig
 from mage_diffsim.cuda_graphs import Captured, GraphMemory
 from mage_diffsim.hyper import Hyper
-from mage_diffsim.networks import MLP
+from mage_diffsim.networks import MLP, all_finite
 from mage_diffsim.normalizer import Normalizer
 from mage_diffsim.optim import RAdam
 from mage_diffsim.randomness import Streams, integers, permutations
@@ -282,7 +282,7 @@ class ModelTraining:
     def _renew_broken(self) -> None:
         """Let the runs with a parameter that is not finite start over: parameters and optimiser."""
         model = self.model
-        broken = ~model.parameters.sum(dim=(1, 2)).isfinite()
+        broken = ~all_finite(model.parameters)
         model.parameters.copy_(torch.where(broken.view(-1, 1, 1), model.fresh, model.parameters))
         model.optimizer.restart(broken)
 

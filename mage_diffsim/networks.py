@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from mage_diffsim.shapes import Float, Tensor
+from mage_diffsim.shapes import Bool, Float, Tensor
 
 ALIGNMENT = 32
 """Every weight and bias begins at a multiple of it in the flat parameters: matrix products of a GPU need aligned
@@ -174,3 +174,8 @@ class ScalarPullback:
             z_dots.append(torch.bmm(tangents[-1], self._along(weight, n)))
             tangents.append(z_dots[-1] * first)
         return tangents, z_dots
+
+
+def all_finite(parameters: Float[Tensor, "R K P"]) -> Bool[Tensor, " R"]:
+    """Whether all parameters of each run are finite: a sum is so only if every term is."""
+    return parameters.sum(dim=(1, 2)).isfinite()
