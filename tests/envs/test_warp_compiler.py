@@ -354,7 +354,6 @@ def refused(mjcf, **attributes):
         (('condim="1"', 'condim="4"'), "condim 4"),
         (("<actuator>", '<equality><joint joint1="hip"/></equality><actuator>'), "equality constraints"),
         (('<body name="trunk"', '<body gravcomp="1" name="trunk"'), "gravity compensation"),
-        (('<option timestep="0.005" integrator="RK4"/>', '<option><flag eulerdamp="disable"/></option>'), "eulerdamp"),
         (
             ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<damper kv="1" joint="hip" ctrlrange="0 1"'),
             "whose gain is not fixed",

@@ -67,7 +67,9 @@ class Model:
     model: Any
     """``mujoco.MjModel``, for the numbers of the tree: positions, axes, masses, damping."""
     runge_kutta: bool
-    """Whether steps are RK4; otherwise Euler with implicit joint damping."""
+    """Whether steps are RK4; otherwise Euler."""
+    implicit_damping: bool
+    """Whether Euler takes joint damping at the velocity after the step."""
     gravity: tuple[float, float, float]
     """[m/s^2]; 0 where it is disabled."""
     limits: tuple[Limit, ...]
@@ -94,10 +96,14 @@ def read(simulation: Simulation) -> Model:
         )
     weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
     x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
+    runge_kutta = mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4"
+    explicit = runge_kutta or model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_EULERDAMP
     return Model(
         simulation=simulation,
         model=model,
-        runge_kutta=mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4",
+        runge_kutta=runge_kutta,
+        # MuJoCo leaves damping explicit where none is positive.
+        implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0)),
         gravity=(float(x), float(y), float(z)),
         limits=tuple(_limits(mujoco, model)),
         pairs=tuple(_pairs(model)),
@@ -144,7 +150,7 @@ TENDON = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_a
 DISABLED = frozenset(
     (
         *("EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART", "FILTERPARENT"),
-        *("SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD"),
+        *("SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD", "EULERDAMP"),
     )
 )
 """Disable flags that are covered, or that change nothing in the models covered."""

@@ -59,7 +59,7 @@ class Step:
             self.offsets.append([add(along[0], c.push), *along[1:]])
         damping = [float(x) for x in m.dof_damping]
         self.damped: Matrix | None = None
-        if any(x > 0.0 for x in damping) and not model.runge_kutta:
+        if model.implicit_damping:
             entries = {(i, j) for i, row in enumerate(self.mass) for j, x in enumerate(row) if not is_zero(x)}
             self.damped = Matrix("B", self.nv, entries)
         self.damping = damping
