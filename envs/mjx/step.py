@@ -19,7 +19,7 @@ from mage_diffsim.envs.mjx.constraints import Constraints
 from mage_diffsim.envs.mjx.contacts import groups
 from mage_diffsim.envs.mjx.private import private
 from mage_diffsim.envs.mjx.solver import Problem, inverse_factor, solve, solve_with
-from mage_diffsim.envs.mjx.unsupported import unsupported
+from mage_diffsim.envs.mjx.unsupported import refusals
 from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco
 from mage_diffsim.errors import InputError
 
@@ -40,7 +40,8 @@ def check_supported(simulation: Simulation) -> None:
     """
     key = simulation.fingerprint
     if key not in _reasons:
-        _reasons[key] = unsupported(simulation.model) or _untraceable(simulation)
+        first = next(refusals(simulation.model), None)
+        _reasons[key] = _untraceable(simulation) if first is None else first.sentence
     reason = _reasons[key]
     if reason is not None:
         raise InputError(f"task {simulation.name}: {reason}; use backend mujoco")

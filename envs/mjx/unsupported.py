@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mage_diffsim.envs.mjx.contacts import COLLISIONS, pairs
 from mage_diffsim.envs.mujoco.mixing import kind_of
 from mage_diffsim.envs.mujoco.model import element_name, load_mujoco
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
 
 mujoco: Any = load_mujoco()
 
@@ -47,24 +49,25 @@ INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICITFAST": "implicitfast"}
 """Integrators that are covered: name in ``mujoco.mjtIntegrator`` to name in MJCF."""
 
 
-def unsupported(model: Any) -> str | None:
-    """The first reason why this model cannot be stepped, found without calling MJX; None if there is none."""
-    return (
-        next((f"MJX ignores {feature}" for field, feature in IGNORED.items() if np.any(getattr(model, field, 0))), None)
-        or _unsupported_option(model)
-        or _unsupported_element(model)
-        or _unsupported_rotation(model)
-        or _unsupported_contact(model)
-    )
+def refusals(model: Any) -> Iterator[Refusal]:
+    """Yields every reason why a ``mujoco.MjModel`` cannot be stepped, found without calling MJX; nothing if it can."""
+    for field, feature in IGNORED.items():
+        if np.any(getattr(model, field, 0)):
+            yield Refusal(f"MJX ignores {feature}", feature, elements_of(mujoco, model, field))
+    yield from _options(model)
+    yield from _elements(model)
+    yield from _rotations(model)
+    yield from _contacts(model)
 
 
-def _unsupported_option(model: Any) -> str | None:
+def _options(model: Any) -> Iterator[Refusal]:
     option = model.opt
     integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
     if integrator not in INTEGRATORS:
-        return f"integrator {integrator.lower()} is not covered; accepted are {', '.join(INTEGRATORS.values())}"
+        what = f"integrator {integrator.lower()}"
+        yield Refusal(f"{what} is not covered; accepted are {', '.join(INTEGRATORS.values())}", what)
     if option.noslip_iterations:
-        return "MJX ignores noslip_iterations"
+        yield Refusal("MJX ignores noslip_iterations", "noslip_iterations")
     for change, flags, prefix, given in (
         ("DISABLE", mujoco.mjtDisableBit, "mjDSBL_", option.disableflags),
         ("ENABLE", mujoco.mjtEnableBit, "mjENBL_", option.enableflags),
@@ -72,48 +75,66 @@ def _unsupported_option(model: Any) -> str | None:
         for flag, bit in flags.__members__.items():
             short = flag.removeprefix(prefix)
             if flag.startswith(prefix) and given & int(bit) and short not in STEADY[change]:
-                return f"MJX ignores option flag {short.lower()} ({change.lower()}d)"
+                what = f"option flag {short.lower()} ({change.lower()}d)"
+                yield Refusal(f"MJX ignores {what}", what)
     if integrator == "IMPLICITFAST":
         velocity = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (model.actuator_biasprm[:, 2] != 0.0)
         velocity |= (model.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE) & (model.actuator_gainprm[:, 2] != 0.0)
-        if np.any(model.actuator_forcelimited & velocity):
-            return "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)"
-        if np.any(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
-            return "MJX integrates muscles by another rule than MuJoCo C (integrator implicitfast)"
-        free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
-        alone = free[model.tree_dofnum[model.dof_treeid[model.jnt_dofadr[free]]] == 6]
-        if len(alone):
-            name = element_name(mujoco, model, "JOINT", int(alone[0]))
-            return (
-                f"MJX integrates a free body without further joints ({name}) by another rule (integrator implicitfast)"
+        for i in np.flatnonzero(model.actuator_forcelimited & velocity):
+            yield Refusal(
+                "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)",
+                "actuators with a forcerange (integrator implicitfast)",
+                (f"actuator {_name('ACTUATOR', model, i)!r}",),
             )
-    return None
+        for i in np.flatnonzero(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
+            yield Refusal(
+                "MJX integrates muscles by another rule than MuJoCo C (integrator implicitfast)",
+                "muscles (integrator implicitfast)",
+                (f"actuator {_name('ACTUATOR', model, i)!r}",),
+            )
+        free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        for joint in free[model.tree_dofnum[model.dof_treeid[model.jnt_dofadr[free]]] == 6]:
+            name = _name("JOINT", model, joint)
+            yield Refusal(
+                f"MJX integrates a free body without further joints ({name}) by another rule (integrator implicitfast)",
+                "free bodies without further joints (integrator implicitfast)",
+                (f"joint {name!r}",),
+            )
 
 
-def _unsupported_element(model: Any) -> str | None:
+def _elements(model: Any) -> Iterator[Refusal]:
     for i in range(model.nu):
         if 0 <= model.actuator_group[i] <= 30 and model.opt.disableactuator & (1 << int(model.actuator_group[i])):
-            return "MJX ignores actuatorgroupdisable"
+            actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
+            yield Refusal("MJX ignores actuatorgroupdisable", "actuatorgroupdisable", (actuator,))
     if not model.opt.disableflags & (mujoco.mjtDisableBit.mjDSBL_EQUALITY | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT):
         for held in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD):
-            if np.any((model.eq_type == held) & model.eq_active0):
-                name = held.name.removeprefix("mjEQ_").lower()
-                return f"MJX holds the equality constraint {name} by another rule than MuJoCo C"
+            for i in np.flatnonzero((model.eq_type == held) & model.eq_active0):
+                what = f"the equality constraint {held.name.removeprefix('mjEQ_').lower()}"
+                equality = f"equality {_name('EQUALITY', model, i)!r}"
+                yield Refusal(f"MJX holds {what} by another rule than MuJoCo C", what, (equality,))
     wrapping = np.isin(model.wrap_type, (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER))
     for i in np.flatnonzero(wrapping & (np.round(model.wrap_prm) >= 0)):
-        name = element_name(mujoco, model, "TENDON", int(np.searchsorted(model.tendon_adr, i, side="right")) - 1)
-        return f"MJX wraps tendon {name} by another rule than MuJoCo C where it has a sidesite"
-    return None
+        name = _name("TENDON", model, int(np.searchsorted(model.tendon_adr, i, side="right")) - 1)
+        yield Refusal(
+            f"MJX wraps tendon {name} by another rule than MuJoCo C where it has a sidesite",
+            "tendons that wrap beside a sidesite",
+            (f"tendon {name!r}",),
+        )
 
 
-def _unsupported_rotation(model: Any) -> str | None:
+def _rotations(model: Any) -> Iterator[Refusal]:
     """Refuses forces that depend on the angle of a rotation in space: MJX's derivative of a small angle is 0."""
     joints = mujoco.mjtJoint
     if not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_SPRING:
         turning = np.isin(model.jnt_type, (joints.mjJNT_FREE, joints.mjJNT_BALL))
         for joint in np.flatnonzero(turning & (model.jnt_stiffness != 0.0)):
-            name = element_name(mujoco, model, "JOINT", int(joint))
-            return f"MJX has no derivative of the spring of the free or ball joint {name} where it is at rest"
+            name = _name("JOINT", model, joint)
+            yield Refusal(
+                f"MJX has no derivative of the spring of the free or ball joint {name} where it is at rest",
+                "springs of free and ball joints",
+                (f"joint {name!r}",),
+            )
     for i in range(model.nu):
         by_length = model.actuator_gaintype[i] != mujoco.mjtGain.mjGAIN_FIXED or not (
             model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_NONE
@@ -125,15 +146,25 @@ def _unsupported_rotation(model: Any) -> str | None:
         )
         site = kind == mujoco.mjtTrn.mjTRN_SITE and reference >= 0 and np.any(model.actuator_gear[i, 3:])
         if by_length and (ball or site):
-            name = element_name(mujoco, model, "ACTUATOR", i)
-            return f"MJX has no derivative of actuator {name} by the rotation that it holds, where that is 0"
-    return None
+            name = _name("ACTUATOR", model, i)
+            yield Refusal(
+                f"MJX has no derivative of actuator {name} by the rotation that it holds, where that is 0",
+                "actuators that hold a rotation in space",
+                (f"actuator {name!r}",),
+            )
 
 
-def _unsupported_contact(model: Any) -> str | None:
+def _contacts(model: Any) -> Iterator[Refusal]:
     for g1, g2, _ in pairs(model):
         kinds = kind_of(model, g1), kind_of(model, g2)
         if kinds not in COLLISIONS:
-            one, two = (element_name(mujoco, model, "GEOM", g) for g in (g1, g2))
-            return f"contacts of a {kinds[0]} ({one}) with a {kinds[1]} ({two}) are not covered"
-    return None
+            one, two = (_name("GEOM", model, g) for g in (g1, g2))
+            yield Refusal(
+                f"contacts of a {kinds[0]} ({one}) with a {kinds[1]} ({two}) are not covered",
+                f"a contact of {kinds[0]} with {kinds[1]}",
+                (f"geoms {one!r} and {two!r}",),
+            )
+
+
+def _name(kind: str, model: Any, i: Any) -> str:
+    return element_name(mujoco, model, kind, int(i))

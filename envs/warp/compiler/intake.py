@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, kind_of, mixed
 from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
 
@@ -88,11 +90,11 @@ def read(simulation: Simulation) -> Model:
         InputError: the first element found that the compiler does not cover, by name.
     """
     mujoco, model = load_mujoco(), simulation.model
-    reason = _refused(mujoco, model)
-    if reason is not None:
+    refusal = next(refusals(model), None)
+    if refusal is not None:
         raise InputError(
-            f"task {simulation.name}: the Warp compiler does not cover this model ({reason}): use backend mujoco (or "
-            "mjx, if that covers it)"
+            f"task {simulation.name}: the Warp compiler does not cover this model ({refusal.sentence}): use backend "
+            "mujoco (or mjx, if that covers it)"
         )
     weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
     x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
@@ -158,23 +160,25 @@ ENABLED = ("ENERGY", "FWDINV")
 """Enable flags that change nothing in a step."""
 
 
-def _refused(mujoco: Any, model: Any) -> str | None:
-    """The first element of the model that is not covered; None if all are."""
+def refusals(model: Any) -> Iterator[Refusal]:
+    """Yields everything in a ``mujoco.MjModel`` that is not covered; nothing if all is."""
+    mujoco = load_mujoco()
 
     def name(kind: str, i: int) -> str:
         return element_name(mujoco, model, kind, i)
 
     for field, what in FORBIDDEN.items():
         if np.any(getattr(model, field, 0)):
-            return what
+            yield Refusal(what, what, elements_of(mujoco, model, field))
     if model.ntendon and any(np.any(getattr(model, f)) for f in TENDON):
-        return "tendons that pull or limit"
+        what = "tendons that pull or limit"
+        yield Refusal(what, what, tuple(dict.fromkeys(x for f in TENDON for x in elements_of(mujoco, model, f))))
     option = model.opt
     integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
     if integrator not in ("EULER", "RK4"):
-        return f"integrator {integrator.lower()}"
+        yield Refusal(f"integrator {integrator.lower()}", f"integrator {integrator.lower()}")
     if option.noslip_iterations:
-        return "noslip iterations"
+        yield Refusal("noslip iterations", "noslip iterations")
     for flags, prefix, given, covered in (
         (mujoco.mjtDisableBit, "mjDSBL_", option.disableflags, DISABLED),
         (mujoco.mjtEnableBit, "mjENBL_", option.enableflags, ENABLED),
@@ -182,36 +186,42 @@ def _refused(mujoco: Any, model: Any) -> str | None:
         for flag, bit in flags.__members__.items():
             short = flag.removeprefix(prefix)
             if flag.startswith(prefix) and given & int(bit) and short not in covered:
-                return f"option flag {short.lower()} {'disabled' if prefix == 'mjDSBL_' else 'enabled'}"
+                what = f"option flag {short.lower()} {'disabled' if prefix == 'mjDSBL_' else 'enabled'}"
+                yield Refusal(what, what)
     for j in range(model.njnt):
         if _joint_kind(mujoco, model, j) in ("free", "ball"):
+            joint = name("JOINT", j)
             if model.jnt_limited[j]:
-                return f"a limit of ball joint {name('JOINT', j)!r}"
+                yield Refusal(f"a limit of ball joint {joint!r}", "limits of ball joints", (f"joint {joint!r}",))
             if model.jnt_stiffness[j]:
-                return f"stiffness of free or ball joint {name('JOINT', j)!r}"
+                what = "stiffness of free or ball joint"
+                yield Refusal(f"{what} {joint!r}", f"{what}s", (f"joint {joint!r}",))
     for i in range(model.nu):
-        group = int(model.actuator_group[i])
+        group, actuator = int(model.actuator_group[i]), f"actuator {name('ACTUATOR', i)!r}"
         if 0 <= group <= 30 and option.disableactuator & (1 << group):
-            return f"actuator group {group}, which is disabled"
+            what = f"actuator group {group}, which is disabled"
+            yield Refusal(what, what, (actuator,))
         if mujoco.mjtTrn(model.actuator_trntype[i]).name not in ("mjTRN_JOINT", "mjTRN_JOINTINPARENT"):
-            return f"actuator {name('ACTUATOR', i)!r}, which does not drive a joint"
-        if _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
-            return f"actuator {name('ACTUATOR', i)!r} on a free or ball joint"
+            yield Refusal(
+                f"{actuator}, which does not drive a joint", "actuators that do not drive a joint", (actuator,)
+            )
+        elif _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
+            yield Refusal(f"{actuator} on a free or ball joint", "actuators on free or ball joints", (actuator,))
         if mujoco.mjtGain(model.actuator_gaintype[i]).name != "mjGAIN_FIXED":
-            return f"actuator {name('ACTUATOR', i)!r}, whose gain is not fixed"
+            yield Refusal(f"{actuator}, whose gain is not fixed", "actuators whose gain is not fixed", (actuator,))
         if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
-            return f"actuator {name('ACTUATOR', i)!r}, whose bias is not affine"
+            yield Refusal(f"{actuator}, whose bias is not affine", "actuators whose bias is not affine", (actuator,))
     for g1, g2 in colliding_geoms(model):
         kinds = kind_of(model, g1), kind_of(model, g2)
-        pair = f"{name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
+        pair = f"geoms {name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
         if kinds not in COLLISIONS:
-            return f"a contact of {kinds[0]} with {kinds[1]}: geoms {pair}"
+            what = f"a contact of {kinds[0]} with {kinds[1]}"
+            yield Refusal(f"{what}: {pair}", what, (pair,))
         condim = mixed(model, g1, g2).dim
         if condim not in (1, 3):
-            return f"condim {condim}: geoms {pair}"
+            yield Refusal(f"condim {condim}: {pair}", f"condim {condim}", (pair,))
         if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
-            return "elliptic friction cones"
-    return None
+            yield Refusal("elliptic friction cones", "elliptic friction cones", (pair,))
 
 
 def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:

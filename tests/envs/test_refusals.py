@@ -1,0 +1,47 @@
+"""Everything that a backend does not cover of a model is named, not only what is found first."""
+
+from __future__ import annotations
+
+import pytest
+
+mujoco = pytest.importorskip("mujoco")
+from mage_diffsim.envs.mujoco.refusals import elements_of  # noqa: E402
+from mage_diffsim.envs.warp.compiler.intake import refusals  # noqa: E402
+
+MANY = mujoco.MjModel.from_xml_string("""<mujoco><compiler autolimits="true"/><worldbody>
+ <geom name="floor" type="plane" size="1 1 1"/><body name="held" mocap="true"/><body name="low" gravcomp="1">
+ <freejoint/><geom name="cube" type="box" size=".1 .1 .1"/></body><body pos="0 0 1"><joint name="a"
+ springdamper="0 0" stiffness="1 2"/><geom name="post" type="cylinder" size=".1 .1" pos="3 0 0"/><body pos="0 0 1">
+ <joint name="b" damping="1 2"/><geom name="ball" size=".1" fluidshape="ellipsoid" pos="0 3 0"/></body></body></worldbody>
+ <actuator><motor name="m" joint="a" ctrlrange="0 1"/></actuator></mujoco>""")
+
+
+def test_fields_name_their_elements():
+    found = {f: elements_of(mujoco, MANY, f) for f in ("body_gravcomp", "dof_dampingpoly", "geom_fluid", "nmocap")}
+    assert found == {
+        "body_gravcomp": ("body 'low'",),
+        "dof_dampingpoly": ("joint 'b'",),
+        "geom_fluid": ("geom 'ball'",),
+        "nmocap": ("body 'held'",),
+    }
+
+
+BOXES = {
+    "a contact of plane with box": ("geoms 'floor' and 'cube'",),
+    "a contact of cylinder with box": ("geoms 'post' and 'cube'",),
+}
+
+
+def test_everything_that_the_warp_compiler_does_not_cover_is_named():
+    found = {r.feature: r.elements for r in refusals(MANY)}
+    assert found.items() >= BOXES.items()
+    assert found["a contact of plane with cylinder"] == ("geoms 'floor' and 'post'",)
+
+
+def test_everything_that_mjx_does_not_cover_is_named():
+    pytest.importorskip("mujoco.mjx")
+    from mage_diffsim.envs.mjx.unsupported import refusals
+
+    found = {r.feature: r.elements for r in refusals(MANY)}
+    assert found.items() >= BOXES.items()
+    assert found["nonlinear joint damping"] == ("joint 'b'",) and found["nonlinear joint stiffness"] == ("joint 'a'",)
