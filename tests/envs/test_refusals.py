@@ -12,8 +12,8 @@ MANY = mujoco.MjModel.from_xml_string("""<mujoco><compiler autolimits="true"/><w
  <geom name="floor" type="plane" size="1 1 1"/><body name="held" mocap="true"/><body name="low" gravcomp="1">
  <freejoint/><geom name="cube" type="box" size=".1 .1 .1"/></body><body pos="0 0 1"><joint name="a"
  springdamper="0 0" stiffness="1 2"/><geom name="post" type="cylinder" size=".1 .1" pos="3 0 0"/><body pos="0 0 1">
- <joint name="b" damping="1 2"/><geom name="ball" size=".1" fluidshape="ellipsoid" pos="0 3 0"/></body></body></worldbody>
- <actuator><motor name="m" joint="a" ctrlrange="0 1"/></actuator></mujoco>""")
+ <joint name="b" damping="1 2"/><geom name="ball" size=".1" fluidshape="ellipsoid" pos="0 3 0"/></body></body>
+ </worldbody><actuator><motor name="m" joint="a" ctrlrange="0 1"/></actuator></mujoco>""")
 
 
 def test_fields_name_their_elements():
