@@ -14,7 +14,7 @@ mujoco = pytest.importorskip("mujoco")
 from mage_diffsim.envs.registry import make_task  # noqa: E402
 from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
-from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold  # noqa: E402
+from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold, rows  # noqa: E402
 from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
@@ -192,9 +192,10 @@ def test_inverse_dynamics_is_linear_in_the_acceleration(model):
 def test_constraint_rows_are_those_of_mujoco_c(model):
     """The sums of D J' J, D J' aref and D aref^2 over the rows, which are all that the optimum depends on."""
     _, m, kinematics, q, v, _ = compiled(model)
-    limits, contacts = constraints.limit_rows(kinematics, q, v), constraints.contacts(kinematics)
+    scalar, contacts = rows.scalar_rows(kinematics, q, v), constraints.contacts(kinematics)
     velocities = kinematics.velocities(v)
-    wanted = [x for row in limits for x in (row.sign, row.weight, row.offset)]
+    unit = np.eye(m.nv).tolist()
+    wanted = [x for row in scalar for x in (row.weight, row.offset, *(row.along(x) for x in unit))]
     for c in contacts:
         damping, speed = c.pair.impedance.damping, c.relative(velocities)
         wanted += [c.weight, add(c.push, mul(damping, dot(c.normal, speed))), *c.normal_row]
@@ -202,20 +203,19 @@ def test_constraint_rows_are_those_of_mujoco_c(model):
             wanted += [mul(damping, dot(tangent, speed)), *row]
     touched = 0
     for data in states(m, 60):
-        found, rows = iter(numbers(wanted, values_of(data)).tolist()), []
-        for row in limits:
-            sign, weight, offset = next(found), next(found), next(found)
-            rows.append((weight, offset, np.eye(m.nv)[row.dof] * sign))
+        found, every = iter(numbers(wanted, values_of(data)).tolist()), []
+        for _ in scalar:
+            every.append((next(found), next(found), np.array([next(found) for _ in range(m.nv)])))
         for c in contacts:
             weight, offset, normal = next(found), next(found), np.array([next(found) for _ in range(m.nv)])
             for _ in c.tangents:
                 slip, along = next(found), np.array([next(found) for _ in range(m.nv)])
-                rows += [(weight, offset + s * slip, normal + s * along) for s in (1, -1)]
-            rows += [(weight, offset, normal)] * (constraints.EDGES - 2 * len(c.tangents))
-        rows = [row for row in rows if row[0] > 0.0]
+                every += [(weight, offset + s * slip, normal + s * along) for s in (1, -1)]
+            every += [(weight, offset, normal)] * (constraints.EDGES - 2 * len(c.tangents))
+        every = [row for row in every if row[0] > 0.0]
         touched += any(data.efc_type >= 5)
-        weights, offsets = (np.array([row[i] for row in rows]) for i in (0, 1))
-        ours = np.array([row[2] for row in rows]).reshape(-1, m.nv)
+        weights, offsets = (np.array([row[i] for row in every]) for i in (0, 1))
+        ours = np.array([row[2] for row in every]).reshape(-1, m.nv)
         theirs = data.efc_J.reshape(-1, m.nv) if data.nefc else np.zeros((0, m.nv))
         for a, b in (
             ((ours.T * weights) @ ours, (theirs.T * data.efc_D) @ theirs),

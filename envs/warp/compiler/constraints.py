@@ -1,4 +1,4 @@
-"""Stage 4, constraints: joint limits and contacts as expressions, in MuJoCo's terms (efc_J, efc_aref, efc_D).
+"""Stage 4, constraints: contacts as expressions, in MuJoCo's terms (efc_J, efc_aref, efc_D).
 
 A row with acceleration J a pushes with the force -D (J a - aref) where that is positive. A contact with friction has
 four rows, the edges of MuJoCo's pyramid: normal +- friction x tangent.
@@ -7,49 +7,22 @@ four rows, the edges of MuJoCo's pyramid: normal +- friction x tangent.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.collisions import Found, collide
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
-from mage_diffsim.envs.warp.compiler.graph import (
-    absolute,
-    add,
-    div,
-    is_zero,
-    less,
-    maximum,
-    minimum,
-    mul,
-    neg,
-    power,
-    sub,
-    where,
-)
-from mage_diffsim.envs.warp.compiler.intake import Limit, Pair
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.intake import Pair
+from mage_diffsim.envs.warp.compiler.rows import pushing
 
 SINGLE = 1e-6
 """Takes the place of mjMINVAL in float32: a shorter vector, made of unit vectors or relative to the geoms' size, is a
 rounding error and has no direction."""
 EDGES = 4
 """Rows of a contact. One without friction has all of them along the normal, each with a quarter of the weight."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LimitRow:
-    """One row that pushes a joint away from the end of its range."""
-
-    dof: int
-    sign: Any
-    """J: +1 at the lower end, -1 at the upper."""
-    weight: Any
-    """D; 0 where the row is not there."""
-    offset: Any
-    """-aref."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,58 +55,6 @@ class Contact:
         return al.minus(at_point(motions[second], self.points[1]), at_point(motions[first], self.points[0]))
 
 
-def impedance(parameters: Impedance, depth: Any) -> Any:
-    """MuJoCo's d(r) at a depth inside the margin, 0 or more."""
-    low, high = parameters.smallest, parameters.largest
-    if low == high or parameters.width <= SMALLEST:
-        return 0.5 * (low + high)
-    x = minimum(div(depth, parameters.width), 1.0)
-    if parameters.power == 1.0:
-        curve = x
-    else:
-        p, middle = parameters.power, parameters.midpoint
-        rising = mul(power(x, p), 1.0 / middle ** (p - 1.0))
-        falling = sub(1.0, mul(power(sub(1.0, x), p), 1.0 / (1.0 - middle) ** (p - 1.0)))
-        curve = where(less(middle, x), falling, rising)
-    return add(low, mul(high - low, curve))
-
-
-def _row(parameters: Impedance, distance: Any, inverse_weight: float) -> tuple[Any, Any]:
-    """(D, k d(r) r) of a row at the (negative) distance from its margin; both 0 at a distance of 0 and more."""
-    inside = less(distance, 0.0)
-    depth = where(inside, neg(distance), 0.0)
-    d = impedance(parameters, depth)
-    resistance = maximum(div(mul(inverse_weight, sub(1.0, d)), d), SMALLEST)
-    return where(inside, div(1.0, resistance), 0.0), mul(-parameters.stiffness, mul(d, depth))
-
-
-def limit_rows(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[LimitRow]:
-    """The rows of all joint limits."""
-    m, rows = kinematics.model.model, []
-    for limit in kinematics.model.limits:
-        position, d = q[int(m.jnt_qposadr[limit.joint])], int(m.jnt_dofadr[limit.joint])
-        for distance, sign in _ends(limit, position):
-            weight, push = _row(limit.impedance, sub(distance, limit.margin), limit.inverse_weight)
-            rows.append(LimitRow(d, sign, weight, add(mul(limit.impedance.damping, mul(sign, v[d])), push)))
-    return rows
-
-
-def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
-    """(distance to the end, direction away from it) of the nearer end, or of both if both can push at once."""
-    low, high = sub(position, limit.low), sub(limit.high, position)
-    if math.isinf(limit.low) or math.isinf(limit.high):
-        if math.isfinite(limit.low):
-            yield low, 1.0
-        if math.isfinite(limit.high):
-            yield high, -1.0
-    elif limit.high - limit.low > 2.0 * limit.margin:
-        nearer = less(low, high)
-        yield where(nearer, low, high), where(nearer, 1.0, -1.0)
-    else:
-        yield low, 1.0
-        yield high, -1.0
-
-
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
     """All possible contacts of the model's pairs, in MuJoCo's order within a pair; ``exact`` means float64."""
     pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
@@ -154,7 +75,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
     if mu:
         ratio = float(kinematics.model.model.opt.impratio)
         inverse_weight *= (1.0 + mu * mu) * 2.0 * mu * mu / ratio
-    weight, push = _row(pair.impedance, sub(distance, pair.margin), inverse_weight)
+    weight, push = pushing(pair.impedance, sub(distance, pair.margin), inverse_weight)
 
     def row(along: al.Vector) -> list[Any]:
         values: list[Any] = [0.0] * kinematics.model.model.nv

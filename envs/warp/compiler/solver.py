@@ -1,8 +1,9 @@
 """Stage 6, the constraint solver: Newton's method for the acceleration, emitted with the model's sparsity written out.
 
-The accelerations minimise 1/2 (a - a0)' M (a - a0) + 1/2 sum over violated rows of D (J a - aref)^2, as in MuJoCo. A
-Newton step that is taken in full and changes no row's being violated is exact, and the factored Hessian is the one at
-the solution, which the derivative sweeps use. Other steps are shortened by an exact search along the line.
+The accelerations minimise 1/2 (a - a0)' M (a - a0) plus a function of J a - aref for each row, as in MuJoCo. Within a
+zone of the row it is quadratic: for a contact's edge 1/2 D (J a - aref)^2 where that is negative, else 0. A Newton step
+that is taken in full and changes no row's zone is exact, and the factored Hessian is the one at the solution, which the
+derivative sweeps use. Other steps are shortened by an exact search along the line.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact, LimitRow
+from mage_diffsim.envs.warp.compiler import zones
+from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
 from mage_diffsim.envs.warp.compiler.graph import is_zero
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
+from mage_diffsim.envs.warp.compiler.rows import Row
 
 ITERATIONS = 30
 """Newton steps after which a solve counts as failed; the tasks here need 1 to 8."""
@@ -151,8 +154,16 @@ def grouped(moved: Sequence[frozenset[int]], size: int) -> list[tuple[frozenset[
 class Solver:
     """Emits the solve for one model; its variables are a{i} (the acceleration) and the matrix ``H`` (the Hessian)."""
 
-    def __init__(self, kinematics: Kinematics, mass: list[list[Any]], contacts: list[Contact], exact: bool) -> None:
-        self.mass = mass
+    def __init__(
+        self,
+        kinematics: Kinematics,
+        mass: list[list[Any]],
+        rows: Sequence[Row],
+        contacts: Sequence[Contact],
+        exact: bool,
+    ) -> None:
+        self.mass, self.rows = mass, rows
+        self.stiff = zones.with_unbounded(mass, rows)
         self.nv = len(mass)
         self.body_dofs = [kinematics.dofs(b) for b in range(kinematics.model.model.nbody)]
         motions = [[kinematics.axes[d] for d in kinematics.chain(b)] for b in range(len(self.body_dofs))]
@@ -160,7 +171,7 @@ class Solver:
         """What several contacts of a body need, and the mass matrix: the axes of the joints that move it."""
         entries = {(i, j) for i, row in enumerate(mass) for j, m in enumerate(row) if not is_zero(m)}
         moved = [frozenset(d for body in c.pair.bodies for d in kinematics.chain(body)) for c in contacts]
-        for dofs in moved:
+        for dofs in (*moved, *(row.direction for row in rows)):
             entries |= {(i, j) for i in dofs for j in dofs}
         self.hessian = Matrix("H", self.nv, entries)
         self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-6)
@@ -180,15 +191,12 @@ class Solver:
         self.hessian.declare(w)
         w.declare([f"x{i}" for i in range(self.nv)])
 
-    def solve(
-        self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow], offsets: Sequence[Sequence[Any]]
-    ) -> None:
+    def solve(self, w: Writer, smooth: Sequence[Any], offsets: Sequence[Sequence[Any]]) -> None:
         """Emit the solve: a{i} becomes the acceleration, H the factored Hessian there, ``failed`` grows.
 
         Args:
             w: where the code is written.
             smooth: forces other than the constraints', [nv].
-            limits: rows of the limits.
             offsets: -aref of each contact along normal and tangents.
         """
         nv = self.nv
@@ -204,16 +212,16 @@ class Solver:
                         with w.copies(c.copies, c.numbers):
                             self._record(w, n, c, offsets[number])
             for d in self.body_dofs[body]:
-                w.compute(*self.mass[d], smooth[d])
-                for row in limits:
-                    if row.dof == d:
-                        w.compute(row.sign, row.weight, row.offset)
+                w.compute(*self.mass[d], *self.stiff[d], smooth[d])
+                for row in self.rows:
+                    if max(row.direction) == d:
+                        w.compute(*row.direction.values(), row.sign, row.weight, row.offset)
         w("mask done = splat(1) < splat(0);")
         with w.loop(f"int newton = 0; newton < {ITERATIONS}; ++newton"):
-            self._system(w, smooth, limits)
+            self._system(w, smooth)
             self.hessian.factor(w)
             self.hessian.solve(w, "x")
-            self._search(w, limits)
+            self._search(w)
             # In float32, rows at the edge can go on and off for ever: steps within rounding end the solve too.
             forces = [reference(x) for x in smooth]
             w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])};")
@@ -239,19 +247,15 @@ class Solver:
                 w(f"contact{n}[touching{n}][{place}] = {vector(x)};")
             w(f"++touching{n};")
 
-    def _system(self, w: Writer, smooth: Sequence[Any], limits: Sequence[LimitRow]) -> None:
+    def _system(self, w: Writer, smooth: Sequence[Any]) -> None:
         """Gradient and Hessian at a: ``s`` = M a - smooth, x = -gradient."""
         for place in sorted(self.hessian.entries):
-            w(f"{self.hessian[place]} = {vector(self.mass[place[0]][place[1]])};")
+            w(f"{self.hessian[place]} = {vector(self.stiff[place[0]][place[1]])};")
         for i, (product, force) in enumerate(zip(times_mass(self.mass, "a"), smooth, strict=True)):
             w(f"const vec s{i} = {product} - {reference(force)};")
             w(f"x{i} = -s{i};")
-        for n, row in enumerate(limits):
-            d, sign, weight, offset = row.dof, *(reference(x) for x in (row.sign, row.weight, row.offset))
-            w(f"const vec limit{n} = {sign} * a{d} + {offset};")
-            w(f"const vec active{n} = select(limit{n} < real(0), {weight}, splat(0));")
-            w(f"{self.hessian[d, d]} += active{n};")
-            w(f"x{d} -= {sign} * active{n} * limit{n};")
+        for n, row in enumerate(self.rows):
+            zones.at(w, n, row, self.hessian)
         for n, group in enumerate(self.groups):
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 self._add(w, f"contact{n}[k]", group)
@@ -288,12 +292,17 @@ class Solver:
             for j in dofs[: place + 1]:
                 w(f"{self.hessian[i, j]} += {total([f'y{t}_{i} * row{t}_{j}' for t in ways])};")
 
-    def _search(self, w: Writer, limits: Sequence[LimitRow]) -> None:
-        """Find the ``size`` of the step x, and whether it ``changed`` which rows are violated."""
+    def _search(self, w: Writer) -> None:
+        """Find the ``size`` of the step x, and whether it ``changed`` the zone of any row."""
         nv = self.nv
         w(f"const vec slope = {total([f's{i} * x{i}' for i in range(nv)])};")
         bends = [f"x{i} * ({product})" for i, product in enumerate(times_mass(self.mass, "x"))]
         w(f"const vec bend = {total(bends)};")
+        first, second = zones.along_unbounded(w, self.rows)
+        start, curve = "slope", "bend"
+        if first:
+            start, curve = "start", "curve"
+            w(f"const vec start = slope{first}, curve = bend{second};")
         for n, group in enumerate(self.groups):
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 for t in range(1 + group.kinds):
@@ -302,16 +311,11 @@ class Solver:
         w("vec size = splat(1), below = splat(0), above = splat(1e30);")
         w("mask changed = splat(1) < splat(0), open = changed;")
         with w.loop(f"int search = 0; search < {SEARCHES}; ++search"):
-            w("vec first_order = slope + size * bend, second_order = bend;")
+            w(f"vec first_order = {start} + size * {curve}, second_order = {curve};")
             w("mask flips = splat(1) < splat(0);")
-            for n, row in enumerate(limits):
-                sign, weight = reference(row.sign), reference(row.weight)
-                with w.block(""):
-                    w(f"const vec along = {sign} * x{row.dof};")
-                    w(f"const vec value = limit{n} + size * along;")
-                    w(f"const vec active = select(value < real(0), {weight}, splat(0));")
-                    w("first_order += active * value * along; second_order += active * along * along;")
-                    w(f"flips = flips | (active != active{n});")
+            for n, row in enumerate(self.rows):
+                if row.bounded:
+                    zones.search(w, n, row)
             for n, group in enumerate(self.groups):
                 with w.loop(f"int k = 0; k < touching{n}; ++k"):
                     self._along(w, f"contact{n}[k]", group)
@@ -319,7 +323,7 @@ class Solver:
                 w("changed = flips;")
                 w("open = flips & !done;")
             w("const vec error = select(first_order < real(0), -first_order, first_order);")
-            w("const vec scale = select(slope < real(0), -slope, slope);")
+            w(f"const vec scale = select({start} < real(0), -{start}, {start});")
             w(f"open = open & !(error <= {literal(self.tolerance)} * scale);")
             w("if (!any(open)) break;")
             w("below = select(open & (first_order < real(0)), size, below);")

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
-from mage_diffsim.envs.warp.compiler.constraints import contacts, limit_rows
+from mage_diffsim.envs.warp.compiler.constraints import contacts
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.repeat import joined
+from mage_diffsim.envs.warp.compiler.rows import scalar_rows
 from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
 
 REACH = (0.5, 0.5, 1.0)
@@ -48,9 +49,9 @@ class Step:
         bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
         forces = smooth(self.kinematics, self.q, self.v, self.u)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
-        self.limits = limit_rows(self.kinematics, self.q, self.v)
+        self.rows = scalar_rows(self.kinematics, self.q, self.v)
         self.contacts = joined(graph, contacts(self.kinematics, exact))
-        self.solver = Solver(self.kinematics, self.mass, self.contacts, exact=exact)
+        self.solver = Solver(self.kinematics, self.mass, self.rows, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
         self.offsets = []
         for c in self.contacts:
@@ -100,7 +101,7 @@ class Step:
         first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
         with w.block(first):
             self.watch_state(w)
-        self.solver.solve(w, self.smooth, self.limits, self.offsets)
+        self.solver.solve(w, self.smooth, self.offsets)
         with w.block(first):
             self._watch(w, self.names("a"))
         if not self.model.runge_kutta:

@@ -23,7 +23,7 @@ from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
-from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, neg, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, sub, vjp, where
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.solver import times_mass
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
@@ -217,14 +217,14 @@ class Sweeps:
                 yield present
 
     def _joint_forces(self) -> list[Any]:
-        """The forces of springs, dampers, actuators and limits at the joints, [nv]."""
+        """The forces of springs, dampers, actuators and scalar rows at the joints, [nv]."""
         s = self.step
         both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.u)
         forces = [add(a, b) for a, b in zip(*both, strict=True)]
-        for row in s.limits:
-            pull = add(mul(row.sign, s.a[row.dof]), row.offset)
-            force = where(less(pull, 0.0), mul(neg(row.weight), pull), 0.0)
-            forces[row.dof] = add(forces[row.dof], mul(row.sign, force))
+        for row in s.rows:
+            force = mul(row.sign, row.force(s.a))
+            for d, share in row.direction.items():
+                forces[d] = add(forces[d], mul(share, force))
         return forces
 
     def _optimum(self) -> list[Any]:
