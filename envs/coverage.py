@@ -238,9 +238,8 @@ def _idle_constraints(task: MujocoTask, states: Float[Tensor, "N S"]) -> Iterato
     if contacts_enabled(model):
         pairs |= {frozenset((int(model.pair_geom1[i]), int(model.pair_geom2[i]))) for i in range(model.npair)}
     idle_sides, idle_pairs = set(sides), set(pairs)
-    nq, nv = task.simulation.nq, task.simulation.nv
     for row in states.double().cpu().numpy():
-        data.qpos[:], data.qvel[:] = row[:nq], row[nq : nq + nv]
+        task.simulation.put(data, row)
         mujoco.mj_fwdPosition(model, data)
         for kind, i in zip(data.efc_type[: data.nefc].tolist(), data.efc_id[: data.nefc].tolist(), strict=True):
             if (kind, i) not in limits:

@@ -73,7 +73,7 @@ class MjxPhysics(Physics):
         _load_step().check_supported(implementation(task, cls.backend))
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
-        moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.nq + self.simulation.nv]
+        moving = with_unit_quaternions(self.simulation, state)[:, : self.simulation.moving]
         return self._op(moving, self.task.scale_action(action))
 
 
@@ -170,7 +170,7 @@ def _shared_op(simulation: Simulation, derivative: str, residuals: str) -> Op:
 
 @final
 class _CompilingOp(Op):
-    """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``; says when it compiles."""
+    """``(state without readouts [N, moving], control [N, nu]) -> next state [N, S]``; says when it compiles."""
 
     def __init__(self, simulation: Simulation, derivative: str, residuals: str) -> None:
         self.name = f"MJX {simulation.name}"

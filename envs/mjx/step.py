@@ -49,7 +49,7 @@ def check_supported(simulation: Simulation) -> None:
 
 def _untraceable(simulation: Simulation) -> str | None:
     """MJX's own message if it does not support the model, else None."""
-    shapes = ((1, simulation.nq + simulation.nv), (1, simulation.model.nu))
+    shapes = ((1, simulation.moving), (1, simulation.model.nu))
     try:
         step = make_step(simulation, implicit=True)
         with x64():
@@ -93,7 +93,7 @@ def oracle_model(model: Any) -> Any:
 
 
 def make_step(simulation: Simulation, implicit: bool) -> Callable[[Array, Array], Array]:
-    """``(qpos | qvel [N, nq + nv], control [N, nu]) -> next state [N, S]``, traceable for float32 and float64.
+    """``(state without readouts [N, moving], control [N, nu]) -> next state [N, S]``, traceable for both precisions.
 
     Args:
         simulation: the model.
@@ -170,7 +170,8 @@ class _Environment:
         end = self.data
         if self.simulation.bodies or self.simulation.sites:
             end = private("smooth", "kinematics")(self.model, self.data.replace(qpos=qpos))
-        state = self.simulation.assemble(qpos, qvel, end.xpos, end.site_xpos, start, jnp.concatenate)
+        act = mocap = moving[nq + self.simulation.nv :]  # both empty: models that have them are refused
+        state = self.simulation.assemble(qpos, qvel, act, mocap, end.xpos, end.site_xpos, start, jnp.concatenate)
         return state * _nan_unless(_bounded(qpos, qvel), state)
 
     def _accelerate(

@@ -103,6 +103,12 @@ def _options(model: Any) -> Iterator[Refusal]:
 
 
 def _elements(model: Any) -> Iterator[Refusal]:
+    if model.na:
+        yield Refusal(
+            "actuators with activation are not covered", "actuators with activation", elements_of(mujoco, model, "na")
+        )
+    if model.nmocap:
+        yield Refusal("mocap bodies are not covered", "mocap bodies", elements_of(mujoco, model, "nmocap"))
     for i in range(model.nu):
         if 0 <= model.actuator_group[i] <= 30 and model.opt.disableactuator & (1 << int(model.actuator_group[i])):
             actuator = f"actuator {_name('ACTUATOR', model, i)!r}"

@@ -54,22 +54,22 @@ class MujocoPhysics(Physics):
         if not isinstance(steps, tuple) or len(steps) != 3 or not all(isinstance(h, float) and h > 0 for h in steps):
             raise InputError(f"{self}: difference_steps is {steps!r}; accepted are three positive numbers")
         name_gap(self.simulation, self.solver)
+        pose, velocity, control = steps
         self._op = FiniteDifference(
             _Stepper(self.simulation, self.solver),
-            step=steps,
-            one_sided=(2,) if self.derivative == "fd-forward" else (),
+            step=(pose, velocity, control, pose, control),
+            one_sided=(4,) if self.derivative == "fd-forward" else (),
             name=str(self),
         )
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
-        nq, nv = self.simulation.nq, self.simulation.nv
         exact = with_unit_quaternions(self.simulation, exact)
-        return self._op(exact[:, :nq], exact[:, nq : nq + nv], control).to(state)
+        return self._op(*self.simulation.split(exact), control).to(state)
 
 
 class _Stepper:
-    """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float64 on the CPU."""
+    """``(qpos, qvel, act, mocap, control) -> next state``, float64 rows on the CPU."""
 
     def __init__(self, simulation: Simulation, solver: str) -> None:
         from mujoco.batch import Batch
@@ -81,24 +81,32 @@ class _Stepper:
         self._batch: Any = Batch(self._model, ROWS, torch.get_num_threads())
         self._bound = {
             name: self._batch.bind(name)
-            for name in ("qpos", "qvel", "ctrl", "qacc_warmstart", "time", "qacc", "xpos", "site_xpos")
+            for name in (
+                *("qpos", "qvel", "act", "mocap_pos", "mocap_quat", "ctrl", "qacc_warmstart", "time"),
+                *("qacc", "xpos", "site_xpos"),
+            )
         }
         # Positions of bodies are those before the last simulator step unless they are computed again.
         positions = bool(simulation.bodies or simulation.sites)
         self._stage = mujoco.mjtStage.mjSTAGE_POS if positions else mujoco.mjtStage.mjSTAGE_NONE
         self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
 
-    def __call__(self, qpos: Tensor, qvel: Tensor, control: Tensor) -> Tensor:
-        chunks = zip(*(x.split(ROWS) for x in (qpos, qvel, control)), strict=True)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        chunks = zip(*(x.split(ROWS) for x in inputs), strict=True)
         with self._lock, quiet():
             rows = [self._step(*(x.numpy() for x in chunk)) for chunk in chunks]
         return torch.from_numpy(np.concatenate(rows))
 
-    def _step(self, start: np.ndarray, velocity: np.ndarray, control: np.ndarray) -> np.ndarray:
+    def _step(
+        self, start: np.ndarray, velocity: np.ndarray, act: np.ndarray, mocap: np.ndarray, control: np.ndarray
+    ) -> np.ndarray:
         from mujoco.batch import SimulationError
 
         simulation, bound, n = self.simulation, self._bound, len(start)
-        bound["qpos"][:n], bound["qvel"][:n], bound["ctrl"][:n] = start, velocity, control
+        bound["qpos"][:n], bound["qvel"][:n], bound["act"][:n] = start, velocity, act
+        poses = mocap.reshape(n, -1, 7)
+        bound["mocap_pos"][:n], bound["mocap_quat"][:n] = poses[..., :3], poses[..., 3:]
+        bound["ctrl"][:n] = control
         bound["qacc_warmstart"][:n] = 0.0
         bound["time"][:n] = 0.0
         failed, calm = np.zeros(n, bool), np.ones(n, bool)
@@ -109,25 +117,26 @@ class _Stepper:
                 failed[error.ids] = True
             # Not finite compares false.
             calm &= np.abs(bound["qacc"][:n]).max(axis=1) <= SUSPECT[1]
-        qpos, qvel, xpos, site_xpos = (bound[name][:n] for name in ("qpos", "qvel", "xpos", "site_xpos"))
-        state = simulation.assemble(qpos, qvel, xpos, site_xpos, start, np.concatenate)
+        qpos, qvel, end, xpos, site_xpos = (bound[k][:n] for k in ("qpos", "qvel", "act", "xpos", "site_xpos"))
+        state = simulation.assemble(qpos, qvel, end, mocap, xpos, site_xpos, start, np.concatenate)
         state[failed] = np.nan
         for x, most in ((qpos, LARGEST), (velocity, SUSPECT[0]), (qvel, SUSPECT[0])):
             calm &= np.abs(x).max(axis=1) <= most
         for i in np.flatnonzero(~calm):
-            if self._warns(start[i], velocity[i], control[i], qpos[i], qvel[i]):
+            if self._warns(np.concatenate([x[i] for x in (start, velocity, act, mocap)]), control[i], qpos[i], qvel[i]):
                 state[i] = np.nan
         # MuJoCo sets all controls to 0 where one is not finite.
         state[~np.isfinite(control).all(axis=1)] = np.nan
         return state
 
-    def _warns(self, qpos: np.ndarray, qvel: np.ndarray, control: np.ndarray, *end: np.ndarray) -> bool:
+    def _warns(self, state: np.ndarray, control: np.ndarray, *end: np.ndarray) -> bool:
         """Whether MuJoCo warns of this row's step, or would of the next one, as unstable."""
         if not all((np.abs(x) <= LARGEST).all() for x in end):
             return True
         mujoco, model, data = load_mujoco(), self._model, self._data
         mujoco.mj_resetData(model, data)
-        data.qpos[:], data.qvel[:], data.ctrl[:] = qpos, qvel, control
+        self.simulation.put(data, state)
+        data.ctrl[:] = control
         mujoco.mj_step(model, data, self.simulation.frame_skip)
         kinds = mujoco.mjtWarning
         bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)

@@ -41,8 +41,8 @@ def solver_gap(simulation: Simulation) -> float:
     :data:`LONGEST` simulator steps at most. Equal models are measured once per process.
 
     Returns:
-        the largest difference of a component of qpos or qvel, relative to max(1, its size); infinite where only the
-        model's own step is not finite.
+        the largest difference of a component of qpos, qvel or act, relative to max(1, its size); infinite where only
+        the model's own step is not finite.
     """
     key = simulation.fingerprint
     if key not in _gaps:
@@ -59,7 +59,7 @@ def _measured(simulation: Simulation) -> float:
     converged, own = (with_solver(simulation.model, s) for s in ("converged", "model"))
     data = mujoco.MjData(converged)
     other = mujoco.MjData(own)
-    low, high = simulation.model.actuator_ctrlrange.T
+    low, high = simulation.action_low, simulation.action_high
     random = np.random.default_rng(0)
     start = mujoco.mjtState.mjSTATE_FULLPHYSICS
     state = np.empty(mujoco.mj_stateSize(converged, start))
@@ -74,7 +74,7 @@ def _measured(simulation: Simulation) -> float:
                 mujoco.mj_setState(own, other, state, start)
                 mujoco.mj_step(converged, data, substeps)
                 mujoco.mj_step(own, other, substeps)
-                ends = [np.concatenate([d.qpos, d.qvel]) for d in (data, other)]
+                ends = [np.concatenate([d.qpos, d.qvel, d.act]) for d in (data, other)]
                 gap = np.abs(ends[0] - ends[1]) / np.maximum(1.0, np.abs(ends[0]))
                 if np.isfinite(ends[0]).all():
                     gaps.append(float(gap.max()) if np.isfinite(gap).all() else np.inf)

@@ -23,6 +23,7 @@ from mage_diffsim.envs.mujoco.model import (
 from mage_diffsim.errors import InputError, unknown_name
 
 AXES = ("x", "y", "z")
+QUATERNION = ("qw", "qx", "qy", "qz")
 CONTACT_MARGINS = ("sum", "maximum")
 """How the margins of two geoms make the margin of their contact: ``sum`` as in MuJoCo 3.5 and later, ``maximum`` as in
 earlier versions."""
@@ -30,7 +31,8 @@ HIDDEN = {
     "mjSTATE_PLUGIN": "plugins with a state of their own",
     "mjSTATE_PLASTIC": "plastic springs or flexes (springyield, yield)",
 }
-"""Parts of MuJoCo's state that a step changes besides qpos and qvel, and that have no refusal of their own below."""
+"""Parts of MuJoCo's state that a step changes, that the state of a task leaves out, and that have no refusal of their
+own below."""
 
 
 def find(mjcf: str, folder: Path) -> Path | None:
@@ -71,9 +73,9 @@ def load_simulation(
         contact_margin: one of :data:`CONTACT_MARGINS`, see :attr:`.task.MujocoTask.contact_margin`.
 
     Raises:
-        InputError: the model does not load, has no joint or no actuator, has an actuator without a control range or
-            with a state of its own, has other state than qpos and qvel, lacks what a readout names, or has margins that
-            cannot be combined as asked.
+        InputError: the model does not load, has no joint or no actuator, has an actuator without a control range, has
+            state that a task's state leaves out, lacks what a readout names, or has margins that cannot be combined as
+            asked.
         MissingExtra: mujoco is not installed.
     """
     mujoco = load_mujoco()
@@ -98,9 +100,9 @@ def load_simulation(
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
 
     _require_covered(mujoco, model, where)
-    joint_names, quaternions = _joint_names(mujoco, model)
+    moving, quaternions = _moving_names(mujoco, model)
     actions = _actuator_names(mujoco, model)
-    resolved, slices, names = [], {}, [*joint_names]
+    resolved, slices, names = [], {}, [*moving]
     for key, readout in readouts.items():
         kind, i = _resolve(mujoco, model, where, key, readout)
         width = 1 if kind is MeanVelocity else 3
@@ -127,7 +129,7 @@ def load_simulation(
 
 
 def _require_covered(mujoco: Any, model: Any, where: str) -> None:
-    """Refuse a model that lacks what a task needs, or whose state is more than qpos and qvel.
+    """Refuse a model that lacks what a task needs, or that has state which a task's state leaves out.
 
     Raises:
         InputError: the first element found, by name.
@@ -141,26 +143,24 @@ def _require_covered(mujoco: Any, model: Any, where: str) -> None:
             f"{where}: the model has an actuator of several controls, which actions are not mapped to; use actuators "
             "of one control"
         )
-    if model.na:
-        stateful = next(i for i in range(model.nu) if model.actuator_actadr[i] >= 0)
+    user = np.flatnonzero(model.actuator_dyntype == mujoco.mjtDyn.mjDYN_USER)
+    if len(user):
         raise InputError(
-            f"{where}: actuator {element_name(mujoco, model, 'ACTUATOR', stateful)!r} has an activation state of its "
-            "own (muscle, filter, integrator or cylinder), which the state qpos | qvel leaves out; use actuators "
-            "without"
+            f"{where}: actuator {element_name(mujoco, model, 'ACTUATOR', int(user[0]))!r} has dyntype user, whose "
+            "activation a callback computes; use another dyntype"
         )
     if np.any(model.actuator_delay):
         late = _actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
         raise InputError(
-            f"{where}: actuator {late!r} has a delay, whose history the state qpos | qvel leaves out; use actuators "
-            "without"
+            f"{where}: actuator {late!r} has a delay, whose history a task's state leaves out; use actuators without"
         )
     for part, what in HIDDEN.items():
         if mujoco.mj_stateSize(model, getattr(mujoco.mjtState, part)):
-            raise InputError(f"{where}: the model has {what}, whose state qpos | qvel leaves out; use a model without")
+            raise InputError(f"{where}: the model has {what}, which a task's state leaves out; use a model without")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
-        raise InputError(f"{where}: the model lets bodies sleep, which the state qpos | qvel leaves out; disable it")
+        raise InputError(f"{where}: the model lets bodies sleep, which a task's state leaves out; disable it")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
-        raise InputError(f"{where}: the flag ipc keeps multipliers that the state qpos | qvel leaves out; disable it")
+        raise InputError(f"{where}: the flag ipc keeps multipliers that a task's state leaves out; disable it")
     for i, action in enumerate(_actuator_names(mujoco, model)):
         low, high = model.actuator_ctrlrange[i]
         if not model.actuator_ctrllimited[i] or not low < high or not np.isfinite(high - low):
@@ -237,8 +237,9 @@ def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
     return found
 
 
-def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
-    """Names of all positions, then of all velocities, all different; and where quaternions start in qpos.
+def _moving_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
+    """Names of all positions, velocities, activations and numbers of mocap poses, in this order and all different; and
+    where quaternions start among them.
 
     The position of a hinge or slide joint that has a name keeps it; other names give way.
     """
@@ -253,14 +254,21 @@ def _joint_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
             velocities += [f"{name}_v{axis}" for axis in AXES]
         if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL):
             quaternions.append(len(positions))
-            positions += [f"{name}_q{axis}" for axis in ("w", *AXES)]
+            positions += [f"{name}_{axis}" for axis in QUATERNION]
             velocities += [f"{name}_w{axis}" for axis in AXES]
         else:
             positions.append(name)
             velocities.append(f"{name}_velocity")
         own = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_JOINT, i) == positions[-1]
         given += [own] * (len(positions) - len(given))
-    return _distinct(positions + velocities, keep=given + [False] * len(velocities)), tuple(quaternions)
+    others = [*velocities]
+    for i, name in enumerate(_actuator_names(mujoco, model)):
+        others += [f"{name}_activation"] * int(model.actuator_actnum[i])
+    for mocap in range(model.nmocap):
+        body = element_name(mujoco, model, "BODY", int(np.flatnonzero(model.body_mocapid == mocap)[0]))
+        quaternions.append(len(positions) + len(others) + 3)
+        others += [f"{body}_{axis}" for axis in (*AXES, *QUATERNION)]
+    return _distinct(positions + others, keep=given + [False] * len(others)), tuple(quaternions)
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:

@@ -65,7 +65,7 @@ class Simulation:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     quaternions: tuple[int, ...]
-    """Where the quaternions of free and ball joints start in qpos."""
+    """Where the quaternions of free and ball joints, then of mocap bodies, start in the state."""
 
     @property
     def nq(self) -> int:
@@ -76,6 +76,21 @@ class Simulation:
     def nv(self) -> int:
         """Number of generalised velocities."""
         return self.model.nv
+
+    @property
+    def na(self) -> int:
+        """Number of activations."""
+        return self.model.na
+
+    @property
+    def nmocap(self) -> int:
+        """Number of mocap bodies."""
+        return self.model.nmocap
+
+    @property
+    def moving(self) -> int:
+        """Width of the state without its readouts: nq + nv + na + 7 nmocap."""
+        return self.nq + self.nv + self.na + 7 * self.nmocap
 
     @property
     def dt(self) -> float:
@@ -112,16 +127,24 @@ class Simulation:
         """Whether any two geoms can come into contact."""
         return contacts_enabled(self.model) and bool(self.model.npair or colliding_geoms(self.model))
 
-    def assemble(self, qpos: Any, qvel: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any) -> Any:
-        """Joins the state ``qpos | qvel | readouts`` from numpy, JAX or torch arrays with any leading axes.
+    def split(self, state: Any) -> tuple[Any, Any, Any, Any]:
+        """qpos, qvel, act and mocap of numpy, JAX or torch states [..., S]."""
+        ends = itertools.accumulate((self.nq, self.nv, self.na, 7 * self.nmocap), initial=0)
+        qpos, qvel, act, mocap = (state[..., a:b] for a, b in itertools.pairwise(ends))
+        return qpos, qvel, act, mocap
+
+    def assemble(
+        self, qpos: Any, qvel: Any, act: Any, mocap: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any
+    ) -> Any:
+        """Joins the state ``qpos | qvel | act | mocap | readouts`` from numpy, JAX or torch arrays with leading axes.
 
         Args:
-            qpos, qvel: at the end of the step.
+            qpos, qvel, act, mocap: at the end of the step; mocap [..., 7 nmocap] has position and quaternion by turns.
             xpos, site_xpos: all bodies' and sites' positions there, [..., number, 3].
             start: qpos at the beginning of the step.
             concatenate: the function of the arrays' framework.
         """
-        parts = [qpos, qvel]
+        parts = [qpos, qvel, act, mocap]
         for kind, i in self.readouts:
             if kind is MeanVelocity:
                 parts.append((qpos[..., i : i + 1] - start[..., i : i + 1]) / self.dt)
@@ -129,20 +152,38 @@ class Simulation:
                 parts.append((xpos if kind is BodyPosition else site_xpos)[..., i, :])
         return concatenate(parts, -1)
 
-    def start(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """States [n, S] of starts: mean velocities 0, quaternions normalised. ``qpos`` [n, nq], ``qvel`` [n, nv]."""
+    def start(
+        self, qpos: np.ndarray, qvel: np.ndarray, act: np.ndarray | None = None, mocap: np.ndarray | None = None
+    ) -> np.ndarray:
+        """States [n, S] of starts: mean velocities 0, quaternions normalised.
+
+        Args:
+            qpos, qvel: shapes [n, nq] and [n, nv].
+            act, mocap: shapes [n, na] and [n, 7 nmocap]; None takes the model's own (as ``mj_resetData`` does).
+        """
         mujoco = load_mujoco()
         qpos = qpos.copy()
         data = mujoco.MjData(self.model)
+        act = np.tile(data.act, (len(qpos), 1)) if act is None else act
+        if mocap is None:
+            mocap = np.tile(np.concatenate([data.mocap_pos, data.mocap_quat], 1).ravel(), (len(qpos), 1))
+        mocap = mocap.copy()
+        for quaternion in mocap.reshape(-1, 7)[:, 3:]:
+            mujoco.mju_normalize4(quaternion)
         xpos = np.zeros((len(qpos), self.model.nbody, 3))
         site_xpos = np.zeros((len(qpos), self.model.nsite, 3))
         for i, row in enumerate(qpos):
             mujoco.mj_normalizeQuat(self.model, row)
             if self.bodies or self.sites:
-                data.qpos[:] = row
+                self.put(data, np.concatenate([row, qvel[i], act[i], mocap[i]]))
                 mujoco.mj_kinematics(self.model, data)
                 xpos[i], site_xpos[i] = data.xpos, data.site_xpos
-        return self.assemble(qpos, qvel, xpos, site_xpos, qpos, np.concatenate)
+        return self.assemble(qpos, qvel, act, mocap, xpos, site_xpos, qpos, np.concatenate)
+
+    def put(self, data: Any, state: np.ndarray) -> None:
+        """Write a state [S] into a ``mujoco.MjData``; its readouts are left out."""
+        data.qpos[:], data.qvel[:], data.act[:], mocap = self.split(state)
+        data.mocap_pos[:], data.mocap_quat[:] = np.split(mocap.reshape(-1, 7), [3], axis=1)
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """A picture of the state [S] from the model's first camera if it has one, uint8 [240, 320, 3].
@@ -151,8 +192,7 @@ class Simulation:
             InputError: there is no OpenGL here.
         """
         data, renderer = self._stage
-        data.qpos[:] = state[: self.nq]
-        data.qvel[:] = state[self.nq : self.nq + self.nv]
+        self.put(data, state)
         load_mujoco().mj_forward(self.model, data)
         renderer.update_scene(data, camera=0 if self.model.ncam else -1)
         return renderer.render().copy()

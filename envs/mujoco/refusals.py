@@ -44,6 +44,8 @@ def elements_of(mujoco: Any, model: Any, field: str) -> tuple[str, ...]:
     prefix, value = field.partition("_")[0], getattr(model, field)
     if field == "nmocap":
         kind, found = "BODY", np.flatnonzero(model.body_mocapid >= 0)
+    elif field == "na":
+        kind, found = "ACTUATOR", np.flatnonzero(model.actuator_actadr >= 0)
     elif prefix == "dof":
         kind, found = "JOINT", np.unique(model.dof_jntid[np.asarray(value).reshape(model.nv, -1).any(1)])
     elif prefix not in KINDS:

@@ -21,10 +21,12 @@ from mage_diffsim.shapes import Float, Tensor
 class MujocoTask(Task):
     """A control problem on an MJCF model. Declare the class attributes below, and write observe, reward, terminated.
 
-    The state is ``qpos | qvel | readouts``. Joints, actuators and their ranges are read from the model; the action in
-    [-1, 1] is scaled to each actuator's control range. A *readout* is what the step computes besides the next
-    positions and velocities, differentiable in every backend; ``self.readout(state, name)`` finds it in the state.
-    A step depends on the state alone: the constraint solver starts without memory of earlier steps.
+    The state is ``qpos | qvel | act | mocap | readouts``: ``act`` has the activations of muscles, filters and
+    integrators, and ``mocap`` has x, y, z and a unit quaternion of every mocap body, which a step leaves as they are.
+    Joints, actuators and their ranges are read from the model; the action in [-1, 1] is scaled to each actuator's
+    control range. A *readout* is what the step computes besides the next positions and velocities, differentiable in
+    every backend; ``self.readout(state, name)`` finds it in the state. A step depends on the state alone: the
+    constraint solver starts without memory of earlier steps.
 
     Reading anything that comes from the model needs ``mujoco`` (extra ``mjx``).
 
@@ -51,8 +53,9 @@ class MujocoTask(Task):
     normal_velocity: ClassVar[bool] = False
     """Whether the initial qvel is normally distributed instead of uniformly."""
     difference_steps: ClassVar[tuple[float, float, float]] = (1e-7, 1e-6, 1e-6)
-    """Steps of finite differences through MuJoCo C for qpos, qvel and controls, in their units. These are good for
-    every task here; ``benchmarks/gradient_quality.py --sweep`` shows a task's errors over the steps."""
+    """Steps of finite differences through MuJoCo C for qpos and mocap poses, for qvel, and for controls and
+    activations, in their units. These are good for every task here; ``benchmarks/gradient_quality.py --sweep`` shows a
+    task's errors over the steps."""
     gradient_horizon = 50
     """Through hundreds of steps of contact the true gradient explodes, and its finite differences cost minutes."""
     physics = {  # noqa: RUF012  (the base class declares it a ClassVar)
@@ -108,7 +111,15 @@ class MujocoTask(Task):
 
     def qvel(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch nv"]:
         """The generalised velocities in the state: m/s, rad/s."""
-        return state[..., self.simulation.nq : self.simulation.nq + self.simulation.nv]
+        return self.simulation.split(state)[1]
+
+    def act(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch na"]:
+        """The actuators' activations in the state, in the order of the actuators that have one."""
+        return self.simulation.split(state)[2]
+
+    def mocap(self, state: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch m"]:
+        """The poses of the mocap bodies in the state, m = 7 nmocap: x, y, z [m] and a unit quaternion of each."""
+        return self.simulation.split(state)[3]
 
     def readout(self, state: Float[Tensor, "*batch S"], name: str) -> Float[Tensor, "*batch k"]:
         """A readout in the state: three numbers of a position, one of a velocity.
@@ -138,15 +149,24 @@ class MujocoTask(Task):
         qpos = position + torch.as_tensor(simulation.qpos0, device=position.device)
         return self.state_at(qpos, noise(simulation.nv, self.velocity_noise, self.normal_velocity))
 
-    def state_at(self, qpos: Float[Tensor, "n nq"], qvel: Float[Tensor, "n nv"]) -> Float[Tensor, "n S"]:
+    def state_at(
+        self,
+        qpos: Float[Tensor, "n nq"],
+        qvel: Float[Tensor, "n nv"],
+        act: Float[Tensor, "n na"] | None = None,
+        mocap: Float[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, "n S"]:
         """The state of a start: body and site positions as they are there, mean velocities 0, quaternions normalised.
 
         Args:
             qpos: generalised positions, shape [n, nq].
             qvel: generalised velocities, shape [n, nv], the same dtype and device.
+            act: activations, shape [n, na]; by default the model's own, which are 0 for most actuators.
+            mocap: x, y, z and a quaternion of every mocap body, shape [n, 7 nmocap]; by default the model's own.
         """
-        rows = self.simulation.start(qpos.double().cpu().numpy(), qvel.double().cpu().numpy())
-        return torch.as_tensor(rows).to(qpos)
+        moving = (x.double().cpu().numpy() for x in (qpos, qvel))
+        given = (None if x is None else x.double().cpu().numpy() for x in (act, mocap))
+        return torch.as_tensor(self.simulation.start(*moving, *given)).to(qpos)
 
     def render(self, state: Float[Tensor, " S"]) -> np.ndarray:
         """A picture by MuJoCo's renderer, uint8 [240, 320, 3], from the model's first camera if it has one.

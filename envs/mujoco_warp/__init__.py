@@ -54,14 +54,13 @@ class MujocoWarpPhysics(Physics):
         self._op = FiniteDifference(
             _Stepper(self.simulation, self.solver, self.device, str(self)),
             step=STEP,
-            one_sided=(2,) if self.derivative == "fd-forward" else (),
+            one_sided=(4,) if self.derivative == "fd-forward" else (),
             name=str(self),
         )
 
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         state, control = with_unit_quaternions(self.simulation, state), self.task.scale_action(action)
-        nq, nv = self.simulation.nq, self.simulation.nv
-        return self._op(state[:, :nq], state[:, nq : nq + nv], control)
+        return self._op(*self.simulation.split(state), control)
 
 
 def _load() -> Any:
@@ -69,7 +68,7 @@ def _load() -> Any:
 
 
 class _Stepper:
-    """``(qpos [N, nq], qvel [N, nv], control [N, nu]) -> next state [N, S]``, all float32 on one device."""
+    """``(qpos, qvel, act, mocap, control) -> next state``, float32 rows on one device."""
 
     def __init__(self, simulation: Simulation, solver: str, device: torch.device, name: str) -> None:
         mujoco, mujoco_warp, warp = load_mujoco(), _load(), load_warp()
@@ -86,7 +85,7 @@ class _Stepper:
         self._data: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
 
-    def __call__(self, qpos: Tensor, qvel: Tensor, control: Tensor) -> Tensor:
+    def __call__(self, qpos: Tensor, qvel: Tensor, act: Tensor, mocap: Tensor, control: Tensor) -> Tensor:
         mujoco_warp, warp = _load(), load_warp()
         rows = len(qpos)
         if rows == 0:
@@ -101,10 +100,17 @@ class _Stepper:
             data = self._data[rows]
             views = {
                 n: warp.to_torch(getattr(data, n))
-                for n in ("qpos", "qvel", "ctrl", "xpos", "site_xpos", "qacc_warmstart")
+                for n in (
+                    *("qpos", "qvel", "act", "mocap_pos", "mocap_quat", "ctrl"),
+                    *("xpos", "site_xpos", "qacc_warmstart"),
+                )
             }
+            poses = mocap.reshape(rows, -1, 7)
             views["qpos"].copy_(qpos)
             views["qvel"].copy_(qvel)
+            views["act"].copy_(act)
+            views["mocap_pos"].copy_(poses[..., :3])
+            views["mocap_quat"].copy_(poses[..., 3:])
             views["ctrl"].copy_(control)
             views["qacc_warmstart"].zero_()
             warp.to_torch(data.time).zero_()
@@ -112,5 +118,5 @@ class _Stepper:
                 mujoco_warp.step(self._model, data)
             if self.simulation.bodies or self.simulation.sites:  # else they are those before the last simulator step
                 mujoco_warp.kinematics(self._model, data)
-            end = (views[n] for n in ("qpos", "qvel", "xpos", "site_xpos"))
-            return self.simulation.assemble(*end, qpos, torch.cat)  # pyright: ignore[reportCallIssue]
+            end, moved = (views["qpos"], views["qvel"], views["act"]), (views["xpos"], views["site_xpos"])
+            return self.simulation.assemble(*end, mocap, *moved, qpos, torch.cat)

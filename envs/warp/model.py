@@ -229,7 +229,7 @@ class ModelOp(Op):
     def __init__(self, simulation: Simulation, dtype: torch.dtype, device: torch.device, tangents: bool) -> None:
         self._kernels = _kernels_of(simulation, dtype, device)
         self._dtype, self._tangents, self.keeps = dtype, tangents, not tangents
-        self._moving = int(simulation.nq + simulation.nv)
+        self._moving = simulation.moving
         self.name = self._kernels.name
         self.load(device)
 

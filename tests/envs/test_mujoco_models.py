@@ -119,13 +119,9 @@ BAD = {
         dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', "")),
         "actuator 'push' has no finite control range, which actions in \\[-1, 1\\] are scaled to; give it ctrlrange",
     ),
-    "activation": (
-        dict(
-            mjcf=SLIDER.replace("<motor", "<intvelocity")
-            .replace(' gear="3"', "")
-            .replace("ctrlrange", 'actrange="-1 1" ctrlrange')
-        ),
-        "actuator 'push' has an activation state of its own",
+    "user activation": (
+        dict(mjcf=SLIDER.replace("<motor", "<general dyntype='user'")),
+        "actuator 'push' has dyntype user, whose activation a callback computes; use another dyntype",
     ),
     "unknown body": (
         dict(readouts={"tip": BodyPosition("tip")}),
@@ -144,7 +140,7 @@ BAD = {
     ),
     "plastic joint": (
         dict(mjcf=SLIDER.replace('axis="1 0 0"', 'axis="1 0 0" stiffness="9" springyield=".1"')),
-        r"plastic springs or flexes \(springyield, yield\), whose state qpos . qvel leaves out",
+        r"plastic springs or flexes \(springyield, yield\), which a task's state leaves out",
     ),
     "plastic tendon": (
         dict(mjcf=SLIDER.replace("</worldbody>", "<site name='anchor'/></worldbody>" + PLASTIC_TENDON)),
@@ -153,7 +149,7 @@ BAD = {
     "infinite range": (dict(mjcf=SLIDER.replace("-1 4", "-inf inf")), "'push' has no finite control range"),
     "delay": (
         dict(mjcf=SLIDER.replace('gear="3"', 'gear="3" delay="0.01" nsample="2"')),
-        "actuator 'push' has a delay, whose history the state",
+        "actuator 'push' has a delay, whose history a task's state leaves out",
     ),
     "sleep": (
         dict(mjcf=SLIDER.replace('gravity="0 0 0"/>', 'gravity="0 0 0"><flag sleep="enable"/></option>')),

@@ -125,6 +125,7 @@ COLLISIONS = {
 """Pairs of geoms that the contact stage knows."""
 
 FORBIDDEN = {
+    "na": "activations of actuators",
     "neq": "equality constraints",
     "nplugin": "plugins",
     "nflex": "flexible bodies",
