@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
-import mujoco
 import numpy as np
 
+from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.warp.compiler import dynamics, intake
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
@@ -15,7 +16,7 @@ from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
 @functools.cache
 def compiled(model):
     """(intake, mjModel, kinematics, inputs q, v, u) of a task's name or class."""
-    task = make_task(model) if isinstance(model, str) else model()
+    task: Any = make_task(model) if isinstance(model, str) else model()
     read = intake.read(task.simulation)
     g, m = Graph(), task.simulation.model
     q, v, u = g.inputs("q", m.nq), g.inputs("v", m.nv), g.inputs("u", m.nu)
@@ -24,6 +25,7 @@ def compiled(model):
 
 def states(m, n=20, seed=0):
     """MuJoCo's data at scattered states, many of them touching, after mj_forward."""
+    mujoco = load_mujoco()
     rng, data = np.random.default_rng(seed), mujoco.MjData(m)
     for _ in range(n):
         data.qpos[:] = m.qpos0 + rng.normal(size=m.nq) * rng.choice([0.05, 0.3, 1.0])

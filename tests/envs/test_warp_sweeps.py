@@ -55,8 +55,8 @@ def test_what_is_gathered_from_body_to_body_is_the_derivative_of_the_whole(model
     step = Step(intake.read(task.simulation), exact=True)
     sweeps, rng, touching = Sweeps(step), np.random.default_rng(0), 0
     named = [x for x in step.graph.nodes if x.kind == "input"]
-    contacts = [where(c.present, sweeps._power(c), 0.0) for c in step.contacts]
-    parts = [*((x, -1.0) for x in sweeps._powers), *((x, 1.0) for x in contacts)]
+    loads = [where(load.present, load.power, 0.0) for load in sweeps.loads]
+    parts = [*((x, -1.0) for x in sweeps._powers), *((x, 1.0) for x in loads)]
     whole = vjp([*parts, *zip(sweeps._joint_forces(), sweeps.lam, strict=True)])
     expected = [whole.get(x, 0.0) for x in (*step.q, *step.v)]
     expected = [*manifold.to_tangent(step.model, step.q, expected[: step.nq]), *expected[step.nq :]]

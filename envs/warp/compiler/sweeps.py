@@ -23,7 +23,8 @@ from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
-from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, reachable, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.solver import times_mass
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
@@ -56,7 +57,10 @@ class Sweeps:
         for b, load in enumerate(drags):
             for along, x in zip(tests[0][b], load, strict=True):
                 self._powers[b] = sub(self._powers[b], al.dot(along, x))
-        self._at_contacts = self._places(self._motions)
+        self.loads = [self._load(c) for c in s.contacts]
+        """What acts between bodies."""
+        self.targets = dict(zip(s.u, s.names("gu", s.nu), strict=True))
+        """Inputs that do not change in a pass, and the variables that gather the derivatives by them."""
         self._frames = self._places([*self._motions, *(motions for pair in dynamic for motions in pair), *tests])
 
     def declare(self, w: Writer) -> None:
@@ -143,12 +147,12 @@ class Sweeps:
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
 
     def _residuals(self, w: Writer, line: str) -> None:
-        """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds the part of u to gu.
+        """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds to the targets.
 
-        What depends on a body's frame, its own load, contacts and the bodies that it carries, is gathered in variables
-        of the code, one for each of the frame's nodes. From there it goes on to the parent's frame and to the joints.
-        So little has to be kept at a time. Folding (-(-a) is a) can make an expression depend on a q or v past the
-        frames: such a share is gathered, too, until the body is reached that the q or v moves.
+        What depends on a body's frame (its own load, loads across bodies, the bodies that it carries) is gathered in
+        variables of the code, one for each of the frame's nodes. From there it goes on to the parent's frame and to the
+        joints. So little has to be kept at a time. Folding (-(-a) is a) can make an expression depend on a q or v past
+        the frames: such a share is gathered, too, until the body is reached that the q or v moves.
 
         Args:
             w: where the code is written.
@@ -156,8 +160,10 @@ class Sweeps:
         """
         s, kinematics, m = self.step, self.step.kinematics, self.step.m
         joints = vjp(zip(self._joint_forces(), self.lam, strict=True))
-        for i, text in enumerate(w.compute(*(joints.get(u, 0.0) for u in s.u))):
-            w(f"gu{i} += {text};")
+        for name, text in zip(
+            self.targets.values(), w.compute(*(joints.get(x, 0.0) for x in self.targets)), strict=True
+        ):
+            w(f"{name} += {text};")
         gathered: dict[tuple[int, Node], Node] = {}
         moving = {*s.q, *s.v}
 
@@ -169,16 +175,16 @@ class Sweeps:
             return reference(gathered[body, node])
 
         for body in reversed(range(1, m.nbody)):
-            for c in s.contacts:
-                if max(c.pair.bodies) == body:
-                    frames = {node: b for b in sorted(set(c.pair.bodies)) for node in self._at_contacts[b]}
-                    found = vjp([(self._power(c), 1.0)], cuts=frames)
-                    found = {node: x for node, x in found.items() if node in frames or node in moving}
-                    w.compute(*frames, *constant_part(c.present, c.numbers))
-                    names = [gather(frames.get(node, 0), node) for node in found]
-                    with self._present(w, c) as present:
+            for load in self.loads:
+                if max(load.bodies) == body:
+                    frames = self._frames_of(load)
+                    found = vjp([(load.power, 1.0)], cuts=frames)
+                    found = {x: by for x, by in found.items() if x in frames or x in moving or x in self.targets}
+                    w.compute(*frames, *constant_part(load.present, load.numbers))
+                    names = [self.targets.get(x) or gather(frames.get(x, 0), x) for x in found]
+                    with self._present(w, load) as present:
                         for name, text in zip(names, w.compute(*found.values()), strict=True):
-                            w(f"{name} += select({present}, splat(0) + {text}, splat(0));")
+                            w(f"{name} += {present.format(text)};")
             parent, frame = int(m.body_parentid[body]), set(self._frames[body])
             outer = set(self._frames[parent])
             own = vjp([(self._powers[body], -1.0)], cuts=frame)
@@ -209,12 +215,24 @@ class Sweeps:
 
     @staticmethod
     @contextlib.contextmanager
-    def _present(w: Writer, c: Contact) -> Iterator[str]:
-        """A context whose code runs for each copy of the contact that is present in any lane; yields which are."""
-        with w.copies(c.copies, c.numbers):
-            (present,) = w.compute(c.present)
+    def _present(w: Writer, load: Load) -> Iterator[str]:
+        """A context whose code runs for each copy of the load that is present in any lane.
+
+        It yields code that takes a value, and has it in the lanes where the load is present.
+        """
+        if load.present is True:
+            yield "{}"
+            return
+        with w.copies(load.copies, load.numbers):
+            (present,) = w.compute(load.present)
             with w.block(f"if (any({present}))"):
-                yield present
+                yield f"select({present}, splat(0) + {{}}, splat(0))"
+
+    def _frames_of(self, load: Load) -> dict[Node, int]:
+        """The nodes of its bodies' frames that a load depends on, and the body of each."""
+        frames = {node: b for b in sorted(set(load.bodies)) for node in self._frames[b]}
+        needed = set(reachable([load.power]))
+        return {node: b for node, b in frames.items() if node in needed}
 
     def _joint_forces(self) -> list[Any]:
         """The forces of springs, dampers, actuators and scalar rows at the joints, [nv]."""
@@ -274,14 +292,15 @@ class Sweeps:
             along.append(sub(up, down))
         return total, along
 
-    def _power(self, c: Contact) -> Any:
-        """The contact's force times the relative motion lam at it."""
+    def _load(self, c: Contact) -> Load:
+        """The contact as a load; its power is its force times the relative motion lam at it."""
         normal, along = self._forces(c)
         motion = c.relative(self._motions[2])
-        total = mul(normal, al.dot(c.normal, motion))
-        for tangent, force in zip(c.tangents, along, strict=True):
-            total = add(total, mul(force, al.dot(tangent, motion)))
-        return total
+        power, forces = mul(normal, al.dot(c.normal, motion)), [mul(x, normal) for x in c.normal_row]
+        for tangent, row, force in zip(c.tangents, c.tangent_rows, along, strict=True):
+            power = add(power, mul(force, al.dot(tangent, motion)))
+            forces = [add(total, mul(x, force)) for total, x in zip(forces, row, strict=True)]
+        return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers)
 
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and for Euler de in c{i}.
@@ -293,22 +312,13 @@ class Sweeps:
         tangents = dict(
             zip((*s.q, *s.v, *s.u), (*pushed, *graph.inputs("tv", s.nv), *graph.inputs("tu", s.nu)), strict=True)
         )
-        bodies = sorted({b for c in s.contacts for b in c.pair.bodies})
-        frames = list(dict.fromkeys(node for b in bodies for node in self._at_contacts[b]))
+        frames = list(dict.fromkeys(node for load in self.loads for node in self._frames_of(load)))
         w.compute(*frames, *jvp(frames, tangents))
         w.declare(s.names("force"))
-        for c in s.contacts:
-            normal, along = self._forces(c)
-            rows = [c.normal_row, *c.tangent_rows]
-            pushes = []
-            for i in range(s.nv):
-                push: Any = 0.0
-                for row, force in zip(rows, (normal, *along), strict=True):
-                    push = add(push, mul(row[i], force))
-                pushes.append(push)
-            with self._present(w, c) as present:
-                for i, text in enumerate(w.compute(*jvp(pushes, tangents))):
-                    w(f"force{i} += select({present}, splat(0) + {text}, splat(0));")
+        for load in self.loads:
+            with self._present(w, load) as present:
+                for i, text in enumerate(w.compute(*jvp(load.forces, tangents))):
+                    w(f"force{i} += {present.format(text)};")
         for i, text in enumerate(w.compute(*jvp(self._optimum(), tangents))):
             w(f"x{i} = force{i} - {text};")
         s.solver.hessian.solve(w, "x")
