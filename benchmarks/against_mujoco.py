@@ -23,7 +23,6 @@ import sys
 
 import tyro
 from mujoco_agreement.measuring import FIELDS, measure_all
-from mujoco_agreement.models import find_models
 from mujoco_agreement.options import Options
 from mujoco_agreement.report import tables, verdict
 
@@ -31,6 +30,7 @@ from mage_diffsim.experiments.command import script_exit_code
 from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.tables import write_csv
 from mage_diffsim.files import make_folder, write_atomically
+from mage_diffsim.model_checks.finding import find_models
 
 
 def run(options: Options) -> int:

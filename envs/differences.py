@@ -151,3 +151,12 @@ def value_error(value: Float[Tensor, "N Y"], truth: Float[Tensor, "N Y"]) -> Flo
     """max|y - y_true| / max(1, |y_true|) of every row; infinite where y is not finite."""
     error = (value.to(truth) - truth).abs() / truth.abs().clamp(min=1.0)
     return error.amax(1).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def quantile(x: Float[Tensor, " N"], q: float) -> float:
+    """The smallest number of ``x`` that at least a share ``q`` does not exceed, NaN left out; NaN if none is left.
+
+    It does not interpolate, so ``x`` may hold infinities.
+    """
+    x = x[~x.isnan()].sort().values
+    return float(x[max(math.ceil(q * len(x)) - 1, 0)]) if len(x) else math.nan

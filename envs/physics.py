@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -304,3 +304,14 @@ def make_physics(
     require_backend(task, backend)
     options: dict[str, Any] = dict(dtype=dtype, device=device, derivative=derivative, residuals=residuals)
     return load(BACKENDS[backend])(task, solver=solver, **options)
+
+
+def step_of(physics: Physics, *, observed: bool = False) -> Callable[[Tensor], Tensor]:
+    """The step as a function of ``state | action`` [N, S + A]; ``observed`` gives the next observation instead."""
+    width = physics.task.state_dim
+
+    def step(x: Tensor) -> Tensor:
+        next_state = physics.step(x[:, :width], x[:, width:])
+        return physics.task.observe(next_state) if observed else next_state
+
+    return step

@@ -14,12 +14,11 @@ from jacobian_checks.accuracy_report import draw_errors, is_main, tables, verdic
 from jacobian_checks.errors import Errors, compare, summary_rows
 from jacobian_checks.learned import ask_ensemble, change_error, explained_variance, trained_ensembles
 from jacobian_checks.options import DTYPES, Options
-from jacobian_checks.points import step_of
 from jacobian_checks.subjects import Source, Subject, forget_models, subjects_of
 from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.checks import error_text
 from mage_diffsim.envs.differences import jacobian_of, value_error
-from mage_diffsim.envs.physics import Physics
+from mage_diffsim.envs.physics import Physics, step_of
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments import timing
 from mage_diffsim.experiments.figures import failures_kept, not_drawn

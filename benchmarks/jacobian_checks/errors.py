@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mage_diffsim.envs.differences import jacobian_error
+from mage_diffsim.envs.differences import jacobian_error, quantile
 from mage_diffsim.shapes import Bool, Float, Tensor
 
 NEGLIGIBLE = 1e-7
@@ -32,15 +32,6 @@ def compare(jacobian: Float[Tensor, "N Y K"], truth: Float[Tensor, "N Y K"]) -> 
     a, b = jacobian.flatten(1), truth.flatten(1)
     cosine = (a * b).sum(1) / (torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1))
     return Errors(jacobian_error(jacobian, truth), cosine, ~jacobian.isfinite().all(2).all(1))
-
-
-def quantile(x: Float[Tensor, " N"], q: float) -> float:
-    """The smallest number of ``x`` that at least a share ``q`` does not exceed, NaN left out; NaN if none is left.
-
-    It does not interpolate, so ``x`` may hold infinities.
-    """
-    x = x[~x.isnan()].sort().values
-    return float(x[max(math.ceil(q * len(x)) - 1, 0)]) if len(x) else math.nan
 
 
 def summary_rows(

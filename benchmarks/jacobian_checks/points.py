@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mage_diffsim.envs.differences import Function
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import Physics
@@ -100,14 +99,3 @@ def blocks_of(task: Task) -> dict[str, range]:
         return {"action": actions, "state": range(states)}
     nq, nv = task.simulation.nq, task.simulation.nv
     return {"action": actions, "position": range(nq), "velocity": range(nq, nq + nv)}
-
-
-def step_of(physics: Physics, *, observed: bool = False) -> Function:
-    """A physics' step as a function of the joint input. ``observed`` gives the next observation instead."""
-    width = physics.task.state_dim
-
-    def step(x: Tensor) -> Tensor:
-        next_state = physics.step(x[:, :width], x[:, width:])
-        return physics.task.observe(next_state) if observed else next_state
-
-    return step

@@ -5,100 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from jacobian_checks.errors import number
 from jacobian_checks.options import Options
 from jacobian_checks.subjects import Source, Subject, forget_models, source_name, subjects_of
 from mage_diffsim.doctor import versions
-from mage_diffsim.envs.batched import BatchedEnv
 from mage_diffsim.envs.checks import error_text
-from mage_diffsim.envs.mujoco.task import MujocoTask
-from mage_diffsim.envs.physics import Physics
-from mage_diffsim.envs.sampling import action_sequences
-from mage_diffsim.envs.task import Task
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.sweep_display import SweepDisplay, make_sweep_display
 from mage_diffsim.experiments.tables import Table, write_csv
 from mage_diffsim.files import make_folder, write_atomically
-from mage_diffsim.shapes import Float, Tensor
+from mage_diffsim.model_checks.visiting import Visits, visit
 
-CHUNK = 1000
-"""Steps whose actions are drawn at once."""
 ROWS = 256
 """Environments side by side."""
 HEADER = ("task", "source", "states", "episodes", "values not finite", "gradients not finite", "largest gradient")
-
-
-class Visits(NamedTuple):
-    """What a source gave at the states of its own rollouts."""
-
-    states: int
-    episodes: int
-    """Episodes that ended."""
-    nonfinite_values: int
-    """States whose successor, observation or reward is not finite."""
-    nonfinite_gradients: int
-    """States at which the pull-back to state and action has an entry that is not finite."""
-    largest_gradient: float
-    """Largest finite entry of a pull-back."""
-
-
-def visit(
-    physics: Physics, states: int, *, rows: int, seed: int, progress: Callable[[int], None] = lambda n: None
-) -> Visits:
-    """Steps environments and pulls a random vector back at every state on the way.
-
-    Half of the environments take uniform actions, half sinusoidal ones. In the first step a quarter of them rest in the
-    model's initial configuration with action 0: symmetric, degenerate states.
-
-    Args:
-        physics: the physics.
-        states: number of states, rounded up to whole steps of all environments.
-        rows: number of environments.
-        seed: seed of resets, actions and vectors.
-        progress: called with the number of states after every step.
-    """
-    task, generator = physics.task, torch.Generator().manual_seed(seed)
-    like: dict[str, Any] = {"dtype": physics.dtype, "device": physics.device}
-    env = BatchedEnv(task, physics, rows, [generator])
-    ways = ("sinusoidal", "uniform") * rows
-    env.reset()
-    quarter = rows // 4
-    resting = torch.cat([resting_states(task, quarter).to(**like), env.state[quarter:]])
-    env.reset(state=resting)
-    seen = episodes = bad_values = bad_gradients = 0
-    largest = 0.0
-    while seen < states:
-        if seen // rows % CHUNK == 0:
-            planned = action_sequences(ways[:rows], CHUNK, task.action_dim, generator).to(**like)
-        action = planned[seen // rows % CHUNK]
-        if seen == 0:
-            action[:quarter] = 0.0
-        inputs = env.state.detach().clone().requires_grad_(), action.clone().requires_grad_()
-        vector = torch.randn(rows, task.state_dim, generator=generator).to(**like)
-        gradient = torch.cat(torch.autograd.grad(physics.step(*inputs), inputs, vector), dim=1)
-        finite = gradient.isfinite()
-        bad_gradients += int((~finite.all(1)).sum())
-        largest = max(largest, float(torch.where(finite, gradient, 0.0).abs().max()))
-        transition = env.step(action)
-        bad_values += int(transition.diverged.sum())
-        episodes += int((transition.terminated | transition.truncated).sum())
-        seen += rows
-        progress(seen)
-    return Visits(seen, episodes, bad_values, bad_gradients, largest)
-
-
-def resting_states(task: Task, n: int) -> Float[Tensor, "N S"]:
-    """The model's initial configuration at rest; zeros for a task without a model."""
-    if not isinstance(task, MujocoTask):
-        return torch.zeros(n, task.state_dim, dtype=torch.float64)
-    qpos = torch.as_tensor(task.simulation.qpos0, dtype=torch.float64).expand(n, -1)
-    return task.state_at(qpos, qpos.new_zeros(n, task.simulation.nv))
 
 
 FIELDS = ("task", "backend", "derivative", "dtype", "device", *Visits._fields, "seconds", "status")

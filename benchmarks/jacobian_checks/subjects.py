@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from jacobian_checks.options import DTYPES, QUICK, QUICK_LEARNED, Options
-from jacobian_checks.points import Points, blocks_of, gather_points, step_of
+from jacobian_checks.points import Points, blocks_of, gather_points
 from mage_diffsim.devices import torch_device
 from mage_diffsim.envs.differences import TrueJacobian, true_jacobians
-from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics
+from mage_diffsim.envs.physics import BACKENDS, Physics, backends_of, load, make_physics, step_of
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.sampling import Policy
 from mage_diffsim.envs.task import Task

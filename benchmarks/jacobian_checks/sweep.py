@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from jacobian_checks.errors import NEGLIGIBLE, quantile
+from jacobian_checks.errors import NEGLIGIBLE
 from jacobian_checks.options import Options
-from jacobian_checks.points import step_of
 from jacobian_checks.subjects import Subject
 from mage_diffsim.envs.differences import (
     KINK,
@@ -18,9 +17,11 @@ from mage_diffsim.envs.differences import (
     central_differences,
     consecutive,
     jacobian_error,
+    quantile,
     scale_of,
 )
 from mage_diffsim.envs.mujoco.task import MujocoTask
+from mage_diffsim.envs.physics import step_of
 from mage_diffsim.errors import InputError
 from mage_diffsim.experiments.summary import write_summary
 from mage_diffsim.experiments.sweep_display import make_sweep_display

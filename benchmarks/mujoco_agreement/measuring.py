@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,25 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jacobian_checks.errors import quantile
-from jacobian_checks.points import step_of
 
 from mage_diffsim.display import show_log
 from mage_diffsim.doctor import versions
-from mage_diffsim.envs.differences import TrueJacobian, jacobian_error, jacobian_of, value_error
-from mage_diffsim.envs.physics import Physics, make_physics
+from mage_diffsim.envs.differences import TrueJacobian
+from mage_diffsim.envs.physics import make_physics
 from mage_diffsim.errors import InputError, MissingExtra
 from mage_diffsim.experiments.sweep_display import make_sweep_display
 from mage_diffsim.experiments.tables import write_csv
-from mage_diffsim.shapes import Bool, Float, Tensor
+from mage_diffsim.model_checks.apart import Ended, Worker
+from mage_diffsim.model_checks.comparing import compare, own_solver
+from mage_diffsim.model_checks.finding import Model, one_line, task_of
+from mage_diffsim.model_checks.reference import KINDS, Kind, Reference
+from mage_diffsim.shapes import Tensor
 from mujoco_agreement.contacts import contacts_of
-from mujoco_agreement.models import Model, one_line, task_of
 from mujoco_agreement.options import Options
-from mujoco_agreement.reference import KINDS, Kind, Points, Reference
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-DIFFERENCED = 8
-"""States of a kind at which the derivative of a backend that takes differences itself is measured."""
 
 FIELDS = (
     "model", "backend", "dtype", "states", "status", "count", "diverged_in_c", "finite_there", "value_median",
@@ -62,7 +58,7 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
     points = {kind: getattr(reference, kind)(options.states, rng) for kind in KINDS}
     values = {kind: torch.from_numpy(reference.step(points[kind])) for kind in KINDS}
     base: dict[str, Any] = dict.fromkeys(FIELDS) | {"model": model.name, "backend": backend}
-    gaps = {kind: _solver_gap(reference, points[kind], values[kind]) for kind in KINDS}
+    gaps = {kind: own_solver(reference, points[kind], values[kind]) for kind in KINDS}
     truths: dict[Kind, dict[str, TrueJacobian]] = {}
     counts: dict[Kind, tuple[Tensor, Tensor | None]] = {}
     for dtype in options.dtypes:
@@ -82,8 +78,11 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
             here = points[kind]
             if kind not in truths:
                 truths[kind] = reference.truth(here)
-                counts[kind] = reference.contacts(here), contacts_of(backend, simulation, here.qpos)
-            found = _compare(physics, here.joined(), values[kind], truths[kind], reference.tangents(here))
+                counts[kind] = (
+                    reference.contacts(here),
+                    contacts_of(backend, simulation, here.state[:, : simulation.nq]),
+                )
+            found = compare(physics, here.joined(), values[kind], truths[kind], reference.tangents(here))
             in_c, seen = counts[kind]
             fine = values[kind].isfinite().all(1)
             found |= {"contacts_in_c": int(in_c.max()), "build_s": round(build, 1)}
@@ -92,89 +91,20 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
             yield row | {"states": kind, "status": "ok"} | found | gaps[kind] | seconds
 
 
-def _solver_gap(reference: Reference, points: Points, value: Float[Tensor, "N S"]) -> dict[str, float]:
-    own = torch.from_numpy(reference.step(points, converged=False))
-    fine = value.isfinite().all(1) & own.isfinite().all(1)
-    return _spread("solver_gap", value_error(own, value)[fine])
-
-
-def _spread(name: str, errors: Float[Tensor, " N"]) -> dict[str, float]:
-    return {f"{name}_{k}": quantile(errors, q) for k, q in (("median", 0.5), ("worst", 1.0))}
-
-
-def _compare(
-    physics: Physics,
-    x: Float[Tensor, "N X"],
-    value: Float[Tensor, "N S"],
-    truths: Mapping[str, TrueJacobian],
-    tangents: Float[Tensor, "N X T"],
-) -> dict[str, Any]:
-    """Compares values and derivatives at qpos | qvel | action with those of MuJoCo C."""
-    step, x = step_of(physics), x.to(physics.dtype)
-    with torch.no_grad():
-        mine = step(x).double()
-    # Differences step once per column for every row of the Jacobian.
-    differenced = physics.derivative.startswith("fd")
-    at = torch.arange(0, len(x), math.ceil(len(x) / DIFFERENCED) if differenced else 1)
-    jacobian = jacobian_of(step, x[at]).double()
-    fine: Bool[Tensor, " N"] = value.isfinite().all(1)
-    finite, smooth = mine.isfinite().all(1), jacobian.isfinite().all(2).all(1)
-    found: dict[str, Any] = {"count": int(fine.sum()), "diverged_in_c": int((~fine).sum())}
-    found["finite_there"] = int((~fine & finite).sum())
-    found |= {"nonfinite_values": int((fine & ~finite).sum()), "nonfinite_gradients": int((fine[at] & ~smooth).sum())}
-    found |= _spread("value", value_error(mine, value)[fine & finite])
-    along = jacobian @ tangents[at]
-    done = 0
-    for block in ("state", "action"):
-        truth = truths[block]
-        columns = slice(done, done + truth.jacobian.shape[2])
-        done = columns.stop
-        clean = (truth.clean & fine)[at]
-        found[f"{block}_clean"] = int(clean.sum())
-        errors = jacobian_error(along[..., columns], truth.jacobian[at])
-        found |= _spread(block, errors[clean & smooth])
-    return found
-
-
-def _in_child(model: Model, backend: str, options: Options, connection: Any) -> None:
-    torch.set_num_threads(1)
-    try:
-        with show_log(lambda text: None):
-            for row in measure(model, backend, options):
-                connection.send(row)
-        connection.send(None)
-    except Exception as error:  # hours of other results do not depend on one model
-        connection.send(f"{type(error).__name__}: {one_line(error, model.path)}")
-
-
 def measure_apart(model: Model, backend: str, options: Options) -> Iterator[dict[str, Any]]:
     """Runs :func:`measure` in a process of its own. If it crashes or is late, the last row says so."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_in_child, args=(model, backend, options, theirs), daemon=True)
-    deadline = time.monotonic() + options.limit
-    child.start()
-    theirs.close()
-    failed = dict.fromkeys(FIELDS) | {"model": model.name, "backend": backend, "states": ""}
-    try:
-        while ours.poll(max(0.0, deadline - time.monotonic())):
-            row = ours.recv()
-            if row is None:
-                return
-            if isinstance(row, str):
-                yield failed | {"status": f"failed: {row}"}
-                return
-            yield row
-        yield failed | {"status": f"failed: not done after {options.limit:.0f} s"}
-    except EOFError:
-        child.join()
-        code = child.exitcode or 0
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        yield failed | {"status": f"failed: {how}"}
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
+    with Worker(options.limit, math.inf) as worker:
+        try:
+            yield from worker.each(_alone, model, backend, options)
+        except Ended as error:
+            failed = dict.fromkeys(FIELDS) | {"model": model.name, "backend": backend, "states": ""}
+            yield failed | {"status": f"failed: {one_line(error, model.path)}"}
+
+
+def _alone(model: Model, backend: str, options: Options) -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(1)
+    with show_log(lambda text: None):
+        yield from measure(model, backend, options)
 
 
 def measure_all(models: Sequence[Model], options: Options) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from jacobian_checks.errors import NEGLIGIBLE
 
 from mage_diffsim.experiments.tables import Table
-from mujoco_agreement.reference import KINDS
+from mage_diffsim.model_checks.reference import KINDS
 
 WORST_HEADER = ("source", "states", "models", "value", "by action", "by state", "contacts differ", "non-finite")
 HEADER = ("model", "source", "states", "value (median, worst)", "contacts differ (most)", "by action (median, worst)",

@@ -15,12 +15,12 @@ pytest.importorskip("mujoco")
 from against_mujoco import run
 from mujoco_agreement import contacts, measuring
 from mujoco_agreement.measuring import measure, measure_apart
-from mujoco_agreement.models import Model, find_models
 from mujoco_agreement.options import Options
-from mujoco_agreement.reference import KINDS
 
 from mage_diffsim.envs.mujoco import MujocoPhysics
 from mage_diffsim.errors import InputError
+from mage_diffsim.model_checks.finding import Model, find_models
+from mage_diffsim.model_checks.reference import KINDS
 
 MODELS = Path(__file__).parent.parent / "envs" / "models"
 QUICK = Options(paths=("-",), backends=("mujoco",), states=4, dtypes=("float64",)).resolved()

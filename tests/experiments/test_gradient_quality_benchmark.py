@@ -11,19 +11,20 @@ import gradient_quality
 import pytest
 import torch
 from jacobian_checks import accuracy, sweep
-from jacobian_checks.errors import compare, quantile, summary_rows
+from jacobian_checks.errors import compare, summary_rows
 from jacobian_checks.learned import ask_ensemble, change_error, explained_variance, trained_ensembles
 from jacobian_checks.options import Options
 from jacobian_checks.points import gather_points, in_contact
-from jacobian_checks.soak import resting_states, visit
 from jacobian_checks.subjects import subjects_of
 from jacobian_checks.sweep import plateau, sweep_steps
 
 from mage_diffsim.envs import physics as physics_module
+from mage_diffsim.envs.differences import quantile
 from mage_diffsim.envs.physics import TorchPhysics, make_physics
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.tasks.inverted_pendulum import InvertedPendulum
 from mage_diffsim.errors import InputError
+from mage_diffsim.model_checks.visiting import resting_states, visit
 from mage_diffsim.session import train
 from mage_diffsim.settings import make_config
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.errors import InputError
+from mage_diffsim.model_checks.reference import NOISE
 from mage_diffsim.shapes import Tensor
 
 GYMNASIUM = "gymnasium:"
@@ -28,8 +30,12 @@ class Model(NamedTuple):
     path: Path
 
 
-def find_models(paths: Sequence[str]) -> tuple[list[Model], dict[str, str]]:
+def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None) -> tuple[list[Model], dict[str, str]]:
     """Finds the models below the paths, and says by name why other MJCF files are none.
+
+    Args:
+        paths: MJCF files, folders that are searched for them, or :data:`GYMNASIUM`.
+        look: :func:`look_at`, or a function that calls it where a crash does no harm.
 
     Raises:
         InputError: a path does not exist or holds no MJCF file.
@@ -37,8 +43,9 @@ def find_models(paths: Sequence[str]) -> tuple[list[Model], dict[str, str]]:
     models: list[Model] = []
     left_out: dict[str, str] = {}
     seen: dict[str, str] = {}
+    included: dict[Path, str] = {}
     for given in paths:
-        folder = _gymnasium_assets() if given == GYMNASIUM else Path(given)
+        folder = gymnasium_assets() if given == GYMNASIUM else Path(given)
         if not folder.exists():
             raise InputError(f"there is no file or folder {given}; accepted is MJCF, a folder of it, or {GYMNASIUM}")
         files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"))
@@ -46,26 +53,33 @@ def find_models(paths: Sequence[str]) -> tuple[list[Model], dict[str, str]]:
             raise InputError(f"no .xml file lies in {given}")
         root = folder.parent if folder.is_file() or len(paths) > 1 else folder
         for file in files:
+            for name in _INCLUDE.findall(file.read_text(encoding="utf-8", errors="replace")):
+                included.setdefault((file.parent / name).resolve(), file.relative_to(root).as_posix())
+        for file in files:
             model = Model(file.relative_to(root).with_suffix("").as_posix(), file)
-            found = _look_at(file)
-            if found.startswith("="):
-                if found in seen:
-                    left_out[model.name] = f"the same model as {seen[found]}"
-                else:
-                    seen[found] = model.name
-                    models.append(model)
+            found = (look or look_at)(file)
+            if not found.startswith("="):
+                by = included.get(file.resolve())
+                left_out[model.name] = found if by is None else f"it is included by {by}"
+            elif found in seen:
+                left_out[model.name] = f"the same model as {seen[found]}"
             else:
-                left_out[model.name] = found
+                seen[found] = model.name
+                models.append(model)
     return models, left_out
 
 
-def _gymnasium_assets() -> Path:
+_INCLUDE = re.compile(r"""<include\s[^>]*\bfile\s*=\s*["']([^"']+)["']""")
+
+
+def gymnasium_assets() -> Path:
+    """The folder of Gymnasium's models."""
     package = find_spec("gymnasium")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "envs" / "mujoco" / "assets"
 
 
-def _look_at(file: Path) -> str:
+def look_at(file: Path) -> str:
     """``=`` and a hash of the compiled model, or the reason why this is no whole model."""
     mujoco = load_mujoco()
     try:
@@ -89,7 +103,10 @@ def one_line(error: BaseException, file: Path) -> str:
 
 
 def task_of(path: Path) -> MujocoTask:
-    """Makes a task of a file's unchanged model: one step per action, the state as observation, reward 0."""
+    """Makes a task of a file's unchanged model: one step per action, the state as observation, reward 0.
+
+    Episodes start at the model's initial configuration, with noise.
+    """
     name = "".join(c if c.isalnum() else "_" for c in path.stem)
 
     def observe(self: MujocoTask, state: Tensor) -> Tensor:
@@ -103,5 +120,6 @@ def task_of(path: Path) -> MujocoTask:
 
     return type(f"Model_{name}", (MujocoTask,), {
         "name": f"Model_{name}", "mjcf": str(path.resolve()), "frame_skip": 1, "horizon": 1000, "source": path.name,
+        "position_noise": NOISE, "velocity_noise": NOISE,
         "observe": observe, "reward": reward, "terminated": terminated,
     })()  # fmt: skip
