@@ -15,7 +15,6 @@ from mage_diffsim.envs.registry import make_task  # noqa: E402
 from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold, rows  # noqa: E402
-from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
@@ -197,10 +196,9 @@ def test_constraint_rows_are_those_of_mujoco_c(model):
     unit = np.eye(m.nv).tolist()
     wanted = [x for row in scalar for x in (row.weight, row.offset, *(row.along(x) for x in unit))]
     for c in contacts:
-        damping, speed = c.pair.impedance.damping, c.relative(velocities)
-        wanted += [c.weight, add(c.push, mul(damping, dot(c.normal, speed))), *c.normal_row]
-        for tangent, row in zip(c.tangents, c.tangent_rows, strict=True):
-            wanted += [mul(damping, dot(tangent, speed)), *row]
+        wanted.append(c.weight)
+        for row, offset in zip(c.rows, c.offsets(velocities), strict=True):
+            wanted += [offset, *row]
     touched = 0
     for data in states(m, 60):
         found, every = iter(numbers(wanted, values_of(data)).tolist()), []
@@ -211,7 +209,7 @@ def test_constraint_rows_are_those_of_mujoco_c(model):
             for _ in c.tangents:
                 slip, along = next(found), np.array([next(found) for _ in range(m.nv)])
                 every += [(weight, offset + s * slip, normal + s * along) for s in (1, -1)]
-            every += [(weight, offset, normal)] * (constraints.EDGES - 2 * len(c.tangents))
+            every += [(weight, offset, normal)] * c.cone.plain
         every = [row for row in every if row[0] > 0.0]
         touched += any(data.efc_type >= 5)
         weights, offsets = (np.array([row[i] for row in every]) for i in (0, 1))

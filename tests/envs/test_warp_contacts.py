@@ -12,8 +12,7 @@ from hypothesis import given, settings
 mujoco = pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
-from mage_diffsim.envs.warp.compiler.algebra import dot  # noqa: E402
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, evaluate, jvp, mul  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate, jvp  # noqa: E402
 from tests.envs.geom_pairs import PAIRS, Pair, State, batch, mjcf, placements  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 
@@ -46,11 +45,9 @@ class Compiled:
         velocities = self.kinematics.velocities(v)
         self.outputs = []
         for c in self.contacts:
-            damping, speed = c.pair.impedance.damping, c.relative(velocities)
-            self.outputs += [c.present, c.weight, *c.normal, *c.normal_row]
-            self.outputs += [add(c.push, mul(damping, dot(c.normal, speed)))]
-            for tangent, row in zip(c.tangents, c.tangent_rows, strict=True):
-                self.outputs += [*row, mul(damping, dot(tangent, speed))]
+            self.outputs += [c.present, c.weight, *c.normal]
+            for row, offset in zip(c.rows, c.offsets(velocities), strict=True):
+                self.outputs += [*row, offset]
 
     def rows(self, state: State):
         """Of the contacts present: normals [k, 3], and of all their rows J, D and aref."""
@@ -68,7 +65,7 @@ class Compiled:
                 continue
             normals.append(normal)
             rows += [(along + s * j, weight, -offset - s * x) for j, x in across for s in (1, -1)]
-            rows += [(along, weight, -offset)] * (constraints.EDGES - 2 * len(across))
+            rows += [(along, weight, -offset)] * c.cone.plain
         return np.array(normals).reshape(-1, 3), [np.array([r[i] for r in rows]) for i in range(3)]
 
     def mujoco(self, state: State):
@@ -160,7 +157,7 @@ def test_derivatives_are_finite_and_float32_is_close(name):
     for real in (np.float64, np.float32):
         contacts = constraints.contacts(at.kinematics, real == np.float64)
         outputs = [x for c in contacts for x in (c.weight, c.push, *c.normal, *(x for p in c.points for x in p))]
-        outputs += [x for c in contacts for row in (c.normal_row, *c.tangent_rows) for x in row]
+        outputs += [x for c in contacts for row in c.rows for x in row]
         outputs += jvp(outputs, dict(zip(at.q, ways, strict=True)))
         values = {f"q{i}": x for i, x in enumerate(positions.T.astype(real))}
         numbers = np.stack([np.broadcast_to(x, len(positions)) for x in evaluate(outputs, values, real)])

@@ -25,7 +25,7 @@ def contacts_of(model):
 
 
 def expressions(c):
-    return [c.present, c.weight, c.push, *c.normal, *itertools.chain(*c.points, *c.tangents), *c.normal_row]
+    return [c.present, c.weight, c.push, *c.normal, *itertools.chain(*c.points, *c.tangents, *c.rows)]
 
 
 @pytest.mark.parametrize("model", ["HalfCheetah", "Ant", Leg, Pile], ids=str)

@@ -1,7 +1,7 @@
 """Stage 4, constraints: contacts as expressions, in MuJoCo's terms (efc_J, efc_aref, efc_D).
 
-A row with acceleration J a pushes with the force -D (J a - aref) where that is positive. A contact with friction has
-four rows, the edges of MuJoCo's pyramid: normal +- friction x tangent.
+A row with acceleration J a pushes with the force -D (J a - aref) where that is positive. The rows of a contact's edges
+are made of those along normal and tangents by its cone (:mod:`.cones`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.collisions import Found, collide
+from mage_diffsim.envs.warp.compiler.cones import Pyramid
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
@@ -21,8 +22,6 @@ from mage_diffsim.envs.warp.compiler.rows import pushing
 SINGLE = 1e-6
 """Takes the place of mjMINVAL in float32: a shorter vector, made of unit vectors or relative to the geoms' size, is a
 rounding error and has no direction."""
-EDGES = 4
-"""Rows of a contact. One without friction has all of them along the normal, each with a quarter of the weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Contact:
     present: Any
     """Condition: closer than the margin."""
     weight: Any
-    """D of each of the :data:`EDGES` rows; 0 where the contact is not present."""
+    """D of each edge; 0 where the contact is not present."""
     push: Any
     """k d(r) r, the part of -aref of every row that does not come from velocity."""
     points: tuple[al.Vector, al.Vector]
@@ -42,17 +41,29 @@ class Contact:
     """From the first geom to the second."""
     tangents: tuple[al.Vector, ...]
     """Tangents times the friction, without those along which nothing can move."""
-    normal_row: list[Any]
-    tangent_rows: tuple[list[Any], ...]
+    rows: tuple[list[Any], ...]
+    """J along normal and tangents, [nv] each."""
     copies: int = 1
     """How many contacts it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Variables in which the copies differ, and their values in each."""
 
-    def relative(self, motions: Sequence[Spatial]) -> al.Vector:
-        """The motion of the second body relative to the first at the contact."""
+    @property
+    def cone(self) -> Pyramid:
+        """The cone of its forces."""
+        return Pyramid(self.pair.dim, len(self.tangents))
+
+    def along(self, motions: Sequence[Spatial]) -> list[Any]:
+        """The motion of the second body relative to the first at the contact, along normal and tangents."""
         first, second = self.pair.bodies
-        return al.minus(at_point(motions[second], self.points[1]), at_point(motions[first], self.points[0]))
+        motion = al.minus(at_point(motions[second], self.points[1]), at_point(motions[first], self.points[0]))
+        return [al.dot(way, motion) for way in (self.normal, *self.tangents)]
+
+    def offsets(self, velocities: Sequence[Spatial]) -> list[Any]:
+        """-aref along normal and tangents."""
+        damping = self.pair.impedance.damping
+        normal, *across = (mul(damping, speed) for speed in self.along(velocities))
+        return [add(normal, self.push), *across]
 
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
@@ -90,13 +101,12 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
     return Contact(
         pair=pair,
         present=less(distance, pair.margin),
-        weight=weight if mu else mul(1.0 / EDGES, weight),
+        weight=weight,
         push=push,
         points=points,  # type: ignore[arg-type]
         normal=normal,
         tangents=tuple(t for t, _ in moving),
-        normal_row=row(normal),
-        tangent_rows=tuple(r for _, r in moving),
+        rows=(row(normal), *(r for _, r in moving)),
     )
 
 

@@ -39,6 +39,8 @@ class Pair:
     places: tuple[Place, Place]
     """Where they are in the frames of these bodies."""
     kinds: tuple[str, str]
+    dim: int
+    """condim: 1 without friction, or 3."""
     friction: float
     """Sliding friction along both tangents; 0 without friction."""
     margin: float
@@ -242,6 +244,7 @@ def _pairs(model: Any) -> list[Pair]:
                 bodies=(first, second),
                 places=(at, there),
                 kinds=(kind_of(model, g1), kind_of(model, g2)),
+                dim=given.dim,
                 friction=max(LEAST_FRICTION, float(given.friction[0])) if given.dim == 3 else 0.0,
                 margin=given.margin,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),

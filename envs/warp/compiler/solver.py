@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import zones
-from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
+from mage_diffsim.envs.warp.compiler.cones import Pyramid
+from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import is_zero
+from mage_diffsim.envs.warp.compiler.graph import is_zero, mul
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rows import Row
 
@@ -90,7 +91,7 @@ def times_mass(mass: Sequence[Sequence[Any]], x: str) -> list[str]:
 
 @dataclasses.dataclass
 class Group:
-    """Contacts whose rows are zero but for the degrees of freedom ``dofs``, and the layout of a record of one.
+    """Contacts of one cone whose rows are zero but for the degrees of freedom ``dofs``, and the layout of a record.
 
     A record holds the rows along normal and tangents, their offsets, values at a and values along the step, and the
     weight. The records of group n are the rows of the array ``contact{n}``; ``touching{n}`` counts those present.
@@ -99,11 +100,12 @@ class Group:
     dofs: tuple[int, ...]
     contacts: dict[int, Contact]
     """By their numbers in the model."""
+    cone: Pyramid
 
     @property
     def kinds(self) -> int:
         """Tangents per contact."""
-        return max(len(c.tangents) for c in self.contacts.values())
+        return self.cone.tangents
 
     @property
     def offset(self) -> int:
@@ -151,6 +153,16 @@ def grouped(moved: Sequence[frozenset[int]], size: int) -> list[tuple[frozenset[
     return groups
 
 
+def by_dim(contacts: Sequence[Contact]) -> dict[int, list[int]]:
+    """The numbers of the contacts by their condim.
+
+    Those without friction are with those of the next condim. They are pyramids whose edges are all along the normal.
+    """
+    dims = sorted({c.pair.dim for c in contacts})
+    taken = {dim: dims[1] if dim == 1 and len(dims) > 1 else dim for dim in dims}
+    return {dim: [n for n, c in enumerate(contacts) if taken[c.pair.dim] == dim] for dim in sorted(set(taken.values()))}
+
+
 class Solver:
     """Emits the solve for one model; its variables are a{i} (the acceleration) and the matrix ``H`` (the Hessian)."""
 
@@ -175,9 +187,12 @@ class Solver:
             entries |= {(i, j) for i in dofs for j in dofs}
         self.hessian = Matrix("H", self.nv, entries)
         self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-6)
-        self.groups = [
-            Group(tuple(sorted(dofs)), {n: contacts[n] for n in numbers}) for dofs, numbers in grouped(moved, self.nv)
-        ]
+        self.groups: list[Group] = []
+        for dim, members in by_dim(contacts).items():
+            for dofs, places in grouped([moved[n] for n in members], self.nv):
+                some = {members[place]: contacts[members[place]] for place in places}
+                cone = Pyramid(dim, max(len(c.tangents) for c in some.values()))
+                self.groups.append(Group(tuple(sorted(dofs)), some, cone))
 
     @property
     def records(self) -> dict[str, tuple[int, int]]:
@@ -237,13 +252,14 @@ class Solver:
         group = self.groups[n]
         (present,) = w.compute(c.present)
         with w.block(f"if (any({present}))"):
-            rows = [[row[d] for d in group.dofs] for row in (c.normal_row, *c.tangent_rows)]
+            rows = [[row[d] for d in group.dofs] for row in c.rows]
             missing = group.kinds - len(c.tangents)
             rows += [[0.0] * len(group.dofs)] * missing
             values = [*(x for row in rows for x in row), *offset, *[0.0] * missing]
-            places = [*range(len(values)), group.weight]
-            w.compute(*values, c.weight)
-            for place, x in zip(places, [*values, c.weight], strict=True):
+            values.append(mul(c.cone.edges / group.cone.edges, c.weight))
+            places = [*range(len(values) - 1), group.weight]
+            w.compute(*values)
+            for place, x in zip(places, values, strict=True):
                 w(f"contact{n}[touching{n}][{place}] = {vector(x)};")
             w(f"++touching{n};")
 
@@ -262,7 +278,7 @@ class Solver:
 
     def _add(self, w: Writer, record: str, group: Group) -> None:
         """Add a contact to gradient and Hessian, and write its values at a."""
-        ways, dofs = range(1 + group.kinds), group.dofs
+        ways, dofs = group.cone.ways, group.dofs
         for t in ways:
             for place, i in enumerate(dofs):
                 w(f"const vec row{t}_{i} = {record}[{t * len(dofs) + place}];")
@@ -271,24 +287,13 @@ class Solver:
             products = [f"row{t}_{i} * a{i}" for i in dofs]
             w(f"const vec value{t} = {record}[{group.offset + t}] + {total(products)};")
             w(f"{record}[{group.value + t}] = value{t};")
-        plain = EDGES - 2 * group.kinds
-        w("vec force0 = splat(0), h0_0 = splat(0);")
-        if plain:
-            w(f"const vec plain = select(value0 < real(0), real({plain}) * weight, splat(0));")
-            w("force0 += plain * value0; h0_0 += plain;")
-        for t in ways[1:]:
-            w(f"const vec up{t} = value0 + value{t}, down{t} = value0 - value{t};")
-            w(f"const vec on{t} = select(up{t} < real(0), weight, splat(0));")
-            w(f"const vec off{t} = select(down{t} < real(0), weight, splat(0));")
-            w(f"force0 += on{t} * up{t} + off{t} * down{t}; h0_0 += on{t} + off{t};")
-            w(f"const vec force{t} = on{t} * up{t} - off{t} * down{t};")
-            w(f"const vec h0_{t} = on{t} - off{t}, h{t}_{t} = on{t} + off{t};")
+        group.cone.push(w)
         for i in dofs:
             w(f"x{i} -= {total([f'row{t}_{i} * force{t}' for t in ways])};")
         for place, i in enumerate(dofs):
-            w(f"const vec y0_{i} = {total([f'h0_{t} * row{t}_{i}' for t in ways])};")
-            for t in ways[1:]:
-                w(f"const vec y{t}_{i} = h0_{t} * row0_{i} + h{t}_{t} * row{t}_{i};")
+            for t in ways:
+                products = [f"h{min(t, u)}_{max(t, u)} * row{u}_{i}" for u in group.cone.coupled(t)]
+                w(f"const vec y{t}_{i} = {total(products)};")
             for j in dofs[: place + 1]:
                 w(f"{self.hessian[i, j]} += {total([f'y{t}_{i} * row{t}_{j}' for t in ways])};")
 
@@ -336,18 +341,8 @@ class Solver:
 
     @staticmethod
     def _along(w: Writer, record: str, group: Group) -> None:
-        """Add a contact to the derivatives along the step, and to ``flips`` whether its rows change."""
+        """Add a contact to the derivatives along the step, and to ``flips`` whether its edges change."""
         w(f"const vec weight = {record}[{group.weight}];")
         for t in range(1 + group.kinds):
             w(f"const vec value{t} = {record}[{group.value + t}], step{t} = {record}[{group.step + t}];")
-        plain = EDGES - 2 * group.kinds
-        edges = [("value0", "step0", f"real({plain}) * weight")] if plain else []
-        for t in range(1, 1 + group.kinds):
-            edges += [(f"(value0 {s} value{t})", f"(step0 {s} step{t})", "weight") for s in "+-"]
-        for value, step, weight in edges:
-            with w.block(""):
-                w(f"const vec along = {step}, start = {value}, value = start + size * along;")
-                w(f"const vec active = select(value < real(0), {weight}, splat(0));")
-                w("first_order += active * value * along; second_order += active * along * along;")
-                # A row whose weight is 0 in a lane is not there.
-                w("flips = flips | (((value < real(0)) != (start < real(0))) & (weight > real(0)));")
+        group.cone.along(w)

@@ -53,11 +53,7 @@ class Step:
         self.contacts = joined(graph, contacts(self.kinematics, exact))
         self.solver = Solver(self.kinematics, self.mass, self.rows, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
-        self.offsets = []
-        for c in self.contacts:
-            b, speed = c.pair.impedance.damping, c.relative(velocities)
-            along = [mul(b, al.dot(way, speed)) for way in (c.normal, *c.tangents)]
-            self.offsets.append([add(along[0], c.push), *along[1:]])
+        self.offsets = [c.offsets(velocities) for c in self.contacts]
         damping = [float(x) for x in m.dof_damping]
         self.damped: Matrix | None = None
         if model.implicit_damping:

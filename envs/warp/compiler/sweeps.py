@@ -19,11 +19,11 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
-from mage_diffsim.envs.warp.compiler.constraints import EDGES, Contact
+from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
-from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, less, mul, reachable, sub, vjp, where
+from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, mul, reachable, sub, vjp
 from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.solver import times_mass
@@ -270,35 +270,17 @@ class Sweeps:
             frames.append([found[i] for i in sorted(found)] if tree else [])
         return frames
 
-    def _forces(self, c: Contact) -> tuple[Any, list[Any]]:
+    def _forces(self, c: Contact) -> list[Any]:
         """The contact's force along the normal, and along each tangent (times the friction)."""
-        accelerations, velocities = (c.relative(motions) for motions in self._motions[:2])
-        b = c.pair.impedance.damping
-
-        def pull(way: al.Vector) -> Any:
-            return add(al.dot(way, accelerations), mul(b, al.dot(way, velocities)))
-
-        def force(value: Any, rows: int) -> Any:
-            return where(less(value, 0.0), mul(-float(rows), mul(c.weight, value)), 0.0)
-
-        normal = add(pull(c.normal), c.push)
-        plain = EDGES - 2 * len(c.tangents)
-        total: Any = force(normal, plain) if plain else 0.0
-        along = []
-        for tangent in c.tangents:
-            sideways = pull(tangent)
-            up, down = force(add(normal, sideways), 1), force(sub(normal, sideways), 1)
-            total = add(total, add(up, down))
-            along.append(sub(up, down))
-        return total, along
+        accelerations, offsets = c.along(self._motions[0]), c.offsets(self._motions[1])
+        return c.cone.forces([add(a, offset) for a, offset in zip(accelerations, offsets, strict=True)], c.weight)
 
     def _load(self, c: Contact) -> Load:
         """The contact as a load; its power is its force times the relative motion lam at it."""
-        normal, along = self._forces(c)
-        motion = c.relative(self._motions[2])
-        power, forces = mul(normal, al.dot(c.normal, motion)), [mul(x, normal) for x in c.normal_row]
-        for tangent, row, force in zip(c.tangents, c.tangent_rows, along, strict=True):
-            power = add(power, mul(force, al.dot(tangent, motion)))
+        power: Any = 0.0
+        forces: list[Any] = [0.0] * self.step.nv
+        for force, row, motion in zip(self._forces(c), c.rows, c.along(self._motions[2]), strict=True):
+            power = add(power, mul(force, motion))
             forces = [add(total, mul(x, force)) for total, x in zip(forces, row, strict=True)]
         return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers)
 
