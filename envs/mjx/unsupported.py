@@ -109,7 +109,10 @@ def _elements(model: Any) -> Iterator[Refusal]:
         )
     if model.nmocap:
         yield Refusal("mocap bodies are not covered", "mocap bodies", elements_of(mujoco, model, "nmocap"))
-    for i in range(model.nu):
+    for i in np.flatnonzero(model.actuator_ctrlnum != 1):
+        actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
+        yield Refusal(f"{actuator} does not have one control", "actuators of several controls", (actuator,))
+    for i in range(model.nactuator):
         if 0 <= model.actuator_group[i] <= 30 and model.opt.disableactuator & (1 << int(model.actuator_group[i])):
             actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
             yield Refusal("MJX ignores actuatorgroupdisable", "actuatorgroupdisable", (actuator,))
@@ -141,7 +144,7 @@ def _rotations(model: Any) -> Iterator[Refusal]:
                 "springs of free and ball joints",
                 (f"joint {name!r}",),
             )
-    for i in range(model.nu):
+    for i in range(model.nactuator):
         by_length = model.actuator_gaintype[i] != mujoco.mjtGain.mjGAIN_FIXED or not (
             model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_NONE
             or (model.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE and model.actuator_biasprm[i, 1] == 0.0)

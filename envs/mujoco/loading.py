@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mage_diffsim.envs.mujoco.controls import actuator_names, control_names, control_ranges, distinct
 from mage_diffsim.envs.mujoco.model import (
     BodyPosition,
     MeanVelocity,
@@ -73,9 +74,8 @@ def load_simulation(
         contact_margin: one of :data:`CONTACT_MARGINS`, see :attr:`.task.MujocoTask.contact_margin`.
 
     Raises:
-        InputError: the model does not load, has no joint or no actuator, has an actuator without a control range, has
-            state that a task's state leaves out, lacks what a readout names, or has margins that cannot be combined as
-            asked.
+        InputError: the model does not load, has no joint or no actuator, has a control that nothing bounds, has state
+            that a task's state leaves out, lacks what a readout names, or has margins that cannot be combined as asked.
         MissingExtra: mujoco is not installed.
     """
     mujoco = load_mujoco()
@@ -101,7 +101,7 @@ def load_simulation(
 
     _require_covered(mujoco, model, where)
     moving, quaternions = _moving_names(mujoco, model)
-    actions = _actuator_names(mujoco, model)
+    ranges = control_ranges(mujoco, model, where)
     resolved, slices, names = [], {}, [*moving]
     for key, readout in readouts.items():
         kind, i = _resolve(mujoco, model, where, key, readout)
@@ -121,9 +121,9 @@ def load_simulation(
         readouts=tuple(resolved),
         readout_slices=slices,
         state_names=tuple(names),
-        action_names=actions,
-        action_low=tuple(model.actuator_ctrlrange[:, 0].tolist()),
-        action_high=tuple(model.actuator_ctrlrange[:, 1].tolist()),
+        action_names=control_names(mujoco, model),
+        action_low=tuple(low for low, _ in ranges),
+        action_high=tuple(high for _, high in ranges),
         quaternions=quaternions,
     )
 
@@ -137,12 +137,7 @@ def _require_covered(mujoco: Any, model: Any, where: str) -> None:
     if not model.nv:
         raise InputError(f"{where}: the model has no joint, so there is nothing to control; give it one")
     if not model.nu:
-        raise InputError(f"{where}: the model has no actuator, so there is nothing to control; give it one")
-    if getattr(model, "nactuator", model.nu) != model.nu:
-        raise InputError(
-            f"{where}: the model has an actuator of several controls, which actions are not mapped to; use actuators "
-            "of one control"
-        )
+        raise InputError(f"{where}: the model has no actuator with a control, so there is nothing to do; give it one")
     user = np.flatnonzero(model.actuator_dyntype == mujoco.mjtDyn.mjDYN_USER)
     if len(user):
         raise InputError(
@@ -150,7 +145,7 @@ def _require_covered(mujoco: Any, model: Any, where: str) -> None:
             "activation a callback computes; use another dyntype"
         )
     if np.any(model.actuator_delay):
-        late = _actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
+        late = actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
         raise InputError(
             f"{where}: actuator {late!r} has a delay, whose history a task's state leaves out; use actuators without"
         )
@@ -161,13 +156,6 @@ def _require_covered(mujoco: Any, model: Any, where: str) -> None:
         raise InputError(f"{where}: the model lets bodies sleep, which a task's state leaves out; disable it")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
         raise InputError(f"{where}: the flag ipc keeps multipliers that a task's state leaves out; disable it")
-    for i, action in enumerate(_actuator_names(mujoco, model)):
-        low, high = model.actuator_ctrlrange[i]
-        if not model.actuator_ctrllimited[i] or not low < high or not np.isfinite(high - low):
-            raise InputError(
-                f"{where}: actuator {action!r} has no finite control range, which actions in [-1, 1] are scaled to; "
-                "give it ctrlrange='LOW HIGH'"
-            )
 
 
 def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
@@ -212,31 +200,6 @@ def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
     model.geom_margin[sorted(halved)] *= 0.5
 
 
-def _actuator_names(mujoco: Any, model: Any) -> tuple[str, ...]:
-    """The actuators' names. One without a name takes its joint's, with ``_2`` and so on where that is taken."""
-    own = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
-    joints = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
-    names = []
-    for i, name in enumerate(own):
-        if not name and mujoco.mjtTrn(model.actuator_trntype[i]) in joints:
-            name = element_name(mujoco, model, "JOINT", int(model.actuator_trnid[i, 0]))
-        names.append(name or f"actuator{i}")
-    return tuple(_distinct(names, keep=[bool(name) for name in own]))
-
-
-def _distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
-    """The names, made different: later ones of equals get ``_2``, ``_3``, ...; those to ``keep`` stay as they are."""
-    used = {name for name, kept in zip(names, keep, strict=True) if kept}
-    found = []
-    for name, kept in zip(names, keep, strict=True):
-        place, unique = 2, name
-        while not kept and unique in used:
-            unique, place = f"{name}_{place}", place + 1
-        used.add(unique)
-        found.append(unique)
-    return found
-
-
 def _moving_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
     """Names of all positions, velocities, activations and numbers of mocap poses, in this order and all different; and
     where quaternions start among them.
@@ -262,13 +225,13 @@ def _moving_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
         own = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_JOINT, i) == positions[-1]
         given += [own] * (len(positions) - len(given))
     others = [*velocities]
-    for i, name in enumerate(_actuator_names(mujoco, model)):
+    for i, name in enumerate(actuator_names(mujoco, model)):
         others += [f"{name}_activation"] * int(model.actuator_actnum[i])
     for mocap in range(model.nmocap):
         body = element_name(mujoco, model, "BODY", int(np.flatnonzero(model.body_mocapid == mocap)[0]))
         quaternions.append(len(positions) + len(others) + 3)
         others += [f"{body}_{axis}" for axis in (*AXES, *QUATERNION)]
-    return _distinct(positions + others, keep=given + [False] * len(others)), tuple(quaternions)
+    return distinct(positions + others, keep=given + [False] * len(others)), tuple(quaternions)
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:

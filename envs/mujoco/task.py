@@ -23,10 +23,22 @@ class MujocoTask(Task):
 
     The state is ``qpos | qvel | act | mocap | readouts``: ``act`` has the activations of muscles, filters and
     integrators, and ``mocap`` has x, y, z and a unit quaternion of every mocap body, which a step leaves as they are.
-    Joints, actuators and their ranges are read from the model; the action in [-1, 1] is scaled to each actuator's
-    control range. A *readout* is what the step computes besides the next positions and velocities, differentiable in
-    every backend; ``self.readout(state, name)`` finds it in the state. A step depends on the state alone: the
-    constraint solver starts without memory of earlier steps.
+    Joints and actuators are read from the model; there is one action for every control of an actuator. A *readout* is
+    what the step computes besides the next positions and velocities, differentiable in every backend;
+    ``self.readout(state, name)`` finds it in the state. A step depends on the state alone: the constraint solver starts
+    without memory of earlier steps.
+
+    An action in [-1, 1] is scaled to its control's ``ctrlrange``. A control without one gets its range from what it
+    does:
+
+    * a muscle: 0 to 1;
+    * a filter with ``actrange``: that;
+    * an integrator with ``actrange``: the rates that cross it in one second;
+    * a servo (its bias depends on the length): the controls that rest at the ends of the range of its joint or tendon,
+      and at -pi and pi on a hinge without a range and on a ball joint;
+    * another actuator of fixed gain: the controls that reach the ends of its ``forcerange``, or of the
+      ``actuatorfrcrange`` of its joint or tendon, at rest;
+    * an orientation servo: -pi to pi per component of a rotation vector, -1 to 1 per component of a quaternion.
 
     Reading anything that comes from the model needs ``mujoco`` (extra ``mjx``).
 

@@ -117,7 +117,8 @@ BAD = {
     ),
     "no range": (
         dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', "")),
-        "actuator 'push' has no finite control range, which actions in \\[-1, 1\\] are scaled to; give it ctrlrange",
+        "nothing bounds the control of actuator 'push', and actions in \\[-1, 1\\] are scaled to its range; give it "
+        "ctrlrange='LOW HIGH' or forcerange",
     ),
     "user activation": (
         dict(mjcf=SLIDER.replace("<motor", "<general dyntype='user'")),
@@ -146,7 +147,7 @@ BAD = {
         dict(mjcf=SLIDER.replace("</worldbody>", "<site name='anchor'/></worldbody>" + PLASTIC_TENDON)),
         "plastic springs or flexes",
     ),
-    "infinite range": (dict(mjcf=SLIDER.replace("-1 4", "-inf inf")), "'push' has no finite control range"),
+    "infinite range": (dict(mjcf=SLIDER.replace("-1 4", "-inf inf")), "nothing bounds the control of actuator 'push'"),
     "delay": (
         dict(mjcf=SLIDER.replace('gear="3"', 'gear="3" delay="0.01" nsample="2"')),
         "actuator 'push' has a delay, whose history a task's state leaves out",

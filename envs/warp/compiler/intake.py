@@ -199,7 +199,7 @@ def refusals(model: Any) -> Iterator[Refusal]:
             if model.jnt_stiffness[j]:
                 what = "stiffness of free or ball joint"
                 yield Refusal(f"{what} {joint!r}", f"{what}s", (f"joint {joint!r}",))
-    for i in range(model.nu):
+    for i in range(model.nactuator):
         group, actuator = int(model.actuator_group[i]), f"actuator {name('ACTUATOR', i)!r}"
         if 0 <= group <= 30 and option.disableactuator & (1 << group):
             what = f"actuator group {group}, which is disabled"
