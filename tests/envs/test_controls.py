@@ -72,6 +72,10 @@ SEVERAL = (
 )
 
 
+BALL = """<mujoco><worldbody><body><joint name="ball" type="ball"/><geom size=".1"/></body></worldbody><actuator>
+ <orientation name="aim" joint="ball"/></actuator></mujoco>"""
+
+
 class Several(Body):
     name = "Several"
     mjcf = MODEL.format(SEVERAL)
@@ -81,7 +85,7 @@ class Several(Body):
 @pytest.mark.parametrize("backend", ["mjx", "warp"])
 def test_backends_that_do_not_cover_several_controls_refuse_them(backend):
     pytest.importorskip("warp" if backend == "warp" else "mujoco.mjx")
-    aim = type("Aim", (Body,), {"mjcf": MODEL.format('<orientation name="aim" joint="ball" kp="9"/>')})()
+    aim = type("Aim", (Body,), {"name": "Aim", "mjcf": BALL})()
     with pytest.raises(InputError, match=r"task Aim: .*actuator 'aim'"):
         load(BACKENDS[backend]).check_covers(aim)
 
