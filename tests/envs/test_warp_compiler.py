@@ -298,7 +298,7 @@ def refused(mjcf, **attributes):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (('integrator="RK4"', 'integrator="implicitfast"'), "integrator implicitfast"),
+        (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
         (("<option ", '<option cone="elliptic" '), "elliptic friction cones"),
         (("<option ", '<option noslip_iterations="3" '), "noslip iterations"),
         (('damping=".3"', 'frictionloss=".3"'), "friction loss"),

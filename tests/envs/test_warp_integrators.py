@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("mujoco")
+mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
-from mage_diffsim.envs import make_physics
-from tests.envs.small_models import Body, jacobian
-from tests.envs.warp_models import LEG, physics_of, samples, scaled
-from tests.marks import slow_but
+from mage_diffsim.envs import make_physics  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import evaluate  # noqa: E402
+from mage_diffsim.envs.warp.compiler.intake import read  # noqa: E402
+from mage_diffsim.envs.warp.compiler.step import Step  # noqa: E402
+from tests.envs.small_models import Body, jacobian  # noqa: E402
+from tests.envs.warp_models import LEG, physics_of, samples, scaled  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
+
+# In a fluid: a free body with another welded to it; a ball joint that carries two branches; a free body that carries a
+# hinge. Servos with and without a force range.
+FLOATING = """<mujoco><option timestep="0.004" integrator="INTEGRATOR" density="30" viscosity=".5" wind=".3 -.2 .1"/>
+ <default><geom density="300" friction=".8 .1 .1"/></default><worldbody><geom type="plane" size="9 9 1"/><body
+ name="drone" pos="0 0 .2"><freejoint name="root"/><geom type="capsule" size=".05" fromto="-.1 .02 0 .2 0
+ .1"/><body pos=".1 0 .1" euler="10 20 30"><geom type="box" size=".1 .05 .02" contype="0"
+ conaffinity="0"/></body></body><body pos="0 2 .6"><joint name="ball" type="ball" damping=".1"/><geom
+ type="capsule" size=".04" fromto="0 0 0 .1 .1 -.3"/><body pos=".1 .1 -.3"> <joint name="left" axis="0 1 1"
+ damping=".05" armature=".01" limited="true" range="-40 40"/><geom type="capsule" size=".03" fromto="0 0 0 .2
+ .1 -.1"/></body><body pos=".1 .1 -.3"><joint name="right" type="slide" axis="1 0 1" damping="3"
+ stiffness="20"/><geom type="box" size=".05 .1 .02" contype="0" conaffinity="0"/></body></body><body pos="2 0
+ .4"><freejoint name="trunk"/><geom size=".1"/><body pos=".1 0 0"><joint name="tail" axis="0 0 1"
+ damping="-.01"/><geom type="capsule" size=".03" fromto="0 0 0 .2 0
+ .1"/></body></body></worldbody><actuator><position joint="left" kp="20" kv="1" ctrlrange="-1 1" forcerange="-3
+ 3"/><velocity joint="right" kv="5" gear="2" ctrlrange="-1 1"/><velocity joint="tail" kv=".5" ctrlrange="-9
+ 9"/></actuator></mujoco>"""
 
 
 class ExplicitLeg(Body):
@@ -20,10 +41,67 @@ class ExplicitLeg(Body):
     name, mjcf = "ExplicitLeg", LEG.replace('integrator="RK4"/>', '><flag eulerdamp="disable"/></option>')
 
 
-MODELS = (ExplicitLeg,)
+class Fast(Body):
+    name, mjcf = "Fast", FLOATING.replace("INTEGRATOR", "implicitfast")
 
 
-@pytest.mark.parametrize("model", slow_but([ExplicitLeg], MODELS), ids=lambda m: m.name)
+class Full(Body):
+    name, mjcf = "Full", FLOATING.replace("INTEGRATOR", "implicit")
+
+
+class FastLeg(Body):
+    name, mjcf = (
+        "FastLeg",
+        LEG.replace("RK4", "implicitfast").replace('<motor joint="hip" gear="20"', '<velocity joint="hip" kv="4"'),
+    )
+
+
+class FullLeg(Body):
+    name, mjcf = "FullLeg", FastLeg.mjcf.replace("implicitfast", "implicit")
+
+
+MODELS = (ExplicitLeg, Fast, Full, FastLeg, FullLeg)
+
+
+def name_of(model):
+    return model.name
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_the_equations_of_implicit_velocities_are_those_of_mujoco_c(model):
+    step = Step(read(model().simulation), exact=True)
+    m, rng = step.m, np.random.default_rng(0)
+    data, entries, h = mujoco.MjData(m), step.implicit.entries(), step.timestep
+    symmetric = np.array([step.implicit.matrix is None or d not in step.implicit.matrix.skew for d in range(m.nv)])
+    for _ in range(20):
+        data.qpos[:] = m.qpos0 + rng.normal(size=m.nq) * rng.choice([0.05, 0.3, 1.0])
+        mujoco.mj_normalizeQuat(m, data.qpos)
+        data.qvel[:], data.ctrl[:] = 3 * rng.normal(size=m.nv), 2 * rng.normal(size=m.nu)
+        given = zip("qvu", (data.qpos, data.qvel, data.ctrl), strict=True)
+        values = {f"{name}{i}": float(x) for name, xs in given for i, x in enumerate(xs)}
+        found = evaluate(list(entries.values()), values)
+        change, mass, before = np.zeros((m.nv, m.nv)), np.zeros((m.nv, m.nv)), data.qvel.copy()
+        for (i, j), x in zip(entries, found, strict=True):
+            change[i, j] = x
+            if symmetric[i]:
+                change[j, i] = x
+        mujoco.mj_step(m, data)
+        if "implicit" in step.model.integrator:
+            theirs = np.zeros((m.nv, m.nv))
+            for i, (begin, n) in enumerate(zip(m.D_rowadr, m.D_rownnz, strict=True)):
+                theirs[i, m.D_colind[begin : begin + n]] = data.qDeriv[begin : begin + n]
+            # MuJoCo's implicitfast keeps the bias of free bodies elsewhere.
+            rows = symmetric | (step.model.integrator == "implicit")
+            np.testing.assert_allclose(
+                change[rows], theirs[rows], rtol=0.0, atol=1e-11 * max(1.0, np.abs(theirs).max())
+            )
+        mujoco.mj_fullM(m, data, mass)
+        force = data.qfrc_smooth + data.qfrc_constraint
+        ours = (mass - h * change) @ (data.qvel - before) / h
+        np.testing.assert_allclose(ours, force, rtol=0.0, atol=1e-9 * max(1.0, np.abs(force).max()))
+
+
+@pytest.mark.parametrize("model", slow_but([ExplicitLeg, FastLeg], MODELS), ids=name_of)
 def test_a_step_and_its_derivative_are_those_of_converged_mujoco_c(model):
     task, state, action = samples(model)
     reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(model)

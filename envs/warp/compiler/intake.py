@@ -70,8 +70,8 @@ class Model:
     simulation: Simulation
     model: Any
     """``mujoco.MjModel``, for the numbers of the tree: positions, axes, masses, damping."""
-    runge_kutta: bool
-    """Whether steps are RK4; otherwise Euler."""
+    integrator: str
+    """"Euler", "RK4", "implicit" or "implicitfast"."""
     implicit_damping: bool
     """Whether Euler takes joint damping at the velocity after the step."""
     gravity: tuple[float, float, float]
@@ -83,6 +83,11 @@ class Model:
     """"hinge", "slide", "ball" or "free"."""
     bodies: tuple[Rigid, ...]
     """Inertia of the bodies, without those that are welded to another."""
+
+    @property
+    def runge_kutta(self) -> bool:
+        """Whether steps have four passes."""
+        return self.integrator == "RK4"
 
 
 def read(simulation: Simulation) -> Model:
@@ -100,12 +105,12 @@ def read(simulation: Simulation) -> Model:
         )
     weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
     x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
-    runge_kutta = mujoco.mjtIntegrator(model.opt.integrator).name == "mjINT_RK4"
-    explicit = runge_kutta or model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    integrator = INTEGRATORS[_integrator(mujoco, model)]
+    explicit = integrator != "Euler" or model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_EULERDAMP
     return Model(
         simulation=simulation,
         model=model,
-        runge_kutta=runge_kutta,
+        integrator=integrator,
         # MuJoCo leaves damping explicit where none is positive.
         implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0)),
         gravity=(float(x), float(y), float(z)),
@@ -116,6 +121,9 @@ def read(simulation: Simulation) -> Model:
         bodies=tuple(rigid_bodies(model)),
     )
 
+
+INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICIT": "implicit", "IMPLICITFAST": "implicitfast"}
+"""Integrators that are covered: MuJoCo's constant to the name in MJCF."""
 
 COLLISIONS = {
     ("plane", "sphere"),
@@ -177,8 +185,8 @@ def refusals(model: Any) -> Iterator[Refusal]:
         what = "tendons that pull or limit"
         yield Refusal(what, what, tuple(dict.fromkeys(x for f in TENDON for x in elements_of(mujoco, model, f))))
     option = model.opt
-    integrator = mujoco.mjtIntegrator(option.integrator).name.removeprefix("mjINT_")
-    if integrator not in ("EULER", "RK4"):
+    integrator = _integrator(mujoco, model)
+    if integrator not in INTEGRATORS:
         yield Refusal(f"integrator {integrator.lower()}", f"integrator {integrator.lower()}")
     if option.noslip_iterations:
         yield Refusal("noslip iterations", "noslip iterations")
@@ -225,6 +233,10 @@ def refusals(model: Any) -> Iterator[Refusal]:
             yield Refusal(f"condim {condim}: {pair}", f"condim {condim}", (pair,))
         if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
             yield Refusal("elliptic friction cones", "elliptic friction cones", (pair,))
+
+
+def _integrator(mujoco: Any, model: Any) -> str:
+    return mujoco.mjtIntegrator(model.opt.integrator).name.removeprefix("mjINT_")
 
 
 def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:

@@ -95,7 +95,7 @@ class Program:
             for place, name in enumerate(s.kept):
                 w(f"{name} = kept(pass, {place});")
             if not s.model.runge_kutta:
-                s.implicit(w)
+                s.implicit.solve(w)
             self.sweeps.reverse(w)
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import zones
@@ -29,14 +29,32 @@ SEARCHES = 20
 
 
 class Matrix:
-    """Code for a symmetric matrix of variables ``{name}{i}_{j}``, with fill-in, factored in place as L' D L."""
+    """Code for a matrix of variables ``{name}{i}_{j}``, with fill-in, factored in place as L' D L.
 
-    def __init__(self, name: str, size: int, entries: set[tuple[int, int]]) -> None:
-        self.name, self.size = name, size
+    Blocks in which it is not symmetric become U D L, without pivoting.
+
+    Args:
+        name: the start of the variables' names.
+        size: number of rows.
+        entries: the places that are not 0; with (i, j) also (j, i) may be.
+        skew: the rows, and columns, of blocks that are not symmetric.
+    """
+
+    def __init__(
+        self, name: str, size: int, entries: set[tuple[int, int]], skew: Collection[int] = frozenset()
+    ) -> None:
+        self.name, self.size, self.skew = name, size, skew
         self.entries = filled(size, entries)
 
     def __getitem__(self, place: tuple[int, int]) -> str:
-        return f"{self.name}{max(place)}_{min(place)}"
+        i, j = place if place[0] in self.skew else (max(place), min(place))
+        return f"{self.name}{i}_{j}"
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The places (row, column) that have variables, the lower triangle first."""
+        lower = sorted(self.entries)
+        return [*lower, *((j, i) for i, j in lower if i != j and i in self.skew)]
 
     def _row(self, k: int) -> list[int]:
         return [i for i in range(k) if (k, i) in self.entries]
@@ -49,7 +67,7 @@ class Matrix:
 
     def declare(self, w: Writer) -> None:
         """Declare the entries and the inverses of D, named ``{name}inv{k}``."""
-        w.declare([self[e] for e in sorted(self.entries)])
+        w.declare([self[place] for place in self.places])
         w.declare([f"{self.name}inv{k}" for k in range(self.size)])
 
     def factor(self, w: Writer) -> None:
@@ -57,22 +75,25 @@ class Matrix:
         for k in reversed(range(self.size)):
             w(f"{self.name}inv{k} = over(splat(1), {self[k, k]});")
             for i in reversed(self._row(k)):
-                w(f"{{ const vec part = {self[k, i]} * {self.name}inv{k};")
+                w(f"{{ const vec part = {self[i, k]} * {self.name}inv{k};")
                 for j in self._row(k):
-                    if j <= i:
+                    if j <= i or k in self.skew:
                         w(f"  {self[i, j]} -= part * {self[k, j]};")
-                w(f"  {self[k, i]} = part; }}")
+                w(f"  {self[i, k]} = part; }}")
+            if k in self.skew:
+                for i in self._row(k):
+                    w(f"{self[k, i]} *= {self.name}inv{k};")
 
-    def solve(self, w: Writer, x: str) -> None:
-        """Replace the vector of variables ``{x}{i}`` by the solution."""
+    def solve(self, w: Writer, x: str, transposed: bool = False) -> None:
+        """Replace the vector of variables ``{x}{i}`` by the solution, with the matrix or its transpose."""
         for k in reversed(range(self.size)):
             for i in self._row(k):
-                w(f"{x}{i} -= {self[k, i]} * {x}{k};")
+                w(f"{x}{i} -= {self[(k, i) if transposed else (i, k)]} * {x}{k};")
         for k in range(self.size):
             w(f"{x}{k} *= {self.name}inv{k};")
         for k in range(self.size):
             for i in self._row(k):
-                w(f"{x}{k} -= {self[k, i]} * {x}{i};")
+                w(f"{x}{k} -= {self[(i, k) if transposed else (k, i)]} * {x}{i};")
 
 
 def filled(size: int, entries: set[tuple[int, int]]) -> set[tuple[int, int]]:

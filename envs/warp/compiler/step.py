@@ -12,13 +12,14 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import contacts
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total
+from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, is_zero, mul
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, mul
+from mage_diffsim.envs.warp.compiler.implicit import Implicit
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.repeat import joined
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows
-from mage_diffsim.envs.warp.compiler.solver import Matrix, Solver, times_mass
+from mage_diffsim.envs.warp.compiler.solver import Solver
 
 REACH = (0.5, 0.5, 1.0)
 """RK4: timesteps from the start to the next stage."""
@@ -30,7 +31,7 @@ class Step:
     """The expressions of one model, and the code of a pass.
 
     Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; u{i} controls; e{i} the acceleration
-    that moves the velocity (damping implicit).
+    that moves the velocity (:mod:`.implicit`).
     """
 
     def __init__(self, model: Model, exact: bool) -> None:
@@ -54,12 +55,7 @@ class Step:
         self.solver = Solver(self.kinematics, self.mass, self.rows, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
         self.offsets = [c.offsets(velocities) for c in self.contacts]
-        damping = [float(x) for x in m.dof_damping]
-        self.damped: Matrix | None = None
-        if model.implicit_damping:
-            entries = {(i, j) for i, row in enumerate(self.mass) for j, x in enumerate(row) if not is_zero(x)}
-            self.damped = Matrix("B", self.nv, entries)
-        self.damping = damping
+        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.u)
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
@@ -79,9 +75,7 @@ class Step:
         """Variables that live through the whole kernel; forward ones also those that only a solve and a move need."""
         w.declare(self.names("a"))
         self.solver.declare(w)
-        if self.damped is not None:
-            self.damped.declare(w)
-        w.declare(self.names("e"))
+        self.implicit.declare(w)
         if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
             w.declare([*self.names("sum_v"), *self.names("sum_a")])
@@ -101,23 +95,7 @@ class Step:
         with w.block(first):
             self._watch(w, self.names("a"))
         if not self.model.runge_kutta:
-            self.implicit(w)
-
-    def implicit(self, w: Writer) -> None:
-        """Emit e{i}: (M + h D) e = M a, with the factored matrix B."""
-        if self.damped is None:
-            for i in range(self.nv):
-                w(f"e{i} = a{i};")
-            return
-        w.compute(*(m for row in self.mass for m in row))
-        for i, j in sorted(self.damped.entries):
-            value = reference(self.mass[i][j])
-            extra = f" + {literal(self.timestep * self.damping[i])}" if i == j and self.damping[i] else ""
-            w(f"{self.damped[i, j]} = splat(0) + {value}{extra};")
-        for i, product in enumerate(times_mass(self.mass, "a")):
-            w(f"e{i} = {product};")
-        self.damped.factor(w)
-        self.damped.solve(w, "e")
+            self.implicit.solve(w)
 
     def watch_state(self, w: Writer) -> None:
         """Count a diverged state as failed, as MuJoCo C warns of it before each step and after the last."""

@@ -3,12 +3,12 @@
 At the solution of a pass the accelerations satisfy, with inverse dynamics RNE,
 
     G1(q, v, u, a) = RNE(q, v, a) + armature a - smooth(q, v, u) - J' f(q, v, a) = 0        (the solver's optimum)
-    G2(q, v, a, e) = M(q) (e - a) + h D e = 0                                         (Euler's implicit damping)
+    G2(q, v, u, a, e) = M(q) (e - a) - h D(q, v, u) e = 0                             (:mod:`.implicit`)
 
-with dG1/da = H, the factored Hessian, and dG2/de = M + h D. For a cotangent g of e, mu = (M + h D)^-1 g and
+with dG1/da = H, the factored Hessian, and dG2/de = M - h D. For a cotangent g of e, mu = (M - h D)^-T g and
 lam = H^-1 M mu; the derivative by (q, v, u) is -lam' dG1 - mu' dG2, one reverse sweep over inverse dynamics, forces and
 contacts. The mass matrix's algorithm, its factorisation and the solver are not differentiated. Tangents go the other
-way: da = -H^-1 dG1 and (M + h D) de = M da - dG2.
+way: da = -H^-1 dG1 and (M - h D) de = M da - dG2.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, mul, reachable, sub, vjp
 from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
-from mage_diffsim.envs.warp.compiler.solver import times_mass
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
 
 
@@ -42,26 +41,27 @@ class Sweeps:
         self.lam, self.mu, self.e = graph.inputs("x", s.nv), graph.inputs("c", s.nv), graph.inputs("e", s.nv)
         kinematics = s.kinematics
         self._motions = [kinematics.velocities(x) for x in (s.a, s.v, self.lam)]
-        dynamic = [accelerations(kinematics, s.v, s.a)]
-        tests = [self._motions[2]]
-        if s.damped is not None:
-            dynamic.append(accelerations(kinematics, [0.0] * s.nv, self._gap(), gravity=False))
-            tests.append(kinematics.velocities(self.mu))
+        dynamic = accelerations(kinematics, s.v, s.a)
+        motions = [*self._motions, *dynamic]
+        tests = [(self._motions[2], wrenches(kinematics, *dynamic))]
+        if s.implicit.matrix is not None:
+            tests.append((kinematics.velocities(self.mu), s.implicit.loads(s.a, self.e)))
+            motions += [tests[1][0], *s.implicit.motions(s.a, self.e)]
         drags = drag(kinematics, s.v)
         self._powers: list[Any] = [0.0] * len(drags)
         """lam' G1 + mu' G2 without what belongs to joints and contacts, by body: its load times its motion lam (mu)."""
-        for (velocity, acceleration), test in zip(dynamic, tests, strict=True):
-            for b, load in enumerate(wrenches(kinematics, velocity, acceleration)):
+        for test, loads in tests:
+            for b, load in enumerate(loads):
                 for along, x in zip(test[b], load, strict=True):
                     self._powers[b] = add(self._powers[b], al.dot(along, x))
         for b, load in enumerate(drags):
-            for along, x in zip(tests[0][b], load, strict=True):
+            for along, x in zip(self._motions[2][b], load, strict=True):
                 self._powers[b] = sub(self._powers[b], al.dot(along, x))
         self.loads = [self._load(c) for c in s.contacts]
         """What acts between bodies."""
         self.targets = dict(zip(s.u, s.names("gu", s.nu), strict=True))
         """Inputs that do not change in a pass, and the variables that gather the derivatives by them."""
-        self._frames = self._places([*self._motions, *(motions for pair in dynamic for motions in pair), *tests])
+        self._frames = self._places(motions)
 
     def declare(self, w: Writer) -> None:
         """RK4's variables: cotangents of the substep's start and of its sums."""
@@ -86,15 +86,9 @@ class Sweeps:
                     w(f"lv{i} += {h} * {names[s.nv + i]};")
                 w.assign(s.names("lq"), start)
             w.declare(s.names("c"))
-            if s.damped is None:
-                for i in range(s.nv):
-                    w(f"x{i} = {h} * lv{i};")
-            else:
-                for i in range(s.nv):
-                    w(f"c{i} = {h} * lv{i};")
-                s.damped.solve(w, "c")
-                for i, product in enumerate(times_mass(s.mass, "c")):
-                    w(f"x{i} = {product};")
+            for i in range(s.nv):
+                w(f"c{i} = {h} * lv{i};")
+            s.implicit.adjoint(w)
             s.solver.hessian.solve(w, "x")
             self._residuals(w, "lq{0} += {1}; lv{0} += {2};")
         with w.block("if (pass == 0)"):
@@ -159,7 +153,12 @@ class Sweeps:
             line: code that takes a degree of freedom, and the derivatives by its tangent of q and by its v.
         """
         s, kinematics, m = self.step, self.step.kinematics, self.step.m
-        joints = vjp(zip(self._joint_forces(), self.lam, strict=True))
+        joints = vjp(
+            [
+                *zip(self._joint_forces(), self.lam, strict=True),
+                *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
+            ]
+        )
         for name, text in zip(
             self.targets.values(), w.compute(*(joints.get(x, 0.0) for x in self.targets)), strict=True
         ):
@@ -252,13 +251,6 @@ class Sweeps:
         forces = [add(a, b) for a, b in zip(self._joint_forces(), fluid, strict=True)]
         return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.a), forces, strict=True)]
 
-    def _gap(self) -> list[Any]:
-        return [sub(e, a) for e, a in zip(self.e, self.step.a, strict=True)]
-
-    def _implicit(self) -> list[Any]:
-        """G2 without what does not depend on q."""
-        return inverse_dynamics(self.step.kinematics, [0.0] * self.step.nv, self._gap(), gravity=False)
-
     def _places(self, motions: Sequence[Sequence[Spatial]]) -> list[list[Node]]:
         """The nodes of each moving body's frame: its place and its motions, on which all else depends."""
         kinematics = self.step.kinematics
@@ -307,14 +299,7 @@ class Sweeps:
         if s.model.runge_kutta:
             return
         w.declare(s.names("c"))
-        if s.damped is None:
-            for i in range(s.nv):
-                w(f"c{i} = x{i};")
-            return
-        implicit = w.compute(*jvp(self._implicit(), tangents))
-        for i, product in enumerate(times_mass(s.mass, "x")):
-            w(f"c{i} = {product} - {implicit[i]};")
-        s.damped.solve(w, "c")
+        s.implicit.tangent(w, s.a, self.e, tangents)
 
     def advance(self, w: Writer) -> None:
         """Emit the move of tq and tv to the next pass; q and v still belong to this one."""

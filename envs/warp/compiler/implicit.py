@@ -1,0 +1,175 @@
+"""Stage 7, implicit velocities: the acceleration e that moves them, v' = v + h e, where forces act at the step's end.
+
+    (M - h D) e = M a
+
+D is how smooth forces change with velocities, as far as the integrator takes it:
+
+| integrator | D |
+|---|---|
+| Euler | joint dampers; nothing if ``eulerdamp`` is disabled |
+| implicitfast | dampers, actuators and the fluid; of a tree that is one free joint, the bias, too |
+| implicit | dampers, actuators, the fluid and the bias |
+
+As in MuJoCo, D has no entries but those of a degree of freedom with itself, its ancestors and its descendants. Where D
+holds the bias, it is not symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, wrenches
+from mage_diffsim.envs.warp.compiler.emit import Writer, reference
+from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
+from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, jvp, mul, sub
+from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
+
+
+class Implicit:
+    """The code that solves for e at (q, v, u), and the residual G2 = M (e - a) - h D e for the derivative sweeps."""
+
+    def __init__(
+        self, kinematics: Kinematics, mass: list[list[Any]], q: Sequence[Any], v: Sequence[Any], u: Sequence[Any]
+    ) -> None:
+        model, m = kinematics.model, kinematics.model.model
+        self.timestep = float(m.opt.timestep)
+        self._kinematics, self._mass, self._v, self._related = kinematics, mass, list(v), related(m)
+        self._joint_forces: list[Any] = [0.0] * m.nv
+        """The forces at joints whose change D is, [nv]."""
+        self._loads: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
+        """The (torque about the origin, force) on each body whose change D is."""
+        self._moving: tuple[list[Spatial], ...] = ()
+        """The bodies' motions that these loads depend on."""
+        self._biased: set[int] = set()
+        """The bodies whose bias is in D."""
+        if model.implicit_damping:
+            self._joint_forces = [mul(-float(x), y) for x, y in zip(m.dof_damping, v, strict=True)]
+        if model.integrator in ("implicit", "implicitfast"):
+            both = springs(kinematics, q, v), actuation(kinematics, q, v, u)
+            self._joint_forces = [add(a, b) for a, b in zip(*both, strict=True)]
+            self._loads = drag(kinematics, v)
+            self._moving = accelerations(kinematics, v, [0.0] * m.nv)
+            self._biased = {b for b in range(1, m.nbody) if model.integrator == "implicit" or floats(kinematics, b)}
+            for b, bias in enumerate(wrenches(kinematics, *self._moving)):
+                if b in self._biased:
+                    self._loads[b] = _minus(self._loads[b], bias)
+        self._change = {place: mul(-self.timestep, x) for place, x in self.entries().items()}
+        self.matrix: Matrix | None = None
+        """M - h D; None where e is a."""
+        if self._change:
+            places = {(i, j) for i, row in enumerate(mass) for j, x in enumerate(row) if not is_zero(x)}
+            skew = {d for b in self._biased for d in kinematics.dofs(b)}
+            self.matrix = Matrix("B", m.nv, places | set(self._change), skew)
+
+    def entries(self) -> dict[tuple[int, int], Any]:
+        """D's entries by (row, column) where they are not 0; where D is symmetric, those in the lower triangle."""
+        fluid = project(self._kinematics, self._loads)
+        forces = [add(a, b) for a, b in zip(self._joint_forces, fluid, strict=True)]
+        found: dict[tuple[int, int], Any] = {}
+        for j, body in enumerate(self._kinematics.model.model.dof_bodyid):
+            rows = [i for i in self._related[j] if i >= j or body in self._biased]
+            for i, x in zip(rows, jvp([forces[i] for i in rows], {self._v[j]: 1.0}), strict=True):
+                if not is_zero(x):
+                    found[i, j] = x
+        return found
+
+    def declare(self, w: Writer) -> None:
+        """Declare e{i} and the matrix."""
+        if self.matrix is not None:
+            self.matrix.declare(w)
+        w.declare([f"e{i}" for i in range(len(self._v))])
+
+    def solve(self, w: Writer) -> None:
+        """Emit e{i} from a{i}, and leave the matrix factored."""
+        if self.matrix is None:
+            for i in range(len(self._v)):
+                w(f"e{i} = a{i};")
+            return
+        w.compute(*(x for row in self._mass for x in row), *self._change.values())
+        for i, j in self.matrix.places:
+            change = f" + {reference(self._change[i, j])}" if (i, j) in self._change else ""
+            w(f"{self.matrix[i, j]} = splat(0) + {reference(self._mass[i][j])}{change};")
+        for i, product in enumerate(times_mass(self._mass, "a")):
+            w(f"e{i} = {product};")
+        self.matrix.factor(w)
+        self.matrix.solve(w, "e")
+
+    # -- the derivative sweeps --
+
+    def adjoint(self, w: Writer) -> None:
+        """Emit mu = (M - h D)^-T c in c{i} and M mu in x{i}, from the cotangent c{i} of e."""
+        if self.matrix is None:
+            for i in range(len(self._v)):
+                w(f"x{i} = c{i};")
+            return
+        self.matrix.solve(w, "c", transposed=True)
+        for i, product in enumerate(times_mass(self._mass, "c")):
+            w(f"x{i} = {product};")
+
+    def tangent(self, w: Writer, a: Sequence[Node], e: Sequence[Node], tangents: Mapping[Node, Any]) -> None:
+        """Emit e's tangent in c{i}, from that of a in x{i} and those of q, v and u."""
+        if self.matrix is None:
+            for i in range(len(self._v)):
+                w(f"c{i} = x{i};")
+            return
+        inertial = project(self._kinematics, self.loads(a, e))
+        residual = [sub(x, y) for x, y in zip(inertial, self.joint_forces(e), strict=True)]
+        values = w.compute(*jvp(residual, tangents))
+        for i, product in enumerate(times_mass(self._mass, "x")):
+            w(f"c{i} = {product} - {values[i]};")
+        self.matrix.solve(w, "c")
+
+    def loads(self, a: Sequence[Any], e: Sequence[Any]) -> list[Spatial]:
+        """G2's part on bodies: the load that accelerates each by e - a, less h times the change of its forces by e."""
+        inertial = wrenches(self._kinematics, *self._gap(a, e))
+        return [_minus(x, y, self.timestep) for x, y in zip(inertial, self._along(self._loads, e), strict=True)]
+
+    def joint_forces(self, e: Sequence[Any]) -> list[Any]:
+        """h times the change of the forces at joints by e, [nv]: -G2's part without bodies."""
+        found = []
+        for force, near in zip(self._joint_forces, self._related, strict=True):
+            found += jvp([force], {self._v[j]: e[j] for j in near})
+        return [mul(self.timestep, x) for x in found]
+
+    def motions(self, a: Sequence[Any], e: Sequence[Any]) -> list[list[Spatial]]:
+        """The bodies' motions that :meth:`loads` depend on."""
+        return [*self._gap(a, e), *self._moving, *(self._along(motion, e) for motion in self._moving)]
+
+    def _gap(self, a: Sequence[Any], e: Sequence[Any]) -> tuple[list[Spatial], list[Spatial]]:
+        gap = [sub(x, y) for x, y in zip(e, a, strict=True)]
+        return accelerations(self._kinematics, [0.0] * len(gap), gap, gravity=False)
+
+    def _along(self, vectors: Sequence[Spatial], e: Sequence[Any]) -> list[Spatial]:
+        """The change of spatial vectors, one for each body, as the velocities change by e."""
+        flat = [x for pair in vectors for vector in pair for x in vector]
+        found = jvp(flat, dict(zip(self._v, e, strict=True)))
+        return [(found[at : at + 3], found[at + 3 : at + 6]) for at in range(0, len(flat), 6)]
+
+
+def related(m: Any) -> list[list[int]]:
+    """For each degree of freedom of an ``MjModel``, itself, its ancestors and its descendants, ascending."""
+    found: list[list[int]] = []
+    for i in range(m.nv):
+        parent = int(m.dof_parentid[i])
+        above = [j for j in found[parent] if j <= parent] if parent >= 0 else []
+        for j in above:
+            found[j].append(i)
+        found.append([*above, i])
+    return found
+
+
+def floats(kinematics: Kinematics, body: int) -> bool:
+    """Whether the body's tree has one joint, a free one."""
+    m, root = kinematics.model.model, kinematics.tree[body]
+    return (
+        bool(root)
+        and int(m.tree_dofnum[m.body_treeid[root]]) == 6
+        and (kinematics.model.joint_kinds[int(m.body_jntadr[root])] == "free")
+    )
+
+
+def _minus(a: Spatial, b: Spatial, factor: float = 1.0) -> Spatial:
+    """a - factor b."""
+    return al.minus(a[0], al.times(b[0], factor)), al.minus(a[1], al.times(b[1], factor))
