@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
@@ -80,8 +81,7 @@ def in_contact(task: MujocoTask, x: Float[Tensor, "N X"]) -> Bool[Tensor, " N"]:
     with quiet():
         for row, control in zip(x.numpy(), controls, strict=True):
             mujoco.mj_resetData(simulation.model, data)
-            data.qpos[:] = row[: simulation.nq]
-            data.qvel[:] = row[simulation.nq : simulation.nq + simulation.nv]
+            simulation.put(data, row[: task.state_dim])
             data.ctrl[:] = control
             active = False
             for _ in range(simulation.frame_skip):
@@ -94,8 +94,8 @@ def in_contact(task: MujocoTask, x: Float[Tensor, "N X"]) -> Bool[Tensor, " N"]:
 
 def blocks_of(task: Task) -> dict[str, range]:
     """Columns of the joint input by block. The readouts of a MuJoCo state have no influence and are left out."""
-    states, actions = task.state_dim, range(task.state_dim, task.state_dim + task.action_dim)
+    states, actions = range(task.state_dim), range(task.state_dim, task.state_dim + task.action_dim)
     if not isinstance(task, MujocoTask):
-        return {"action": actions, "state": range(states)}
-    nq, nv = task.simulation.nq, task.simulation.nv
-    return {"action": actions, "position": range(nq), "velocity": range(nq, nq + nv)}
+        return {"action": actions, "state": states}
+    parts = zip(("position", "velocity", "activation", "mocap"), task.simulation.split(np.array(states)), strict=True)
+    return {"action": actions} | {name: range(part[0], part[-1] + 1) for name, part in parts if len(part)}

@@ -76,8 +76,8 @@ def run_sweep(options: Options) -> int:
 
 def _table_rows(subject: Subject, found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     assert isinstance(subject.task, MujocoTask)
-    names = ("position", "velocity", "action")
-    own_steps: dict[str, float] = dict(zip(names, subject.task.difference_steps, strict=True))
+    pose, velocity, control = subject.task.difference_steps
+    own_steps = {"position": pose, "mocap": pose, "velocity": velocity, "action": control, "activation": control}
     table = []
     for block in subject.blocks:
         mine = [row for row in found if row["block"] == block]

@@ -2,8 +2,12 @@
 
 import mujoco
 import numpy as np
+import pytest
 import torch
 
+from mage_diffsim.envs.differences import jacobian_error, true_jacobians
+from mage_diffsim.envs.mujoco.convergence import solver_gap
+from mage_diffsim.envs.sampling import explore, sample_states
 from tests.envs.mujoco_tasks import jacobians, physics_of
 from tests.envs.small_models import Body
 
@@ -22,6 +26,41 @@ ARM = """<mujoco><option timestep="0.01"/><worldbody><body name="hand" mocap="tr
 class Arm(Body):
     name = "Arm"
     mjcf = ARM
+
+
+# Every kind of activation, bounded and early ones among them, each on a joint of its own.
+KINDS = (
+    '<general name="plain" gainprm="2" ctrlrange="-1 1" joint="j0"/>',
+    '<general name="bounded" dyntype="integrator" gainprm="2" actrange="-.02 .02" joint="j1"/>',
+    '<general name="early" dyntype="integrator" gainprm="2" actearly="true" ctrlrange="-1 1" joint="j2"/>',
+    '<general name="filter" dyntype="filter" dynprm=".03" gaintype="affine" gainprm="2 1 .1" biastype="affine"'
+    ' biasprm=".1 -1 -.1" actrange="-.4 .2" joint="j3"/>',
+    '<general name="exact" dyntype="filterexact" dynprm=".03" gainprm="2" actearly="true" ctrlrange="-1 1"'
+    ' joint="j4"/>',
+    '<position name="servo" kp="4" kv=".2" timeconst=".05" joint="j5"/>',
+    '<muscle name="muscle" lengthrange="-2 2" force="20" tausmooth=".3" joint="j6"/>',
+    '<cylinder name="cylinder" timeconst=".1" area="2" bias="0 -1 -.1" forcerange="-3 3" joint="j7"/>',
+    '<damper name="damper" kv="2" ctrlrange="0 1" joint="j8"/>',
+    '<intvelocity name="creeping" kp="4" actrange="-1 1" joint="j9"/>',
+    '<dcmotor name="coil" motorconst=".5" resistance="2" inductance=".004" ctrlrange="-6 6" joint="j10"/>',
+    '<pid name="pid" kp="4" kv=".2" ki="3" input="pos" slewmax="5" joint="j11"/>',
+)
+ROW = "".join(
+    f'<body pos="{i} 0 1"><joint name="j{i}" axis="0 1 0" damping=".05" range="-2 2"/><geom type="capsule" size=".05"'
+    ' fromto="0 0 0 .2 0 -.3"/></body>'
+    for i in range(len(KINDS))
+)
+
+
+class Kinds(Body):
+    name = "Kinds"
+    mjcf = f"<mujoco><worldbody>{ROW}</worldbody><actuator>{''.join(KINDS)}</actuator></mujoco>"
+    frame_skip = 2
+
+
+def kinds(integrator):
+    option = f'<mujoco><option timestep="0.005" integrator="{integrator}"/>'
+    return type("Kinds", (Kinds,), {"mjcf": Kinds.mjcf.replace("<mujoco>", option)})()
 
 
 def states(task, n):
@@ -90,3 +129,49 @@ def test_derivatives_by_activations_and_mocap_poses_are_differences_of_steps():
     assert by_state[:, :4, 4:7].abs().amax((0, 1)).min() > 1e-3, "every activation acts"
     assert by_state[:, :4, 7:10].abs().amax((0, 1)).min() > 1e-5, "the hand pulls"
     assert torch.equal(by_state[:, 7:10, 7:10], torch.eye(3, dtype=torch.float64).expand(6, 3, 3)), "poses stay"
+
+
+@pytest.mark.parametrize("integrator", ["Euler", "RK4", "implicitfast", "implicit"])
+def test_an_episode_with_every_kind_of_activation_is_one_run_of_mujoco(integrator):
+    """All that a step leaves to the next one is in the state."""
+    task = kinds(integrator)
+    physics, generator = physics_of(task), torch.Generator().manual_seed(0)
+    state = task.reset(2, generator)
+    model = mujoco.MjModel.from_xml_string(task.mjcf)
+    runs = [mujoco.MjData(model) for _ in state]
+    for data, row in zip(runs, state.numpy(), strict=True):
+        task.simulation.put(data, row)
+    for _ in range(10):
+        action = 2.0 * torch.rand(2, task.action_dim, dtype=torch.float64, generator=generator) - 1.0
+        before, state = state, physics.step(state, action)
+        for data, control in zip(runs, task.scale_action(action).numpy(), strict=True):
+            data.ctrl[:] = control
+            for _ in range(task.frame_skip):
+                data.qacc_warmstart[:] = 0.0
+                mujoco.mj_step(model, data)
+    ends = [np.concatenate([data.qpos, data.qvel, data.act]) for data in runs]
+    np.testing.assert_allclose(state, np.stack(ends), rtol=0.0, atol=1e-12)
+
+    inside, width = 0.99 * action, task.state_dim
+    x, blocks = torch.cat([before, inside], 1), {"all": range(width + task.action_dim)}
+    true = true_jacobians(lambda x: physics.step(x[:, :width], x[:, width:]), x, blocks)["all"]
+    assert true.clean.all()
+    ours = torch.cat(tuple(jacobians(physics, before, inside).values()), 2)
+    assert jacobian_error(ours, true.jacobian).max() <= 1e-8
+    acts = ours[:, :, task.simulation.nq + task.simulation.nv :].abs().amax((0, 1))
+    assert acts.min() > 1e-4, "every activation and every action acts"
+
+
+def test_how_far_a_models_own_solver_settings_are_off_is_measured_with_activations_and_mocap_poses():
+    mjcf = ARM.replace("<option ", '<option iterations="1" ')
+    loose, tight = (type("Arm", (Arm,), {"mjcf": x})().simulation for x in (mjcf, ARM))
+    assert solver_gap(loose) > 1e-8
+    assert solver_gap(tight) < 1e-8
+
+
+def test_states_that_rollouts_reach_have_activations_and_their_environments_mocap_poses():
+    task = kinds("Euler")
+    assert sample_states(physics_of(task), 8, steps=20).state[:, -11:].abs().amax(0).min() > 1e-3
+    explored = explore(physics_of(Arm()), 4, 10, 0).states
+    pose = Arm().mocap(Arm().reset(1, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(Arm().mocap(explored), pose.expand(len(explored), -1))
