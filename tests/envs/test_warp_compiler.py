@@ -15,6 +15,7 @@ from mage_diffsim.envs.registry import make_task  # noqa: E402
 from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold, rows  # noqa: E402
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
@@ -191,10 +192,9 @@ def test_inverse_dynamics_is_linear_in_the_acceleration(model):
 def test_constraint_rows_are_those_of_mujoco_c(model):
     """The sums of D J' J, D J' aref and D aref^2 over the rows, which are all that the optimum depends on."""
     _, m, kinematics, q, v, _ = compiled(model)
-    scalar, contacts = rows.scalar_rows(kinematics, q, v), constraints.contacts(kinematics)
+    scalar, contacts = rows.scalar_rows(Coordinates(kinematics, q), v), constraints.contacts(kinematics)
     velocities = kinematics.velocities(v)
-    unit = np.eye(m.nv).tolist()
-    wanted = [x for row in scalar for x in (row.weight, row.offset, *(row.along(x) for x in unit))]
+    wanted = [x for row in scalar for x in (row.weight, row.offset, *(row.sign * x for x in row.coordinate.row))]
     for c in contacts:
         wanted.append(c.weight)
         for row, offset in zip(c.rows, c.offsets(velocities), strict=True):
@@ -301,10 +301,10 @@ def refused(mjcf, **attributes):
         (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
         (("<option ", '<option cone="elliptic" '), "elliptic friction cones"),
         (("<option ", '<option noslip_iterations="3" '), "noslip iterations"),
-        (('damping=".3"', 'frictionloss=".3"'), "friction loss"),
+        (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
         (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of plane with cylinder"),
         (('condim="1"', 'condim="4"'), "condim 4"),
-        (("<actuator>", '<equality><joint joint1="hip"/></equality><actuator>'), "equality constraints"),
+        (("<actuator>", '<equality><weld body1="trunk" name="w"/></equality><actuator>'), "equality 'w' of kind weld"),
         (('<body name="trunk"', '<body gravcomp="1" name="trunk"'), "gravity compensation"),
         (
             ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<damper kv="1" joint="hip" ctrlrange="0 1"'),

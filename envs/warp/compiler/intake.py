@@ -17,19 +17,6 @@ from mage_diffsim.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Limit:
-    """The range of a hinge or slide joint."""
-
-    joint: int
-    low: float
-    high: float
-    margin: float
-    """An end closer than this pushes [m or rad]."""
-    inverse_weight: float
-    impedance: Impedance
-
-
-@dataclasses.dataclass(frozen=True)
 class Pair:
     """Two geoms that may touch, in MuJoCo's order (by type)."""
 
@@ -76,7 +63,6 @@ class Model:
     """Whether Euler takes joint damping at the velocity after the step."""
     gravity: tuple[float, float, float]
     """[m/s^2]; 0 where it is disabled."""
-    limits: tuple[Limit, ...]
     pairs: tuple[Pair, ...]
     motors: tuple[Motor, ...]
     joint_kinds: tuple[str, ...]
@@ -114,7 +100,6 @@ def read(simulation: Simulation) -> Model:
         # MuJoCo leaves damping explicit where none is positive.
         implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0)),
         gravity=(float(x), float(y), float(z)),
-        limits=tuple(_limits(mujoco, model)),
         pairs=tuple(_pairs(model)),
         motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),
         joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
@@ -136,13 +121,11 @@ COLLISIONS = {
 
 FORBIDDEN = {
     "na": "activations of actuators",
-    "neq": "equality constraints",
     "nplugin": "plugins",
     "nflex": "flexible bodies",
     "nmocap": "mocap bodies",
     "npair": "explicit contact pairs",
     "body_gravcomp": "gravity compensation",
-    "dof_frictionloss": "friction loss",
     "dof_dampingpoly": "nonlinear joint damping",
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
     "jnt_springyield": "plastic joint springs",
@@ -162,8 +145,8 @@ TENDON = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_a
 
 DISABLED = frozenset(
     (
-        *("EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART", "FILTERPARENT"),
-        *("SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD", "EULERDAMP"),
+        *("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART"),
+        *("REFSAFE", "FILTERPARENT", "SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD", "EULERDAMP"),
     )
 )
 """Disable flags that are covered, or that change nothing in the models covered."""
@@ -199,6 +182,17 @@ def refusals(model: Any) -> Iterator[Refusal]:
             if flag.startswith(prefix) and given & int(bit) and short not in covered:
                 what = f"option flag {short.lower()} {'disabled' if prefix == 'mjDSBL_' else 'enabled'}"
                 yield Refusal(what, what)
+    flags = mujoco.mjtDisableBit
+    for j in range(model.njnt):
+        loss = model.dof_frictionloss[model.jnt_dofadr[j]] if not option.disableflags & flags.mjDSBL_FRICTIONLOSS else 0
+        if loss < 0.0:
+            joint = name("JOINT", j)
+            yield Refusal(f"negative friction loss of joint {joint!r}", "negative friction loss", (f"joint {joint!r}",))
+    for e in range(model.neq):
+        kind = mujoco.mjtEq(model.eq_type[e]).name.removeprefix("mjEQ_").lower()
+        if kind not in ("joint", "tendon") and model.eq_active0[e] and not option.disableflags & flags.mjDSBL_EQUALITY:
+            equality = name("EQUALITY", e)
+            yield Refusal(f"equality {equality!r} of kind {kind}", f"equality {kind}", (f"equality {equality!r}",))
     for j in range(model.njnt):
         if _joint_kind(mujoco, model, j) in ("free", "ball"):
             joint = name("JOINT", j)
@@ -264,23 +258,6 @@ def _pairs(model: Any) -> list[Pair]:
             )
         )
     return pairs
-
-
-def _limits(mujoco: Any, model: Any) -> list[Limit]:
-    if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_LIMIT:
-        return []
-    return [
-        Limit(
-            joint=j,
-            low=float(model.jnt_range[j, 0]),
-            high=float(model.jnt_range[j, 1]),
-            margin=float(model.jnt_margin[j]),
-            inverse_weight=float(model.dof_invweight0[model.jnt_dofadr[j]]),
-            impedance=Impedance.of(model, model.jnt_solref[j], model.jnt_solimp[j]).single(),
-        )
-        for j in range(model.njnt)
-        if model.jnt_limited[j]
-    ]
 
 
 def _motor(mujoco: Any, model: Any, i: int) -> Motor:

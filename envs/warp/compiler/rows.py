@@ -1,4 +1,4 @@
-"""Stage 4, scalar rows: joint limits as expressions, in MuJoCo's terms (efc_J, efc_aref, efc_D).
+"""Stage 4, scalar rows: limits, friction loss, equalities as expressions, in MuJoCo's terms (efc_J, efc_aref, efc_D).
 
 A row is a constraint on one number with acceleration J a. It pushes with the force clip(-D (J a - aref), low, high). A
 *zone* is where that is constant or linear in a: at the low end, between the ends, at the high end.
@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
-from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
-from mage_diffsim.envs.warp.compiler.graph import add, div, less, maximum, minimum, mul, neg, power, sub, where
-from mage_diffsim.envs.warp.compiler.intake import Limit
+from mage_diffsim.envs.mujoco.model import load_mujoco
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
+from mage_diffsim.envs.warp.compiler.dynamics import Spatial
+from mage_diffsim.envs.warp.compiler.graph import (
+    absolute,
+    add,
+    div,
+    is_zero,
+    less,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    power,
+    sub,
+    where,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row, whose J is ``sign`` times ``direction``."""
+    """One row; its J is ``sign`` times the coordinate's."""
 
-    direction: Mapping[int, Any]
-    """By degree of freedom; the others are 0."""
+    coordinate: Coordinate
     weight: Any
     """D; 0 where the row is not there."""
     offset: Any
@@ -45,25 +58,23 @@ class Row:
         """Whether the row has more than one zone."""
         return self.low > -math.inf or self.high < math.inf
 
-    def along(self, x: Sequence[Any]) -> Any:
-        """J x."""
-        total: Any = 0.0
-        for d, share in self.direction.items():
-            total = add(total, mul(share, x[d]))
-        return mul(self.sign, total)
+    @property
+    def direction(self) -> dict[int, Any]:
+        """What is not 0 of the coordinate's J, by degree of freedom."""
+        return {d: x for d, x in enumerate(self.coordinate.row) if not is_zero(x)}
 
-    def force(self, a: Sequence[Any]) -> Any:
-        """The force at accelerations a, [nv]."""
-        pull = add(self.along(a), self.offset)
+    def force(self, motions: Sequence[Spatial], a: Sequence[Any]) -> Any:
+        """The force along the coordinate at accelerations a (nv), with the bodies' spatial motions that belong to a."""
+        pull = add(mul(self.sign, self.coordinate.rate(motions, a)), self.offset)
         if self.one_sided:
-            return where(less(pull, 0.0), mul(neg(self.weight), pull), 0.0)
-        linear = mul(neg(self.weight), pull)
-        force = linear if self.low == -math.inf else maximum(linear, self.low)
-        return force if self.high == math.inf else minimum(force, self.high)
+            return mul(self.sign, where(less(pull, 0.0), mul(neg(self.weight), pull), 0.0))
+        force = mul(neg(self.weight), pull)
+        force = force if self.low == -math.inf else maximum(force, self.low)
+        return mul(self.sign, force if self.high == math.inf else minimum(force, self.high))
 
 
 def impedance(parameters: Impedance, depth: Any) -> Any:
-    """MuJoCo's d(r) at a depth inside the margin, 0 or more."""
+    """MuJoCo's d(r) at a distance r, 0 or more, from where the constraint is met."""
     low, high = parameters.smallest, parameters.largest
     if low == high or parameters.width <= SMALLEST:
         return 0.5 * (low + high)
@@ -78,38 +89,145 @@ def impedance(parameters: Impedance, depth: Any) -> Any:
     return add(low, mul(high - low, curve))
 
 
+def weight_of(d: Any, inverse_weight: float) -> Any:
+    """D of a row with impedance d."""
+    return div(1.0, maximum(div(mul(inverse_weight, sub(1.0, d)), d), SMALLEST))
+
+
 def pushing(parameters: Impedance, distance: Any, inverse_weight: float) -> tuple[Any, Any]:
     """(D, k d(r) r) of a row at the (negative) distance from its margin; both 0 at a distance of 0 and more."""
     inside = less(distance, 0.0)
     depth = where(inside, neg(distance), 0.0)
     d = impedance(parameters, depth)
-    resistance = maximum(div(mul(inverse_weight, sub(1.0, d)), d), SMALLEST)
-    return where(inside, div(1.0, resistance), 0.0), mul(-parameters.stiffness, mul(d, depth))
+    return where(inside, weight_of(d, inverse_weight), 0.0), mul(-parameters.stiffness, mul(d, depth))
 
 
-def scalar_rows(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Row]:
-    """The rows of all joint limits."""
-    m, rows = kinematics.model.model, []
-    for limit in kinematics.model.limits:
-        position, d = q[int(m.jnt_qposadr[limit.joint])], int(m.jnt_dofadr[limit.joint])
-        for distance, sign in _ends(limit, position):
-            weight, push = pushing(limit.impedance, sub(distance, limit.margin), limit.inverse_weight)
-            offset = add(mul(limit.impedance.damping, mul(sign, v[d])), push)
-            rows.append(Row({d: 1.0}, weight, offset, 0.0, math.inf, sign))
-    return rows
+def scalar_rows(coordinates: Coordinates, v: Sequence[Any]) -> list[Row]:
+    """All scalar rows of the model, in MuJoCo's order."""
+    return list(_Rows(coordinates, v))
 
 
-def _ends(limit: Limit, position: Any) -> Iterator[tuple[Any, Any]]:
+class _Rows:
+    """Iterates over the rows."""
+
+    def __init__(self, coordinates: Coordinates, v: Sequence[Any]) -> None:
+        self._coordinates, self._v = coordinates, v
+        self._m = coordinates.model
+        self._motions = coordinates.kinematics.velocities(v)
+
+    def __iter__(self) -> Iterator[Row]:
+        flags, given = load_mujoco().mjtDisableBit, self._m.opt.disableflags
+        if given & flags.mjDSBL_CONSTRAINT:
+            return
+        kinds = (
+            (flags.mjDSBL_EQUALITY, self._equalities),
+            (flags.mjDSBL_FRICTIONLOSS, self._frictions),
+            (flags.mjDSBL_LIMIT, self._limits),
+        )
+        for flag, found in kinds:
+            if not given & flag:
+                yield from (row for row in found() if row.direction)
+
+    def _rate(self, coordinate: Coordinate) -> Any:
+        return coordinate.rate(self._motions, self._v)
+
+    def _equalities(self) -> Iterator[Row]:
+        m, kinds = self._m, load_mujoco().mjtEq
+        for e in range(m.neq):
+            if not m.eq_active0[e]:
+                continue
+            parameters = Impedance.of(m, m.eq_solref[e], m.eq_solimp[e]).single()
+            tendons = int(m.eq_type[e]) == int(kinds.mjEQ_TENDON)
+            coupled, inverse_weight = self._coupled(e, tendons)
+            d = impedance(parameters, absolute(coupled.length))
+            push = mul(parameters.stiffness, mul(d, coupled.length))
+            offset = add(mul(parameters.damping, self._rate(coupled)), push)
+            yield Row(coupled, weight_of(d, inverse_weight), offset, -math.inf, math.inf)
+
+    def _coupled(self, e: int, tendons: bool) -> tuple[Coordinate, float]:
+        """The violation of an equality of joints or tendons, a polynomial in the second, and the inverse weight."""
+        m, parts, inverse_weight = self._m, [], 0.0
+        for i in (int(m.eq_obj1id[e]), int(m.eq_obj2id[e])):
+            if i < 0:
+                continue
+            if tendons:
+                of, rest, own = self._coordinates.tendon(i), m.tendon_length0[i], m.tendon_invweight0[i]
+            else:
+                of, rest = self._coordinates.joint(i), m.qpos0[m.jnt_qposadr[i]]
+                own = m.dof_invweight0[m.jnt_dofadr[i]]
+            parts.append((of, sub(of.length, float(rest))))
+            inverse_weight += float(own)
+        first, x = parts[0]
+        c = [float(x) for x in m.eq_data[e, :5]]
+        if len(parts) == 1:
+            return dataclasses.replace(first, length=sub(x, c[0])), inverse_weight
+        second, y = parts[1]
+        curve, slope = c[4], 0.0
+        for coefficient in reversed(c[:4]):  # Horner's rule, for the value and its derivative
+            slope = add(mul(slope, y), curve)
+            curve = add(mul(curve, y), coefficient)
+        return joined(sub(x, curve), ((first, 1.0), (second, neg(slope)))), inverse_weight
+
+    def _frictions(self) -> Iterator[Row]:
+        m = self._m
+        for d in range(m.nv):
+            if m.dof_frictionloss[d]:
+                along = Coordinate(0.0, [float(i == d) for i in range(m.nv)])
+                parameters = Impedance.of(m, m.dof_solref[d], m.dof_solimp[d])
+                yield self._friction(along, m.dof_frictionloss[d], parameters, m.dof_invweight0[d])
+        for t in range(m.ntendon):
+            if m.tendon_frictionloss[t] > 0.0:
+                parameters = Impedance.of(m, m.tendon_solref_fri[t], m.tendon_solimp_fri[t])
+                along = self._coordinates.tendon(t)
+                yield self._friction(along, m.tendon_frictionloss[t], parameters, m.tendon_invweight0[t])
+
+    def _friction(self, along: Coordinate, loss: Any, parameters: Impedance, inverse_weight: Any) -> Row:
+        given = parameters.single()
+        weight = weight_of(impedance(given, 0.0), float(inverse_weight))
+        return Row(along, weight, mul(given.damping, self._rate(along)), -float(loss), float(loss))
+
+    def _limits(self) -> Iterator[Row]:
+        m, kinds = self._m, self._coordinates.kinematics.model.joint_kinds
+        for j in range(m.njnt):
+            if m.jnt_limited[j] and kinds[j] in ("hinge", "slide"):
+                parameters = Impedance.of(m, m.jnt_solref[j], m.jnt_solimp[j])
+                along, inverse_weight = self._coordinates.joint(j), m.dof_invweight0[m.jnt_dofadr[j]]
+                yield from self._between(along, m.jnt_range[j], m.jnt_margin[j], parameters, inverse_weight)
+        for t in range(m.ntendon):
+            if m.tendon_limited[t]:
+                parameters = Impedance.of(m, m.tendon_solref_lim[t], m.tendon_solimp_lim[t])
+                along, inverse_weight = self._coordinates.tendon(t), m.tendon_invweight0[t]
+                yield from self._between(along, m.tendon_range[t], m.tendon_margin[t], parameters, inverse_weight)
+
+    def _between(
+        self, along: Coordinate, ends: Any, margin: Any, parameters: Impedance, inverse_weight: Any
+    ) -> Iterator[Row]:
+        """The rows that keep a coordinate between two ends."""
+        given, rate = parameters.single(), self._rate(along)
+        for distance, sign in nearer_ends(along.length, float(ends[0]), float(ends[1]), float(margin)):
+            weight, push = pushing(given, sub(distance, float(margin)), float(inverse_weight))
+            yield Row(along, weight, add(mul(given.damping, mul(sign, rate)), push), 0.0, math.inf, sign)
+
+
+def joined(length: Any, parts: Sequence[tuple[Coordinate, Any]]) -> Coordinate:
+    """The coordinate of a length that is a function of others, from those and its derivatives by them."""
+    row = [0.0] * len(parts[0][0].row)
+    for part, slope in parts:
+        row = [add(x, mul(slope, y)) for x, y in zip(row, part.row, strict=True)]
+    return Coordinate(length, row)
+
+
+def nearer_ends(position: Any, low: float, high: float, margin: float) -> Iterator[tuple[Any, Any]]:
     """(distance to the end, direction away from it) of the nearer end, or of both if both can push at once."""
-    low, high = sub(position, limit.low), sub(limit.high, position)
-    if math.isinf(limit.low) or math.isinf(limit.high):
-        if math.isfinite(limit.low):
-            yield low, 1.0
-        if math.isfinite(limit.high):
-            yield high, -1.0
-    elif limit.high - limit.low > 2.0 * limit.margin:
-        nearer = less(low, high)
-        yield where(nearer, low, high), where(nearer, 1.0, -1.0)
+    above, below = sub(position, low), sub(high, position)
+    if math.isinf(low) or math.isinf(high):
+        if math.isfinite(low):
+            yield above, 1.0
+        if math.isfinite(high):
+            yield below, -1.0
+    elif high - low > 2.0 * margin:
+        nearer = less(above, below)
+        yield where(nearer, above, below), where(nearer, 1.0, -1.0)
     else:
-        yield low, 1.0
-        yield high, -1.0
+        yield above, 1.0
+        yield below, -1.0

@@ -11,6 +11,7 @@ from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import contacts
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinates
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
@@ -50,7 +51,9 @@ class Step:
         bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
         forces = smooth(self.kinematics, self.q, self.v, self.u)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
-        self.rows = scalar_rows(self.kinematics, self.q, self.v)
+        self.rows = scalar_rows(Coordinates(self.kinematics, self.q), self.v)
+        self.rows_across = [row for row in self.rows if row.coordinate.bodies]
+        self.rows_at_joints = [row for row in self.rows if not row.coordinate.bodies]
         self.contacts = joined(graph, contacts(self.kinematics, exact))
         self.solver = Solver(self.kinematics, self.mass, self.rows, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)

@@ -25,7 +25,9 @@ from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, mul, reachable, sub, vjp
 from mage_diffsim.envs.warp.compiler.loads import Load
+from mage_diffsim.envs.warp.compiler.loads import along as load_along
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
+from mage_diffsim.envs.warp.compiler.rows import Row
 from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
 
 
@@ -57,7 +59,7 @@ class Sweeps:
         for b, load in enumerate(drags):
             for along, x in zip(self._motions[2][b], load, strict=True):
                 self._powers[b] = sub(self._powers[b], al.dot(along, x))
-        self.loads = [self._load(c) for c in s.contacts]
+        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across)]
         """What acts between bodies."""
         self.targets = dict(zip(s.u, s.names("gu", s.nu), strict=True))
         """Inputs that do not change in a pass, and the variables that gather the derivatives by them."""
@@ -238,8 +240,8 @@ class Sweeps:
         s = self.step
         both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.u)
         forces = [add(a, b) for a, b in zip(*both, strict=True)]
-        for row in s.rows:
-            force = mul(row.sign, row.force(s.a))
+        for row in s.rows_at_joints:
+            force = row.force(self._motions[0], s.a)
             for d, share in row.direction.items():
                 forces[d] = add(forces[d], mul(share, force))
         return forces
@@ -275,6 +277,10 @@ class Sweeps:
             power = add(power, mul(force, motion))
             forces = [add(total, mul(x, force)) for total, x in zip(forces, row, strict=True)]
         return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers)
+
+    def _row_load(self, row: Row) -> Load:
+        """A row across bodies as a load."""
+        return load_along(row.coordinate, row.force(self._motions[0], self.step.a), self._motions[2], self.lam)
 
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and for Euler de in c{i}.

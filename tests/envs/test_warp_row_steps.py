@@ -1,0 +1,77 @@
+"""Compiled models with limits, friction loss and equalities: equal to converged MuJoCo C in value and derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+mujoco = pytest.importorskip("mujoco")
+pytest.importorskip("warp")
+
+from mage_diffsim.envs import make_physics  # noqa: E402
+from mage_diffsim.envs.differences import jacobian_of, true_jacobians  # noqa: E402
+from tests.envs.row_models import MODELS, Rubbing, Sled  # noqa: E402
+from tests.envs.small_models import jacobian  # noqa: E402
+from tests.envs.warp_models import physics_of, samples, scaled  # noqa: E402
+from tests.marks import slow_but  # noqa: E402
+
+CHECKED = 40
+"""States of a comparison with central differences."""
+
+
+@pytest.mark.parametrize("model", slow_but([Rubbing], MODELS), ids=lambda m: m.name)
+def test_a_step_and_its_derivative_are_those_of_converged_mujoco_c(model):
+    task, state, action = samples(model, 400, 30)
+    reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(model)
+    expected, found = reference.step(state, action), physics.step(state, action)
+    assert scaled(found - expected, expected).max() <= 1e-10
+    state, action = state[::4], action[::4]
+    adjoint = jacobian(physics.step, state, action)
+    differences = jacobian(reference.step, state[:CHECKED], action[:CHECKED])
+    # The few states next to a kink are not differentiable.
+    assert scaled(adjoint[:CHECKED] - differences, differences).sort().values[-4] <= 1e-6
+    tangents = jacobian(physics_of(model, derivative="jvp").step, state, action)
+    assert scaled(adjoint - tangents, adjoint).max() <= 1e-11
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_samples_are_in_every_zone(model):
+    """What the comparisons above would be empty without: rows of each kind, friction at either end and between."""
+    task, state, _ = samples(model, 400, 30)
+    m, nq = task.simulation.model, task.simulation.nq
+    data, seen = mujoco.MjData(m), set()
+    for row in state.numpy():
+        data.qpos[:], data.qvel[:] = row[:nq], row[nq : nq + m.nv]
+        mujoco.mj_forward(m, data)
+        seen |= set(zip(data.efc_type.tolist(), data.efc_state.tolist(), strict=True))
+    states = mujoco.mjtConstraintState
+    zones = [int(states.mjCNSTRSTATE_QUADRATIC)]
+    ends = [int(states.mjCNSTRSTATE_LINEARNEG), int(states.mjCNSTRSTATE_LINEARPOS)]
+    assert seen >= {(kind, zone) for kind in model.kinds for zone in zones + ends * (kind in model.rubbing)}
+
+
+def test_the_crossing_of_a_zone_is_found_as_a_kink():
+    """A sled of mass m, pulled so that its friction is as large as it can be: held on one side, sliding on the other.
+
+    There m a = g u - f, with f = D (a + b v) where it is held and f = loss where it slides, and dv'/du is h g / (m + D)
+    or h g / m.
+    """
+    task = Sled()
+    m = task.simulation.model
+    state = torch.tensor([[0.0, 1e-3]], dtype=torch.float64)
+    data = mujoco.MjData(m)
+    data.qvel[0] = state[0, 1]
+    mujoco.mj_forward(m, data)
+    mass, gear, d, loss = 2.0, 10.0, float(data.efc_D[0]), float(m.dof_frictionloss[0])
+    edge = (loss + mass * (loss / d + float(data.efc_aref[0]))) / gear
+    assert 0.0 < edge < 1.0
+    action = edge + torch.tensor([[-1e-2], [0.0], [1e-2]], dtype=torch.float64)
+    here, blocks = torch.cat([state.expand(3, 2), action], 1), {"action": [2]}
+    backends = {"mujoco": make_physics(task, "mujoco", dtype=torch.float64), "warp": physics_of(Sled)}
+    for physics in backends.values():
+        truth = true_jacobians(lambda x, p=physics: p.step(x[:, :2], x[:, 2:]), here, blocks)["action"]
+        assert truth.clean.tolist() == [True, False, True]
+    slope = jacobian_of(lambda u: backends["warp"].step(state.expand(3, 2), u), action)[:, 1, 0]
+    held, sliding = (m.opt.timestep * gear / x for x in (mass + d, mass))
+    assert slope[0].item() == pytest.approx(held, rel=1e-10) and slope[2].item() == pytest.approx(sliding, rel=1e-10)
+    assert min(abs(slope[1].item() - x) for x in (held, sliding)) <= 1e-10, "one of the two, not their mean"
