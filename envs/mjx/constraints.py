@@ -13,7 +13,7 @@ import numpy as np
 from mage_diffsim.envs.mjx.contacts import Group
 from mage_diffsim.envs.mjx.private import private
 from mage_diffsim.envs.mjx.solver import Cones
-from mage_diffsim.envs.mujoco.impedance import Impedance, spring
+from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 
@@ -286,10 +286,7 @@ class Constraints:
             if dim > 1:
                 scale[:, 1:] = friction[:, :1] ** 2 / friction**2 / impratio
                 stiff[:, 1:] = 0.0
-                tangential = parameter("solreffriction")
-                given = ((tangential[:, 0] > 0.0) == (tangential[:, 1] > 0.0)) & tangential.any(1)
-                own = spring(model, tangential, impedance.largest, (0.0, 0.0))[1]
-                damping[:, 1:] = np.where(given, own, impedance.damping)[:, None]
+                damping[:, 1:] = friction_damping(model, parameter("solreffriction"), impedance)[:, None]
         position = distance - jnp.asarray(parameter("margin"), kind)
         active = position < 0.0
         position = jnp.where(active, position, 0.0)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, PARALLEL, SMALLEST, kind_of, mixed
-from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled
+from mage_diffsim.envs.mujoco.mixing import PARALLEL, SMALLEST, ContactPair, contact_pairs, kind_of
 
 Array = jax.Array
 
@@ -69,67 +68,24 @@ class Group:
         return distance.reshape(-1), where.reshape(-1, 3), frame.reshape(-1, 3, 3)
 
 
-def pairs(model: Any) -> list[tuple[int, int, int]]:
-    """Pairs of geoms whose contacts can act, the lower type first, with the number of their explicit pair or -1."""
-    if not contacts_enabled(model):
-        return []
-    explicit = []
-    for i, (g1, g2) in enumerate(zip(model.pair_geom1, model.pair_geom2, strict=True)):
-        first, second = sorted((int(g1), int(g2)), key=lambda g: model.geom_type[g])
-        explicit.append((first, second, i))
-    named = {frozenset(pair[:2]) for pair in explicit}
-    others = [(*pair, -1) for pair in colliding_geoms(model) if frozenset(pair) not in named]
-    return [pair for pair in explicit + others if _can_act(model, pair[0], pair[1])]
-
-
-def _can_act(model: Any, g1: int, g2: int) -> bool:
-    """Whether the two can come close enough for a contact, and a contact can move something."""
-    w1, w2 = (int(model.body_weldid[model.geom_bodyid[g]]) for g in (g1, g2))
-    # Mocap bodies and the world have no degrees of freedom.
-    if w1 == w2 or not (model.body_dofnum[w1] or model.body_dofnum[w2]):
-        return False
-    kinds = {kind_of(model, g1), kind_of(model, g2)}
-    return not (kinds == {"plane"} or kinds == {"plane", "hfield"})
-
-
 def groups(model: Any) -> tuple[Group, ...]:
     """All pairs of geoms of a ``mujoco.MjModel`` with their parameters, as MuJoCo's mj_contactParam mixes them.
 
     Raises:
         KeyError: a pair is not one of :data:`COLLISIONS`.
     """
-    found: dict[tuple[int, tuple[str, str]], list[tuple[Any, ...]]] = {}
-    for g1, g2, i in pairs(model):
-        of_pair = _explicit(model, i) if i >= 0 else _mixed(model, g1, g2)
-        found.setdefault((of_pair[0], (kind_of(model, g1), kind_of(model, g2))), []).append(((g1, g2), *of_pair[1:]))
+    found: dict[tuple[int, tuple[str, str]], list[ContactPair]] = {}
+    for pair in contact_pairs(model):
+        found.setdefault((pair.dim, (kind_of(model, pair.geoms[0]), kind_of(model, pair.geoms[1]))), []).append(pair)
     made = []
-    for (dim, kinds), rows in sorted(found.items()):
+    for (dim, kinds), same in sorted(found.items()):
         COLLISIONS[kinds]
-        geoms, margin, friction, solref, solreffriction, solimp = (
-            np.array(column) for column in zip(*rows, strict=True)
-        )
-        friction = np.maximum(friction, LEAST_FRICTION)
-        bodies = np.asarray(model.geom_bodyid)[geoms]
-        made.append(Group(kinds, dim, geoms, bodies, margin, friction, solref, solreffriction, solimp))
+        columns = {
+            name: np.array([getattr(pair, name) for pair in same])
+            for name in ("geoms", "margin", "friction", "solref", "solreffriction", "solimp")
+        }
+        made.append(Group(kinds, dim, bodies=np.asarray(model.geom_bodyid)[columns["geoms"]], **columns))
     return tuple(made)
-
-
-def _explicit(model: Any, i: int) -> tuple[Any, ...]:
-    """Contact dimension, margin, friction, solref, solreffriction and solimp of an explicit pair."""
-    return (
-        int(model.pair_dim[i]),
-        model.pair_margin[i],
-        model.pair_friction[i],
-        model.pair_solref[i],
-        model.pair_solreffriction[i],
-        model.pair_solimp[i],
-    )
-
-
-def _mixed(model: Any, g1: int, g2: int) -> tuple[Any, ...]:
-    """The same parameters of two geoms without an explicit pair."""
-    dim, margin, friction, solref, solimp = mixed(model, g1, g2)
-    return dim, margin, friction[[0, 0, 1, 2, 2]], solref, np.zeros(2), solimp
 
 
 def _smallest(x: Array) -> float:

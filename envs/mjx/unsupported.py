@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.envs.mjx.contacts import COLLISIONS, pairs
-from mage_diffsim.envs.mujoco.mixing import kind_of
+from mage_diffsim.envs.mjx.contacts import COLLISIONS
+from mage_diffsim.envs.mujoco.mixing import contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
 
@@ -164,10 +164,10 @@ def _rotations(model: Any) -> Iterator[Refusal]:
 
 
 def _contacts(model: Any) -> Iterator[Refusal]:
-    for g1, g2, _ in pairs(model):
-        kinds = kind_of(model, g1), kind_of(model, g2)
+    for pair in contact_pairs(model):
+        kinds = kind_of(model, pair.geoms[0]), kind_of(model, pair.geoms[1])
         if kinds not in COLLISIONS:
-            one, two = (_name("GEOM", model, g) for g in (g1, g2))
+            one, two = (_name("GEOM", model, g) for g in pair.geoms)
             yield Refusal(
                 f"contacts of a {kinds[0]} ({one}) with a {kinds[1]} ({two}) are not covered",
                 f"a contact of {kinds[0]} with {kinds[1]}",

@@ -43,6 +43,13 @@ class Impedance:
         return Impedance(*(getattr(self, field.name).item() for field in dataclasses.fields(self)))
 
 
+def friction_damping(model: Any, solreffriction: Any, normal: Impedance) -> np.ndarray:
+    """Damping b [n] of the friction rows of elliptic contacts: of their solreffriction [n, 2] where that is given."""
+    solref = np.array(solreffriction, dtype=np.float64).reshape(-1, 2)
+    given = ((solref[:, 0] > 0.0) == (solref[:, 1] > 0.0)) & solref.any(1)
+    return np.where(given, spring(model, solref, normal.largest, (0.0, 0.0))[1], normal.damping)
+
+
 def spring(model: Any, solref: Any, largest: np.ndarray, default: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Stiffness k and damping b [n] of solref [n, 2].
 

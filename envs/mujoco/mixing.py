@@ -1,4 +1,4 @@
-"""MuJoCo's constants, and its rule for mixing the contact parameters of two geoms, for backends that make contacts."""
+"""MuJoCo's constants, and its rules for which geoms touch with what parameters, for backends that make contacts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mage_diffsim.envs.mujoco.model import load_mujoco
+from mage_diffsim.envs.mujoco.model import colliding_geoms, contacts_enabled, load_mujoco
 
 SMALLEST = 1e-15
 """MuJoCo's mjMINVAL."""
@@ -20,17 +20,21 @@ PARALLEL = 1e-4
 """Capsules whose axes are at this angle [rad] or less make two contacts (MuJoCo's mjc_segWeights)."""
 
 
-class Mixed(NamedTuple):
-    """The parameters of a contact of two geoms."""
+class ContactPair(NamedTuple):
+    """Two geoms that can touch, and the parameters of their contacts."""
 
+    geoms: tuple[int, int]
+    """The lower type first."""
     dim: int
     """condim: 1, 3, 4 or 6."""
     margin: float
     """Distance below which the contact acts [m]."""
     friction: np.ndarray
-    """Sliding, torsional and rolling, without a lower bound, [3]."""
+    """Sliding along both tangents, torsional, rolling about both tangents; :data:`LEAST_FRICTION` or more, [5]."""
     solref: np.ndarray
     """[2]."""
+    solreffriction: np.ndarray
+    """0 where solref serves, [2]."""
     solimp: np.ndarray
     """[5]."""
 
@@ -40,23 +44,70 @@ def kind_of(model: Any, geom: int) -> str:
     return load_mujoco().mjtGeom(model.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
 
 
-def mixed(model: Any, g1: int, g2: int) -> Mixed:
-    """Mixes the parameters of two geoms of a ``mujoco.MjModel`` as MuJoCo's mj_contactParam does."""
-    margin = float(model.geom_margin[g1] + model.geom_margin[g2])
+def contact_pairs(model: Any) -> list[ContactPair]:
+    """The pairs of geoms of a ``mujoco.MjModel`` whose contacts can act: explicit ones and those that masks let touch.
+
+    Two geoms of an explicit pair do not touch by their masks as well.
+    """
+    if not contacts_enabled(model):
+        return []
+    explicit = [_explicit(model, i) for i in range(model.npair)]
+    named = {frozenset(pair.geoms) for pair in explicit}
+    others = [_mixed(model, g1, g2) for g1, g2 in colliding_geoms(model) if frozenset((g1, g2)) not in named]
+    return [pair for pair in explicit + others if _can_act(model, *pair.geoms)]
+
+
+def _can_act(model: Any, g1: int, g2: int) -> bool:
+    """Whether the two can come close enough for a contact, and a contact can move something."""
+    w1, w2 = (int(model.body_weldid[model.geom_bodyid[g]]) for g in (g1, g2))
+    # Mocap bodies and the world have no degrees of freedom.
+    if w1 == w2 or not (model.body_dofnum[w1] or model.body_dofnum[w2]):
+        return False
+    kinds = {kind_of(model, g1), kind_of(model, g2)}
+    return not (kinds == {"plane"} or kinds == {"plane", "hfield"})
+
+
+def _explicit(model: Any, i: int) -> ContactPair:
+    """An explicit pair."""
+    g1, g2 = sorted((int(model.pair_geom1[i]), int(model.pair_geom2[i])), key=lambda g: model.geom_type[g])
+    return ContactPair(
+        geoms=(g1, g2),
+        dim=int(model.pair_dim[i]),
+        margin=float(model.pair_margin[i]),
+        friction=np.maximum(model.pair_friction[i], LEAST_FRICTION),
+        solref=model.pair_solref[i],
+        solreffriction=model.pair_solreffriction[i],
+        solimp=model.pair_solimp[i],
+    )
+
+
+def _mixed(model: Any, g1: int, g2: int) -> ContactPair:
+    """Two geoms with their parameters mixed as MuJoCo's mj_contactParam does."""
     if model.geom_priority[g1] != model.geom_priority[g2]:
         g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
-        dim, friction = int(model.geom_condim[g]), model.geom_friction[g]
-        return Mixed(dim, margin, friction, model.geom_solref[g], model.geom_solimp[g])
-    s1, s2 = model.geom_solmix[g1], model.geom_solmix[g2]
-    if s1 >= SMALLEST and s2 >= SMALLEST:
-        mix = s1 / (s1 + s2)
+        dim, friction, solref, solimp = (
+            getattr(model, f"geom_{field}")[g] for field in ("condim", "friction", "solref", "solimp")
+        )
     else:
-        mix = 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)
-    r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
-    return Mixed(
-        dim=int(max(model.geom_condim[g1], model.geom_condim[g2])),
-        margin=margin,
-        friction=np.maximum(model.geom_friction[g1], model.geom_friction[g2]),
-        solref=mix * r1 + (1.0 - mix) * r2 if r1[0] > 0.0 and r2[0] > 0.0 else np.minimum(r1, r2),
-        solimp=mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2],
+        dim = max(model.geom_condim[g1], model.geom_condim[g2])
+        friction = np.maximum(model.geom_friction[g1], model.geom_friction[g2])
+        mix = _share(model.geom_solmix[g1], model.geom_solmix[g2])
+        r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
+        solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0.0 and r2[0] > 0.0 else np.minimum(r1, r2)
+        solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
+    return ContactPair(
+        geoms=(g1, g2),
+        dim=int(dim),
+        margin=float(model.geom_margin[g1] + model.geom_margin[g2]),
+        friction=np.maximum(friction, LEAST_FRICTION)[[0, 0, 1, 2, 2]],
+        solref=solref,
+        solreffriction=np.zeros(2),
+        solimp=solimp,
     )
+
+
+def _share(s1: float, s2: float) -> float:
+    """The share of the first geom in a mix by solmix."""
+    if s1 >= SMALLEST and s2 >= SMALLEST:
+        return float(s1 / (s1 + s2))
+    return 0.5 if s1 < SMALLEST and s2 < SMALLEST else float(s1 >= SMALLEST)

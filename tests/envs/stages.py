@@ -58,3 +58,12 @@ def flat(matrix):
 
 def assert_close(found, expected, rtol=1e-11):
     np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * max(1.0, np.abs(expected).max(initial=0.0)))
+
+
+def edges(cone, weight, rows, offsets):
+    """The rows of C's problem that a contact has, (D, J, aref) each, of its rows [k, nv] and offsets [k]."""
+    for row, offset in zip(rows[1:], offsets[1:], strict=True):
+        for sign in (1.0, -1.0):
+            yield weight, rows[0] + sign * row, -offsets[0] - sign * offset
+    for _ in range(cone.plain):
+        yield weight, rows[0], -offsets[0]

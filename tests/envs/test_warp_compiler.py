@@ -21,7 +21,7 @@ from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
-from tests.envs.stages import assert_close, compiled, flat, numbers, states, values_of  # noqa: E402
+from tests.envs.stages import assert_close, compiled, edges, flat, numbers, states, values_of  # noqa: E402
 from tests.envs.warp_models import LEG, PILE, SMALL, Pile  # noqa: E402
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
@@ -203,22 +203,21 @@ def test_constraint_rows_are_those_of_mujoco_c(model):
     for data in states(m, 60):
         found, every = iter(numbers(wanted, values_of(data)).tolist()), []
         for _ in scalar:
-            every.append((next(found), next(found), np.array([next(found) for _ in range(m.nv)])))
+            weight, offset = next(found), next(found)
+            every.append((weight, np.array([next(found) for _ in range(m.nv)]), -offset))
         for c in contacts:
-            weight, offset, normal = next(found), next(found), np.array([next(found) for _ in range(m.nv)])
-            for _ in c.tangents:
-                slip, along = next(found), np.array([next(found) for _ in range(m.nv)])
-                every += [(weight, offset + s * slip, normal + s * along) for s in (1, -1)]
-            every += [(weight, offset, normal)] * c.cone.plain
+            weight, of_ways = next(found), np.array([next(found) for _ in range(len(c.rows) * (1 + m.nv))])
+            of_ways = of_ways.reshape(len(c.rows), 1 + m.nv)
+            every += edges(c.cone, weight, of_ways[:, 1:], of_ways[:, 0])
         every = [row for row in every if row[0] > 0.0]
         touched += any(data.efc_type >= 5)
-        weights, offsets = (np.array([row[i] for row in every]) for i in (0, 1))
-        ours = np.array([row[2] for row in every]).reshape(-1, m.nv)
+        weights, reference = (np.array([row[i] for row in every]) for i in (0, 2))
+        ours = np.array([row[1] for row in every]).reshape(-1, m.nv)
         theirs = data.efc_J.reshape(-1, m.nv) if data.nefc else np.zeros((0, m.nv))
         for a, b in (
             ((ours.T * weights) @ ours, (theirs.T * data.efc_D) @ theirs),
-            (-(ours.T * weights) @ offsets, (theirs.T * data.efc_D) @ data.efc_aref),
-            ((weights * offsets**2).sum(), (data.efc_D * data.efc_aref**2).sum()),
+            ((ours.T * weights) @ reference, (theirs.T * data.efc_D) @ data.efc_aref),
+            ((weights * reference**2).sum(), (data.efc_D * data.efc_aref**2).sum()),
         ):
             assert_close(a, b, 1e-9)
     if contacts:

@@ -68,6 +68,29 @@ RULES = """<mujoco><option timestep="0.004"/><default><geom friction=".7 .1 .1"/
  jointinparent="turn" ctrlrange="-1 2"/><motor joint="sled" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
+# A condim of each kind, by priority and by the larger one; frictions of 0; rolling where the surfaces differ; a pair
+# that masks would not let touch, one that they would, and one of a body with its parent; an exclude.
+WHEELS = """<mujoco><option timestep="0.004" impratio="3" cone="{cone}"/><default><geom friction=".8 .02 .01"
+ density="300" condim="3"/></default><worldbody><geom name="floor" type="plane" size="9 9 1" friction=".5 .03 .001"/>
+ <geom name="wall" type="plane" size="9 9 1" pos="1 0 0" euler="0 -60 0" condim="1" friction="0 0 0"
+ priority="2"/>
+ <geom name="peg" size=".15" pos="-.3 .2 .1" condim="4" priority="1" friction=".9 .05 0" solref="-3000 -60"/>
+ <body name="ball" pos="0 0 .2"><freejoint/><geom name="ball" size=".2" condim="6" margin=".02" gap=".01"/>
+ <geom name="ear" size=".05" pos=".2 0 0" condim="4"/></body>
+ <body name="car" pos=".5 .3 .2"><joint name="x" type="slide" axis="1 0 0"/><joint name="z" type="slide" axis="0 0 1"/>
+ <joint name="pitch" axis="0 1 0"/><joint name="yaw" axis="0 0 1" damping=".1"/><geom name="bed" type="capsule"
+ fromto="-.2 0 0 .2 0 .05" size=".05"/><body name="wheel" pos=".2 0 -.05"><joint name="wheel" axis="0 1 0"
+ damping=".01"/><geom name="rim" type="capsule" fromto="0 -.05 0 0 .05 0" size=".08" condim="6"/></body><body
+ name="mast" pos="-.1 0 .05"><joint name="mast" axis="0 1 0" damping=".1"/><geom name="mast" type="capsule"
+ fromto="0 0 .05 .1 .2 .3" size=".03" contype="0" conaffinity="0"/></body></body></worldbody><contact>
+ <exclude body1="car" body2="world"/><pair geom1="mast" geom2="ball" condim="6" friction=".4 .7 .02 .01 .03"
+ solref=".03 .8" solreffriction=".05 1.2" solimp=".8 .95 .01" margin=".03" gap=".01"/><pair geom1="floor" geom2="bed"
+ condim="4" friction="1.1 .3 .05 0 0" solreffriction="-500 -40"/><pair geom1="ear" geom2="peg" condim="3"
+ friction=".2 0 0 0 0" solreffriction=".04 0"/><pair geom1="rim" geom2="mast" condim="1"/><pair geom1="floor"
+ geom2="mast" condim="3" friction=".5 .6 0 0 0"/></contact><actuator><motor joint="wheel" gear="2" ctrlrange="-1 1"/>
+ <motor joint="mast" gear="3" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
 class Trees(Body):
     name, mjcf = "Trees", TREES
     readouts = {  # noqa: RUF012
@@ -103,7 +126,11 @@ class Rules(Body):
     name, mjcf = "Rules", RULES
 
 
-SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules)
+class Wheels(Body):
+    name, mjcf = "Wheels", WHEELS.format(cone="pyramidal")
+
+
+SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules, Wheels)
 
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")

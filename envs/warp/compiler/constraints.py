@@ -41,8 +41,10 @@ class Contact:
     """From the first geom to the second."""
     tangents: tuple[al.Vector, ...]
     """Tangents times the friction, without those along which nothing can move."""
+    spins: tuple[al.Vector, ...]
+    """Axes of torsional and rolling friction times the friction, without those about which nothing can turn."""
     rows: tuple[list[Any], ...]
-    """J along normal and tangents, [nv] each."""
+    """J along normal and tangents and about the spins, [nv] each."""
     copies: int = 1
     """How many contacts it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -51,16 +53,18 @@ class Contact:
     @property
     def cone(self) -> Pyramid:
         """The cone of its forces."""
-        return Pyramid(self.pair.dim, len(self.tangents))
+        return Pyramid(self.pair.dim, len(self.tangents) + len(self.spins))
 
     def along(self, motions: Sequence[Spatial]) -> list[Any]:
-        """The motion of the second body relative to the first at the contact, along normal and tangents."""
-        first, second = self.pair.bodies
-        motion = al.minus(at_point(motions[second], self.points[1]), at_point(motions[first], self.points[0]))
-        return [al.dot(way, motion) for way in (self.normal, *self.tangents)]
+        """The motion of the second body relative to the first: along normal and tangents, about the spins."""
+        first, second = (motions[b] for b in self.pair.bodies)
+        motion = al.minus(at_point(second, self.points[1]), at_point(first, self.points[0]))
+        turn = al.minus(second[0], first[0])
+        linear = [al.dot(way, motion) for way in (self.normal, *self.tangents)]
+        return linear + [al.dot(axis, turn) for axis in self.spins]
 
     def offsets(self, velocities: Sequence[Spatial]) -> list[Any]:
-        """-aref along normal and tangents."""
+        """-aref of the rows."""
         damping = self.pair.impedance.damping
         normal, *across = (mul(damping, speed) for speed in self.along(velocities))
         return [add(normal, self.push), *across]
@@ -81,23 +85,25 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
         point if kinematics.tree[b] == kinematics.tree[origin] else al.minus(there, kinematics.origin(b))
         for b in pair.bodies
     )
-    mu = pair.friction
     inverse_weight = pair.inverse_weight
-    if mu:
-        ratio = float(kinematics.model.model.opt.impratio)
+    if pair.friction:
+        mu, ratio = pair.friction[0], max(SMALLEST, float(kinematics.model.model.opt.impratio))
         inverse_weight *= (1.0 + mu * mu) * 2.0 * mu * mu / ratio
     weight, push = pushing(pair.impedance, sub(distance, pair.margin), inverse_weight)
 
-    def row(along: al.Vector) -> list[Any]:
+    def row(way: al.Vector, turning: bool = False) -> list[Any]:
         values: list[Any] = [0.0] * kinematics.model.model.nv
         for body, at, sign in ((second, points[1], 1.0), (first, points[0], -1.0)):
             for d in kinematics.chain(body):
-                values[d] = add(values[d], mul(sign, al.dot(along, at_point(kinematics.axes[d], at))))
+                motion = kinematics.axes[d][0] if turning else at_point(kinematics.axes[d], at)
+                values[d] = add(values[d], mul(sign, al.dot(way, motion)))
         return values
 
-    tangents = [al.times(t, mu) for t in _tangents(normal, hint, noise)] if mu else []
-    with_rows = [(t, row(t)) for t in tangents]
-    moving = [(t, r) for t, r in with_rows if not all(is_zero(x) for x in r)]
+    tangents = _tangents(normal, hint, noise) if pair.friction else ()
+    ways = [(t, False) for t in tangents] + [(axis, True) for axis in (normal, *tangents)]
+    scaled = [(al.times(way, mu), turning) for (way, turning), mu in zip(ways, pair.friction, strict=False)]
+    with_rows = [(way, turning, row(way, turning)) for way, turning in scaled]
+    moving = [(way, turning, r) for way, turning, r in with_rows if not all(is_zero(x) for x in r)]
     return Contact(
         pair=pair,
         present=less(distance, pair.margin),
@@ -105,8 +111,9 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
         push=push,
         points=points,  # type: ignore[arg-type]
         normal=normal,
-        tangents=tuple(t for t, _ in moving),
-        rows=(row(normal), *(r for _, r in moving)),
+        tangents=tuple(way for way, turning, _ in moving if not turning),
+        spins=tuple(way for way, turning, _ in moving if turning),
+        rows=(row(normal), *(r for *_, r in moving)),
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.mujoco.impedance import Impedance
-from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, kind_of, mixed
-from mage_diffsim.envs.mujoco.model import Simulation, colliding_geoms, element_name, load_mujoco
+from mage_diffsim.envs.mujoco.mixing import contact_pairs, kind_of
+from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
@@ -27,12 +27,11 @@ class Pair:
     """Where they are in the frames of these bodies."""
     kinds: tuple[str, str]
     dim: int
-    """condim: 1 without friction, or 3."""
-    friction: float
-    """Sliding friction along both tangents; 0 without friction."""
+    """condim: 1 without friction, else 3, 4 or 6."""
+    friction: tuple[float, ...]
+    """Along both tangents, about the normal, about both tangents; the first dim - 1 of these."""
     margin: float
-    """Contacts at a larger distance do not push: the sum of the geoms' margins [m]. (Their gaps only let MuJoCo report
-    contacts earlier.)"""
+    """Contacts at a larger distance do not push [m]. (Gaps only let MuJoCo report contacts earlier.)"""
     inverse_weight: float
     impedance: Impedance
 
@@ -124,7 +123,6 @@ FORBIDDEN = {
     "nplugin": "plugins",
     "nflex": "flexible bodies",
     "nmocap": "mocap bodies",
-    "npair": "explicit contact pairs",
     "body_gravcomp": "gravity compensation",
     "dof_dampingpoly": "nonlinear joint damping",
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
@@ -216,16 +214,14 @@ def refusals(model: Any) -> Iterator[Refusal]:
             yield Refusal(f"{actuator}, whose gain is not fixed", "actuators whose gain is not fixed", (actuator,))
         if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
             yield Refusal(f"{actuator}, whose bias is not affine", "actuators whose bias is not affine", (actuator,))
-    for g1, g2 in colliding_geoms(model):
-        kinds = kind_of(model, g1), kind_of(model, g2)
-        pair = f"geoms {name('GEOM', g1)!r} and {name('GEOM', g2)!r}"
+    for found in contact_pairs(model):
+        kinds = kind_of(model, found.geoms[0]), kind_of(model, found.geoms[1])
+        pair = " and ".join(f"{name('GEOM', g)!r}" for g in found.geoms)
+        pair = f"geoms {pair}"
         if kinds not in COLLISIONS:
             what = f"a contact of {kinds[0]} with {kinds[1]}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
-        condim = mixed(model, g1, g2).dim
-        if condim not in (1, 3):
-            yield Refusal(f"condim {condim}: {pair}", f"condim {condim}", (pair,))
-        if condim == 3 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
+        if found.dim > 1 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
             yield Refusal("elliptic friction cones", "elliptic friction cones", (pair,))
 
 
@@ -238,12 +234,12 @@ def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:
 
 
 def _pairs(model: Any) -> list[Pair]:
-    """The pairs with their mixed parameters."""
+    """The pairs of geoms whose contacts can act."""
     pairs = []
-    for g1, g2 in colliding_geoms(model):
+    for given in contact_pairs(model):
+        g1, g2 = given.geoms
         (first, at), (second, there) = geom_place(model, g1), geom_place(model, g2)
         own = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
-        given = mixed(model, g1, g2)
         pairs.append(
             Pair(
                 geoms=(g1, g2),
@@ -251,7 +247,7 @@ def _pairs(model: Any) -> list[Pair]:
                 places=(at, there),
                 kinds=(kind_of(model, g1), kind_of(model, g2)),
                 dim=given.dim,
-                friction=max(LEAST_FRICTION, float(given.friction[0])) if given.dim == 3 else 0.0,
+                friction=tuple(float(x) for x in given.friction[: given.dim - 1]),
                 margin=given.margin,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),
                 impedance=Impedance.of(model, given.solref, given.solimp).single(),

@@ -38,7 +38,7 @@ def _by_pair(contacts: Sequence[Contact]) -> list[list[Contact]]:
     return groups
 
 
-EXPRESSIONS = ("present", "weight", "push", "points", "normal", "tangents", "rows")
+EXPRESSIONS = ("present", "weight", "push", "points", "normal", "tangents", "spins", "rows")
 
 
 def _join(graph: Graph, contacts: Sequence[Contact], prefix: str) -> Contact:

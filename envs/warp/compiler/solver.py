@@ -212,7 +212,7 @@ class Solver:
         for dim, members in by_dim(contacts).items():
             for dofs, places in grouped([moved[n] for n in members], self.nv):
                 some = {members[place]: contacts[members[place]] for place in places}
-                cone = Pyramid(dim, max(len(c.tangents) for c in some.values()))
+                cone = Pyramid(dim, max(c.cone.tangents for c in some.values()))
                 self.groups.append(Group(tuple(sorted(dofs)), some, cone))
 
     @property
@@ -274,7 +274,7 @@ class Solver:
         (present,) = w.compute(c.present)
         with w.block(f"if (any({present}))"):
             rows = [[row[d] for d in group.dofs] for row in c.rows]
-            missing = group.kinds - len(c.tangents)
+            missing = group.kinds - c.cone.tangents
             rows += [[0.0] * len(group.dofs)] * missing
             values = [*(x for row in rows for x in row), *offset, *[0.0] * missing]
             values.append(mul(c.cone.edges / group.cone.edges, c.weight))
