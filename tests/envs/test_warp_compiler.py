@@ -16,8 +16,9 @@ from mage_diffsim.envs.warp import WarpPhysics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold, rows  # noqa: E402
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
+from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, jvp, less, mul, sub, vjp, where  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, less, mul, sub, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
@@ -52,7 +53,8 @@ def formulas(g, x, y, z):
     inner = add(mul(graph.sin(x), y), div(z, add(2.0, mul(x, x))))
     root = graph.sqrt(add(1.0, mul(inner, inner)))
     branch = where(less(x, y), graph.power(root, 2.5), sub(root, graph.cos(mul(y, z))))
-    return [inner, branch, graph.absolute(branch), graph.maximum(inner, root), graph.power(root, 3.0), graph.neg(z)]
+    turn = graph.atan2(add(inner, graph.floor(mul(3.0, x))), graph.atan2(2.0, root))
+    return [turn, branch, graph.absolute(branch), graph.maximum(inner, root), graph.power(root, 3.0), graph.neg(z)]
 
 
 @given(st.lists(st.floats(-2, 2), min_size=9, max_size=9))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 mujoco = pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
-from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate, jvp  # noqa: E402
+from mage_diffsim.envs.warp.compiler.derivatives import jvp  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
 from tests.envs.geom_pairs import PAIRS, Pair, State, batch, mjcf, placements  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 

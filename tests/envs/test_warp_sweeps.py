@@ -13,8 +13,9 @@ pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.warp.compiler import intake, manifold
+from mage_diffsim.envs.warp.compiler.derivatives import vjp
 from mage_diffsim.envs.warp.compiler.emit import Writer
-from mage_diffsim.envs.warp.compiler.graph import evaluate, vjp, where
+from mage_diffsim.envs.warp.compiler.graph import evaluate, where
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
 from tests.envs.warp_models import SMALL, TASKS, Leg, Pile

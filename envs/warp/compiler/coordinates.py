@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.graph import add, mul
+from mage_diffsim.envs.warp.compiler.tendons import spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,52 @@ class Coordinate:
         return total
 
 
+def combination(terms: Sequence[tuple[float, Coordinate]], nv: int) -> Coordinate:
+    """The sum of numbers times coordinates; all of them are functions of q alone, or none is."""
+    length, row = 0.0, [0.0] * nv
+    for share, term in terms:
+        length = add(length, mul(share, term.length))
+        row = [add(x, mul(share, y)) for x, y in zip(row, term.row, strict=True)]
+    loads = ((body, _scaled(load, share)) for share, term in terms for body, load in term.loads.items())
+    return Coordinate(length, row, _summed(loads))
+
+
+def between(kinematics: Kinematics, length: Any, loads: Sequence[tuple[int, Spatial]]) -> Coordinate:
+    """A coordinate between bodies.
+
+    Args:
+        kinematics: where the bodies are.
+        length: its value.
+        loads: what a unit force along it does to each body, the world among them: (torque about the origin, force).
+            Together they are in balance.
+    """
+    chains = [set(kinematics.chain(body)) for body, _ in loads]
+    row: list[Any] = [0.0] * kinematics.model.model.nv
+    for d in set().union(*chains):
+        moved = [n for n, chain in enumerate(chains) if d in chain]
+        others = [n for n in range(len(loads)) if n not in moved]
+        near = {kinematics.tree[loads[n][0]] for n in others} <= {kinematics.tree[loads[moved[0]][0]]}
+        # The loads on the others are the opposite of those on the moved ones; none if all bodies move together.
+        chosen, sign = (others, -1.0) if near and len(others) < len(moved) else (moved, 1.0)
+        for n in chosen:
+            for way, load in zip(kinematics.axes[d], loads[n][1], strict=True):
+                row[d] = add(row[d], mul(sign, al.dot(way, load)))
+    return Coordinate(length, row, _summed(pair for pair in loads if pair[0]))
+
+
+def _scaled(load: Spatial, share: float) -> Spatial:
+    return al.times(load[0], share), al.times(load[1], share)
+
+
+def _summed(loads: Iterable[tuple[int, Spatial]]) -> dict[int, Spatial]:
+    """The sum of the loads on each body."""
+    total: dict[int, Spatial] = {}
+    for body, (torque, force) in loads:
+        before = total.get(body, (al.ZERO, al.ZERO))
+        total[body] = al.plus(before[0], torque), al.plus(before[1], force)
+    return total
+
+
 class Coordinates:
     """The coordinates of a model at positions q; each is made when first asked for."""
 
@@ -56,17 +104,15 @@ class Coordinates:
     def _joint(self, joint: int) -> Coordinate:
         """The position of a hinge or slide joint."""
         m = self.model
-        return Coordinate(self._q[int(m.jnt_qposadr[joint])], self._unit(int(m.jnt_dofadr[joint]), 1.0))
+        dof = int(m.jnt_dofadr[joint])
+        return Coordinate(self._q[int(m.jnt_qposadr[joint])], [float(d == dof) for d in range(m.nv)])
 
     def _tendon(self, tendon: int) -> Coordinate:
-        """The length of a fixed tendon: the sum of its joints' positions times its coefficients."""
-        m, length, row = self.model, 0.0, self._unit(0, 0.0)
-        first = int(m.tendon_adr[tendon])
-        for w in range(first, first + int(m.tendon_num[tendon])):
-            joint, share = self.joint(int(m.wrap_objid[w])), float(m.wrap_prm[w])
-            length = add(length, mul(share, joint.length))
-            row = [add(x, mul(share, y)) for x, y in zip(row, joint.row, strict=True)]
-        return Coordinate(length, row)
-
-    def _unit(self, dof: int, x: float) -> list[Any]:
-        return [x if d == dof else 0.0 for d in range(self.model.nv)]
+        """The length of a tendon: of a fixed one, the sum of its joints' positions times its coefficients."""
+        m, first = self.model, int(self.model.tendon_adr[tendon])
+        path = range(first, first + int(m.tendon_num[tendon]))
+        if m.wrap_type[first] == load_mujoco().mjtWrap.mjWRAP_JOINT:
+            terms = [(float(m.wrap_prm[w]), self.joint(int(m.wrap_objid[w]))) for w in path]
+        else:
+            terms = [(part.share, between(self.kinematics, *part[:2])) for part in spans(self.kinematics, tendon)]
+        return combination(terms, m.nv)

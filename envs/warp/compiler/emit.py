@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mage_diffsim.envs.warp.compiler import reflection
 from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
 
 PRELUDE = """
@@ -107,18 +108,48 @@ def prelude(real: str, lanes: int) -> str:
     )
 
 
-class Writer:
-    """Writes lines of C++ in blocks; each block knows the expressions computed in it and around it."""
+HELPERS = {
+    "atan2": (("y", "x"), "return atan2{f}(y, x);"),
+    "floor": (("x",), "return floor{f}(x);"),
+    **{f"reflection{n}": (("a", "b", "g"), reflection.code(n)) for n in range(4)},
+}
+"""Functions that few models need: arguments, and the code for one lane; {f} is the suffix of float functions."""
 
-    def __init__(self) -> None:
+
+def helpers(real: str, lanes: int) -> dict[str, str]:
+    """The definitions of :data:`HELPERS` by the names under which code calls them."""
+    found = {}
+    for name, (arguments, body) in HELPERS.items():
+        numbers, vectors = (", ".join(f"{kind} {x}" for x in arguments) for kind in ("real", "vec"))
+        one = f"[]({numbers}) -> real {{ {body.replace('{f}', 'f' if real == 'float' else '')} }};"
+        if lanes > 1:
+            call = f"one({', '.join(f'{x}[i]' for x in arguments)})"
+            loop = f"vec result; for (int i = 0; i < lanes; ++i) result[i] = {call}; return result;"
+            one = f"[]({vectors}) -> vec {{ auto one = {one} {loop} }};"
+        found[f"each_{name}"] = f"    auto each_{name} = {one}"
+    return found
+
+
+class Writer:
+    """Writes lines of C++ in blocks; each block knows the expressions computed in it and around it.
+
+    Args:
+        head: code before the first line.
+        helpers: definitions of functions by name; those that are called come after the head.
+    """
+
+    def __init__(self, head: str = "", helpers: Mapping[str, str] | None = None) -> None:
         self.lines: list[str] = []
+        self._head, self._helpers = head, helpers or {}
         self._known: list[set[int]] = [set()]
         self._visible = 0
 
     @property
     def text(self) -> str:
         """The code written so far."""
-        return "\n".join(self.lines)
+        code = "\n".join(self.lines)
+        called = [text for name, text in self._helpers.items() if f"{name}(" in code]
+        return "\n".join([*filter(None, [self._head]), *called, code])
 
     def __call__(self, line: str) -> None:
         self.lines.append("    " * len(self._known) + line)
@@ -227,7 +258,7 @@ def _operation(node: Node) -> str:
             return f"select({a[0]}, {vector(node.args[1])}, {vector(node.args[2])})"
         case "power":
             return f"each_power({a[0]}, {a[1]})"
-    return f"each_{node.kind}({a[0]})"
+    return f"each_{node.kind}({', '.join(map(vector, node.args))})"
 
 
 OPERATIONS = (" + ", " - ", " * ", " / ", " < ", " <= ", " >= ", " & ", " | ", " = -", "+=", "-=", "*=", "!", "(")

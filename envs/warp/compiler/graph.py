@@ -1,4 +1,4 @@
-"""Stage 1, expressions: a graph of scalar operations that folds constants and can be differentiated and evaluated.
+"""Stage 1, expressions: a graph of scalar operations that folds constants and can be evaluated.
 
 An expression is a Python float (a constant) or a :class:`Node`. Equal operations on equal arguments are one node, so
 the algorithms of the other stages are written once, in three dimensions, and the structure of a model (a planar body,
@@ -7,11 +7,14 @@ an axis along x, a zero offset) disappears by folding. A condition is a Python b
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from mage_diffsim.envs.warp.compiler.reflection import reflection as _reflection
 
 ROUNDING = 1e-14
 """A sum of constants below this share of its terms counts as 0; so does an entry of a rotation below this."""
@@ -179,6 +182,25 @@ def sqrt(a: Any) -> Any:
     return _unary("sqrt", a, math.sqrt)
 
 
+def atan2(y: Any, x: Any) -> Any:
+    """The angle of the point (x, y) [rad]; its derivative where both are 0 is not finite."""
+    if is_constant(y) and is_constant(x):
+        return math.atan2(y, x)
+    return (y if isinstance(y, Node) else x).graph.make("atan2", y, x)
+
+
+def floor(a: Any) -> Any:
+    """The largest whole number that is not above a, with derivative 0."""
+    return _unary("floor", a, math.floor)
+
+
+def reflection(a: Any, b: Any, angle: Any, n: int = 0) -> Any:
+    """The angle at which a path touches a circle, or its derivative by argument n (:mod:`.reflection`)."""
+    args = (a, b, angle)
+    inner = next((x for x in args if isinstance(x, Node)), None)
+    return float(_reflection(n, *args)) if inner is None else inner.graph.make(f"reflection{n}", *args)
+
+
 def power(a: Any, exponent: float) -> Any:
     """a^exponent for a >= 0 and a constant exponent of 1 or more."""
     if exponent == 1.0:
@@ -233,118 +255,6 @@ def reachable(outputs: Iterable[Any], known: frozenset[int] | set[int] = frozens
     return [found[i] for i in sorted(found)]
 
 
-def jvp(outputs: Sequence[Any], tangents: Mapping[Node, Any]) -> list[Any]:
-    """Forward mode: the tangents of ``outputs`` as expressions, given those of inputs; other inputs are constant."""
-    known: dict[int, Any] = {node.index: tangent for node, tangent in tangents.items()}
-
-    def of(x: Any) -> Any:
-        return known[x.index] if isinstance(x, Node) else 0.0
-
-    for node in reachable(outputs, set(known)):
-        a = node.args
-        match node.kind:
-            case "input" | "less":
-                t: Any = 0.0
-            case "add":
-                t = add(of(a[0]), of(a[1]))
-            case "sub":
-                t = sub(of(a[0]), of(a[1]))
-            case "mul":
-                t = add(mul(of(a[0]), a[1]), mul(a[0], of(a[1])))
-            case "neg":
-                t = neg(of(a[0]))
-            case "div":
-                t = div(sub(of(a[0]), mul(node, of(a[1]))), a[1])
-            case "where":
-                t = where(a[0], of(a[1]), of(a[2]))
-            case _:
-                t = mul(_slope(node), of(a[0]))
-        known[node.index] = t
-    return [of(x) for x in outputs]
-
-
-def vjp(cotangents: Iterable[tuple[Any, Any]], cuts: Iterable[Any] = ()) -> dict[Node, Any]:
-    """Reverse mode: the derivative of a scalar with respect to inputs and ``cuts``, as expressions.
-
-    Args:
-        cotangents: pairs (expression, derivative of the scalar with respect to it).
-        cuts: expressions at which the sweep stops.
-
-    Returns:
-        derivative of the scalar with respect to each input and cut that it depends on.
-    """
-    cut = {x.index for x in cuts if isinstance(x, Node)}
-    adjoint: dict[int, Any] = {}
-
-    def accumulate(x: Any, cotangent: Any) -> None:
-        if isinstance(x, Node) and not is_zero(cotangent):
-            adjoint[x.index] = add(adjoint.get(x.index, 0.0), cotangent)
-
-    seeds = [(x, c) for x, c in cotangents if isinstance(x, Node)]
-    for x, c in seeds:
-        accumulate(x, c)
-    found: dict[Node, Any] = {}
-    for node in reversed(_reachable_to(cut, [x for x, _ in seeds])):
-        c, a = adjoint.get(node.index, 0.0), node.args
-        if is_zero(c):
-            continue
-        if node.index in cut or node.kind == "input":
-            found[node] = c
-            continue
-        match node.kind:
-            case "add":
-                accumulate(a[0], c)
-                accumulate(a[1], c)
-            case "sub":
-                accumulate(a[0], c)
-                accumulate(a[1], neg(c))
-            case "mul":
-                accumulate(a[0], mul(c, a[1]))
-                accumulate(a[1], mul(c, a[0]))
-            case "neg":
-                accumulate(a[0], neg(c))
-            case "div":
-                share = div(c, a[1])
-                accumulate(a[0], share)
-                accumulate(a[1], neg(mul(share, node)))
-            case "where":
-                accumulate(a[1], where(a[0], c, 0.0))
-                accumulate(a[2], where(a[0], 0.0, c))
-            case "less":
-                pass
-            case _:
-                accumulate(a[0], mul(c, _slope(node)))
-    return found
-
-
-def _reachable_to(cut: set[int], outputs: Iterable[Node]) -> list[Node]:
-    """As :func:`reachable`, with the cut nodes themselves but nothing that only they depend on."""
-    found: dict[int, Node] = {}
-    stack = list(outputs)
-    while stack:
-        node = stack.pop()
-        if node.index not in found:
-            found[node.index] = node
-            if node.index not in cut:
-                stack += [x for x in node.args if isinstance(x, Node)]
-    return [found[i] for i in sorted(found)]
-
-
-def _slope(node: Node) -> Any:
-    """The derivative of a function of one argument."""
-    a = node.args[0]
-    match node.kind:
-        case "sin":
-            return cos(a)
-        case "cos":
-            return neg(sin(a))
-        case "sqrt":
-            return div(0.5, node)
-        case "power":
-            return mul(node.args[1], power(a, node.args[1] - 1.0))
-    raise AssertionError(f"no derivative of {node.kind}")
-
-
 _NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -354,7 +264,10 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "sin": np.sin,
     "cos": np.cos,
     "sqrt": np.sqrt,
+    "atan2": np.arctan2,
+    "floor": np.floor,
     "power": np.power,
+    **{f"reflection{n}": functools.partial(_reflection, n) for n in range(4)},
     "less": np.less,
     "where": np.where,
 }

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.derivatives import jvp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
-from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, jvp, mul, sub
+from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, sub
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
 
 

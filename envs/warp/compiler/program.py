@@ -9,8 +9,9 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.model import MeanVelocity
 from mage_diffsim.envs.warp.compiler import manifold
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude
-from mage_diffsim.envs.warp.compiler.graph import add, jvp, mul, vjp
+from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
+from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude
+from mage_diffsim.envs.warp.compiler.graph import add, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
@@ -148,8 +149,7 @@ class Program:
 
     def _begin(self, forward: bool = True) -> Writer:
         """The prelude, and the variables of a step; forward from state and control, otherwise from the tape."""
-        s, w = self.step, Writer()
-        w.lines += prelude(self.real, self.lanes).strip("\n").split("\n")
+        s, w = self.step, Writer(prelude(self.real, self.lanes).strip("\n"), helpers(self.real, self.lanes))
         w("const real nothing = real(0) / real(0);")
         if forward:
             for i in range(s.nq):

@@ -58,6 +58,12 @@ def geom_place(m: Any, geom: int) -> tuple[int, Place]:
     return body, place.inside(m.geom_pos[geom], m.geom_quat[geom])
 
 
+def site_place(m: Any, site: int) -> tuple[int, Place]:
+    """The body that carries a site, and the site's place there."""
+    body, place = carrier(m, int(m.site_bodyid[site]))
+    return body, place.inside(m.site_pos[site], m.site_quat[site])
+
+
 def rigid_bodies(m: Any) -> list[Rigid]:
     """The inertia of every body of an ``MjModel``."""
     parts: list[list[tuple[float, np.ndarray, np.ndarray]]] = [[] for _ in range(m.nbody)]

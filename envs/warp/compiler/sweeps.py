@@ -20,10 +20,11 @@ from typing import Any
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import Contact
+from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
-from mage_diffsim.envs.warp.compiler.graph import Node, add, jvp, mul, reachable, sub, vjp
+from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, reachable, sub
 from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.loads import along as load_along
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
