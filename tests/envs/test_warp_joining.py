@@ -11,8 +11,8 @@ pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake, repeat
+from mage_diffsim.envs.warp.compiler.contact_code import grouped
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
-from mage_diffsim.envs.warp.compiler.solver import grouped
 from tests.envs.warp_models import Leg, Pile
 
 

@@ -25,6 +25,8 @@ class Found(NamedTuple):
     """From the first geom to the second."""
     hint: Any = None
     """Direction of the first tangent where MuJoCo gives one, else None."""
+    absent: Any = False
+    """Condition: the geoms have no such contact where they are, however close."""
 
 
 def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]:
@@ -38,12 +40,11 @@ def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]
     m = kinematics.model.model
     origin = pair.bodies[1] or pair.bodies[0]
     centres, axes, sizes = [], [], []
-    for geom, body, place in zip(pair.geoms, pair.bodies, pair.places, strict=True):
-        at = kinematics.point(body, al.constant(place.position))
+    for side, (geom, body) in enumerate(zip(pair.geoms, pair.bodies, strict=True)):
+        at, frame = kinematics.geom(pair, side)
         if kinematics.tree[body] != kinematics.tree[origin]:
             at = al.minus(al.plus(kinematics.origin(body), at), kinematics.origin(origin))
         centres.append(at)
-        frame = al.product(kinematics.rotation[body], al.constant_rotation(place.rotation))
         axes.append(al.column(frame, 2))
         sizes.append([float(x) for x in m.geom_size[geom]])
     if pair.kinds[0] == "plane":
@@ -78,7 +79,7 @@ def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]
         normal = [where(crossing, mul(sign, b), a) for a, b in zip(normal, across, strict=True)]
         distance = sub(where(crossing, absolute(gap), length), sizes[0][0] + sizes[1][0])
         point = al.plus(first, al.times(normal, add(sizes[0][0], mul(0.5, distance))))
-        yield Found(origin, where(absent, pair.margin + 1.0, distance), point, normal)
+        yield Found(origin, where(absent, pair.margin + 1.0, distance), point, normal, absent=absent)
 
 
 def _clip(x: Any, bound: Any) -> Any:

@@ -22,6 +22,8 @@ class Pyramid:
     One number describes a contact: ``weight``, the D of each edge.
     """
 
+    numbers = ("weight",)
+
     dim: int
     """condim."""
     tangents: int
@@ -88,3 +90,6 @@ class Pyramid:
                 w("first_order += active * value * along; second_order += active * along * along;")
                 # An edge whose weight is 0 in a lane is not there.
                 w("flips = flips | (((value < real(0)) != (start < real(0))) & (weight > real(0)));")
+
+
+Cone = Pyramid

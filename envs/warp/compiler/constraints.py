@@ -45,6 +45,8 @@ class Contact:
     """Axes of torsional and rolling friction times the friction, without those about which nothing can turn."""
     rows: tuple[list[Any], ...]
     """J along normal and tangents and about the spins, [nv] each."""
+    absent: Any = False
+    """Condition: the geoms have no such contact where they are, however close."""
     copies: int = 1
     """How many contacts it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -69,16 +71,31 @@ class Contact:
         normal, *across = (mul(damping, speed) for speed in self.along(velocities))
         return [add(normal, self.push), *across]
 
+    @property
+    def record(self) -> list[Any]:
+        """What the cone's code needs to know, in the order of its ``numbers``."""
+        return [self.weight]
+
+    def forces(self, accelerations: Sequence[Spatial], velocities: Sequence[Spatial]) -> list[Any]:
+        """What the contact pushes with along normal and tangents (times the friction), given the bodies' motions."""
+        values = [add(x, y) for x, y in zip(self.along(accelerations), self.offsets(velocities), strict=True)]
+        return self.cone.forces(values, self.weight)
+
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
     """All possible contacts of the model's pairs, in MuJoCo's order within a pair; ``exact`` means float64."""
     pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
-    every = (_contact(kinematics, pair, noise, found) for pair in pairs for found in collide(kinematics, pair, noise))
+    return [c for pair in pairs for c in contacts_of(kinematics, pair, noise)]
+
+
+def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
+    """All possible contacts of a pair; a vector of unit vectors shorter than ``noise`` has no direction."""
+    every = (_contact(kinematics, pair, noise, found) for found in collide(kinematics, pair, noise))
     return [c for c in every if c.present is not False]
 
 
 def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> Contact:
-    origin, distance, point, normal, hint = found
+    origin, distance, point, normal, hint, absent = found
     first, second = pair.bodies
     there = al.plus(kinematics.origin(origin), point)
     points = tuple(
@@ -114,6 +131,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
         tangents=tuple(way for way, turning, _ in moving if not turning),
         spins=tuple(way for way, turning, _ in moving if turning),
         rows=(row(normal), *(r for *_, r in moving)),
+        absent=absent,
     )
 
 

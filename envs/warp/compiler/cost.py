@@ -1,25 +1,23 @@
 """Estimates what compiling a model takes from counts of its parts, and refuses a model that takes too much.
 
-The code of a contact is as long as the chains of joints of its two bodies. Factoring the Hessian is one statement per
-multiplication, and the C++ compiler takes far more than twice as long for twice as many statements. The constants are
-fitted to forward and adjoint in float64 on one core of a 2020s server:
+Contacts and the Hessian's factors are written out where that is quick to compile, and in loops elsewhere. Written out,
+the code of a contact is as long as the chains of joints of its two bodies, and the factors are one statement per
+multiplication. In loops, code grows with the chains of joints alone. The constants are fitted to forward and adjoint in
+float64 on one core of a 2020s server, of which these are some:
 
-| model | degrees of freedom | pairs | CPU-seconds | GiB | estimated |
-|---|---|---|---|---|---|
-| HalfCheetah | 9 | 8 | 4 | 0.4 | 5, 0.5 |
-| Ant | 14 | 13 | 11 | 0.5 | 8, 0.5 |
-| gymnasium's humanoid | 23 | 126 | 75 | 1.2 | 70, 1.2 |
-| 20-link snake on a floor | 25 | 20 | 34 | 0.7 | 24, 0.6 |
-| 6 free balls, one slide | 37 | 21 | 28 | 0.6 | 36, 0.6 |
-| 8 free balls, one slide | 49 | 36 | 267 | 0.7 | 269, 0.7 |
-| 10 free balls, one slide | 61 | 55 | 671 | | 653, 0.9 |
-| 40-link snake on a floor | 45 | 40 | 311 | | 244, 1.2 |
+| model | degrees of freedom | pairs | | CPU-seconds | GiB | estimated |
+|---|---|---|---|---|---|---|
+| HalfCheetah | 9 | 8 | written out | 4 | 0.4 | 5, 0.5 |
+| Ant | 14 | 13 | written out | 11 | 0.5 | 8, 0.5 |
+| gymnasium's humanoid | 23 | 126 | in loops | 10 | 0.6 | 9, 0.6 |
+| 10 free balls, one slide | 61 | 55 | in loops | 11 | 0.6 | 10, 0.6 |
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.solver import filled
@@ -27,6 +25,12 @@ from mage_diffsim.errors import InputError
 
 LIMIT = 15 * 60.0
 """Seconds of compiling beyond which a model is refused."""
+MEMORY = 2.0
+"""GiB that compiling may take."""
+
+
+LOOPED = 15.0
+"""Seconds from which contacts are in loops instead of written out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +44,32 @@ class Cost:
 
 def estimate(model: Model) -> Cost:
     """The cost of a model, within a factor of about 1.5."""
-    m = model.model
+    written = _written(model)
+    if written.seconds <= LOOPED:
+        return written
+    chains = [len(x) for x in _chains(model.model)]
+    dofs = sum(chains[int(b)] for b in model.model.dof_bodyid)
+    factor = sum(chains[int(b)] ** 2 / 2 for b in model.model.dof_bodyid) if model.implicit_damping else 0.0
+    return Cost(seconds=3.0 + 0.035 * dofs + 0.005 * factor, gib=0.53 + 2.4e-4 * dofs)
+
+
+def looped(model: Model) -> bool:
+    """Whether contacts are better in loops than written out."""
+    return _written(model).seconds > LOOPED
+
+
+def _chains(m: Any) -> list[frozenset[int]]:
+    """The degrees of freedom that move each body of an ``MjModel``."""
     chains: list[frozenset[int]] = [frozenset()]
     for b in range(1, m.nbody):
         first = int(m.body_dofadr[b])
         chains.append(chains[m.body_parentid[b]] | set(range(first, first + int(m.body_dofnum[b]))))
+    return chains
+
+
+def _written(model: Model) -> Cost:
+    """The cost of contacts and factors written out."""
+    m, chains = model.model, _chains(model.model)
     moved = [chains[pair.bodies[0]] | chains[pair.bodies[1]] for pair in model.pairs]
     # A capsule has two ends on a plane, and two capsules may touch side by side.
     twice = [pair.kinds in (("plane", "capsule"), ("capsule", "capsule")) for pair in model.pairs]
@@ -63,15 +88,15 @@ def check(model: Model) -> Cost:
     """The estimate of a model that can be compiled.
 
     Raises:
-        InputError: compiling it would take more than :data:`LIMIT` or than the machine's memory.
+        InputError: compiling it would take more than :data:`LIMIT`, or than :data:`MEMORY` or the machine's memory.
     """
-    cost, memory = estimate(model), _memory_of_machine()
+    cost, memory = estimate(model), min(MEMORY, _memory_of_machine())
     if cost.seconds > LIMIT or cost.gib > memory:
         raise InputError(
             f"task {model.simulation.name}: compiling Warp kernels for {len(model.pairs)} pairs of geoms and "
             f"{model.model.nv} degrees of freedom would take some {cost.seconds / 60:.0f} minutes and {cost.gib:.1f} "
-            f"GiB of memory; accepted are {LIMIT / 60:.0f} minutes and the {memory:.1f} GiB of this machine: let fewer "
-            "geoms collide (contype, conaffinity), or use backend mujoco or mjx"
+            f"GiB of memory; accepted are {LIMIT / 60:.0f} minutes and {memory:.1f} GiB: use "
+            "a model with fewer joints, or backend mujoco or mjx"
         )
     return cost
 

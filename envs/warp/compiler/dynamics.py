@@ -13,7 +13,7 @@ import numpy as np
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.graph import cos, mul, sin, sub
-from mage_diffsim.envs.warp.compiler.intake import Model
+from mage_diffsim.envs.warp.compiler.intake import Model, Pair
 
 Spatial = tuple[al.Vector, al.Vector]
 """(angular, linear at the tree's origin)."""
@@ -53,6 +53,12 @@ class Kinematics:
     def point(self, body: int, at: al.Vector) -> al.Vector:
         """The same point relative to :meth:`origin`."""
         return al.plus(self.position[body], al.apply(self.rotation[body], at))
+
+    def geom(self, pair: Pair, side: int) -> tuple[al.Vector, al.Matrix]:
+        """Centre, relative to :meth:`origin`, and rotation of the first or second (0 or 1) geom of a pair."""
+        body, place = pair.bodies[side], pair.places[side]
+        rotation = al.product(self.rotation[body], al.constant_rotation(place.rotation))
+        return self.point(body, al.constant(place.position)), rotation
 
     def _add(self, m: Any, b: int, q: Sequence[Any]) -> None:
         parent = int(m.body_parentid[b])

@@ -130,6 +130,10 @@ def helpers(real: str, lanes: int) -> dict[str, str]:
     return found
 
 
+STRAIGHT = 3000
+"""Lines without a branch at most: the C++ compiler takes 240 s for 84,000 lines in one piece, 54 s with branches."""
+
+
 class Writer:
     """Writes lines of C++ in blocks; each block knows the expressions computed in it and around it.
 
@@ -143,6 +147,8 @@ class Writer:
         self._head, self._helpers = head, helpers or {}
         self._known: list[set[int]] = [set()]
         self._visible = 0
+        self._straight = 0
+        """Number of the line after the last branch."""
 
     @property
     def text(self) -> str:
@@ -153,6 +159,8 @@ class Writer:
 
     def __call__(self, line: str) -> None:
         self.lines.append("    " * len(self._known) + line)
+        if line.endswith(("{", "}", "return;")):
+            self._straight = len(self.lines)
 
     @contextlib.contextmanager
     def block(self, header: str, fresh: bool = False) -> Iterator[None]:
@@ -172,9 +180,9 @@ class Writer:
         self._visible = before
         self("}")
 
-    def loop(self, header: str) -> contextlib.AbstractContextManager[None]:
+    def loop(self, header: str, fresh: bool = False) -> contextlib.AbstractContextManager[None]:
         """As :meth:`block`, around a loop that is not unrolled: long code misses caches of instructions."""
-        return self.block(f'_Pragma("unroll 1") for ({header})')
+        return self.block(f'_Pragma("unroll 1") for ({header})', fresh)
 
     @contextlib.contextmanager
     def copies(self, n: int, numbers: Mapping[str, Sequence[float]]) -> Iterator[None]:
@@ -193,6 +201,8 @@ class Writer:
     def compute(self, *expressions: Any) -> list[str]:
         """Write the operations of the expressions that are not computed yet; returns how the code refers to each."""
         for node in reachable(expressions, set().union(*self._known[self._visible :])):
+            if len(self.lines) - self._straight >= STRAIGHT:
+                self("if (rows < 0) return;")
             self._known[-1].add(node.index)
             if node.kind != "input":
                 kind = "mask" if node.kind == "less" else "vec"
@@ -205,6 +215,17 @@ class Writer:
             self(f"vec {name}[{shape[0]}][{shape[1]}];")
         else:
             self(f"vec (* __restrict__ {name})[{shape[1]}] = (vec (*)[{shape[1]}])((vec*)scratch + {begin});")
+
+    def vectors(self, names: Iterable[str], size: int) -> None:
+        """Write arrays ``{name}_`` of zeros, and ``{name}{i}`` as names of their elements."""
+        for name in names:
+            self(f"vec {name}_[{size}]; for (int i = 0; i < {size}; ++i) {name}_[i] = splat(0);")
+            self(f"vec {', '.join(f'&{name}{i} = {name}_[{i}]' for i in range(size))};")
+
+    def table(self, name: str, values: Sequence[float | int], kind: str = "int") -> None:
+        """Write an array of numbers that does not change, of the C++ type ``kind``."""
+        text = [repr(float(x)) if kind == "real" else str(x) for x in values] or ["0"]
+        self(f"static const {kind} {name}[] = {{{', '.join(text)}}};")
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
         """Write declarations of variables that will change."""

@@ -5,6 +5,7 @@ The forward can keep a tape: (q, v, a) and the factored Hessian of every pass. T
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mage_diffsim.envs.mujoco.model import MeanVelocity
@@ -21,6 +22,9 @@ LOCAL = 256 << 10
 the C++ compiler knows less about what changes them."""
 
 
+RECORDS = {1: 128 << 10, 8: 64 << 20, 16: 64 << 20}
+"""Bytes of contact records in loops, by lanes: of a GPU thread's local memory, or of the heap. An environment with more
+contacts fails."""
 WARP = 32
 """Threads of a GPU that run together. Their tapes are interleaved, so that they read and write neighbours."""
 
@@ -36,17 +40,18 @@ class Program:
 
     def __init__(self, model: Model, real: str, lanes: int) -> None:
         self.real, self.lanes = real, lanes
-        self.step = Step(model, exact=real == "double")
+        size = 8 if real == "double" else 4
+        self.step = Step(model, exact=real == "double", records=RECORDS[lanes] // (lanes * size))
         self.sweeps = Sweeps(self.step)
-        self.arrays = self.step.solver.records
+        self.arrays = self.step.solver.contacts.records
         """Shapes of the arrays of records of contacts that touch."""
-        self.vector = lanes * (8 if real == "double" else 4)
+        self.vector = lanes * size
         """Bytes of a ``vec``."""
         self.memory = sum(rows * columns for rows, columns in self.arrays.values())
         """Numbers per environment in the arrays."""
         self.tile = WARP if lanes == 1 else lanes
         """Environments whose tapes are interleaved: number n of each, then number n + 1."""
-        self.tape = self.step.passes * len(self.step.kept) + self.step.nq + 1
+        self.tape = self.step.passes * self.step.size + self.step.nq + 1
         """Numbers per environment on the tape: of every pass, then the last q, and 1 where the step failed, else 0."""
         self.local = lanes == 1 or self.memory * self.vector <= LOCAL
         """Whether the arrays are local variables; otherwise they lie in memory that ``scratch`` is the address of."""
@@ -54,7 +59,7 @@ class Program:
     def forward(self) -> str:
         """(state, control) -> next_state, and the tape unless its address is 0."""
         s = self.step
-        w = self._begin()
+        w = self._begin("forward")
         self._tape(w)
         with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
             s.acceleration(w)
@@ -63,6 +68,8 @@ class Program:
                     w.assign(s.names("rate"), s.rates)
                 for place, name in enumerate(s.kept):
                     w(f"kept(pass, {place}) = {name};")
+                for place, name, length in self._kept_arrays():
+                    w(f"for (int i = 0; i < {length}; ++i) kept(pass, {place} + i) = {name}[i];")
             s.advance(w)
         s.watch_state(w)
         with w.block("if (tape)"):
@@ -82,7 +89,7 @@ class Program:
     def adjoint(self) -> str:
         """(state, control, cotangent) -> state_gradient, control_gradient, along the forward's tape."""
         s = self.step
-        w = self._begin(forward=False)
+        w = self._begin("adjoint")
         self._tape(w)
         for place, name in enumerate(s.names("q", s.nq)):
             w(f"{name} = kept({s.passes}, {place});")
@@ -95,6 +102,8 @@ class Program:
         with w.loop(f"int pass = {s.passes - 1}; pass >= 0; --pass"):
             for place, name in enumerate(s.kept):
                 w(f"{name} = kept(pass, {place});")
+            for place, name, length in self._kept_arrays():
+                w(f"for (int i = 0; i < {length}; ++i) {name}[i] = kept(pass, {place} + i);")
             if not s.model.runge_kutta:
                 s.implicit.solve(w)
             self.sweeps.reverse(w)
@@ -108,7 +117,7 @@ class Program:
     def tangent(self) -> str:
         """(state, control, state_tangent, control_tangent) -> next_tangent, one direction per environment."""
         s = self.step
-        w = self._begin()
+        w = self._begin("tangent")
         given = []
         for i in range(s.nq):
             w(f"const vec given{i} = load(state_tangent.data, {s.width}, {i});")
@@ -147,11 +156,11 @@ class Program:
 
     # -- their parts --
 
-    def _begin(self, forward: bool = True) -> Writer:
-        """The prelude, and the variables of a step; forward from state and control, otherwise from the tape."""
+    def _begin(self, which: str) -> Writer:
+        """The prelude and the variables of a kernel. An adjoint reads them from the tape, others from the arguments."""
         s, w = self.step, Writer(prelude(self.real, self.lanes).strip("\n"), helpers(self.real, self.lanes))
         w("const real nothing = real(0) / real(0);")
-        if forward:
+        if which != "adjoint":
             for i in range(s.nq):
                 w(f"vec q{i} = load(state.data, {s.width}, {i});")
             for i in range(s.nv):
@@ -164,15 +173,22 @@ class Program:
             w.declare([*s.names("q", s.nq), *s.names("v")])
         for i in range(s.nu):
             w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
-        s.declare(w, forward)
+        s.declare(w, which)
         return w
+
+    def _kept_arrays(self) -> Iterator[tuple[int, str, int]]:
+        """(place on the tape of a pass, name, length) of the arrays that are kept."""
+        place = len(self.step.kept)
+        for name, length in self.step.solver.hessian.factor_arrays.items():
+            yield place, name, length
+            place += length
 
     def _tape(self, w: Writer) -> None:
         """The function ``kept``: the place on this thread's tape of a variable of a pass."""
         beside = self.tile // self.lanes
         w(f"vec* const own = (vec*)tape + (long long)(thread / {beside}) * {self.tape * beside} + thread % {beside};")
         w("auto kept = [=](int pass, int place) -> vec& {")
-        w(f"    return own[(pass * {len(self.step.kept)} + place) * {beside}];")
+        w(f"    return own[(pass * {self.step.size} + place) * {beside}];")
         w("};")
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import manifold
-from mage_diffsim.envs.warp.compiler.constraints import contacts
+from mage_diffsim.envs.warp.compiler import cost, manifold
+from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts
+from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
+from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
@@ -33,9 +35,14 @@ class Step:
 
     Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; u{i} controls; e{i} the acceleration
     that moves the velocity (:mod:`.implicit`).
+
+    Args:
+        model: the model.
+        exact: whether the code computes in float64.
+        records: numbers that an environment's contact records in loops may take.
     """
 
-    def __init__(self, model: Model, exact: bool) -> None:
+    def __init__(self, model: Model, exact: bool, records: int) -> None:
         m = self.m = model.model
         self.model = model
         self.nq, self.nv, self.nu = int(m.nq), int(m.nv), int(m.nu)
@@ -54,15 +61,25 @@ class Step:
         self.rows = scalar_rows(Coordinates(self.kinematics, self.q), self.v)
         self.rows_across = [row for row in self.rows if row.coordinate.bodies]
         self.rows_at_joints = [row for row in self.rows if not row.coordinate.bodies]
-        self.contacts = joined(graph, contacts(self.kinematics, exact))
-        self.solver = Solver(self.kinematics, self.mass, self.rows, self.contacts, exact=exact)
         velocities = self.kinematics.velocities(self.v)
-        self.offsets = [c.offsets(velocities) for c in self.contacts]
+        self.contacts: list[Contact] = []
+        code: ContactCode | ContactLoops
+        if cost.looped(model):
+            code = ContactLoops(self.kinematics, exact, velocities, records)
+        else:
+            self.contacts = joined(graph, contacts(self.kinematics, exact))
+            code = ContactCode(self.kinematics, self.contacts, velocities)
+        self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
         self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.u)
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
+
+    @property
+    def size(self) -> int:
+        """Numbers of a pass that the adjoint reads from the tape: the variables ``kept``, then the Hessian's arrays."""
+        return len(self.kept) + sum(self.solver.hessian.factor_arrays.values())
 
     @property
     def kept(self) -> list[str]:
@@ -74,10 +91,10 @@ class Step:
         """``prefix0`` and so on, by default nv of them."""
         return [f"{prefix}{i}" for i in range(self.nv if n is None else n)]
 
-    def declare(self, w: Writer, forward: bool = True) -> None:
-        """Variables that live through the whole kernel; forward ones also those that only a solve and a move need."""
-        w.declare(self.names("a"))
-        self.solver.declare(w)
+    def declare(self, w: Writer, which: str) -> None:
+        """Variables that live through a whole kernel; all but an adjoint need some for a solve and a move."""
+        forward = which != "adjoint"
+        self.solver.declare(w, which)
         self.implicit.declare(w)
         if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
@@ -94,7 +111,7 @@ class Step:
         first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
         with w.block(first):
             self.watch_state(w)
-        self.solver.solve(w, self.smooth, self.offsets)
+        self.solver.solve(w, self.smooth)
         with w.block(first):
             self._watch(w, self.names("a"))
         if not self.model.runge_kutta:

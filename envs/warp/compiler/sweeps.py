@@ -20,6 +20,7 @@ from typing import Any
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.constraints import Contact
+from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
@@ -166,6 +167,10 @@ class Sweeps:
             self.targets.values(), w.compute(*(joints.get(x, 0.0) for x in self.targets)), strict=True
         ):
             w(f"{name} += {text};")
+        loops, (a, v, lam) = s.solver.contacts, self._motions
+        if isinstance(loops, ContactLoops):
+            loops.place(w, [v, a, lam], axes=False)
+            loops.reverse(w)
         gathered: dict[tuple[int, Node], Node] = {}
         moving = {*s.q, *s.v}
 
@@ -189,7 +194,10 @@ class Sweeps:
                             w(f"{name} += {present.format(text)};")
             parent, frame = int(m.body_parentid[body]), set(self._frames[body])
             outer = set(self._frames[parent])
-            own = vjp([(self._powers[body], -1.0)], cuts=frame)
+            powers = [(self._powers[body], -1.0)]
+            if isinstance(loops, ContactLoops):
+                powers += loops.seeds(body, s.graph, [v, a, lam])
+            own = vjp(powers, cuts=frame)
             seeds = [
                 (node, add(gathered.get((body, node), 0.0), own.get(node, 0.0)))
                 for node in self._frames[body]
@@ -265,16 +273,11 @@ class Sweeps:
             frames.append([found[i] for i in sorted(found)] if tree else [])
         return frames
 
-    def _forces(self, c: Contact) -> list[Any]:
-        """The contact's force along the normal, and along each tangent (times the friction)."""
-        accelerations, offsets = c.along(self._motions[0]), c.offsets(self._motions[1])
-        return c.cone.forces([add(a, offset) for a, offset in zip(accelerations, offsets, strict=True)], c.weight)
-
     def _load(self, c: Contact) -> Load:
         """The contact as a load; its power is its force times the relative motion lam at it."""
         power: Any = 0.0
         forces: list[Any] = [0.0] * self.step.nv
-        for force, row, motion in zip(self._forces(c), c.rows, c.along(self._motions[2]), strict=True):
+        for force, row, motion in zip(c.forces(*self._motions[:2]), c.rows, c.along(self._motions[2]), strict=True):
             power = add(power, mul(force, motion))
             forces = [add(total, mul(x, force)) for total, x in zip(forces, row, strict=True)]
         return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers)
@@ -295,7 +298,12 @@ class Sweeps:
         )
         frames = list(dict.fromkeys(node for load in self.loads for node in self._frames_of(load)))
         w.compute(*frames, *jvp(frames, tangents))
-        w.declare(s.names("force"))
+        if not isinstance(s.solver.contacts, ContactLoops):
+            w.declare(s.names("force"))
+        else:
+            w.vectors(("force",), s.nv)
+            s.solver.contacts.place(w, [self._motions[1], self._motions[0]], axes=True, tangents=tangents)
+            s.solver.contacts.tangent(w)
         for load in self.loads:
             with self._present(w, load) as present:
                 for i, text in enumerate(w.compute(*jvp(load.forces, tangents))):

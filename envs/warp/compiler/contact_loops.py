@@ -1,0 +1,373 @@
+"""The code of contacts in loops over tables: finding them, their part in the solve, and their reverse sweep.
+
+Places and motions of bodies, and places of geoms, lie in arrays. A *record* of a contact that is present holds, way by
+way, the offsets, the values at a and the values along the step. Then come the numbers that its cone needs, and its rows
+of J, all ways of one degree of freedom after another. Contacts of one cone are one group: the records of group n lie in
+the array ``record{n}``; ``touching{n}`` counts them; ``list{n}`` has the number of each one's list of dofs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.cones import Cone
+from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
+from mage_diffsim.envs.warp.compiler.emit import Writer, reference, total, vector
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, is_zero, mul, reachable
+from mage_diffsim.envs.warp.compiler.pairs import BODY, FRAME, GEOM, Item, Kind, kinds
+from mage_diffsim.envs.warp.compiler.repeat import constant_part
+from mage_diffsim.envs.warp.compiler.rigid import geom_place
+
+
+class ContactLoops:
+    """The contacts of one model.
+
+    Args:
+        kinematics: where the bodies are.
+        exact: whether the code computes in float64.
+        velocities: the bodies' spatial velocities.
+        most: numbers that an environment's records may take; a state that needs more fails.
+    """
+
+    def __init__(self, kinematics: Kinematics, exact: bool, velocities: Sequence[Spatial], most: int) -> None:
+        model = kinematics.model
+        self.kinematics, self.pairs, self._velocities = kinematics, model.pairs, velocities
+        self.kinds = kinds(model, exact)
+        self.cones: list[Cone] = list(dict.fromkeys(k.cone for k in self.kinds))
+        self.geoms = sorted({g for pair in model.pairs for g in pair.geoms})
+        self.places = [geom_place(model.model, g) for g in self.geoms]
+        self.bodies = sorted({0, *(body for body, _ in self.places)})
+        lists = [self._moved(*pair.bodies) for pair in model.pairs]
+        self.lists = list(dict.fromkeys(lists))
+        self.list_of = [self.lists.index(x) for x in lists]
+        self.capacity, wanted = [], sum(self._size(n) * self._items(n) for n in range(len(self.cones)))
+        for n in range(len(self.cones)):
+            share = 1.0 if wanted <= most else most / wanted
+            self.capacity.append(int(self._items(n) * share))
+
+    def _moved(self, first: int, second: int) -> tuple[tuple[int, int], ...]:
+        """(degree of freedom, 0 or 1 for the body that it moves), ascending, of those that do not move both alike."""
+        k = self.kinematics
+        a, b = set(k.chain(first)), set(k.chain(second))
+        return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a]))
+
+    def _items(self, n: int) -> int:
+        return sum(len(k.pairs) for k in self.kinds if k.cone == self.cones[n])
+
+    def _size(self, n: int) -> int:
+        """Numbers in a record of group n."""
+        longest = max(len(self.lists[self.list_of[p]]) for k in self.kinds if k.cone == self.cones[n] for p in k.pairs)
+        return self._head(n) + len(self.cones[n].ways) * longest
+
+    def _head(self, n: int) -> int:
+        """The place in a record of the rows of J."""
+        return 3 * len(self.cones[n].ways) + len(self.cones[n].numbers)
+
+    @property
+    def records(self) -> dict[str, tuple[int, int]]:
+        """The arrays of records, and their shapes."""
+        return {f"record{n}": (self.capacity[n], self._size(n)) for n in range(len(self.cones))}
+
+    def arrays(self, which: str) -> dict[str, tuple[int, int]]:
+        """The other arrays that a kernel needs, and their shapes."""
+        nv = int(self.kinematics.model.model.nv)
+        found = {"body": (len(self.bodies), BODY), "geom": (len(self.geoms), GEOM), "axis": (nv, 6)}
+        if which == "adjoint":
+            found |= {"by_body": found["body"], "by_geom": found["geom"]}
+        if which == "tangent":
+            found |= {f"along_{name}": shape for name, shape in found.items()}
+        return found
+
+    def declare(self, w: Writer, which: str) -> None:
+        """Declare the tables and small arrays."""
+        for name, (rows, columns) in self.arrays(which).items():
+            w(f"vec {name}[{rows}][{columns}];")
+        carriers = [self.bodies.index(body) for body, _ in self.places]
+        w.table("carrier", carriers)
+        w.table("mount", [x for _, p in self.places for x in (*p.position, *p.rotation.reshape(-1))], "real")
+        for n, kind in enumerate(self.kinds):
+            rows = []
+            for p in kind.pairs:
+                ends = [self.geoms.index(g) for g in self.pairs[p].geoms]
+                rows += [*ends, *(carriers[end] for end in ends), self.list_of[p]]
+            w.table(f"item{n}", rows)
+            values = list(zip(*kind.numbers.values(), strict=True))
+            w.table(f"number{n}", [x for row in values for x in row], "real")
+        if which != "adjoint":
+            begin = [0]
+            for x in self.lists:
+                begin.append(begin[-1] + len(x))
+            w.table("list_begin", begin)
+            w.table("list_dof", [d for x in self.lists for d, _ in x])
+            w.table("list_side", [side for x in self.lists for _, side in x])
+
+    def place(
+        self,
+        w: Writer,
+        motions: Sequence[Sequence[Spatial]],
+        axes: bool,
+        tangents: Mapping[Node, Any] | None = None,
+    ) -> None:
+        """Emit the arrays of places and motions, and of the axes if wanted.
+
+        Args:
+            w: where the code is written.
+            motions: the bodies' motions at v, and at a and lam if needed.
+            axes: whether the axes are needed.
+            tangents: those of q, v and so on, if the arrays' tangents ``along_body`` and so on are needed, too.
+        """
+        values = {f"body[{n}]": self._values(body, motions) for n, body in enumerate(self.bodies)}
+        if axes:
+            values |= {f"axis[{d}]": [*axis[0], *axis[1]] for d, axis in enumerate(self.kinematics.axes)}
+        for row, x in values.items():
+            self._store(w, row, x)
+            if tangents is not None:
+                self._store(w, f"along_{row}", jvp(x, tangents))
+        geom, used = self._geom(), self._used()
+        with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
+            w("const vec* const at = body[carrier[g]]; const real* const there = mount + 12 * g;")
+            declared: set[str] = set()
+            self._place_geoms(w, "geom", [geom[i] for i in used], declared)
+            if tangents is not None:
+                w("const vec* const along_at = along_body[carrier[g]];")
+                self._place_geoms(w, "along_geom", jvp([geom[i] for i in used], _along(geom)), declared)
+
+    def _place_geoms(self, w: Writer, array: str, values: Sequence[Any], declared: set[str]) -> None:
+        _declare(w, values, declared)
+        for i, text in zip(self._used(), w.compute(*values), strict=True):
+            w(f"{array}[g][{i}] = {text};")
+
+    def _values(self, body: int, motions: Sequence[Sequence[Spatial]]) -> list[Any]:
+        """The numbers of a body in the array ``body``."""
+        k = self.kinematics
+        values = [*(x for row in k.rotation[body] for x in row), *k.position[body], *k.origin(body)]
+        return values + [x for kind in motions for vector in kind[body] for x in vector]
+
+    @staticmethod
+    def _store(w: Writer, row: str, values: Sequence[Any]) -> None:
+        w.compute(*values)
+        for i, x in enumerate(values):
+            w(f"{row}[{i}] = {vector(x)};")
+
+    @staticmethod
+    def _geom() -> list[Any]:
+        """The place of a geom from the place of its body, ``at``, and where it is there."""
+        graph = Graph()
+        body, mount = graph.inputs("at_", FRAME), graph.inputs("there_", 12)
+        rotation, own = [body[0:3], body[3:6], body[6:9]], [mount[3:6], mount[6:9], mount[9:12]]
+        centre = al.plus(body[9:12], al.apply(rotation, mount[:3]))
+        return [*centre, *(x for row in al.product(rotation, own) for x in row)]
+
+    def _used(self) -> list[int]:
+        """The numbers of a geom's place that any item uses."""
+        every = [x for k in self.kinds for x in _inputs_of([k.item.near, k.item.present, k.item.record, k.item.power])]
+        return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})
+
+    @contextlib.contextmanager
+    def _each(self, w: Writer, n: int, kind: Kind, along: bool = False) -> Iterator[tuple[set[str], str]]:
+        """A context whose code runs for each item of a kind that is present in any lane.
+
+        Yields the inputs that are declared, and the condition of being present.
+        """
+        item = kind.item
+        with w.loop(f"int i = 0; i < {len(kind.pairs)}; ++i", fresh=True), contextlib.ExitStack() as blocks:
+            w(f"const int* const entry = item{n} + 5 * i;")
+            w(f"const real* const number = number{n} + {len(kind.numbers)} * i;")
+            w("const vec *const geom1 = geom[entry[0]], *const geom2 = geom[entry[1]];")
+            w("const vec *const body1 = body[entry[2]], *const body2 = body[entry[3]];")
+            if along:
+                w("const vec *const along_geom1 = along_geom[entry[0]], *const along_geom2 = along_geom[entry[1]];")
+                w("const vec *const along_body1 = along_body[entry[2]], *const along_body2 = along_body[entry[3]];")
+            declared: set[str] = set()
+            for condition, sense in ((item.near, ""), (item.absent, "!"), (item.present, "")):
+                if not isinstance(condition, bool):
+                    _declare(w, condition, declared)
+                    blocks.enter_context(w.block(f"if (any({sense}{w.compute(condition)[0]}))"))
+            yield declared, reference(item.present)
+
+    def find(self, w: Writer, compute: Callable[[int], None]) -> None:
+        """As :meth:`.ContactCode.find`."""
+        for body in reversed(range(self.kinematics.model.model.nbody)):
+            compute(body)
+        self.place(w, [self._velocities], axes=True)
+        for n in range(len(self.cones)):
+            w(f"int touching{n} = 0, list{n}[{self.capacity[n]}];")
+        for n, kind in enumerate(self.kinds):
+            with self._each(w, n, kind) as (declared, present):
+                group = self.cones.index(kind.cone)
+                if self.capacity[group] == self._items(group):
+                    self._record(w, group, kind.item, declared)
+                else:
+                    with w.block(f"if (touching{group} == {self.capacity[group]})"):
+                        w(f"failed = failed | {present};")
+                    with w.block("else"):
+                        self._record(w, group, kind.item, declared)
+
+    def _record(self, w: Writer, group: int, item: Item, declared: set[str]) -> None:
+        ways, head = len(item.rows), self._head(group)
+        _declare(w, item.record, declared)
+        w.compute(*item.record)
+        w(f"vec* const own = record{group}[touching{group}];")
+        for i, x in enumerate(item.record):
+            w(f"own[{i if i < ways else 2 * ways + i}] = {vector(x)};")
+        w(f"vec* row = own + {head};")
+        self._each_dof(w, [[row[side] for row in item.rows] for side in (0, 1)], declared, "*row++ = splat(0) + {};")
+        w(f"list{group}[touching{group}++] = entry[4];")
+
+    @staticmethod
+    def _each_dof(w: Writer, values: Sequence[Sequence[Any]], declared: set[str], line: str) -> None:
+        """Emit ``line`` for each degree of freedom that moves an item, and each value that belongs to its side."""
+        fixed = [x for side in values for value in side for x in constant_part(value, AXES)]
+        _declare(w, fixed, declared)
+        w.compute(*fixed)
+        with w.loop("int p = list_begin[entry[4]]; p < list_begin[entry[4] + 1]; ++p"):
+            w("const int dof = list_dof[p]; const vec* const own_axis = axis[dof];")
+            if any(x.args[0].startswith("along_axis") for x in _inputs_of(list(values))):
+                w("const vec* const along_own_axis = along_axis[dof];")
+            for side, wanted in enumerate(values):
+                if any(not is_zero(x) for x in wanted):
+                    with w.block(f"if (list_side[p] == {side})"):
+                        _declare(w, wanted, set(declared))
+                        for text in w.compute(*wanted):
+                            w(line.format(text))
+
+    def add(self, w: Writer, hessian: Any) -> None:
+        """Add the contacts to gradient and Hessian, and write their values at a."""
+        for n, cone in enumerate(self.cones):
+            ways = len(cone.ways)
+            with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                self._rows(w, n)
+                for t in cone.ways:
+                    w(f"vec value{t} = record[{t}];")
+                with w.loop("int p = 0; p < count; ++p"):
+                    w("const vec x = a_[dof[p]];")
+                    w(" ".join(f"value{t} += row[{ways} * p + {t}] * x;" for t in cone.ways))
+                for t in cone.ways:
+                    w(f"record[{ways + t}] = value{t};")
+                self._numbers(w, cone)
+                cone.push(w)
+                with w.loop("int p = 0; p < count; ++p"):
+                    w(f"const vec* const own = row + {ways} * p; const int i = dof[p];")
+                    w(f"x_[i] -= {total([f'own[{t}] * force{t}' for t in cone.ways])};")
+                    for t in cone.ways:
+                        products = [f"h{min(t, u)}_{max(t, u)} * own[{u}]" for u in cone.coupled(t)]
+                        w(f"const vec y{t} = {total(products)};")
+                    w("vec* const to = H_ + i * (i + 1) / 2; const vec* other = row;")
+                    products = [f"y{t} * other[{t}]" for t in cone.ways]
+                    w(f"for (int r = 0; r <= p; ++r, other += {ways}) to[dof[r]] += {total(products)};")
+
+    def step(self, w: Writer) -> None:
+        """Write the contacts' values along the step x."""
+        for n, cone in enumerate(self.cones):
+            ways = len(cone.ways)
+            with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                self._rows(w, n)
+                for t in cone.ways:
+                    w(f"vec step{t} = splat(0);")
+                with w.loop("int p = 0; p < count; ++p"):
+                    w("const vec x = x_[dof[p]];")
+                    w(" ".join(f"step{t} += row[{ways} * p + {t}] * x;" for t in cone.ways))
+                for t in cone.ways:
+                    w(f"record[{2 * ways + t}] = step{t};")
+
+    def along(self, w: Writer) -> None:
+        """Add the contacts to the derivatives along the step, and to ``flips``."""
+        for n, cone in enumerate(self.cones):
+            ways = len(cone.ways)
+            with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                w(f"const vec* const record = record{n}[k];")
+                for t in cone.ways:
+                    w(f"const vec value{t} = record[{ways + t}], step{t} = record[{2 * ways + t}];")
+                self._numbers(w, cone)
+                cone.along(w)
+
+    def _rows(self, w: Writer, n: int) -> None:
+        """Declare of record k: where it is, its rows, and its degrees of freedom."""
+        w(f"vec* const record = record{n}[k]; const vec* const row = record + {self._head(n)};")
+        w(f"const int begin = list_begin[list{n}[k]], count = list_begin[list{n}[k] + 1] - begin;")
+        w("const int* const dof = list_dof + begin;")
+
+    @staticmethod
+    def _numbers(w: Writer, cone: Cone) -> None:
+        for i, name in enumerate(cone.numbers):
+            w(f"const vec {name} = record[{3 * len(cone.ways) + i}];")
+
+    def reverse(self, w: Writer) -> None:
+        """Emit ``by_body``: the derivative of the contacts' power by the bodies' places and motions."""
+        for name in ("by_body", "by_geom"):
+            rows, columns = self.arrays("adjoint")[name]
+            w(f"for (int i = 0; i < {rows * columns}; ++i) {name}[0][i] = splat(0);")
+        for n, kind in enumerate(self.kinds):
+            with self._each(w, n, kind) as (declared, present):
+                found = {node.args[0]: x for node, x in vjp([(kind.item.power, 1.0)]).items()}
+                found = {name: x for name, x in found.items() if name.startswith(("geom", "body"))}
+                _declare(w, list(found.values()), declared)
+                for name, text in zip(found, w.compute(*found.values()), strict=True):
+                    array, i = name.split("_")
+                    row = f"by_{array[:-1]}[entry[{int(array[-1]) - 1 + 2 * (array[:-1] == 'body')}]]"
+                    w(f"{row}[{i}] += select({present}, splat(0) + {text}, splat(0));")
+        values, used = self._geom(), self._used()
+        with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
+            w("const vec* const by = by_geom[g]; const real* const there = mount + 12 * g;")
+            given = values[0].graph.inputs("by_", GEOM)
+            found = vjp([(values[i], given[i]) for i in used])
+            found = {node: x for node, x in found.items() if node.args[0].startswith("at")}
+            _declare(w, list(found.values()), set())
+            for node, text in zip(found, w.compute(*found.values()), strict=True):
+                w(f"by_body[carrier[g]][{node.args[0].split('_')[1]}] += {text};")
+
+    def tangent(self, w: Writer) -> None:
+        """Add to force{i} the tangents of the contacts' generalised forces, given the arrays' tangents."""
+        for n, kind in enumerate(self.kinds):
+            item, pushes = kind.item, []
+            for side in (0, 1):
+                push: Any = 0.0
+                for force, row in zip(item.forces, item.rows, strict=True):
+                    push = add(push, mul(force, row[side]))
+                pushes.append(jvp([push], _along(push)))
+            with self._each(w, n, kind, along=True) as (declared, present):
+                self._each_dof(w, pushes, declared, f"force_[dof] += select({present}, splat(0) + {{}}, splat(0));")
+
+    def seeds(self, body: int, graph: Graph, motions: Sequence[Sequence[Spatial]]) -> list[tuple[Any, Node]]:
+        """What a body's place and motions are, with the derivative that :meth:`reverse` found by each."""
+        if body not in self.bodies:
+            return []
+        n = self.bodies.index(body)
+        values = self._values(body, motions)
+        return [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(values)]
+
+
+AXES = frozenset(f"{kind}axis{i}_{k}" for kind in ("", "along_") for i in (1, 2) for k in range(6))
+
+
+def _along(*expressions: Any) -> dict[Node, Any]:
+    """The inputs that expressions depend on and that have tangents, with the inputs that stand for these."""
+    moving = ("at_", "geom", "body", "axis")
+    found = [node for node in _inputs_of(list(expressions)) if node.args[0].startswith(moving)]
+    return {node: node.graph.input(f"along_{node.args[0]}") for node in found}
+
+
+def _inputs_of(expressions: Any) -> list[Node]:
+    """The inputs that an expression, or a structure of expressions, depends on."""
+    return [node for node in reachable(_flat(expressions)) if node.kind == "input"]
+
+
+def _flat(x: Any) -> list[Any]:
+    return [y for part in x for y in _flat(part)] if isinstance(x, (list, tuple)) else [x]
+
+
+def _declare(w: Writer, expressions: Any, declared: set[str]) -> None:
+    """Declare the inputs that expressions depend on, but those that are declared already."""
+    for node in _inputs_of(expressions):
+        name: str = node.args[0]
+        if name not in declared:
+            declared.add(name)
+            array, i = name.rsplit("_", 1)
+            if name in AXES:
+                array = f"{array[:-5]}own_axis"
+            value = f"{array}[{i}]"
+            w(f"const vec {name} = {f'splat({value})' if array in ('number', 'there') else value};")

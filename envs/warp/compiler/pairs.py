@@ -1,0 +1,142 @@
+"""Contacts in loops over tables of pairs, for models with many pairs: one piece of code per kind of contact.
+
+Each possible contact of a pair of geoms becomes an *item*: expressions of the places and motions of two geoms alone,
+whatever bodies carry them. Items that differ in numbers only are of one kind: their code runs in a loop over a table of
+the numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.cones import Cone
+from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of
+from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, less, mul
+from mage_diffsim.envs.warp.compiler.intake import Model, Pair
+from mage_diffsim.envs.warp.compiler.repeat import join, signature
+
+FRAME = 15
+"""Numbers of a body's place: rotation row by row, position, the tree's origin."""
+GEOM = 12
+"""Numbers of a geom's place: centre, relative to the tree's origin, and rotation row by row."""
+MOTIONS = ("v", "a", "x")
+"""Motions of a body at velocities, at accelerations and at lam, six numbers each, after its place."""
+BODY = FRAME + 6 * len(MOTIONS)
+
+
+class Two(Kinematics):
+    """The kinematics of a pair of geoms alone, whose places and motions are inputs.
+
+    Bodies 1 and 2 carry the geoms, unless they are fixed to the world. Degree of freedom 0 moves body 1, and 1 body 2.
+    Inputs end in the number of the geom, 1 or 2, and their place in the array that they come from.
+    """
+
+    def __init__(self, graph: Graph, model: Model, pair: Pair) -> None:
+        self.graph, self.model = graph, model
+        self.tree = [0, *(i if body else 0 for i, body in enumerate(pair.bodies, 1))]
+        self.axes = [_spatial(graph.inputs(f"axis{i}_", 6)) for i in (1, 2)]
+        self.pair = dataclasses.replace(pair, bodies=tuple(i if body else 0 for i, body in enumerate(pair.bodies, 1)))
+
+    def geom(self, pair: Pair, side: int) -> tuple[al.Vector, al.Matrix]:
+        """As :meth:`Kinematics.geom`."""
+        x = self.graph.inputs(f"geom{side + 1}_", GEOM)
+        return x[:3], [x[3:6], x[6:9], x[9:12]]
+
+    def origin(self, body: int) -> al.Vector:
+        """As :meth:`Kinematics.origin`."""
+        return self.graph.inputs(f"body{body}_", BODY)[12:15] if body else al.ZERO
+
+    def chain(self, body: int) -> list[int]:
+        """As :meth:`Kinematics.chain`."""
+        return [body - 1] if body else []
+
+    def motions(self, kind: str) -> list[Spatial]:
+        """The motions of the bodies, of one of the kinds :data:`MOTIONS`."""
+        at = FRAME + 6 * MOTIONS.index(kind)
+        return [REST, *(_spatial(self.graph.inputs(f"body{i}_", BODY)[at : at + 6]) for i in (1, 2))]
+
+
+def _spatial(x: Sequence[Any]) -> Spatial:
+    return list(x[:3]), list(x[3:6])
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What the code needs of one possible contact, as expressions on :class:`Two`."""
+
+    near: Any
+    """Condition: the spheres around the geoms are closer than the margin."""
+    absent: Any
+    """Condition: the geoms have no such contact where they are, however close."""
+    present: Any
+    """Condition: the contact is there."""
+    rows: tuple[list[Any], ...]
+    """By way: the entries of J of a degree of freedom that moves body 1, and of one that moves body 2."""
+    record: list[Any]
+    """Offsets by way, then the numbers that the cone needs."""
+    forces: list[Any]
+    """By way: what the contact pushes with."""
+    power: Any
+    """The contact's force times the motion lam."""
+
+
+@dataclasses.dataclass
+class Kind:
+    """Items that differ in numbers only."""
+
+    item: Item
+    cone: Cone
+    pairs: list[int]
+    """The pair of each item."""
+    numbers: dict[str, tuple[float, ...]]
+    """Variables in which the items differ, and their values in each."""
+
+
+def kinds(model: Model, exact: bool) -> list[Kind]:
+    """The kinds of a model's contacts."""
+    groups: dict[Any, list[tuple[int, Item, Cone]]] = {}
+    for number, pair in enumerate(model.pairs):
+        two = Two(Graph(), model, pair)
+        for contact in contacts_of(two, two.pair, SMALLEST if exact else SINGLE):
+            item = _item(two, contact)
+            key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone
+            groups.setdefault(key, []).append((number, item, contact.cone))
+    found = []
+    for members in groups.values():
+        fields = [[getattr(item, f.name) for f in dataclasses.fields(item)] for _, item, _ in members]
+        values, numbers = join(Graph(), fields, "number_")
+        found.append(Kind(Item(*values), members[0][2], [n for n, _, _ in members], numbers))
+    return found
+
+
+def _item(two: Two, contact: Contact) -> Item:
+    power: Any = 0.0
+    forces, along = contact.forces(two.motions("a"), two.motions("v")), contact.along(two.motions("x"))
+    for force, motion in zip(forces, along, strict=True):
+        power = add(power, mul(force, motion))
+    return Item(
+        near=_near(two),
+        absent=contact.absent,
+        present=contact.present,
+        rows=tuple(row[:2] for row in contact.rows),
+        record=[*contact.offsets(two.motions("v")), *contact.record],
+        forces=forces,
+        power=power,
+    )
+
+
+def _near(two: Two) -> Any:
+    """Whether spheres around the geoms, or one around the second and the plane, are closer than the margin."""
+    m, pair = two.model.model, two.pair
+    (first, frame), (second, _) = two.geom(pair, 0), two.geom(pair, 1)
+    apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
+    reach = float(m.geom_rbound[pair.geoms[1]]) + pair.margin
+    if pair.kinds[0] == "plane":
+        return less(al.dot(al.column(frame, 2), apart), reach)
+    reach += float(m.geom_rbound[pair.geoms[0]])
+    return less(al.dot(apart, apart), reach * abs(reach))

@@ -1,0 +1,122 @@
+"""Contacts in loops: what large models get gives the numbers of contacts written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mujoco")
+pytest.importorskip("warp")
+
+from mage_diffsim.envs import make_physics
+from mage_diffsim.envs.warp import model as warp_model
+from mage_diffsim.envs.warp.compiler import cost, pairs
+from mage_diffsim.envs.warp.compiler.constraints import contacts_of
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
+from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
+from mage_diffsim.envs.warp.compiler.intake import read
+from mage_diffsim.envs.warp.compiler.loops import Branches, linked
+from mage_diffsim.envs.warp.compiler.repeat import Different, join, signature
+from tests.envs.warp_models import Leg, Pile, physics_of, samples, scaled
+
+
+def test_expressions_that_differ_in_numbers_are_joined():
+    graphs = [Graph() for _ in range(3)]
+    items = [[g.input("x") * factor + 3.0, g.input("y")] for g, factor in zip(graphs, (2.0, 5.0, 7.0), strict=True)]
+    assert len({signature(item) for item in items}) == 1
+    (joined, y), numbers = join(Graph(), items, "n")
+    assert numbers == {"n0": (2.0, 5.0, 7.0)} and y.args == ("y",)
+    assert evaluate([joined], {"x": 10.0, "n0": 5.0}) == [53.0]
+    other = [graphs[0].input("y") * 2.0 + 3.0, graphs[0].input("y")]
+    assert signature(other) != signature(items[0])
+    with pytest.raises(Different):
+        join(Graph(), [items[0], other], "n")
+
+
+@pytest.mark.parametrize("model", [Pile, Leg], ids=str)
+def test_items_are_the_contacts_of_their_pairs(model):
+    found = read(model().simulation)
+    rng = np.random.default_rng(0)
+    graph, nq, nv = Graph(), found.model.nq, found.model.nv
+    kinematics = Kinematics(found, graph.inputs("q", nq))
+    velocities = kinematics.velocities(graph.inputs("v", nv))
+    values = {f"q{i}": x + rng.normal(scale=0.2, size=30) for i, x in enumerate(found.model.qpos0)}
+    values |= {f"v{i}": rng.normal(size=30) for i in range(nv)}
+    number, absent = 0, 0
+    for kind in pairs.kinds(found, exact=True):
+        for i, p in enumerate(kind.pairs):
+            pair = found.pairs[p]
+            given = {name: x[i] for name, x in kind.numbers.items()}
+            for side, body in enumerate(pair.bodies, 1):
+                centre, rotation = kinematics.geom(pair, side - 1)
+                place = [*centre, *(x for row in rotation for x in row)]
+                frame = [*(x for row in kinematics.rotation[body] for x in row), *kinematics.position[body]]
+                frame += [*kinematics.origin(body), *velocities[body][0], *velocities[body][1]]
+                for name, expressions in (("geom", place), ("body", frame)):
+                    given |= {f"{name}{side}_{k}": x for k, x in enumerate(evaluate(expressions, values))}
+            near, present, *record = evaluate([kind.item.near, kind.item.present, *kind.item.record], given)
+            assert np.all(near | ~present)
+            candidates = [[c.present, c.offsets(velocities)[0], c.weight] for c in contacts_of(kinematics, pair, 1e-15)]
+            ours = np.array(np.broadcast_arrays(present, record[0], record[-1]), dtype=float)
+            theirs = [np.array(np.broadcast_arrays(*evaluate(c, values)), dtype=float) for c in candidates]
+            assert min(np.abs(ours - x).max() for x in theirs) < 1e-9
+            number += 1
+            absent += not present.any()
+    assert number == sum(len(contacts_of(kinematics, pair, 1e-15)) for pair in found.pairs) and absent < number
+
+
+def test_links_are_the_fill_in_of_elimination():
+    """A trunk of two degrees of freedom, two arms of two and three, and a body of its own, which a contact links."""
+    branches = Branches([-1, 0, 1, 2, 1, 4, 5, -1, 7])
+    assert branches.begin == [0, 2, 4, 7, 9]
+    chains = [[0, 1, 2, 3], [0, 1, 4, 5, 6], [7, 8]]
+    for contact, dense in (([], 0), ([3, 7], 1)):
+        links = linked(len(branches), [branches.mask(x) for x in (*chains, contact)])
+        size = branches.begin[-1]
+        matrix = np.eye(size) * 20
+        for chain in (*chains, contact):
+            matrix[np.ix_(chain, chain)] += 1.0
+        for k in reversed(range(size)):
+            matrix[:k, :k] -= np.outer(matrix[k, :k], matrix[k, :k]) / matrix[k, k]
+        for i in range(size):
+            for j in range(i):
+                s, t = branches.of[i], branches.of[j]
+                assert s == t or matrix[i, j] == 0.0 or links[s] >> t & 1
+        assert (links[3] > 0) == dense
+
+
+@pytest.fixture
+def looped(monkeypatch):
+    monkeypatch.setattr(cost, "LOOPED", -1.0)
+    monkeypatch.setattr(warp_model, "_shared", {})
+
+
+def test_a_step_in_loops_is_that_of_mujoco_c_and_its_derivatives_those_of_contacts_written_out(looped):
+    task, state, action = samples(Pile)
+    reference = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
+    cotangent = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def derivatives(physics):
+        x, u = state.clone().requires_grad_(), action.clone().requires_grad_()
+        output = physics.step(x, u)
+        return output.detach(), torch.cat(torch.autograd.grad(output, (x, u), cotangent), -1)
+
+    found, adjoint = derivatives(make_physics(task, "warp", dtype=torch.float64))
+    assert scaled(found - reference, reference).max() < 1e-11
+    _, tangent = derivatives(make_physics(task, "warp", dtype=torch.float64, derivative="jvp"))
+    _, written = derivatives(physics_of(Pile))
+    for other in (tangent, written):
+        assert scaled(adjoint - other, other).max() < 1e-10
+
+
+def test_more_contacts_than_there_is_memory_for_give_nan(looped, monkeypatch):
+    from mage_diffsim.envs.warp.compiler import program
+
+    monkeypatch.setattr(program, "RECORDS", {1: 0, 8: 8 * 100})
+    task, state, action = samples(Pile)
+    whole, physics = physics_of(Pile).step(state, action), make_physics(task, "warp", dtype=torch.float64)
+    output = physics.step(state, action)
+    missing = output.isnan().all(1)
+    assert 0 < missing.sum() < len(state) and torch.equal(output.isnan().any(1), missing)
+    torch.testing.assert_close(output[~missing], whole[~missing], rtol=1e-11, atol=1e-11)
