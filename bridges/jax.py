@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -60,6 +60,23 @@ def x64() -> contextlib.AbstractContextManager[Any]:
     of its own.
     """
     return load_jax().enable_x64(True)
+
+
+@contextlib.contextmanager
+def jax_compilations() -> Iterator[list[str]]:
+    """Fills a list with one entry for everything that JAX meanwhile compiles and keeps on disk."""
+    kept: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        if event.endswith("/compilation_cache/cache_misses"):
+            kept.append(event)
+
+    monitoring = load_jax().monitoring
+    monitoring.register_event_listener(listen)
+    try:
+        yield kept
+    finally:
+        monitoring.unregister_event_listener(listen)
 
 
 def check_device(device: torch.device, name: str) -> None:

@@ -271,7 +271,10 @@ def csv_columns() -> str:
         "A cell is empty where there is no such number. ∇ₐ is the gradient by the action. A norm |.| of a gradient is "
         "its 2-norm per sample; the mean is over the batch.",
     ]
-    for heading, files in (("Run folders", of_runs), ("Sweeps", of_sweeps)):
+    of_models = (
+        ("models.csv", "One row per model and backend: what `check-model --csv models.csv` writes.", columns.MODELS),
+    )
+    for heading, files in (("Run folders", of_runs), ("Sweeps", of_sweeps), ("Models", of_models)):
         parts.append(f"## {heading}")
         for name, rows, meanings in files:
             parts += [f"### {name}", rows, table(("column", "content"), [(f"`{k}`", v) for k, v in meanings.items()])]

@@ -291,7 +291,7 @@ def _exact(physics: Physics) -> Physics:
 
 def _gap(task: MujocoTask, solver: str) -> Outcome:
     """How far a step with the model's own solver settings is from the converged step."""
-    own = f"the model's own settings ({settings_text(task.simulation)})"
+    own = f"the model's own settings ({settings_text(task.simulation.model)})"
     detail = f"{solver}; the worst value is how far {own} leave a step from the converged one"
     return True, solver_gap(task.simulation), detail
 

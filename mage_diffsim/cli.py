@@ -1,7 +1,8 @@
-"""The ``mage-diffsim`` command: train, eval, list-tasks, check-task, doctor.
+"""The ``mage-diffsim`` command: train, eval, list-tasks, check-task, check-model, doctor.
 
-Exit codes: 0 done; 1 a check of ``check-task`` failed; 2 something given is not accepted, with one sentence on stderr,
-or tyro's box where a flag cannot be read; 130 interrupted; 141 nobody reads the output any more, as after ``| head``.
+Exit codes: 0 done; 1 a check of ``check-task`` or ``check-model`` failed; 2 something given is not accepted, with one
+sentence on stderr, or tyro's box where a flag cannot be read; 130 interrupted; 141 nobody reads the output any more, as
+after ``| head``.
 Everything heavy is imported after the arguments have been read.
 """
 
@@ -17,6 +18,7 @@ from mage_diffsim import __version__
 from mage_diffsim.commands.arguments import PROGRAM, parse
 from mage_diffsim.commands.ending import exit_code
 from mage_diffsim.commands.evaluate import Eval, evaluate
+from mage_diffsim.commands.models import CheckModel, check_model_command
 from mage_diffsim.commands.output import check_writable, make_console, write_json
 from mage_diffsim.commands.tasks import CheckTask, ListTasks, check_task_command, list_tasks
 from mage_diffsim.commands.train import train_command
@@ -58,6 +60,9 @@ COMMANDS = {
     "eval": Command("run the trained policies of a run folder", evaluate, Eval),
     "list-tasks": Command("the registered tasks and their physics backends", list_tasks, ListTasks),
     "check-task": Command("check a task of your own, gradients included", check_task_command, CheckTask),
+    "check-model": Command(
+        "what backends make of MJCF models: coverage, errors, speed", check_model_command, CheckModel
+    ),
     "doctor": Command("what is installed and what works", doctor_command, Doctor),
 }
 

@@ -9,6 +9,7 @@ import torch
 
 from mage_diffsim.cli import main
 from mage_diffsim.run_folder import load_trainer
+from tests.model_checks.tiny_models import SLIDER
 from tests.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
@@ -36,13 +37,16 @@ def test_the_commands_of_the_tour_run(tmp_path, monkeypatch):
     pytest.importorskip("jax")
     pytest.importorskip("warp")
     tour = [c[1:] for c in commands(README, "mage-diffsim")]
-    assert {c[0] for c in tour} == {"train", "eval", "list-tasks", "check-task", "doctor"}
+    assert {c[0] for c in tour} == {"train", "eval", "list-tasks", "check-task", "check-model", "doctor"}
+    (tmp_path / "robot.xml").write_text(SLIDER)
     for command in tour:
         command = ["60" if word == "3000" else "90" if word == "6000" else word for word in command]
         if command[0] == "train":
             command += ["--quiet"]
             if "--resume" not in command:
                 command += ["--warmup-steps", "40", "--batch-size", "16", "--gradient-episodes", "1"]
+        if command[0] == "check-model":
+            command += ["--no-compile"]
         assert main(command) == 0, command
 
 

@@ -100,7 +100,7 @@ def name_gap(simulation: Simulation, solver: str) -> None:
         "task %s: the model's own solver settings (%s) leave qpos and qvel up to %.2g from the converged step "
         "(relative where they are above 1); %s",
         simulation.name,
-        settings_text(simulation),
+        settings_text(simulation.model),
         gap,
         "the converged step is used, as backends warp and mjx do; solver 'model' takes the model's own settings"
         if solver == "converged"
@@ -108,9 +108,9 @@ def name_gap(simulation: Simulation, solver: str) -> None:
     )
 
 
-def settings_text(simulation: Simulation) -> str:
-    """The model's own solver settings, in words."""
-    option = simulation.model.opt
+def settings_text(model: Any) -> str:
+    """The solver settings of a ``mujoco.MjModel``, in words."""
+    option = model.opt
     kind = load_mujoco().mjtSolver(option.solver).name.removeprefix("mjSOL_").lower()
     return (
         f"solver {kind}, iterations {option.iterations}, ls_iterations {option.ls_iterations}, tolerance "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mage_diffsim.envs.mujoco.model import (
     load_mujoco,
     quiet,
 )
+from mage_diffsim.envs.mujoco.refusals import Refusal
 from mage_diffsim.errors import InputError, unknown_name
 
 AXES = ("x", "y", "z")
@@ -99,7 +100,9 @@ def load_simulation(
         _take_larger_margins(mujoco, model, where)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
 
-    _require_covered(mujoco, model, where)
+    refusal = next(refusals(model), None)
+    if refusal is not None:
+        raise InputError(f"{where}: {refusal.sentence}")
     moving, quaternions = _moving_names(mujoco, model)
     ranges = control_ranges(mujoco, model, where)
     resolved, slices, names = [], {}, [*moving]
@@ -128,34 +131,33 @@ def load_simulation(
     )
 
 
-def _require_covered(mujoco: Any, model: Any, where: str) -> None:
-    """Refuse a model that lacks what a task needs, or that has state which a task's state leaves out.
+def refusals(model: Any) -> Iterator[Refusal]:
+    """Yields what keeps every backend from a ``mujoco.MjModel``: what a task needs and it lacks, or state left out.
 
-    Raises:
-        InputError: the first element found, by name.
+    Controls that nothing bounds are refused by :func:`.control_ranges`.
     """
+    mujoco = load_mujoco()
     if not model.nv:
-        raise InputError(f"{where}: the model has no joint, so there is nothing to control; give it one")
+        yield Refusal("the model has no joint, so there is nothing to control; give it one", "no joint")
     if not model.nu:
-        raise InputError(f"{where}: the model has no actuator with a control, so there is nothing to do; give it one")
-    user = np.flatnonzero(model.actuator_dyntype == mujoco.mjtDyn.mjDYN_USER)
-    if len(user):
-        raise InputError(
-            f"{where}: actuator {element_name(mujoco, model, 'ACTUATOR', int(user[0]))!r} has dyntype user, whose "
-            "activation a callback computes; use another dyntype"
-        )
-    if np.any(model.actuator_delay):
-        late = actuator_names(mujoco, model)[int(np.argmax(model.actuator_delay > 0))]
-        raise InputError(
-            f"{where}: actuator {late!r} has a delay, whose history a task's state leaves out; use actuators without"
-        )
+        what = "no actuator with a control"
+        yield Refusal(f"the model has {what}, so there is nothing to do; give it one", what)
+    names = actuator_names(mujoco, model)
+    for i in np.flatnonzero(model.actuator_dyntype == mujoco.mjtDyn.mjDYN_USER):
+        actuator = f"actuator {element_name(mujoco, model, 'ACTUATOR', int(i))!r}"
+        sentence = f"{actuator} has dyntype user, whose activation a callback computes; use another dyntype"
+        yield Refusal(sentence, "actuators of dyntype user", (actuator,))
+    for i in np.flatnonzero(model.actuator_delay):
+        late = f"actuator {names[i]!r}"
+        sentence = f"{late} has a delay, whose history a task's state leaves out; use actuators without"
+        yield Refusal(sentence, "actuators with a delay", (late,))
     for part, what in HIDDEN.items():
         if mujoco.mj_stateSize(model, getattr(mujoco.mjtState, part)):
-            raise InputError(f"{where}: the model has {what}, which a task's state leaves out; use a model without")
+            yield Refusal(f"the model has {what}, which a task's state leaves out; use a model without", what)
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
-        raise InputError(f"{where}: the model lets bodies sleep, which a task's state leaves out; disable it")
+        yield Refusal("the model lets bodies sleep, which a task's state leaves out; disable it", "bodies that sleep")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
-        raise InputError(f"{where}: the flag ipc keeps multipliers that a task's state leaves out; disable it")
+        yield Refusal("the flag ipc keeps multipliers that a task's state leaves out; disable it", "the flag ipc")
 
 
 def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:

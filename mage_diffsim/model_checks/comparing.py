@@ -47,13 +47,13 @@ def compare(
         ``value_median`` and ``value_worst``; per block median and worst error at ``clean`` states, the worst ``beyond``
         the error of the differences themselves, and number and worst error of ``kinks``; rows that are not finite.
     """
-    step, x = step_of(physics), x.to(physics.dtype)
+    step, x = step_of(physics), x.to(physics.device, physics.dtype)
     with torch.no_grad():
-        mine = step(x).double()
+        mine = step(x).cpu().double()
     # Differences step once per column for every row of the Jacobian.
     differenced = physics.derivative.startswith("fd")
     at = torch.arange(0, len(x), math.ceil(len(x) / DIFFERENCED) if differenced else 1)
-    jacobian = jacobian_of(step, x[at]).double()
+    jacobian = jacobian_of(step, x[at]).cpu().double()
     fine: Bool[Tensor, " N"] = value.isfinite().all(1)
     finite, smooth = mine.isfinite().all(1), jacobian.isfinite().all(2).all(1)
     found: dict[str, Any] = {"count": int(fine.sum()), "diverged_in_c": int((~fine).sum())}

@@ -53,7 +53,7 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
             raise InputError(f"no .xml file lies in {given}")
         root = folder.parent if folder.is_file() or len(paths) > 1 else folder
         for file in files:
-            for name in _INCLUDE.findall(file.read_text(encoding="utf-8", errors="replace")):
+            for name in _INCLUDE.findall(_text(file)):
                 included.setdefault((file.parent / name).resolve(), file.relative_to(root).as_posix())
         for file in files:
             model = Model(file.relative_to(root).with_suffix("").as_posix(), file)
@@ -67,6 +67,13 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
                 seen[found] = model.name
                 models.append(model)
     return models, left_out
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 _INCLUDE = re.compile(r"""<include\s[^>]*\bfile\s*=\s*["']([^"']+)["']""")
