@@ -313,7 +313,6 @@ def refused(mjcf, **attributes):
         (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
         (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of plane with cylinder"),
         (('condim="1"', 'condim="4"'), "condim 4"),
-        (("<actuator>", '<equality><weld body1="trunk" name="w"/></equality><actuator>'), "equality 'w' of kind weld"),
         (('<body name="trunk"', '<body gravcomp="1" name="trunk"'), "gravity compensation"),
         (
             ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<damper kv="1" joint="hip" ctrlrange="0 1"'),
@@ -337,12 +336,9 @@ def test_what_the_compiler_does_not_cover_is_refused_by_name(change, reason):
     assert reason in str(caught.value) and "use backend mujoco" in str(caught.value)
 
 
-def test_pusher_and_limited_ball_joints_are_refused():
+def test_pusher_is_refused():
     with pytest.raises(InputError, match="a contact of plane with cylinder"):
         intake.read(make_task("Pusher").simulation)
-    limited = SMALL[0].mjcf.replace('type="ball"', 'type="ball" limited="true" range="0 60"')
-    with pytest.raises(InputError, match="a limit of ball joint 'ball'"):
-        intake.read(refused(limited)().simulation)
 
 
 def test_excluded_and_welded_bodies_do_not_collide():

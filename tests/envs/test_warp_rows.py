@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
 
 mujoco = pytest.importorskip("mujoco")
 
+from mage_diffsim.envs.warp.compiler.constraints import contacts  # noqa: E402
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
-from tests.envs.row_models import MODELS  # noqa: E402
+from tests.envs.row_models import EQUALITY, FRICTION_DOF, LIMIT_JOINT, MODELS  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.stages import assert_close, compiled, numbers, states, values_of  # noqa: E402
 
 
@@ -28,24 +31,52 @@ def rows_of(model):
     return m, rows, wanted
 
 
+def assert_rows_are_those_of_mujoco_c(m, rows, wanted, data):
+    """Where a row is there its D is not 0; rows come in MuJoCo's order."""
+    found = numbers(wanted, values_of(data)).reshape(len(rows), 2 + 2 * m.nv)
+    present = found[:, 0] > 0.0
+    ours = found[present]
+    theirs = data.efc_type < int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
+    jacobian, equal = data.efc_J.reshape(-1, m.nv)[: data.nefc][theirs], data.efc_type[theirs] == 0
+    # A quaternion stands for the same rotation as its opposite, so that such a row may have either sign.
+    opposite = equal & ((ours[:, 2 : 2 + m.nv] * jacobian).sum(1) < 0.0)
+    ours[opposite, 1:] *= -1.0
+    assert_close(ours[:, 2 : 2 + m.nv], jacobian)
+    assert_close(ours[:, 2 + m.nv :], ours[:, 2 : 2 + m.nv])
+    assert_close(ours[:, 0] / data.efc_D[theirs], np.ones(len(ours)), 1e-9)
+    assert_close(-ours[:, 1], data.efc_aref[theirs])
+    ends = np.array([(row.low, row.high) for row in rows]).reshape(-1, 2)[present]
+    loss = data.efc_frictionloss[theirs]
+    rubs = loss > 0.0
+    assert (ends[equal] == (-np.inf, np.inf)).all() and (ends[~equal & ~rubs] == (0.0, np.inf)).all()
+    assert (ends[rubs] == np.stack([-loss, loss], 1)[rubs]).all()
+    return set(data.efc_type[theirs].tolist())
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda x: x.name)
 def test_rows_are_those_of_mujoco_c_one_by_one(model):
-    """Where a row is there its D is not 0; rows come in MuJoCo's order."""
     m, rows, wanted = rows_of(model)
-    seen = set()
-    for data in states(m, 60):
-        found = numbers(wanted, values_of(data)).reshape(len(rows), 2 + 2 * m.nv)
-        present = found[:, 0] > 0.0
-        ours = found[present]
-        theirs = data.efc_type < int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
-        seen |= set(data.efc_type[theirs].tolist())
-        assert_close(ours[:, 2 : 2 + m.nv], data.efc_J.reshape(-1, m.nv)[theirs])
-        assert_close(ours[:, 2 + m.nv :], ours[:, 2 : 2 + m.nv])
-        assert_close(ours[:, 0] / data.efc_D[theirs], np.ones(len(ours)), 1e-9)
-        assert_close(-ours[:, 1], data.efc_aref[theirs])
-        ends = np.array([(row.low, row.high) for row in rows])[present]
-        loss = data.efc_frictionloss[theirs]
-        equal, rubs = data.efc_type[theirs] == 0, loss > 0.0
-        assert (ends[equal] == (-np.inf, np.inf)).all() and (ends[~equal & ~rubs] == (0.0, np.inf)).all()
-        assert (ends[rubs] == np.stack([-loss, loss], 1)[rubs]).all()
-    assert seen == model.kinds
+    seen = (assert_rows_are_those_of_mujoco_c(m, rows, wanted, data) for data in states(m, 60))
+    assert set().union(*seen) == model.kinds
+
+
+FLAGGED = """<mujoco><option timestep=".004"><flag {}/></option><worldbody><geom type="plane" size="9 9 1"/><body
+ pos="0 0 .1"><joint name="z" type="slide" axis="0 0 1" range="-.01 9" limited="true" frictionloss="2" solreflimit=".005
+ 1"/><geom size=".1"/><body><joint name="a" axis="0 1 0"/><geom size=".02" pos=".2 0 0" contype="0" conaffinity="0"/>
+ </body></body></worldbody><equality><joint joint1="a" joint2="z"/></equality><actuator><motor joint="a" ctrlrange="-1
+ 1"/></actuator></mujoco>"""
+FLAGS = ("constraint", "equality", "frictionloss", "limit", "contact", "refsafe")
+
+
+@pytest.mark.parametrize("off", [x for n in range(7) for x in itertools.combinations(FLAGS, n)], ids="-".join)
+def test_every_set_of_flags_leaves_the_rows_that_mujoco_c_has(off):
+    flags = " ".join(f'{flag}="disable"' for flag in off)
+    task = type("Flagged", (Body,), {"name": "Flagged", "mjcf": FLAGGED.format(flags)})
+    m, rows, wanted = rows_of(task)
+    data = mujoco.MjData(m)
+    data.qpos[:], data.qvel[:] = (-0.02, 0.1), (1.0, -2.0)
+    mujoco.mj_forward(m, data)
+    seen = assert_rows_are_those_of_mujoco_c(m, rows, wanted, data)
+    kinds = {"equality": EQUALITY, "frictionloss": FRICTION_DOF, "limit": LIMIT_JOINT}
+    assert seen == {kind for flag, kind in kinds.items() if not {flag, "constraint"} & set(off)}
+    assert bool(contacts(compiled(task)[2])) == bool(data.ncon) == (not {"contact", "constraint"} & set(off))

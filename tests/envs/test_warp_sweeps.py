@@ -18,6 +18,7 @@ from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import evaluate, where
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
+from tests.envs.row_models import Linked, Rubbing, Tied
 from tests.envs.warp_models import SMALL, TASKS, Leg, Pile
 from tests.marks import slow_but
 
@@ -50,7 +51,9 @@ class Interpreter(Writer):
         yield
 
 
-@pytest.mark.parametrize("model", slow_but(["Reacher", "Walker2d", Leg], [*TASKS, *SMALL]), ids=str)
+@pytest.mark.parametrize(
+    "model", slow_but(["Reacher", "Walker2d", Leg, Linked, Tied], [*TASKS, *SMALL, Rubbing, Linked, Tied]), ids=str
+)
 def test_what_is_gathered_from_body_to_body_is_the_derivative_of_the_whole(model):
     task: Any = make_task(model) if isinstance(model, str) else model()
     step = Step(intake.read(task.simulation), exact=True, records=0)

@@ -158,3 +158,24 @@ def quaternion_product(a: list[Any], b: list[Any]) -> list[Any]:
 def quaternion_tangents(quaternion: list[Any]) -> list[list[Any]]:
     """d q / d w of q exp(w / 2) at w = 0: one quaternion for each component of the body-fixed rotation w."""
     return [[mul(0.5, x) for x in quaternion_product(quaternion, [0.0, *axis])] for axis in IDENTITY]
+
+
+def quaternion_of(m: Matrix) -> list[Any]:
+    """The unit quaternion (w, x, y, z) of a rotation matrix, of either sign: of w or the largest of x, y and z, the
+    square is taken from the diagonal."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = m
+    trace = add(add(xx, yy), zz)
+    rows = [
+        [add(1.0, trace), sub(zy, yz), sub(xz, zx), sub(yx, xy)],
+        [sub(zy, yz), add(1.0, sub(mul(2.0, xx), trace)), add(xy, yx), add(xz, zx)],
+        [sub(xz, zx), add(xy, yx), add(1.0, sub(mul(2.0, yy), trace)), add(yz, zy)],
+        [sub(yx, xy), add(xz, zx), add(yz, zy), add(1.0, sub(mul(2.0, zz), trace))],
+    ]
+    by_y, by_z = less(xx, yy), less(where(less(xx, yy), yy, xx), zz)
+
+    def chosen(candidates: list[Any]) -> Any:
+        w, x, y, z = candidates
+        return where(less(0.0, trace), w, where(by_z, z, where(by_y, y, x)))
+
+    scale = div(0.5, sqrt(chosen([rows[i][i] for i in range(4)])))
+    return times([chosen([row[i] for row in rows]) for i in range(4)], scale)

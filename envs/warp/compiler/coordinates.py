@@ -13,7 +13,7 @@ from typing import Any
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
-from mage_diffsim.envs.warp.compiler.graph import add, mul
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, atan2, less, mul, where
 from mage_diffsim.envs.warp.compiler.tendons import spans
 
 
@@ -28,6 +28,8 @@ class Coordinate:
     loads: Mapping[int, Spatial] = dataclasses.field(default_factory=dict)
     """What a unit force along the coordinate does to each body: (torque about the origin, force). Empty where length
     and row are functions of q alone."""
+    plain: Sequence[Any] = ()
+    """Beside loads, what of the row is a function of q alone; () if nothing is."""
 
     @property
     def bodies(self) -> tuple[int, ...]:
@@ -37,9 +39,8 @@ class Coordinate:
     def rate(self, motions: Sequence[Spatial], x: Sequence[Any]) -> Any:
         """row . x, where ``motions`` are the bodies' spatial motions that belong to x (nv)."""
         total: Any = 0.0
-        if not self.loads:
-            for share, y in zip(self.row, x, strict=True):
-                total = add(total, mul(share, y))
+        for share, y in zip(self.plain if self.loads else self.row, x, strict=False):
+            total = add(total, mul(share, y))
         for body in self.bodies:
             for way, load in zip(motions[body], self.loads[body], strict=True):
                 total = add(total, al.dot(way, load))
@@ -47,13 +48,22 @@ class Coordinate:
 
 
 def combination(terms: Sequence[tuple[float, Coordinate]], nv: int) -> Coordinate:
-    """The sum of numbers times coordinates; all of them are functions of q alone, or none is."""
-    length, row = 0.0, [0.0] * nv
+    """The sum of numbers times coordinates."""
+    length = 0.0
     for share, term in terms:
         length = add(length, mul(share, term.length))
+    return function_of(length, terms, nv)
+
+
+def function_of(length: Any, terms: Sequence[tuple[Any, Coordinate]], nv: int) -> Coordinate:
+    """A coordinate whose length is a function of others, given the derivative by each of them."""
+    row, plain = [0.0] * nv, [0.0] * nv
+    for share, term in terms:
         row = [add(x, mul(share, y)) for x, y in zip(row, term.row, strict=True)]
-    loads = ((body, _scaled(load, share)) for share, term in terms for body, load in term.loads.items())
-    return Coordinate(length, row, _summed(loads))
+        if not term.loads:
+            plain = [add(x, mul(share, y)) for x, y in zip(plain, term.row, strict=True)]
+    loads = summed((body, _scaled(load, share)) for share, term in terms for body, load in term.loads.items())
+    return Coordinate(length, row, loads, plain if loads else ())
 
 
 def between(kinematics: Kinematics, length: Any, loads: Sequence[tuple[int, Spatial]]) -> Coordinate:
@@ -76,14 +86,14 @@ def between(kinematics: Kinematics, length: Any, loads: Sequence[tuple[int, Spat
         for n in chosen:
             for way, load in zip(kinematics.axes[d], loads[n][1], strict=True):
                 row[d] = add(row[d], mul(sign, al.dot(way, load)))
-    return Coordinate(length, row, _summed(pair for pair in loads if pair[0]))
+    return Coordinate(length, row, summed(pair for pair in loads if pair[0]))
 
 
-def _scaled(load: Spatial, share: float) -> Spatial:
+def _scaled(load: Spatial, share: Any) -> Spatial:
     return al.times(load[0], share), al.times(load[1], share)
 
 
-def _summed(loads: Iterable[tuple[int, Spatial]]) -> dict[int, Spatial]:
+def summed(loads: Iterable[tuple[int, Spatial]]) -> dict[int, Spatial]:
     """The sum of the loads on each body."""
     total: dict[int, Spatial] = {}
     for body, (torque, force) in loads:
@@ -106,6 +116,16 @@ class Coordinates:
         m = self.model
         dof = int(m.jnt_dofadr[joint])
         return Coordinate(self._q[int(m.jnt_qposadr[joint])], [float(d == dof) for d in range(m.nv)])
+
+    def angle(self, joint: int) -> Coordinate:
+        """The angle that a ball joint is turned by, 0 to pi; its rate is the rotation's along the axis of the turn."""
+        m, start, dof = self.model, int(self.model.jnt_qposadr[joint]), int(self.model.jnt_dofadr[joint])
+        w, *vector = self._q[start : start + 4]
+        sine, _ = al.guarded_norm(vector)
+        axis = al.times(al.direction(vector, al.IDENTITY[0]), where(less(w, 0.0), -1.0, 1.0))
+        row: list[Any] = [0.0] * m.nv
+        row[dof : dof + 3] = axis
+        return Coordinate(mul(2.0, atan2(sine, absolute(w))), row)
 
     def _tendon(self, tendon: int) -> Coordinate:
         """The length of a tendon: of a fixed one, the sum of its joints' positions times its coefficients."""

@@ -138,7 +138,7 @@ FORBIDDEN = {
 }
 """Features that are not covered: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
-TENDON = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_armature", "tendon_limited")
+TENDON = ("tendon_stiffness", "tendon_damping", "tendon_armature")
 """Fields by which a tendon acts on joints. An actuator on a tendon is refused separately."""
 
 DISABLED = frozenset(
@@ -188,14 +188,16 @@ def refusals(model: Any) -> Iterator[Refusal]:
             yield Refusal(f"negative friction loss of joint {joint!r}", "negative friction loss", (f"joint {joint!r}",))
     for e in range(model.neq):
         kind = mujoco.mjtEq(model.eq_type[e]).name.removeprefix("mjEQ_").lower()
-        if kind not in ("joint", "tendon") and model.eq_active0[e] and not option.disableflags & flags.mjDSBL_EQUALITY:
+        if (
+            kind not in ("joint", "tendon", "connect", "weld")
+            and model.eq_active0[e]
+            and not option.disableflags & flags.mjDSBL_EQUALITY
+        ):
             equality = name("EQUALITY", e)
             yield Refusal(f"equality {equality!r} of kind {kind}", f"equality {kind}", (f"equality {equality!r}",))
     for j in range(model.njnt):
         if _joint_kind(mujoco, model, j) in ("free", "ball"):
             joint = name("JOINT", j)
-            if model.jnt_limited[j]:
-                yield Refusal(f"a limit of ball joint {joint!r}", "limits of ball joints", (f"joint {joint!r}",))
             if model.jnt_stiffness[j]:
                 what = "stiffness of free or ball joint"
                 yield Refusal(f"{what} {joint!r}", f"{what}s", (f"joint {joint!r}",))

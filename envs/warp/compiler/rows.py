@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.impedance import Impedance
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
-from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
-from mage_diffsim.envs.warp.compiler.dynamics import Spatial
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates, function_of
+from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations
 from mage_diffsim.envs.warp.compiler.graph import (
     absolute,
     add,
@@ -30,6 +31,10 @@ from mage_diffsim.envs.warp.compiler.graph import (
     sub,
     where,
 )
+from mage_diffsim.envs.warp.compiler.links import link
+
+Motions = Sequence[Spatial]
+"""A spatial motion for each body."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Row:
     """The largest force."""
     sign: Any = 1.0
     """1 or -1."""
+    second: Callable[[Motions, Motions], Any] | None = None
+    """J a + J' v, given the bodies' spatial velocities and accelerations, where aref has J' v; only a link's has."""
+    rest: Any = 0.0
+    """-aref without J' v, where aref has it."""
 
     @property
     def one_sided(self) -> bool:
@@ -63,9 +72,18 @@ class Row:
         """What is not 0 of the coordinate's J, by degree of freedom."""
         return {d: x for d, x in enumerate(self.coordinate.row) if not is_zero(x)}
 
-    def force(self, motions: Sequence[Spatial], a: Sequence[Any]) -> Any:
-        """The force along the coordinate at accelerations a (nv), with the bodies' spatial motions that belong to a."""
-        pull = add(mul(self.sign, self.coordinate.rate(motions, a)), self.offset)
+    def force(self, motions: Motions, a: Sequence[Any], dynamic: tuple[Motions, Motions]) -> Any:
+        """The force along the coordinate at accelerations a.
+
+        Args:
+            motions: the bodies' spatial motions that belong to a.
+            a: accelerations, nv.
+            dynamic: the bodies' spatial velocities and accelerations.
+        """
+        if self.second is None:
+            pull = add(mul(self.sign, self.coordinate.rate(motions, a)), self.offset)
+        else:
+            pull = add(self.second(*dynamic), self.rest)
         if self.one_sided:
             return mul(self.sign, where(less(pull, 0.0), mul(neg(self.weight), pull), 0.0))
         force = mul(neg(self.weight), pull)
@@ -137,12 +155,36 @@ class _Rows:
             if not m.eq_active0[e]:
                 continue
             parameters = Impedance.of(m, m.eq_solref[e], m.eq_solimp[e]).single()
+            if int(m.eq_type[e]) in (int(kinds.mjEQ_CONNECT), int(kinds.mjEQ_WELD)):
+                yield from self._linked(e, parameters)
+                continue
             tendons = int(m.eq_type[e]) == int(kinds.mjEQ_TENDON)
             coupled, inverse_weight = self._coupled(e, tendons)
             d = impedance(parameters, absolute(coupled.length))
             push = mul(parameters.stiffness, mul(d, coupled.length))
             offset = add(mul(parameters.damping, self._rate(coupled)), push)
             yield Row(coupled, weight_of(d, inverse_weight), offset, -math.inf, math.inf)
+
+    def _linked(self, e: int, parameters: Impedance) -> Iterator[Row]:
+        """The rows of a connect or weld."""
+        m, kinematics, zeros = self._m, self._coordinates.kinematics, [0.0] * len(self._v)
+        found = link(kinematics, e)
+        drift = found.second(*accelerations(kinematics, self._v, zeros))
+        bodies = [int(i) for i in (m.eq_obj1id[e], m.eq_obj2id[e])]
+        if int(m.eq_objtype[e]) == int(load_mujoco().mjtObj.mjOBJ_SITE):
+            bodies = [int(m.site_bodyid[i]) for i in bodies]
+        violation, _ = al.guarded_norm([c.length for c in found.coordinates])
+        d = impedance(parameters, violation)
+        for i, along in enumerate(found.coordinates):
+            inverse_weight = sum(float(m.body_invweight0[b, i // 3]) for b in bodies)
+            push = mul(parameters.stiffness, mul(d, along.length))
+            rest = add(mul(parameters.damping, self._rate(along)), push)
+
+            def second(velocity: Motions, acceleration: Motions, i: int = i) -> Any:
+                return found.second(velocity, acceleration)[i]
+
+            offset = add(rest, drift[i])
+            yield Row(along, weight_of(d, inverse_weight), offset, -math.inf, math.inf, second=second, rest=rest)
 
     def _coupled(self, e: int, tendons: bool) -> tuple[Coordinate, float]:
         """The violation of an equality of joints or tendons, a polynomial in the second, and the inverse weight."""
@@ -166,7 +208,7 @@ class _Rows:
         for coefficient in reversed(c[:4]):  # Horner's rule, for the value and its derivative
             slope = add(mul(slope, y), curve)
             curve = add(mul(curve, y), coefficient)
-        return joined(sub(x, curve), ((first, 1.0), (second, neg(slope)))), inverse_weight
+        return function_of(sub(x, curve), [(1.0, first), (neg(slope), second)], m.nv), inverse_weight
 
     def _frictions(self) -> Iterator[Row]:
         m = self._m
@@ -189,10 +231,15 @@ class _Rows:
     def _limits(self) -> Iterator[Row]:
         m, kinds = self._m, self._coordinates.kinematics.model.joint_kinds
         for j in range(m.njnt):
-            if m.jnt_limited[j] and kinds[j] in ("hinge", "slide"):
-                parameters = Impedance.of(m, m.jnt_solref[j], m.jnt_solimp[j])
-                along, inverse_weight = self._coordinates.joint(j), m.dof_invweight0[m.jnt_dofadr[j]]
-                yield from self._between(along, m.jnt_range[j], m.jnt_margin[j], parameters, inverse_weight)
+            if not m.jnt_limited[j] or kinds[j] == "free":
+                continue
+            ends, inverse_weight = m.jnt_range[j], m.dof_invweight0[m.jnt_dofadr[j]]
+            if kinds[j] == "ball":
+                along, ends = self._coordinates.angle(j), (-math.inf, max(ends))
+            else:
+                along = self._coordinates.joint(j)
+            parameters = Impedance.of(m, m.jnt_solref[j], m.jnt_solimp[j])
+            yield from self._between(along, ends, m.jnt_margin[j], parameters, inverse_weight)
         for t in range(m.ntendon):
             if m.tendon_limited[t]:
                 parameters = Impedance.of(m, m.tendon_solref_lim[t], m.tendon_solimp_lim[t])
@@ -207,14 +254,6 @@ class _Rows:
         for distance, sign in nearer_ends(along.length, float(ends[0]), float(ends[1]), float(margin)):
             weight, push = pushing(given, sub(distance, float(margin)), float(inverse_weight))
             yield Row(along, weight, add(mul(given.damping, mul(sign, rate)), push), 0.0, math.inf, sign)
-
-
-def joined(length: Any, parts: Sequence[tuple[Coordinate, Any]]) -> Coordinate:
-    """The coordinate of a length that is a function of others, from those and its derivatives by them."""
-    row = [0.0] * len(parts[0][0].row)
-    for part, slope in parts:
-        row = [add(x, mul(slope, y)) for x, y in zip(row, part.row, strict=True)]
-    return Coordinate(length, row)
 
 
 def nearer_ends(position: Any, low: float, high: float, margin: float) -> Iterator[tuple[Any, Any]]:

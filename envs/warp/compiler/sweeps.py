@@ -45,9 +45,9 @@ class Sweeps:
         self.lam, self.mu, self.e = graph.inputs("x", s.nv), graph.inputs("c", s.nv), graph.inputs("e", s.nv)
         kinematics = s.kinematics
         self._motions = [kinematics.velocities(x) for x in (s.a, s.v, self.lam)]
-        dynamic = accelerations(kinematics, s.v, s.a)
-        motions = [*self._motions, *dynamic]
-        tests = [(self._motions[2], wrenches(kinematics, *dynamic))]
+        self._dynamic = accelerations(kinematics, s.v, s.a)
+        motions = [*self._motions, *self._dynamic]
+        tests = [(self._motions[2], wrenches(kinematics, *self._dynamic))]
         if s.implicit.matrix is not None:
             tests.append((kinematics.velocities(self.mu), s.implicit.loads(s.a, self.e)))
             motions += [tests[1][0], *s.implicit.motions(s.a, self.e)]
@@ -250,7 +250,7 @@ class Sweeps:
         both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.u)
         forces = [add(a, b) for a, b in zip(*both, strict=True)]
         for row in s.rows_at_joints:
-            force = row.force(self._motions[0], s.a)
+            force = row.force(self._motions[0], s.a, self._dynamic)
             for d, share in row.direction.items():
                 forces[d] = add(forces[d], mul(share, force))
         return forces
@@ -284,7 +284,8 @@ class Sweeps:
 
     def _row_load(self, row: Row) -> Load:
         """A row across bodies as a load."""
-        return load_along(row.coordinate, row.force(self._motions[0], self.step.a), self._motions[2], self.lam)
+        force = row.force(self._motions[0], self.step.a, self._dynamic)
+        return load_along(row.coordinate, force, self._motions[2], self.lam)
 
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and for Euler de in c{i}.
