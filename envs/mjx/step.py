@@ -149,6 +149,7 @@ class _Environment:
         self._coupled = np.zeros((simulation.nv, simulation.nv), bool)
         self._coupled[rows, simulation.model.M_colind] = self._coupled[simulation.model.M_colind, rows] = True
         self.constraints = Constraints(simulation.model, groups(simulation.model))
+        self._activations = Activations(simulation.model)
         # Where the angular velocities of free and ball joints start in qvel.
         self._rotations = []
         for kind, v in zip(map(mujoco.mjtJoint, simulation.model.jnt_type), simulation.model.jnt_dofadr, strict=True):
@@ -158,31 +159,31 @@ class _Environment:
                 self._rotations.append(int(v))
 
     def step(self, moving: Array, control: Array) -> Array:
-        """The state [S] one environment step after qpos | qvel [nq + nv]."""
-        nq = self.model.nq
-        start = moving[:nq]
+        """The state [S] one environment step after qpos | qvel | act | mocap [moving]."""
+        start, velocity, act, mocap = self.simulation.split(moving)
+        poses = mocap.reshape(-1, 7)
+        data = self.data.replace(ctrl=control, mocap_pos=poses[:, :3], mocap_quat=poses[:, 3:])
 
         def substep(carry: Any, _: None) -> tuple[Any, None]:
-            return self.integrate(control, *carry), None
+            return self.integrate(data, *carry), None
 
-        carry = (start, moving[nq:], jnp.zeros_like(moving[nq:]))
-        (qpos, qvel, _), _ = lax.scan(substep, carry, None, length=self.simulation.frame_skip)
-        end = self.data
+        carry = (start, velocity, act, jnp.zeros_like(velocity))
+        (qpos, qvel, act, _), _ = lax.scan(substep, carry, None, length=self.simulation.frame_skip)
+        end = data
         if self.simulation.bodies or self.simulation.sites:
-            end = private("smooth", "kinematics")(self.model, self.data.replace(qpos=qpos))
-        act = mocap = moving[nq + self.simulation.nv :]  # both empty: models that have them are refused
+            end = private("smooth", "kinematics")(self.model, data.replace(qpos=qpos))
         state = self.simulation.assemble(qpos, qvel, act, mocap, end.xpos, end.site_xpos, start, jnp.concatenate)
         return state * _nan_unless(_bounded(qpos, qvel), state)
 
     def _accelerate(
-        self, control: Array, qpos: Array, qvel: Array, warm: Array, first: Array | bool = True
+        self, data: Any, qpos: Array, qvel: Array, act: Array, warm: Array, first: Array | bool = True
     ) -> tuple[Array, Any]:
-        """The acceleration [nv], and the MJX data that it was computed from.
+        """The acceleration [nv], and the MJX data that it was computed from, with the rate of the activations.
 
         In the ``first`` stage of a step, the acceleration and its derivative are NaN where MuJoCo C counts the state as
         diverged.
         """
-        m, d = self.model, self.data.replace(qpos=qpos, qvel=qvel, ctrl=control)
+        m, d = self.model, data.replace(qpos=qpos, qvel=qvel, act=act)
         for stage in ("kinematics", "com_pos", "tendon", "crb"):
             d = private("smooth", stage)(m, d)
         if np.any(self.simulation.model.tendon_armature):
@@ -190,9 +191,20 @@ class _Environment:
             d = d.tree_replace({"_impl.M": d._impl.M + jnp.where(self._coupled, added, 0.0)})
         d = private("smooth", "transmission")(m, d)
         d = private("forward", "fwd_velocity")(m, d)
-        d = private("forward", "fwd_actuation")(m, d)
+        d = self._actuate(d)
         qacc = solve(self._problem(d), warm, self.implicit)
         return qacc * _nan_unless(_bounded(qpos, qvel, qacc) | jnp.logical_not(first), qacc), d
+
+    def _actuate(self, d: Any) -> Any:
+        """The data with the forces of the actuators and the rate of their activations."""
+        actuate = private("forward", "fwd_actuation")
+        made = actuate(self.model, d)
+        if not self._activations.early.any():
+            return made
+        # Their force follows from the activation at the end of the step.
+        after = self._activations.advance(d.act, made.act_dot)
+        early = actuate(self.model, d.replace(act=jnp.where(self._activations.early, after, d.act)))
+        return early.replace(act_dot=made.act_dot)
 
     def _problem(self, d: Any) -> Problem:
         rows, cone, cones = self.constraints.rows(self.model, d)
@@ -208,44 +220,46 @@ class _Environment:
             cones=cones,
         )
 
-    def _euler(self, control: Array, qpos: Array, qvel: Array, warm: Array) -> tuple[Array, Array, Array]:
+    def _euler(self, data: Any, qpos: Array, qvel: Array, act: Array, warm: Array) -> tuple[Array, ...]:
         """Semi-implicit; joint damping implicit in the velocity."""
         m, dt = self.model, self.model.opt.timestep
-        qacc, d = self._accelerate(control, qpos, qvel, warm)
+        qacc, d = self._accelerate(data, qpos, qvel, act, warm)
         change = qacc
         off = mjx.DisableBit.EULERDAMP | mjx.DisableBit.DAMPER
         if not m.opt.disableflags & off and bool(np.any(self.simulation.model.dof_damping > 0.0)):
             change = _damped(d._impl.M, jnp.diag(dt * m.dof_damping), qacc)
         qvel = qvel + dt * change
-        return self._move(qpos, qvel, dt), qvel, qacc
+        return self._move(qpos, qvel, dt), qvel, self._activations.advance(act, d.act_dot), qacc
 
-    def _implicit_fast(self, control: Array, qpos: Array, qvel: Array, warm: Array) -> tuple[Array, Array, Array]:
+    def _implicit_fast(self, data: Any, qpos: Array, qvel: Array, act: Array, warm: Array) -> tuple[Array, ...]:
         """Implicit in the velocity, for the forces of actuators and dampers."""
         dt = self.model.opt.timestep
-        qacc, d = self._accelerate(control, qpos, qvel, warm)
+        qacc, d = self._accelerate(data, qpos, qvel, act, warm)
         slope = private("derivative", "deriv_smooth_vel")(self.model, d)
         change = qacc if slope is None else _damped(d._impl.M, -dt * jnp.where(self._coupled, slope, 0.0), qacc)
         qvel = qvel + dt * change
-        return self._move(qpos, qvel, dt), qvel, qacc
+        return self._move(qpos, qvel, dt), qvel, self._activations.advance(act, d.act_dot), qacc
 
-    def _runge_kutta(self, control: Array, qpos: Array, qvel: Array, warm: Array) -> tuple[Array, Array, Array]:
+    def _runge_kutta(self, data: Any, qpos: Array, qvel: Array, act: Array, warm: Array) -> tuple[Array, ...]:
         """The classical fourth-order method. Its stages are one scan, so that the dynamics are compiled once."""
         dt = self.model.opt.timestep
 
         def stage(carry: Any, tableau: Array) -> tuple[Any, None]:
-            rate, acceleration, mean_rate, mean_acceleration = carry
+            (rate, acceleration, active), means = carry
             step, weight = tableau[0] * dt, tableau[1]
             velocity = qvel + step * acceleration
             moved = step * rate
             moving = self._move(qpos, rate, step)
-            acceleration, _ = self._accelerate(control, moving, velocity, acceleration, tableau[0] == 0.0)
-            rate = self._rate(moved, velocity)
-            return (rate, acceleration, mean_rate + weight * rate, mean_acceleration + weight * acceleration), None
+            activation = act + step * active
+            acceleration, d = self._accelerate(data, moving, velocity, activation, acceleration, tableau[0] == 0.0)
+            rates = self._rate(moved, velocity), acceleration, d.act_dot
+            return (rates, jax.tree.map(lambda mean, rate: mean + weight * rate, means, rates)), None
 
         tableau = jnp.asarray([[0.0, 1 / 6], [0.5, 1 / 3], [0.5, 1 / 3], [1.0, 1 / 6]], qpos.dtype)
-        zero = jnp.zeros_like(qvel)
-        (_, acceleration, mean_rate, mean_acceleration), _ = lax.scan(stage, (qvel, warm, zero, zero), tableau)
-        return self._move(qpos, mean_rate, dt), qvel + dt * mean_acceleration, acceleration
+        none = jnp.zeros_like(qvel), jnp.zeros_like(qvel), jnp.zeros_like(act)
+        (last, means), _ = lax.scan(stage, ((qvel, warm, jnp.zeros_like(act)), none), tableau)
+        rate, acceleration, active = means
+        return self._move(qpos, rate, dt), qvel + dt * acceleration, self._activations.advance(act, active), last[1]
 
     def _rate(self, moved: Array, velocity: Array) -> Array:
         """The rate [nv] at which ``moved``, the displacement since a step's start, grows at a velocity.
@@ -272,6 +286,28 @@ class _Environment:
                 parts.append(qpos[q : q + 1] + dt * velocity[v : v + 1])
                 q, v = q + 1, v + 1
         return jnp.concatenate(parts)
+
+
+class Activations:
+    """How a model's activations move, as MuJoCo C's mj_nextActivation does it."""
+
+    def __init__(self, model: Any) -> None:
+        which = np.flatnonzero(model.actuator_actadr >= 0)
+        exact = model.actuator_dyntype[which] == int(mujoco.mjtDyn.mjDYN_FILTEREXACT)
+        constant = np.maximum(mujoco.mjMINVAL, model.actuator_dynprm[which, 0])
+        time = model.opt.timestep
+        limited = np.asarray(model.actuator_actlimited[which], bool)
+        if model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_ACTUATION:
+            time, limited = 0.0, limited & False
+        self.early = np.asarray(model.actuator_actearly[which], bool)
+        """Whose force follows from the activation at the end of the step, [na]."""
+        self._time = np.where(exact, constant * -np.expm1(-time / constant), time)
+        self._low, self._high = np.where(limited[:, None], model.actuator_actrange[which], [-np.inf, np.inf]).T
+
+    def advance(self, act: Array, rate: Array) -> Array:
+        """The activations [na] a simulator step later, at a rate [na]."""
+        low, high, time = (jnp.asarray(x, act.dtype) for x in (self._low, self._high, self._time))
+        return jnp.clip(act + time * rate, low, high)
 
 
 def _damped(inertia: Array, added: Array, qacc: Array) -> Array:

@@ -103,12 +103,6 @@ def _options(model: Any) -> Iterator[Refusal]:
 
 
 def _elements(model: Any) -> Iterator[Refusal]:
-    if model.na:
-        yield Refusal(
-            "actuators with activation are not covered", "actuators with activation", elements_of(mujoco, model, "na")
-        )
-    if model.nmocap:
-        yield Refusal("mocap bodies are not covered", "mocap bodies", elements_of(mujoco, model, "nmocap"))
     for i in np.flatnonzero(model.actuator_ctrlnum != 1):
         actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
         yield Refusal(f"{actuator} does not have one control", "actuators of several controls", (actuator,))

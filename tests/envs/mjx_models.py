@@ -54,6 +54,15 @@ FLUID = """<mujoco><option timestep="0.01" integrator="RK4" density="4000" visco
  type="capsule" size=".1" fromto="0 0 0 1 0 0"/><body pos="1 0 0"><joint name="bend" axis="0 0 1"/><geom type="capsule"
  size=".1" fromto="0 0 0 1 0 0"/></body></body></worldbody><actuator><motor joint="bend" gear="50" ctrlrange="-1 1"/>
  </actuator></mujoco>"""
+# A muscle, a filter, an exact filter that acts early and a bounded integrator; and a mocap body that pulls by a spring.
+ACTIVATED = """<mujoco><option timestep="0.01"/><worldbody><body name="hand" mocap="true" pos="0 .2 .4"><site
+ name="grip" pos=".1 0 0"/></body><body><joint name="a" axis="0 1 0" damping=".1"/><joint name="b" axis="1 0 0"
+ damping=".1"/><geom type="capsule" size=".05" fromto="0 0 0 0 0 .3" contype="0" conaffinity="0"/><site name="end"
+ pos="0 0 .3"/></body></worldbody><tendon><spatial stiffness="20" springlength=".1"><site site="grip"/><site
+ site="end"/></spatial></tendon><actuator><muscle joint="a" lengthrange="-2 2" force="9" tausmooth=".3"/><general
+ name="filter" joint="a" dyntype="filter" dynprm=".03" gaintype="affine" gainprm="2 1 .1" ctrlrange="-1 1"/><general
+ name="early" joint="b" dyntype="filterexact" dynprm=".03" actearly="true" gainprm="2" ctrlrange="-1 1"/><general
+ name="bounded" joint="b" dyntype="integrator" actrange="-.05 .05" gainprm="3"/></actuator></mujoco>"""
 
 
 class Small(Body):
@@ -96,7 +105,29 @@ class Fluid(Small):
     name, mjcf = "Fluid", FLUID
 
 
-SMALL = (Ball, Arm, Leg, EllipticLeg, Free, Fluid)
+class Activated(Small):
+    name, mjcf = "Activated", ACTIVATED
+    readouts = {"held": BodyPosition("hand"), "grip": SitePosition("grip")}  # noqa: RUF012
+
+    def reset(self, n, generator):
+        start = super().reset(n, generator)
+        poses = self.mocap(start) + 0.1 * torch.randn(n, 7, dtype=torch.float64, generator=generator)
+        return self.state_at(self.qpos(start), self.qvel(start), mocap=poses)
+
+
+class ActivatedByRungeKutta(Activated):
+    name, mjcf = "ActivatedByRungeKutta", ACTIVATED.replace("<option ", '<option integrator="RK4" ')
+
+
+class ActivatedByImplicitFast(Activated):
+    name = "ActivatedByImplicitFast"
+    mjcf = ACTIVATED.replace("<option ", '<option integrator="implicitfast" ').replace(
+        '<muscle joint="a" lengthrange="-2 2" force="9" tausmooth=".3"/>',
+        '<intvelocity joint="a" actrange="-1 1" kp="4"/>',
+    )
+
+
+SMALL = (Ball, Arm, Leg, EllipticLeg, Free, Fluid, Activated, ActivatedByRungeKutta, ActivatedByImplicitFast)
 
 
 @functools.cache
