@@ -16,9 +16,11 @@ import torch
 
 pytest.importorskip("mujoco")
 wp = pytest.importorskip("warp")
+from mage_diffsim.bridges.warp import launch, load_module, load_warp  # noqa: E402
 from mage_diffsim.envs import BatchedEnv, make_physics, make_task  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import intake, program  # noqa: E402
+from mage_diffsim.envs.warp.compiler.emit import prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
@@ -378,3 +380,20 @@ def test_a_step_and_its_derivative_are_captured_in_a_cuda_graph():
     expected = once()
     torch.testing.assert_close(output, expected[0])
     torch.testing.assert_close(gradient, expected[1])
+
+
+@pytest.mark.parametrize(("real", "lanes"), [("double", 8), ("float", 16), ("float", 1)])
+def test_sine_and_cosine_of_all_lanes_are_to_a_unit_in_the_last_place(real, lanes):
+    dtype = torch.float64 if real == "double" else torch.float32
+    code = prelude(real, lanes) + "\nvec x = load(state.data, 1, 0);\nstore(next_state.data, 2, 0, each_sin(x));\n"
+    code += "store(next_state.data, 2, 1, each_cos(x));\n"
+    kernel = warp_model.build(code, "forward", load_warp().dtype_from_torch(dtype))
+    load_module(kernel, torch.device("cpu"))
+    scale = torch.tensor([1.0, 1e1, 1e3, 9.9e4, 1e7]).repeat_interleave(200)
+    x = (scale * torch.linspace(-1.0, 1.0, 1000)).to(dtype)
+    x[::7] = (torch.arange(len(x[::7])) * (torch.pi / 4)).to(dtype)
+    x[5], x[998] = torch.inf, torch.nan
+    found = torch.empty(len(x), 2, dtype=dtype)
+    launch(kernel, -(-len(x) // lanes), (x[:, None], x[:, None], found, 0, 0))
+    expected = torch.stack([x.double().sin(), x.double().cos()], 1).to(dtype)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=torch.finfo(dtype).eps, equal_nan=True)

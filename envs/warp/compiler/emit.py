@@ -59,6 +59,43 @@ SINGLE = {
 the polynomials of the Cephes library (S. Moshier), whose errors are below 1e-7."""
 
 
+POLYNOMIALS = {
+    "float": """
+            const vec sine = r + r * rr * (-1.6666654611e-1f + rr * (8.3321608736e-3f - rr * 1.9515295891e-4f));
+            const vec cosine = real(1) - real(0.5) * rr + rr * rr * (4.166664568298827e-2f + rr
+                * (-1.388731625493765e-3f + rr * 2.443315711809948e-5f));""",
+    "double": """
+            const vec sine = r + r * rr * (-1.66666666666666324348e-01 + rr * (8.33333333332248946124e-03 + rr
+                * (-1.98412698298579493134e-04 + rr * (2.75573137070700676789e-06 + rr * (-2.50507602534068634195e-08
+                + rr * 1.58969099521155010221e-10)))));
+            const vec half = real(0.5) * rr, rest = real(1) - half;
+            const vec cosine = rest + (((real(1) - rest) - half) + rr * rr * (4.16666666666666019037e-02 + rr
+                * (-1.38888888888741095749e-03 + rr * (2.48015872894767294178e-05 + rr * (-2.75573143513906633035e-07
+                + rr * (2.08757232129817482790e-09 - rr * 1.13596475577881948265e-11))))));""",
+}
+"""Sine and cosine within an eighth of a turn: of the Cephes library (S. Moshier) and of fdlibm (Sun Microsystems)."""
+
+
+def _lanes_turn(function: str, real: str, lanes: int) -> str:
+    """Sine or cosine of all lanes at once, to a unit in the last place of 1; large angles one by one."""
+    odd, even, shift = ("cosine", "sine", "q") if function == "sin" else ("sine", "cosine", "(q + 1)")
+    suffix, whole = ("f", "int") if real == "float" else ("", "long long")
+    return f"""
+        if (__builtin_reduce_or(!((x < real(1e5)) & (x > real(-1e5)))) != 0) {{
+            vec y; for (int i = 0; i < lanes; ++i) y[i] = {function}{suffix}(x[i]); return y;
+        }}
+        typedef double wide __attribute__((ext_vector_type({lanes})));
+        typedef {whole} whole __attribute__((ext_vector_type({lanes})));
+        const wide given = __builtin_convertvector(x, wide);
+        const wide turns = (given * 0.63661977236758134308 + 6755399441055744.0) - 6755399441055744.0;
+        const vec r = __builtin_convertvector(((given - turns * 1.57079632673412561417) - turns
+            * 6.07710050630396597660e-11) - turns * 2.02226624879595063154e-21, vec);
+        const vec rr = r * r;{POLYNOMIALS[real]}
+        const whole q = __builtin_convertvector(turns, whole);
+        const vec y = ((q & 1) != 0) ? {odd} : {even};
+        return (({shift} & 2) != 0) ? -y : y;"""
+
+
 def _on_gpu(there: str, here: str) -> str:
     return f"\n#ifdef __CUDA_ARCH__\n{there}\n#else\n{here}\n#endif\n"
 
@@ -90,7 +127,6 @@ def prelude(real: str, lanes: int) -> str:
             store="data[first * width + column] = x;",
         )
     loop = "for (int i = 0; i < lanes; ++i)"
-    each = {f"each_{f}": f"vec y; {loop} y[i] = {f}{suffix}(x[i]); return y;" for f in ("sin", "cos", "sqrt")}
     return PRELUDE.format(
         real=real,
         vec=f"real __attribute__((ext_vector_type({lanes})))",
@@ -99,7 +135,9 @@ def prelude(real: str, lanes: int) -> str:
         splat="(vec)(x)",
         any="__builtin_reduce_or(c) != 0",
         over="return a / b;",
-        **each,
+        each_sin=_lanes_turn("sin", real, lanes),
+        each_cos=_lanes_turn("cos", real, lanes),
+        each_sqrt=f"vec y; {loop} y[i] = sqrt{suffix}(x[i]); return y;",
         each_power=f"vec y; {loop} y[i] = pow{suffix}(x[i], p); return y;",
         # The last thread repeats the last environment.
         load=f"vec y; {loop} {{ int row = first + i < rows ? first + i : rows - 1; "
