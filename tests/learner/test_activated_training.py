@@ -62,7 +62,7 @@ def test_a_gymnasium_environment_starts_from_any_of_its_states():
     env = GymEnv(Limb())
     env.reset(seed=0)
     for _ in range(3):
-        env.step(np.array([1.0, -1.0, 0.5]))
+        env.step(np.array([1.0, 0.5, 0.5]))
     state = env.state
     expected = env.step(np.array([0.0, 0.5, 1.0]))[0]
     env.reset(seed=1, options={"state": state})
