@@ -94,4 +94,21 @@ class Tied(Body):
     rubbing = frozenset((FRICTION_DOF, FRICTION_TENDON))
 
 
+# Two bodies that are welded twice and pinned besides, one of them pinned to a third in three points; all as stiff as
+# MuJoCo has it, and friction that holds as stiffly.
+STIFF = """<mujoco><option timestep="0.003"/><default><geom contype="0" conaffinity="1"/><equality solimp=".9999 .9999
+ .001"/></default><worldbody><geom type="plane" size="9 9 1" contype="1" conaffinity="0"/><body name="a" pos="0 0
+ 1"><freejoint/><geom size=".1"/><body name="hand" pos=".3 0 0"><joint name="hinge" axis="0 1 0" frictionloss="1"
+ solimpfriction=".9999 .9999 .01"/><geom type="capsule" size=".05" fromto="0 0 0 .2 0 0"/></body></body> <body name="b"
+ pos=".6 0 1"><freejoint/><geom size=".1"/></body><body name="c" pos=".6 0 .5"><joint type="ball"
+ frictionloss=".2"/><geom size=".05" pos="0 0 -.2"/></body></worldbody><equality><weld body1="hand" body2="b"/><weld
+ body1="hand" body2="b"/><connect body1="hand" body2="b" anchor=".1 0 0"/><connect body1="b" body2="c" anchor="0 0
+ -.1"/> <connect body1="b" body2="c" anchor="0 0 -.15"/><connect body1="b" body2="c" anchor="0 .1
+ -.15"/></equality><actuator> <motor joint="hinge" gear="3" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+class Stiff(Body):
+    name, mjcf = "Stiff", STIFF
+
+
 MODELS = (Rubbing, Linked, Tied)

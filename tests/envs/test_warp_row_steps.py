@@ -10,7 +10,8 @@ pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.differences import jacobian_of, true_jacobians  # noqa: E402
-from tests.envs.row_models import MODELS, Rubbing, Sled  # noqa: E402
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
+from tests.envs.row_models import MODELS, Rubbing, Sled, Stiff  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import physics_of, samples, scaled  # noqa: E402
 from tests.marks import slow_but  # noqa: E402
@@ -48,6 +49,23 @@ def test_samples_are_in_every_zone(model):
     zones = [int(states.mjCNSTRSTATE_QUADRATIC)]
     ends = [int(states.mjCNSTRSTATE_LINEARNEG), int(states.mjCNSTRSTATE_LINEARPOS)]
     assert seen >= {(kind, zone) for kind in model.kinds for zone in zones + (ends if kind in model.rubbing else [])}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.float64, 1e-10)], ids=str)
+def test_redundant_and_stiff_rows_are_solved_to_rounding(dtype, bound):
+    """At states that violate them by decimetres; errors are relative to the step."""
+    task, n = Stiff(), 500
+    generator, nq, nv = torch.Generator().manual_seed(0), task.simulation.nq, task.simulation.nv
+    state = task.reset(n, generator).double()
+    scale = torch.tensor([0.02, 0.3, 1.0], dtype=torch.float64)[torch.randint(3, (n, 1), generator=generator)]
+    state[:, :nq] += scale * torch.randn(n, nq, generator=generator, dtype=torch.float64)
+    state[:, nq : nq + nv] += 3.0 * scale * torch.randn(n, nv, generator=generator, dtype=torch.float64)
+    state = with_unit_quaternions(task.simulation, state).float().double()
+    action = torch.rand(n, 1, generator=generator, dtype=torch.float32).double()
+    expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
+    found = make_physics(task, "warp", dtype=dtype).step(state.to(dtype), action.to(dtype)).double()
+    error = (found - expected).abs().amax(1) / (expected - state).abs().amax(1)
+    assert found.isfinite().all() and error.quantile(0.999) <= bound
 
 
 def test_the_crossing_of_a_zone_is_found_as_a_kink():

@@ -143,6 +143,9 @@ class Solver:
             for dofs in (*contacts.moved, *(row.direction for row in rows)):
                 entries |= {(i, j) for i in dofs for j in dofs}
             self.hessian = Matrix("H", self.nv, entries)
+        self.refined = any(not row.bounded for row in rows)
+        """Whether a second exact step takes off what rounding leaves of the first. Equalities may be a thousand times
+        as stiff as the mass matrix, of which the Hessian then has few digits; the gradient has them."""
         self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-6)
 
     def declare(self, w: Writer, which: str) -> None:
@@ -174,6 +177,8 @@ class Solver:
         if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
             self.hessian.link(w, len(self.contacts.cones))
         w("mask done = splat(1) < splat(0);")
+        if self.refined:
+            w("mask settled = done;")
         with w.loop(f"int newton = 0; newton < {ITERATIONS}; ++newton"):
             self._system(w, smooth)
             self.hessian.factor(w)
@@ -185,7 +190,11 @@ class Solver:
             w(f"const mask still = size * size * bend <= {literal(self.rounding**2)} * energy;")
             for i in range(self.nv):
                 w(f"a{i} = select(done, a{i}, a{i} + size * x{i});")
-            w("done = done | !changed | still;")
+            if self.refined:
+                w("done = done | (settled & !changed) | still;")
+                w("settled = settled | !changed;")
+            else:
+                w("done = done | !changed | still;")
             w("if (!any(!done)) break;")
         w("failed = failed | !done;")
 
