@@ -269,7 +269,7 @@ def colliding_geoms(model: Any) -> list[tuple[int, int]]:
     for g1, g2 in itertools.combinations(range(model.ngeom), 2):
         b1, b2 = sorted((int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])))
         w1, w2 = int(model.body_weldid[b1]), int(model.body_weldid[b2])
-        if w1 == w2 or (b1 << 16) + b2 in excluded:
+        if w1 == w2 or (b1 << 16) + b2 in excluded or not (model.body_dofnum[w1] or model.body_dofnum[w2]):
             continue
         p1, p2 = (int(model.body_weldid[model.body_parentid[w]]) for w in (w1, w2))
         if parents and w1 and w2 and (w1 == p2 or w2 == p1):

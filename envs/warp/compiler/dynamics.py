@@ -21,12 +21,17 @@ REST: Spatial = (al.ZERO, al.ZERO)
 
 
 class Kinematics:
-    """Places of all bodies, joint axes and centres of mass, for positions q (nq expressions, unit quaternions).
+    """Places of all bodies, joint axes and centres of mass.
 
     Positions of bodies are relative to :meth:`origin` of their tree.
+
+    Args:
+        model: the model.
+        q: positions, nq expressions with unit quaternions.
+        mocap: x, y, z and a unit quaternion of every mocap body by turns.
     """
 
-    def __init__(self, model: Model, q: Sequence[Any]) -> None:
+    def __init__(self, model: Model, q: Sequence[Any], mocap: Sequence[Any] = ()) -> None:
         m = model.model
         self.model = model
         self.rotation: list[al.Matrix] = [al.IDENTITY]
@@ -37,7 +42,7 @@ class Kinematics:
         self.axes: list[Spatial] = [REST] * m.nv
         """The motion that a unit velocity of each degree of freedom makes."""
         for b in range(1, m.nbody):
-            self._add(m, b, q)
+            self._add(m, b, q, mocap)
         self.centre = [
             al.plus(self.position[b], al.apply(self.rotation[b], body.centre)) for b, body in enumerate(model.bodies)
         ]
@@ -60,13 +65,18 @@ class Kinematics:
         rotation = al.product(self.rotation[body], al.constant_rotation(place.rotation))
         return self.point(body, al.constant(place.position)), rotation
 
-    def _add(self, m: Any, b: int, q: Sequence[Any]) -> None:
+    def _add(self, m: Any, b: int, q: Sequence[Any], mocap: Sequence[Any]) -> None:
         parent = int(m.body_parentid[b])
         joints = range(int(m.body_jntadr[b]), int(m.body_jntadr[b]) + int(m.body_jntnum[b]))
         root = self.tree[parent] == 0 and bool(m.body_jntnum[b])
         self.tree.append(b if root else self.tree[parent])
-        rotation = al.product(self.rotation[parent], al.constant_rotation(al.rotation(m.body_quat[b])))
-        position = al.plus(self.position[parent], al.apply(self.rotation[parent], al.constant(m.body_pos[b])))
+        if m.body_mocapid[b] >= 0:
+            pose = list(mocap[7 * int(m.body_mocapid[b]) :][:7])
+            place, turn = pose[:3], al.matrix_of(pose[3:])
+        else:
+            place, turn = al.constant(m.body_pos[b]), al.constant_rotation(al.rotation(m.body_quat[b]))
+        rotation = al.product(self.rotation[parent], turn)
+        position = al.plus(self.position[parent], al.apply(self.rotation[parent], place))
         motions: list[tuple[int, str, al.Vector, al.Vector]] = []
         for j in joints:
             d, at, kind = int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j]), self.model.joint_kinds[j]

@@ -109,6 +109,9 @@ def read(simulation: Simulation) -> Model:
 INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICIT": "implicit", "IMPLICITFAST": "implicitfast"}
 """Integrators that are covered: MuJoCo's constant to the name in MJCF."""
 
+DYNAMICS = ("NONE", "INTEGRATOR", "FILTER", "FILTEREXACT", "MUSCLE")
+"""Kinds of an actuator's activation that are covered, with one number each."""
+
 COLLISIONS = {
     ("plane", "sphere"),
     ("plane", "capsule"),
@@ -119,10 +122,8 @@ COLLISIONS = {
 """Pairs of geoms that the contact stage knows."""
 
 FORBIDDEN = {
-    "na": "activations of actuators",
     "nplugin": "plugins",
     "nflex": "flexible bodies",
-    "nmocap": "mocap bodies",
     "body_gravcomp": "gravity compensation",
     "dof_dampingpoly": "nonlinear joint damping",
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
@@ -212,6 +213,10 @@ def refusals(model: Any) -> Iterator[Refusal]:
             )
         elif _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
             yield Refusal(f"{actuator} on a free or ball joint", "actuators on free or ball joints", (actuator,))
+        dynamics = mujoco.mjtDyn(model.actuator_dyntype[i]).name.removeprefix("mjDYN_")
+        if dynamics not in DYNAMICS or model.actuator_actnum[i] > 1:
+            what = f"dynamics {dynamics.lower()}"
+            yield Refusal(f"{actuator} with {what}", f"actuators with {what}", (actuator,))
         if mujoco.mjtGain(model.actuator_gaintype[i]).name != "mjGAIN_FIXED":
             yield Refusal(f"{actuator}, whose gain is not fixed", "actuators whose gain is not fixed", (actuator,))
         if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):

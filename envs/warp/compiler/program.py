@@ -1,12 +1,14 @@
 """Stage 9, programs: one environment step of a model as C++, forward, with its adjoint, and with tangents.
 
-The forward can keep a tape: (q, v, a) and the factored Hessian of every pass. The adjoint comes back along it.
+The forward can keep a tape: (q, v, act, a) and the factored Hessian of every pass. The adjoint comes back along it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from mage_diffsim.envs.mujoco.model import MeanVelocity
 from mage_diffsim.envs.warp.compiler import manifold
@@ -64,8 +66,8 @@ class Program:
         with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
             s.acceleration(w)
             with w.block("if (tape)"):
-                if s.turning:
-                    w.assign(s.names("rate"), s.rates)
+                if s.model.runge_kutta:
+                    s.rate(w)
                 for place, name in enumerate(s.kept):
                     w(f"kept(pass, {place}) = {name};")
                 for place, name, length in self._kept_arrays():
@@ -77,7 +79,7 @@ class Program:
                 w(f"kept({s.passes}, {place}) = {name};")
         share = literal(1.0 / s.model.simulation.frame_skip)
         means = iter(s.names("mean", len(s.means())))
-        values = w.compute(*s.q, *s.v)
+        values = w.compute(*s.q, *s.v, *s.act, *s.mocap)
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 values.append(f"{next(means)} * {share}")
@@ -94,7 +96,8 @@ class Program:
         for place, name in enumerate(s.names("q", s.nq)):
             w(f"{name} = kept({s.passes}, {place});")
         w(f"const mask failed = kept({s.passes}, {s.nq}) > real(0);")
-        w.declare([*s.names("lq"), *s.names("lv"), *s.names("gu", s.nu)])
+        w.declare([*s.names("lq"), *s.names("lv"), *s.names("lact", s.na)])
+        w.declare([*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap))])
         if s.model.runge_kutta:
             self.sweeps.declare(w)
         with w.block("", fresh=True):
@@ -109,7 +112,8 @@ class Program:
             self.sweeps.reverse(w)
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))
-        values = [*gradient, *s.graph.inputs("lv", s.nv)]
+        values = [*gradient, *s.graph.inputs("lv", s.nv), *s.graph.inputs("lact", s.na)]
+        values += s.graph.inputs("gmocap", len(s.mocap))
         self._store(w, "state_gradient", s.width, [*w.compute(*values), *["real(0)"] * (s.width - len(values))])
         self._store(w, "control_gradient", s.nu, s.names("gu", s.nu))
         return w.text
@@ -118,20 +122,22 @@ class Program:
         """(state, control, state_tangent, control_tangent) -> next_tangent, one direction per environment."""
         s = self.step
         w = self._begin("tangent")
-        given = []
         for i in range(s.nq):
             w(f"const vec given{i} = load(state_tangent.data, {s.width}, {i});")
-            given.append(s.graph.input(f"given{i}"))
         w.declare([*s.names("tq"), *s.names("tv")])
         with w.block(""):
-            w.assign(s.names("tq"), manifold.pulled(s.model, s.q, given))
+            w.assign(s.names("tq"), manifold.pulled(s.model, s.q, s.graph.inputs("given", s.nq)))
         for i in range(s.nv):
             w(f"tv{i} = load(state_tangent.data, {s.width}, {s.nq + i});")
+        for i, name in enumerate((*s.names("tact", s.na), *s.names("tmocap", len(s.mocap)))):
+            w(f"vec {name} = load(state_tangent.data, {s.width}, {s.nq + s.nv + i});")
         for i in range(s.nu):
             w(f"const vec tu{i} = load(control_tangent.data, {s.nu}, {i});")
         if s.model.runge_kutta:
             for prefix in ("start_tq", "start_tv", "sum_tv", "sum_ta", "tway", "trate"):
                 w.declare(s.names(prefix))
+            for prefix in ("start_tact", "sum_tact"):
+                w.declare(s.names(prefix, s.na))
         for d in s.means():
             w(f"const vec first_tq{d} = tq{d};")
         with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
@@ -143,8 +149,9 @@ class Program:
         s.watch_state(w)
         tq = s.graph.inputs("tq", s.nv)
         pushed = manifold.pushed(s.model, s.q, tq)
-        along = dict(zip(s.q, pushed, strict=True))
-        values = w.compute(*pushed, *s.graph.inputs("tv", s.nv))
+        poses = s.graph.inputs("tmocap", len(s.mocap))
+        along = dict(zip((*s.q, *s.mocap), (*pushed, *poses), strict=True))
+        values = w.compute(*pushed, *s.graph.inputs("tv", s.nv), *s.graph.inputs("tact", s.na), *poses)
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 d = s.dof_of(i)
@@ -165,12 +172,16 @@ class Program:
                 w(f"vec q{i} = load(state.data, {s.width}, {i});")
             for i in range(s.nv):
                 w(f"vec v{i} = load(state.data, {s.width}, {s.nq + i});")
+            for i in range(s.na):
+                w(f"vec act{i} = load(state.data, {s.width}, {s.nq + s.nv + i});")
             begin = 0
             for name, shape in self.arrays.items():
                 w.array(name, shape, None if self.local else begin)
                 begin += shape[0] * shape[1]
         else:
-            w.declare([*s.names("q", s.nq), *s.names("v")])
+            w.declare([*s.names("q", s.nq), *s.names("v"), *s.names("act", s.na)])
+        for i in range(len(s.mocap)):
+            w(f"const vec mocap{i} = load(state.data, {s.width}, {s.nq + s.nv + s.na + i});")
         for i in range(s.nu):
             w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
         s.declare(w, which)
@@ -197,14 +208,14 @@ class Program:
             w(f"store({array}.data, {width}, {column}, select(failed, splat(nothing), splat(0) + {value}));")
 
     def _read_cotangent(self, w: Writer) -> None:
-        """lq, lv: the derivative by the last q and v; mean{n}: that by the n-th mean velocity, times 1 / dt."""
+        """The derivatives by the last q, v, act and mocap poses; mean{n}: by the n-th mean velocity, times 1 / dt."""
         s = self.step
         given = s.graph.inputs("given", s.width)
         for i in range(s.width):
             w(f"const vec given{i} = load(cotangent.data, {s.width}, {i});")
-        by_q: list[Any] = list(given[: s.nq])
+        by_q, by_v, by_act, by_mocap = map(list, s.model.simulation.split(np.array(given)))
         means: list[Any] = []
-        column = s.nq + s.nv
+        column = s.model.simulation.moving
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 # (q' - q) / dt: what belongs to q is taken off at the start, see Sweeps.reverse.
@@ -214,7 +225,10 @@ class Program:
                 continue
             found = vjp(zip(s.position(kind, i), given[column : column + 3], strict=True))
             by_q = [add(x, found.get(q, 0.0)) for x, q in zip(by_q, s.q, strict=True)]
+            by_mocap = [add(x, found.get(pose, 0.0)) for x, pose in zip(by_mocap, s.mocap, strict=True)]
             column += 3
         w.assign(s.names("lq"), manifold.to_tangent(s.model, s.q, by_q))
-        w.assign(s.names("lv"), given[s.nq : s.nq + s.nv])
+        w.assign(s.names("lv"), by_v)
+        w.assign(s.names("lact", s.na), by_act)
+        w.assign(s.names("gmocap", len(s.mocap)), by_mocap)
         w.assign(s.names("mean", len(means)), means)

@@ -6,10 +6,11 @@ A *pass* is one evaluation of the acceleration: one per substep for Euler, four 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
+from mage_diffsim.envs.warp.compiler import activation, cost, manifold
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import cost, manifold
 from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts
 from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
@@ -33,8 +34,8 @@ SHARE = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 class Step:
     """The expressions of one model, and the code of a pass.
 
-    Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; u{i} controls; e{i} the acceleration
-    that moves the velocity (:mod:`.implicit`).
+    Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; e{i} the acceleration that moves the
+    velocity (:mod:`.implicit`); act{i} activations; u{i} controls and mocap{i} mocap poses, which a step leaves alone.
 
     Args:
         model: the model.
@@ -45,18 +46,22 @@ class Step:
     def __init__(self, model: Model, exact: bool, records: int) -> None:
         m = self.m = model.model
         self.model = model
-        self.nq, self.nv, self.nu = int(m.nq), int(m.nv), int(m.nu)
+        self.nq, self.nv, self.nu, self.na = int(m.nq), int(m.nv), int(m.nu), int(m.na)
         self.timestep = float(m.opt.timestep)
         self.stages = 4 if model.runge_kutta else 1
         self.passes = self.stages * model.simulation.frame_skip
         self.width = len(model.simulation.state_names)
         graph = self.graph = Graph()
         self.q, self.v, self.a = graph.inputs("q", self.nq), graph.inputs("v", self.nv), graph.inputs("a", self.nv)
-        self.u = graph.inputs("u", self.nu)
-        self.kinematics = Kinematics(model, self.q)
+        self.u, self.act = graph.inputs("u", self.nu), graph.inputs("act", self.na)
+        self.mocap = graph.inputs("mocap", 7 * int(m.nmocap))
+        self.drive = activation.inputs(model, self.u, self.act)
+        """What the actuators' gains multiply."""
+        self.act_rates = activation.rates(model, self.u, self.act)
+        self.kinematics = Kinematics(model, self.q, self.mocap)
         self.mass = mass_matrix(self.kinematics)
         bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
-        forces = smooth(self.kinematics, self.q, self.v, self.u)
+        forces = smooth(self.kinematics, self.q, self.v, self.drive)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
         self.rows = scalar_rows(Coordinates(self.kinematics, self.q), self.v)
         self.rows_across = [row for row in self.rows if row.coordinate.bodies]
@@ -70,7 +75,7 @@ class Step:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
-        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.u)
+        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.drive)
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
@@ -84,8 +89,12 @@ class Step:
     @property
     def kept(self) -> list[str]:
         """The variables of a pass that the adjoint reads from the tape."""
-        turning = [*self.names("way"), *self.names("rate")] if self.turning else []
-        return [*self.names("q", self.nq), *self.names("v"), *self.names("a"), *turning, *self.solver.hessian.factors]
+        names = [*self.names("q", self.nq), *self.names("v"), *self.names("a"), *self.names("act", self.na)]
+        if self.turning:
+            names += [*self.names("way"), *self.names("rate")]
+        if self.model.runge_kutta:
+            names += self.names("act_rate", self.na)
+        return [*names, *self.solver.hessian.factors]
 
     def names(self, prefix: str, n: int | None = None) -> list[str]:
         """``prefix0`` and so on, by default nv of them."""
@@ -99,6 +108,9 @@ class Step:
         if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
             w.declare([*self.names("sum_v"), *self.names("sum_a")])
+            w.declare([*self.names("start_act", self.na), *self.names("sum_act", self.na)])
+        if self.model.runge_kutta:
+            w.declare(self.names("act_rate", self.na))
         if self.turning:
             w.declare([*self.names("way"), *self.names("rate")])
         w.declare(self.names("mean", len(self.means())))
@@ -129,10 +141,24 @@ class Step:
             for x in names:
                 w(f"failed = failed | !({x} * {x} <= {bound});")
 
+    def rate(self, w: Writer) -> None:
+        """Emit the rates that RK4 sums, where they are not v{i} and a{i}: act_rate{i}, and with rotations rate{i}."""
+        w.assign(self.names("act_rate", self.na), self.act_rates)
+        if self.turning:
+            w.assign(self.names("rate"), self.rates)
+
+    def acted(self, mean: str = "sum_act") -> list[Any]:
+        """The activations after a step, [na]; of RK4, from start_act{i} and the mean rates ``{mean}{i}``."""
+        if self.model.runge_kutta:
+            inputs = self.graph.inputs
+            return activation.following(self.model, inputs("start_act", self.na), inputs(mean, self.na))
+        return activation.following(self.model, self.act, self.act_rates)
+
     def advance(self, w: Writer) -> None:
-        """Emit the move of q and v to the next pass."""
+        """Emit the move of q, v and act to the next pass."""
         h = self.timestep
         if not self.model.runge_kutta:
+            w.assign(self.names("act", self.na), self.acted())
             for i in range(self.nv):
                 w(f"v{i} += {literal(h)} * e{i};")
             self._move(w, "q", [f"{literal(h)} * v{i}" for i in range(self.nv)])
@@ -145,25 +171,31 @@ class Step:
                 w(f"start_q{i} = q{i};")
             for i in range(self.nv):
                 w(f"start_v{i} = v{i}; sum_v{i} = splat(0); sum_a{i} = splat(0);")
+            for i in range(self.na):
+                w(f"start_act{i} = act{i}; sum_act{i} = splat(0);")
         w(f"const real share = {self.choice(SHARE)};")
         w(f"const real reach = {self.choice((*REACH, 0.0))};")
-        if self.turning:
-            w.assign(self.names("rate"), self.rates)
+        self.rate(w)
         rate = "rate" if self.turning else "v"
         for i in range(self.nv):
             w(f"sum_v{i} += share * {rate}{i}; sum_a{i} += share * a{i};")
+        for i in range(self.na):
+            w(f"sum_act{i} += share * act_rate{i};")
         with w.block("if (stage < 3)"):
             self._move(w, "start_q", [f"({literal(h)} * reach) * {rate}{i}" for i in range(self.nv)])
             for i in range(self.nv):
                 w(f"v{i} = start_v{i} + ({literal(h)} * reach) * a{i};")
                 if self.turning:
                     w(f"way{i} = ({literal(h)} * reach) * rate{i};")
+            for i in range(self.na):
+                w(f"act{i} = start_act{i} + ({literal(h)} * reach) * act_rate{i};")
         with w.block("else"):
             self._move(w, "start_q", [f"{literal(h)} * sum_v{i}" for i in range(self.nv)])
             for i in range(self.nv):
                 w(f"v{i} = start_v{i} + {literal(h)} * sum_a{i};")
                 if self.turning:
                     w(f"way{i} = splat(0);")
+            w.assign(self.names("act", self.na), self.acted())
             for n, d in enumerate(self.means()):
                 w(f"mean{n} += sum_v{d};")
 

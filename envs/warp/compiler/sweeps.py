@@ -63,8 +63,12 @@ class Sweeps:
                 self._powers[b] = sub(self._powers[b], al.dot(along, x))
         self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across)]
         """What acts between bodies."""
-        self.targets = dict(zip(s.u, s.names("gu", s.nu), strict=True))
-        """Inputs that do not change in a pass, and the variables that gather the derivatives by them."""
+        self.lact = graph.inputs("to_rate" if s.model.runge_kutta else "lact", s.na)
+        """The derivative by what a pass makes of the activations: their rates in RK4, otherwise the next ones."""
+        gathering = [*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap)), *s.names("to_act", s.na)]
+        self.targets = dict(zip((*s.u, *s.mocap, *s.act), gathering, strict=True))
+        """Inputs on which bodies and joints depend without moving them, and the variables that gather the derivatives
+        by them."""
         self._frames = self._places(motions)
 
     def declare(self, w: Writer) -> None:
@@ -73,10 +77,13 @@ class Sweeps:
             w.declare(self.step.names(prefix))
         if self.step.turning:
             w.declare(self.step.names("lway"))
+        for prefix in ("start_lact", "cot_act"):
+            w.declare(self.step.names(prefix, self.step.na))
 
     def reverse(self, w: Writer) -> None:
         """Emit the step back through a pass; q, v, a are the pass's own, H (and B) are factored there."""
         s, h = self.step, literal(self.step.timestep)
+        w.declare(s.names("to_act", s.na))
         if s.model.runge_kutta:
             self._reverse_stage(w)
         else:
@@ -95,6 +102,8 @@ class Sweeps:
             s.implicit.adjoint(w)
             s.solver.hessian.solve(w, "x")
             self._residuals(w, "lq{0} += {1}; lv{0} += {2};")
+        for i in range(s.na):
+            w(f"lact{i} = to_act{i};")
         with w.block("if (pass == 0)"):
             for n, d in enumerate(s.means()):
                 w(f"lq{d} -= mean{n};")
@@ -117,7 +126,10 @@ class Sweeps:
             for i in range(s.nv):
                 w(f"start_lq{i} = {reference(start[i])}; cot_v{i} = {h} * {reference(by[i])};")
                 w(f"start_lv{i} = lv{i}; cot_a{i} = {h} * lv{i}; lq{i} = splat(0); lv{i} = splat(0);")
-        w.declare([*s.names("to_v"), *s.names("c")])
+            self._reverse_activations(w)
+        w.declare([*s.names("to_v"), *s.names("c"), *s.names("to_rate", s.na)])
+        for i in range(s.na):
+            w(f"to_rate{i} = share * cot_act{i} + ({h} * reach) * lact{i}; start_lact{i} += lact{i};")
         rate = "rate" if s.turning else "v"
         with w.block(""):
             # lq, lv (and lway) are those of the next stage's q and v (and of the way there).
@@ -143,6 +155,21 @@ class Sweeps:
         with w.block("if (stage == 0)"):
             for i in range(s.nv):
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
+            for i in range(s.na):
+                w(f"to_act{i} += start_lact{i};")
+
+    def _reverse_activations(self, w: Writer) -> None:
+        """Emit the cotangents of a substep's first activations and mean rates, from those of its last activations."""
+        s = self.step
+        for i in range(s.na):
+            at, rate = s.kept.index(f"act{i}"), s.kept.index(f"act_rate{i}")
+            stages = [f"{literal(share)} * kept(pass - {3 - k}, {rate})" for k, share in enumerate(SHARE)]
+            w(f"const vec start_act{i} = kept(pass - 3, {at}), sum_act{i} = {' + '.join(stages)};")
+        found = vjp(zip(s.acted(), s.graph.inputs("lact", s.na), strict=True))
+        for name, by in (("start_lact", "start_act"), ("cot_act", "sum_act")):
+            w.assign(s.names(name, s.na), [found.get(x, 0.0) for x in s.graph.inputs(by, s.na)])
+        for i in range(s.na):
+            w(f"lact{i} = splat(0);")
 
     def _residuals(self, w: Writer, line: str) -> None:
         """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds to the targets.
@@ -161,6 +188,7 @@ class Sweeps:
             [
                 *zip(self._joint_forces(), self.lam, strict=True),
                 *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
+                *zip(s.act_rates if s.model.runge_kutta else s.acted(), self.lact, strict=True),
             ]
         )
         for name, text in zip(
@@ -207,11 +235,11 @@ class Sweeps:
             reached = [(node, x) for node, x in (*own.items(), *so_far) if node in outer or node not in frame]
             passed: dict[Node, Any] = {}
             for node, x in [*reached, *vjp(seeds, cuts=outer).items()]:
-                if node in outer or node in moving:
+                if node in outer or node in moving or node in self.targets:
                     passed[node] = add(passed.get(node, 0.0), x)
             mine = {s.q[i] for i in kinematics.positions(body)} | {s.v[d] for d in kinematics.dofs(body)}
             on = sorted((node for node in passed if node in outer or node not in mine), key=lambda node: node.index)
-            names = [gather(parent if node in outer else 0, node) for node in on]
+            names = [self.targets.get(node) or gather(parent if node in outer else 0, node) for node in on]
             for name, text in zip(names, w.compute(*(passed[node] for node in on)), strict=True):
                 w(f"{name} += {text};")
             # A node of the parent's frame is gathered there, also if it is an input.
@@ -247,7 +275,7 @@ class Sweeps:
     def _joint_forces(self) -> list[Any]:
         """The forces of springs, dampers, actuators and scalar rows at the joints, [nv]."""
         s = self.step
-        both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.u)
+        both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.drive)
         forces = [add(a, b) for a, b in zip(*both, strict=True)]
         for row in s.rows_at_joints:
             force = row.force(self._motions[0], s.a, self._dynamic)
@@ -288,15 +316,12 @@ class Sweeps:
         return load_along(row.coordinate, force, self._motions[2], self.lam)
 
     def forward(self, w: Writer) -> None:
-        """Emit the tangents of a pass, before it moves q and v: da in x{i}, and for Euler de in c{i}.
+        """Emit the tangents of a pass, before it moves q and v: da in x{i}, and without RK4 de in c{i}.
 
-        Variables: tq{i}, tv{i} the tangents of q and v, tu{i} those of the control.
+        Variables: tq{i}, tv{i}, tact{i}, tmocap{i} and tu{i} are the tangents of q, v, act, mocap poses and controls.
         """
-        s, graph = self.step, self.step.graph
-        pushed = manifold.pushed(s.model, s.q, graph.inputs("tq", s.nv))
-        tangents = dict(
-            zip((*s.q, *s.v, *s.u), (*pushed, *graph.inputs("tv", s.nv), *graph.inputs("tu", s.nu)), strict=True)
-        )
+        s = self.step
+        tangents = self._tangents()
         frames = list(dict.fromkeys(node for load in self.loads for node in self._frames_of(load)))
         w.compute(*frames, *jvp(frames, tangents))
         if not isinstance(s.solver.contacts, ContactLoops):
@@ -317,8 +342,15 @@ class Sweeps:
         w.declare(s.names("c"))
         s.implicit.tangent(w, s.a, self.e, tangents)
 
+    def _tangents(self) -> dict[Node, Any]:
+        """The tangents of a pass's inputs."""
+        s, inputs = self.step, self.step.graph.inputs
+        pushed = manifold.pushed(s.model, s.q, inputs("tq", s.nv))
+        rest = [*inputs("tv", s.nv), *inputs("tu", s.nu), *inputs("tact", s.na), *inputs("tmocap", len(s.mocap))]
+        return dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap), (*pushed, *rest), strict=True))
+
     def advance(self, w: Writer) -> None:
-        """Emit the move of tq and tv to the next pass; q and v still belong to this one."""
+        """Emit the move of tq, tv and tact to the next pass; q, v and act still belong to this one."""
         s = self.step
         h, inputs = literal(s.timestep), s.graph.inputs
 
@@ -330,6 +362,7 @@ class Sweeps:
                 w.assign(s.names("tq"), moved)
 
         if not s.model.runge_kutta:
+            w.assign(s.names("tact", s.na), jvp(s.acted(), self._tangents()))
             for i in range(s.nv):
                 w(f"tv{i} += {h} * c{i};")
             move(
@@ -345,6 +378,12 @@ class Sweeps:
             for i in range(s.nv):
                 w(f"start_tq{i} = tq{i}; start_tv{i} = tv{i}; sum_tv{i} = splat(0); sum_ta{i} = splat(0);")
                 w(f"tway{i} = splat(0);")
+            for i in range(s.na):
+                w(f"start_tact{i} = tact{i}; sum_tact{i} = splat(0);")
+        w.assign(s.names("act_rate", s.na), s.act_rates)
+        act_rates = w.compute(*jvp(s.act_rates, self._tangents()))
+        for i, text in enumerate(act_rates):
+            w(f"sum_tact{i} += share * {text};")
         along = dict(zip((*s.way, *s.v), (*inputs("tway", s.nv), *inputs("tv", s.nv)), strict=True))
         w.assign(s.names("trate"), jvp(s.rates, along))
         rates = [f"rate{i}" if s.turning else f"v{i}" for i in range(s.nv)]
@@ -357,9 +396,17 @@ class Sweeps:
                 w(f"tway{i} = ({h} * reach) * trate{i};")
                 w(f"tv{i} = start_tv{i} + ({h} * reach) * x{i};")
             move("start_tq", [f"({h} * reach) * {r}" for r in rates], s.names("tway"))
+            for i, text in enumerate(act_rates):
+                w(f"tact{i} = start_tact{i} + ({h} * reach) * {text};")
         with w.block("else"):
             for i in range(s.nv):
                 w(f"tv{i} = start_tv{i} + {h} * sum_ta{i};")
             # `_advance` has not added this stage to its sum yet.
             by = [f"{h} * (sum_v{i} + share * {rates[i]})" for i in range(s.nv)]
             move("start_tq", by, [f"{h} * sum_tv{i}" for i in range(s.nv)])
+            for i in range(s.na):
+                w(f"const vec all_act{i} = sum_act{i} + share * act_rate{i};")
+            starts = inputs("start_act", s.na), inputs("start_tact", s.na)
+            sums = inputs("all_act", s.na), inputs("sum_tact", s.na)
+            given = {x: t for xs, ts in (starts, sums) for x, t in zip(xs, ts, strict=True)}
+            w.assign(s.names("tact", s.na), jvp(s.acted("all_act"), given))
