@@ -35,6 +35,7 @@ SCRIPTS = (
     "benchmarks/paper.py performance",
     "benchmarks/gradient_quality.py",
     "benchmarks/against_mujoco.py",
+    "benchmarks/model_coverage.py",
     "benchmarks/throughput.py",
 )
 """Commands beside ``mage-diffsim`` whose flags are listed."""

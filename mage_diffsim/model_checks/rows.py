@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mage_diffsim import columns
@@ -82,6 +82,6 @@ def rows_of(
         yield {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def is_bad(row: dict[str, Any]) -> bool:
+def is_bad(row: Mapping[str, Any]) -> bool:
     """Whether a backend is wrong about a model that it covers, or did not get through."""
     return row["status"].startswith(("wrong", "failed"))
