@@ -16,6 +16,7 @@ from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude
 from mage_diffsim.envs.warp.compiler.graph import add, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
+from mage_diffsim.envs.warp.compiler.integration import Integration
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
 
@@ -45,6 +46,7 @@ class Program:
         size = 8 if real == "double" else 4
         self.step = Step(model, exact=real == "double", records=RECORDS[lanes] // (lanes * size))
         self.sweeps = Sweeps(self.step)
+        self.integration = Integration(self.step, self.sweeps)
         self.arrays = self.step.solver.contacts.records
         """Shapes of the arrays of records of contacts that touch."""
         self.vector = lanes * size
@@ -99,7 +101,7 @@ class Program:
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("lact", s.na)])
         w.declare([*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap))])
         if s.model.runge_kutta:
-            self.sweeps.declare(w)
+            self.integration.declare(w)
         with w.block("", fresh=True):
             self._read_cotangent(w)
         with w.loop(f"int pass = {s.passes - 1}; pass >= 0; --pass"):
@@ -109,7 +111,7 @@ class Program:
                 w(f"for (int i = 0; i < {length}; ++i) {name}[i] = kept(pass, {place} + i);")
             if not s.model.runge_kutta:
                 s.implicit.solve(w)
-            self.sweeps.reverse(w)
+            self.integration.reverse(w)
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))
         values = [*gradient, *s.graph.inputs("lv", s.nv), *s.graph.inputs("lact", s.na)]
@@ -144,7 +146,7 @@ class Program:
             s.acceleration(w)
             with w.block(""):
                 self.sweeps.forward(w)
-                self.sweeps.advance(w)
+                self.integration.advance(w)
             s.advance(w)
         s.watch_state(w)
         tq = s.graph.inputs("tq", s.nv)
@@ -218,7 +220,7 @@ class Program:
         column = s.model.simulation.moving
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
-                # (q' - q) / dt: what belongs to q is taken off at the start, see Sweeps.reverse.
+                # (q' - q) / dt: what belongs to q is taken off at the start, see Integration.reverse.
                 means.append(mul(1.0 / s.model.simulation.dt, given[column]))
                 by_q[i] = add(by_q[i], means[-1])
                 column += 1

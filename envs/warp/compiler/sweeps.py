@@ -23,21 +23,18 @@ from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
+from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, reachable, sub
 from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.loads import along as load_along
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rows import Row
-from mage_diffsim.envs.warp.compiler.step import REACH, SHARE, Step
+from mage_diffsim.envs.warp.compiler.step import Step
 
 
 class Sweeps:
-    """The code for adjoint and tangents of one pass.
-
-    Variables: lq{i}, lv{i} are the derivative by the state after the pass, in tangents, and then by that before it.
-    """
+    """The code for the derivatives of one pass's accelerations."""
 
     def __init__(self, step: Step) -> None:
         s = self.step = step
@@ -71,107 +68,7 @@ class Sweeps:
         by them."""
         self._frames = self._places(motions)
 
-    def declare(self, w: Writer) -> None:
-        """RK4's variables: cotangents of the substep's start and of its sums."""
-        for prefix in ("start_lq", "start_lv", "cot_v", "cot_a"):
-            w.declare(self.step.names(prefix))
-        if self.step.turning:
-            w.declare(self.step.names("lway"))
-        for prefix in ("start_lact", "cot_act"):
-            w.declare(self.step.names(prefix, self.step.na))
-
-    def reverse(self, w: Writer) -> None:
-        """Emit the step back through a pass; q, v, a are the pass's own, H (and B) are factored there."""
-        s, h = self.step, literal(self.step.timestep)
-        w.declare(s.names("to_act", s.na))
-        if s.model.runge_kutta:
-            self._reverse_stage(w)
-        else:
-            # q' = q + h v', v' = v + h e
-            with w.block(""):
-                for i in range(s.nv):
-                    w(f"const vec by{i} = {h} * (v{i} + {h} * e{i});")
-                start, by = manifold.moved_vjp(s.model, s.graph.inputs("by", s.nv), s.graph.inputs("lq", s.nv))
-                names = w.compute(*start, *by)
-                for i in range(s.nv):
-                    w(f"lv{i} += {h} * {names[s.nv + i]};")
-                w.assign(s.names("lq"), start)
-            w.declare(s.names("c"))
-            for i in range(s.nv):
-                w(f"c{i} = {h} * lv{i};")
-            s.implicit.adjoint(w)
-            s.solver.hessian.solve(w, "x")
-            self._residuals(w, "lq{0} += {1}; lv{0} += {2};")
-        for i in range(s.na):
-            w(f"lact{i} = to_act{i};")
-        with w.block("if (pass == 0)"):
-            for n, d in enumerate(s.means()):
-                w(f"lq{d} -= mean{n};")
-
-    def _reverse_stage(self, w: Writer) -> None:
-        """RK4, stage s of a substep: q_{s+1} = q_0 + h reach v_s, v_{s+1} = v_0 + h reach a_s; the sums at the end."""
-        s, h = self.step, literal(self.step.timestep)
-        w("const int stage = pass % 4;")
-        w(f"const real share = {s.choice(SHARE)};")
-        w(f"const real reach = {s.choice((*REACH, 0.0))};")
-        names = s.graph.inputs("by", s.nv), s.graph.inputs("lq", s.nv)
-        with w.block("if (stage == 3)"):
-            # lq, lv are those of the substep's result: q_0 + h sum_v, v_0 + h sum_a.
-            for i in range(s.nv):
-                place = s.kept.index(f"rate{i}" if s.turning else f"v{i}")
-                stages = [f"{literal(share)} * kept(pass - {3 - k}, {place})" for k, share in enumerate(SHARE)]
-                w(f"const vec by{i} = {h} * ({' + '.join(stages)});")
-            start, by = manifold.moved_vjp(s.model, *names)
-            w.compute(*start, *by)
-            for i in range(s.nv):
-                w(f"start_lq{i} = {reference(start[i])}; cot_v{i} = {h} * {reference(by[i])};")
-                w(f"start_lv{i} = lv{i}; cot_a{i} = {h} * lv{i}; lq{i} = splat(0); lv{i} = splat(0);")
-            self._reverse_activations(w)
-        w.declare([*s.names("to_v"), *s.names("c"), *s.names("to_rate", s.na)])
-        for i in range(s.na):
-            w(f"to_rate{i} = share * cot_act{i} + ({h} * reach) * lact{i}; start_lact{i} += lact{i};")
-        rate = "rate" if s.turning else "v"
-        with w.block(""):
-            # lq, lv (and lway) are those of the next stage's q and v (and of the way there).
-            for i in range(s.nv):
-                w(f"const vec by{i} = ({h} * reach) * {rate}{i};")
-            start, by = manifold.moved_vjp(s.model, *names)
-            w.compute(*start, *by)
-            for i in range(s.nv):
-                by_way = f"({reference(by[i])} + lway{i})" if s.turning else reference(by[i])
-                w(f"start_lq{i} += {reference(start[i])}; start_lv{i} += lv{i};")
-                w(f"to_v{i} = share * cot_v{i} + ({h} * reach) * {by_way};")
-                w(f"x{i} = share * cot_a{i} + ({h} * reach) * lv{i};")
-        if s.turning:
-            with w.block(""):
-                found = vjp(zip(s.rates, s.graph.inputs("to_v", s.nv), strict=True))
-                values = w.compute(*(found.get(x, 0.0) for x in (*s.way, *s.v)))
-                for i in range(s.nv):
-                    w(f"lway{i} = splat(0) + {values[i]};")
-                for i in range(s.nv):
-                    w(f"to_v{i} = splat(0) + {values[s.nv + i]};")
-        s.solver.hessian.solve(w, "x")
-        self._residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};")
-        with w.block("if (stage == 0)"):
-            for i in range(s.nv):
-                w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")
-            for i in range(s.na):
-                w(f"to_act{i} += start_lact{i};")
-
-    def _reverse_activations(self, w: Writer) -> None:
-        """Emit the cotangents of a substep's first activations and mean rates, from those of its last activations."""
-        s = self.step
-        for i in range(s.na):
-            at, rate = s.kept.index(f"act{i}"), s.kept.index(f"act_rate{i}")
-            stages = [f"{literal(share)} * kept(pass - {3 - k}, {rate})" for k, share in enumerate(SHARE)]
-            w(f"const vec start_act{i} = kept(pass - 3, {at}), sum_act{i} = {' + '.join(stages)};")
-        found = vjp(zip(s.acted(), s.graph.inputs("lact", s.na), strict=True))
-        for name, by in (("start_lact", "start_act"), ("cot_act", "sum_act")):
-            w.assign(s.names(name, s.na), [found.get(x, 0.0) for x in s.graph.inputs(by, s.na)])
-        for i in range(s.na):
-            w(f"lact{i} = splat(0);")
-
-    def _residuals(self, w: Writer, line: str) -> None:
+    def residuals(self, w: Writer, line: str) -> None:
         """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds to the targets.
 
         What depends on a body's frame (its own load, loads across bodies, the bodies that it carries) is gathered in
@@ -321,7 +218,7 @@ class Sweeps:
         Variables: tq{i}, tv{i}, tact{i}, tmocap{i} and tu{i} are the tangents of q, v, act, mocap poses and controls.
         """
         s = self.step
-        tangents = self._tangents()
+        tangents = self.tangents()
         frames = list(dict.fromkeys(node for load in self.loads for node in self._frames_of(load)))
         w.compute(*frames, *jvp(frames, tangents))
         if not isinstance(s.solver.contacts, ContactLoops):
@@ -342,71 +239,9 @@ class Sweeps:
         w.declare(s.names("c"))
         s.implicit.tangent(w, s.a, self.e, tangents)
 
-    def _tangents(self) -> dict[Node, Any]:
+    def tangents(self) -> dict[Node, Any]:
         """The tangents of a pass's inputs."""
         s, inputs = self.step, self.step.graph.inputs
         pushed = manifold.pushed(s.model, s.q, inputs("tq", s.nv))
         rest = [*inputs("tv", s.nv), *inputs("tu", s.nu), *inputs("tact", s.na), *inputs("tmocap", len(s.mocap))]
         return dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap), (*pushed, *rest), strict=True))
-
-    def advance(self, w: Writer) -> None:
-        """Emit the move of tq, tv and tact to the next pass; q, v and act still belong to this one."""
-        s = self.step
-        h, inputs = literal(s.timestep), s.graph.inputs
-
-        def move(start: str, by: list[str], along: list[str]) -> None:
-            with w.block(""):
-                for i in range(s.nv):
-                    w(f"const vec by{i} = {by[i]}, along{i} = {along[i]};")
-                moved = manifold.moved_jvp(s.model, inputs("by", s.nv), inputs(start, s.nv), inputs("along", s.nv))
-                w.assign(s.names("tq"), moved)
-
-        if not s.model.runge_kutta:
-            w.assign(s.names("tact", s.na), jvp(s.acted(), self._tangents()))
-            for i in range(s.nv):
-                w(f"tv{i} += {h} * c{i};")
-            move(
-                "tq",
-                [f"{h} * (v{i} + {h} * e{i})" for i in range(s.nv)],
-                [f"{h} * tv{i}" for i in range(s.nv)],
-            )
-            return
-        w("const int stage = pass % 4;")
-        w(f"const real share = {s.choice(SHARE)};")
-        w(f"const real reach = {s.choice((*REACH, 0.0))};")
-        with w.block("if (stage == 0)"):
-            for i in range(s.nv):
-                w(f"start_tq{i} = tq{i}; start_tv{i} = tv{i}; sum_tv{i} = splat(0); sum_ta{i} = splat(0);")
-                w(f"tway{i} = splat(0);")
-            for i in range(s.na):
-                w(f"start_tact{i} = tact{i}; sum_tact{i} = splat(0);")
-        w.assign(s.names("act_rate", s.na), s.act_rates)
-        act_rates = w.compute(*jvp(s.act_rates, self._tangents()))
-        for i, text in enumerate(act_rates):
-            w(f"sum_tact{i} += share * {text};")
-        along = dict(zip((*s.way, *s.v), (*inputs("tway", s.nv), *inputs("tv", s.nv)), strict=True))
-        w.assign(s.names("trate"), jvp(s.rates, along))
-        rates = [f"rate{i}" if s.turning else f"v{i}" for i in range(s.nv)]
-        if s.turning:
-            w.assign(s.names("rate"), s.rates)
-        for i in range(s.nv):
-            w(f"sum_tv{i} += share * trate{i}; sum_ta{i} += share * x{i};")
-        with w.block("if (stage < 3)"):
-            for i in range(s.nv):
-                w(f"tway{i} = ({h} * reach) * trate{i};")
-                w(f"tv{i} = start_tv{i} + ({h} * reach) * x{i};")
-            move("start_tq", [f"({h} * reach) * {r}" for r in rates], s.names("tway"))
-            for i, text in enumerate(act_rates):
-                w(f"tact{i} = start_tact{i} + ({h} * reach) * {text};")
-        with w.block("else"):
-            for i in range(s.nv):
-                w(f"tv{i} = start_tv{i} + {h} * sum_ta{i};")
-            # `_advance` has not added this stage to its sum yet.
-            by = [f"{h} * (sum_v{i} + share * {rates[i]})" for i in range(s.nv)]
-            move("start_tq", by, [f"{h} * sum_tv{i}" for i in range(s.nv)])
-            for i in range(s.na):
-                w(f"const vec all_act{i} = sum_act{i} + share * act_rate{i};")
-            starts = inputs("start_act", s.na), inputs("start_tact", s.na)
-            sums = inputs("all_act", s.na), inputs("sum_tact", s.na)
-            given = {x: t for xs, ts in (starts, sums) for x, t in zip(xs, ts, strict=True)}
-            w.assign(s.names("tact", s.na), jvp(s.acted("all_act"), given))
