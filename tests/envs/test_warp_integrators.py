@@ -69,7 +69,7 @@ def name_of(model):
 
 @pytest.mark.parametrize("model", MODELS, ids=name_of)
 def test_the_equations_of_implicit_velocities_are_those_of_mujoco_c(model):
-    step = Step(read(model().simulation), exact=True, records=0)
+    step = Step(read(model().simulation), exact=True, records=0, words=16)
     m, rng = step.m, np.random.default_rng(0)
     data, entries, h = mujoco.MjData(m), step.implicit.entries(), step.timestep
     symmetric = np.array([step.implicit.matrix is None or d not in step.implicit.matrix.skew for d in range(m.nv)])

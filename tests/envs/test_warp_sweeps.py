@@ -56,7 +56,7 @@ class Interpreter(Writer):
 )
 def test_what_is_gathered_from_body_to_body_is_the_derivative_of_the_whole(model):
     task: Any = make_task(model) if isinstance(model, str) else model()
-    step = Step(intake.read(task.simulation), exact=True, records=0)
+    step = Step(intake.read(task.simulation), exact=True, records=0, words=16)
     sweeps, rng, touching = Sweeps(step), np.random.default_rng(0), 0
     named = [x for x in step.graph.nodes if x.kind == "input"]
     loads = [where(load.present, load.power, 0.0) for load in sweeps.loads]

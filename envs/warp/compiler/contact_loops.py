@@ -14,10 +14,10 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.cones import Cone
-from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
+from mage_diffsim.envs.warp.compiler.derivatives import jvp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, is_zero, mul, reachable
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, is_zero, reachable
 from mage_diffsim.envs.warp.compiler.pairs import BODY, FRAME, GEOM, Item, Kind, kinds
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rigid import geom_place
@@ -31,12 +31,19 @@ class ContactLoops:
         exact: whether the code computes in float64.
         velocities: the bodies' spatial velocities.
         most: numbers that an environment's records may take; a state that needs more fails.
+        words: words of 32 bits in a vector.
     """
 
-    def __init__(self, kinematics: Kinematics, exact: bool, velocities: Sequence[Spatial], most: int) -> None:
+    def __init__(
+        self, kinematics: Kinematics, exact: bool, velocities: Sequence[Spatial], most: int, words: int
+    ) -> None:
         model = kinematics.model
         self.kinematics, self.pairs, self._velocities = kinematics, model.pairs, velocities
+        self.words = words
         self.kinds = kinds(model, exact)
+        pairs = list(dict.fromkeys(tuple(k.pairs) for k in self.kinds))
+        self.together = [[n for n, k in enumerate(self.kinds) if tuple(k.pairs) == x] for x in pairs]
+        """Numbers of the kinds whose items are of the same pairs."""
         self.cones: list[Cone] = list(dict.fromkeys(k.cone for k in self.kinds))
         self.geoms = sorted({g for pair in model.pairs for g in pair.geoms})
         self.places = [geom_place(model.model, g) for g in self.geoms]
@@ -44,10 +51,10 @@ class ContactLoops:
         lists = [self._moved(*pair.bodies) for pair in model.pairs]
         self.lists = list(dict.fromkeys(lists))
         self.list_of = [self.lists.index(x) for x in lists]
-        self.capacity, wanted = [], sum(self._size(n) * self._items(n) for n in range(len(self.cones)))
+        self.capacity, wanted = [], sum(self._size(n) * self._number_of_items(n) for n in range(len(self.cones)))
         for n in range(len(self.cones)):
             share = 1.0 if wanted <= most else most / wanted
-            self.capacity.append(int(self._items(n) * share))
+            self.capacity.append(int(self._number_of_items(n) * share))
 
     def _moved(self, first: int, second: int) -> tuple[tuple[int, int], ...]:
         """(degree of freedom, 0 or 1 for the body that it moves), ascending, of those that do not move both alike."""
@@ -55,7 +62,7 @@ class ContactLoops:
         a, b = set(k.chain(first)), set(k.chain(second))
         return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a]))
 
-    def _items(self, n: int) -> int:
+    def _number_of_items(self, n: int) -> int:
         return sum(len(k.pairs) for k in self.kinds if k.cone == self.cones[n])
 
     def _size(self, n: int) -> int:
@@ -66,6 +73,11 @@ class ContactLoops:
     def _head(self, n: int) -> int:
         """The place in a record of the rows of J."""
         return 3 * len(self.cones[n].ways) + len(self.cones[n].numbers)
+
+    @property
+    def marks(self) -> int:
+        """Length of the array ``mark``, whose bits say which items a pass found; a vector has 32 bits at least."""
+        return -(-self._first_word(len(self.together)) // self.words)
 
     @property
     def records(self) -> dict[str, tuple[int, int]]:
@@ -89,12 +101,15 @@ class ContactLoops:
         carriers = [self.bodies.index(body) for body, _ in self.places]
         w.table("carrier", carriers)
         w.table("mount", [x for _, p in self.places for x in (*p.position, *p.rotation.reshape(-1))], "real")
-        for n, kind in enumerate(self.kinds):
+        w("union Mark { vec number; unsigned words[sizeof(vec) / 4]; };")
+        w(f"const int words = sizeof(vec) / 4; Mark mark[{self.marks}];")
+        for n, together in enumerate(self.together):
             rows = []
-            for p in kind.pairs:
+            for p in self.kinds[together[0]].pairs:
                 ends = [self.geoms.index(g) for g in self.pairs[p].geoms]
                 rows += [*ends, *(carriers[end] for end in ends), self.list_of[p]]
             w.table(f"item{n}", rows)
+        for n, kind in enumerate(self.kinds):
             values = list(zip(*kind.numbers.values(), strict=True))
             w.table(f"number{n}", [x for row in values for x in row], "real")
         if which != "adjoint":
@@ -120,28 +135,28 @@ class ContactLoops:
             axes: whether the axes are needed.
             tangents: those of q, v and so on, if the arrays' tangents ``along_body`` and so on are needed, too.
         """
-        values = {f"body[{n}]": self._values(body, motions) for n, body in enumerate(self.bodies)}
+        values = {f"body[{n}]": self.values(body, motions) for n, body in enumerate(self.bodies)}
         if axes:
             values |= {f"axis[{d}]": [*axis[0], *axis[1]] for d, axis in enumerate(self.kinematics.axes)}
         for row, x in values.items():
             self._store(w, row, x)
             if tangents is not None:
                 self._store(w, f"along_{row}", jvp(x, tangents))
-        geom, used = self._geom(), self._used()
+        geom, used = self.geom(), self.used()
         with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
             w("const vec* const at = body[carrier[g]]; const real* const there = mount + 12 * g;")
             declared: set[str] = set()
             self._place_geoms(w, "geom", [geom[i] for i in used], declared)
             if tangents is not None:
                 w("const vec* const along_at = along_body[carrier[g]];")
-                self._place_geoms(w, "along_geom", jvp([geom[i] for i in used], _along(geom)), declared)
+                self._place_geoms(w, "along_geom", jvp([geom[i] for i in used], along_of(geom)), declared)
 
     def _place_geoms(self, w: Writer, array: str, values: Sequence[Any], declared: set[str]) -> None:
-        _declare(w, values, declared)
-        for i, text in zip(self._used(), w.compute(*values), strict=True):
+        declare(w, values, declared)
+        for i, text in zip(self.used(), w.compute(*values), strict=True):
             w(f"{array}[g][{i}] = {text};")
 
-    def _values(self, body: int, motions: Sequence[Sequence[Spatial]]) -> list[Any]:
+    def values(self, body: int, motions: Sequence[Sequence[Spatial]]) -> list[Any]:
         """The numbers of a body in the array ``body``."""
         k = self.kinematics
         values = [*(x for row in k.rotation[body] for x in row), *k.position[body], *k.origin(body)]
@@ -154,7 +169,7 @@ class ContactLoops:
             w(f"{row}[{i}] = {vector(x)};")
 
     @staticmethod
-    def _geom() -> list[Any]:
+    def geom() -> list[Any]:
         """The place of a geom from the place of its body, ``at``, and where it is there."""
         graph = Graph()
         body, mount = graph.inputs("at_", FRAME), graph.inputs("there_", 12)
@@ -162,32 +177,64 @@ class ContactLoops:
         centre = al.plus(body[9:12], al.apply(rotation, mount[:3]))
         return [*centre, *(x for row in al.product(rotation, own) for x in row)]
 
-    def _used(self) -> list[int]:
+    def used(self) -> list[int]:
         """The numbers of a geom's place that any item uses."""
-        every = [x for k in self.kinds for x in _inputs_of([k.item.near, k.item.present, k.item.record, k.item.power])]
+        every = [x for k in self.kinds for x in inputs_of([k.item.near, k.item.present, k.item.record, k.item.power])]
         return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})
 
     @contextlib.contextmanager
-    def _each(self, w: Writer, n: int, kind: Kind, along: bool = False) -> Iterator[tuple[set[str], str]]:
-        """A context whose code runs for each item of a kind that is present in any lane.
+    def items(self, w: Writer, n: int, found: bool, along: bool = False) -> Iterator[set[str]]:
+        """A context whose code runs for each item i of kinds with the same pairs; yields the inputs that are declared.
 
-        Yields the inputs that are declared, and the condition of being present.
+        Args:
+            w: where the code is written.
+            n: number in ``together``.
+            found: whether only items run that :meth:`find` found; else those that are near in any lane.
+            along: whether tangents are needed.
         """
-        item = kind.item
-        with w.loop(f"int i = 0; i < {len(kind.pairs)}; ++i", fresh=True), contextlib.ExitStack() as blocks:
+        kind, begin = self.kinds[self.together[n][0]], self._first_word(n)
+        declared: set[str] = set()
+        with contextlib.ExitStack() as blocks:
+            if found:
+                blocks.enter_context(
+                    w.loop(f"int word = {begin}; word < {self._first_word(n + 1)}; ++word", fresh=True)
+                )
+                w("const unsigned long long marked = mark[word / words].words[word % words];")
+                blocks.enter_context(w.loop("int bit = 0; marked >> bit; ++bit"))
+                w("if (!(marked >> bit & 1)) continue;")
+                w(f"const int i = 32 * (word - {begin}) + bit;")
+            else:
+                blocks.enter_context(w.loop(f"int i = 0; i < {len(kind.pairs)}; ++i", fresh=True))
             w(f"const int* const entry = item{n} + 5 * i;")
-            w(f"const real* const number = number{n} + {len(kind.numbers)} * i;")
             w("const vec *const geom1 = geom[entry[0]], *const geom2 = geom[entry[1]];")
             w("const vec *const body1 = body[entry[2]], *const body2 = body[entry[3]];")
             if along:
                 w("const vec *const along_geom1 = along_geom[entry[0]], *const along_geom2 = along_geom[entry[1]];")
                 w("const vec *const along_body1 = along_body[entry[2]], *const along_body2 = along_body[entry[3]];")
-            declared: set[str] = set()
-            for condition, sense in ((item.near, ""), (item.absent, "!"), (item.present, "")):
+            if not found and not isinstance(kind.item.near, bool):
+                self._number(w, self.together[n][0])
+                declare(w, kind.item.near, declared)
+                blocks.enter_context(w.block(f"if (any({w.compute(kind.item.near)[0]}))"))
+            yield {x for x in declared if not x.startswith("number")}
+
+    @contextlib.contextmanager
+    def present(self, w: Writer, k: int, declared: set[str]) -> Iterator[tuple[set[str], str]]:
+        """A context whose code runs if a kind's contact is present in any lane; yields its condition, too."""
+        item, declared = self.kinds[k].item, set(declared)
+        with w.block("", fresh=True), contextlib.ExitStack() as blocks:
+            self._number(w, k)
+            for condition, sense in ((item.absent, "!"), (item.present, "")):
                 if not isinstance(condition, bool):
-                    _declare(w, condition, declared)
+                    declare(w, condition, declared)
                     blocks.enter_context(w.block(f"if (any({sense}{w.compute(condition)[0]}))"))
             yield declared, reference(item.present)
+
+    def _number(self, w: Writer, k: int) -> None:
+        w(f"const real* const number = number{k} + {len(self.kinds[k].numbers)} * i;")
+
+    def _first_word(self, n: int) -> int:
+        """The word of marks at which the items of the n-th kinds begin."""
+        return sum(-(-len(self.kinds[together[0]].pairs) // 32) for together in self.together[:n])
 
     def find(self, w: Writer, compute: Callable[[int], None]) -> None:
         """As :meth:`.ContactCode.find`."""
@@ -196,42 +243,50 @@ class ContactLoops:
         self.place(w, [self._velocities], axes=True)
         for n in range(len(self.cones)):
             w(f"int touching{n} = 0, list{n}[{self.capacity[n]}];")
-        for n, kind in enumerate(self.kinds):
-            with self._each(w, n, kind) as (declared, present):
-                group = self.cones.index(kind.cone)
-                if self.capacity[group] == self._items(group):
-                    self._record(w, group, kind.item, declared)
-                else:
-                    with w.block(f"if (touching{group} == {self.capacity[group]})"):
-                        w(f"failed = failed | {present};")
-                    with w.block("else"):
-                        self._record(w, group, kind.item, declared)
+        w(f"for (int i = 0; i < {self.marks}; ++i) mark[i].number = splat(0);")
+        for n, together in enumerate(self.together):
+            with self.items(w, n, found=False) as near:
+                for k in together:
+                    with self.present(w, k, near) as (declared, present):
+                        w(f"mark[({self._first_word(n)} + i / 32) / words]")
+                        w(f"    .words[({self._first_word(n)} + i / 32) % words] |= 1u << i % 32;")
+                        self._found(w, self.kinds[k], declared, present)
+
+    def _found(self, w: Writer, kind: Kind, declared: set[str], present: str) -> None:
+        group = self.cones.index(kind.cone)
+        if self.capacity[group] == self._number_of_items(group):
+            self._record(w, group, kind.item, declared)
+            return
+        with w.block(f"if (touching{group} == {self.capacity[group]})"):
+            w(f"failed = failed | {present};")
+        with w.block("else"):
+            self._record(w, group, kind.item, declared)
 
     def _record(self, w: Writer, group: int, item: Item, declared: set[str]) -> None:
         ways, head = len(item.rows), self._head(group)
-        _declare(w, item.record, declared)
+        declare(w, item.record, declared)
         w.compute(*item.record)
         w(f"vec* const own = record{group}[touching{group}];")
         for i, x in enumerate(item.record):
             w(f"own[{i if i < ways else 2 * ways + i}] = {vector(x)};")
         w(f"vec* row = own + {head};")
-        self._each_dof(w, [[row[side] for row in item.rows] for side in (0, 1)], declared, "*row++ = splat(0) + {};")
+        self.each_dof(w, [[row[side] for row in item.rows] for side in (0, 1)], declared, "*row++ = splat(0) + {};")
         w(f"list{group}[touching{group}++] = entry[4];")
 
     @staticmethod
-    def _each_dof(w: Writer, values: Sequence[Sequence[Any]], declared: set[str], line: str) -> None:
+    def each_dof(w: Writer, values: Sequence[Sequence[Any]], declared: set[str], line: str) -> None:
         """Emit ``line`` for each degree of freedom that moves an item, and each value that belongs to its side."""
         fixed = [x for side in values for value in side for x in constant_part(value, AXES)]
-        _declare(w, fixed, declared)
+        declare(w, fixed, declared)
         w.compute(*fixed)
         with w.loop("int p = list_begin[entry[4]]; p < list_begin[entry[4] + 1]; ++p"):
             w("const int dof = list_dof[p]; const vec* const own_axis = axis[dof];")
-            if any(x.args[0].startswith("along_axis") for x in _inputs_of(list(values))):
+            if any(x.args[0].startswith("along_axis") for x in inputs_of(list(values))):
                 w("const vec* const along_own_axis = along_axis[dof];")
             for side, wanted in enumerate(values):
                 if any(not is_zero(x) for x in wanted):
                     with w.block(f"if (list_side[p] == {side})"):
-                        _declare(w, wanted, set(declared))
+                        declare(w, wanted, set(declared))
                         for text in w.compute(*wanted):
                             w(line.format(text))
 
@@ -296,62 +351,18 @@ class ContactLoops:
         for i, name in enumerate(cone.numbers):
             w(f"const vec {name} = record[{3 * len(cone.ways) + i}];")
 
-    def reverse(self, w: Writer) -> None:
-        """Emit ``by_body``: the derivative of the contacts' power by the bodies' places and motions."""
-        for name in ("by_body", "by_geom"):
-            rows, columns = self.arrays("adjoint")[name]
-            w(f"for (int i = 0; i < {rows * columns}; ++i) {name}[0][i] = splat(0);")
-        for n, kind in enumerate(self.kinds):
-            with self._each(w, n, kind) as (declared, present):
-                found = {node.args[0]: x for node, x in vjp([(kind.item.power, 1.0)]).items()}
-                found = {name: x for name, x in found.items() if name.startswith(("geom", "body"))}
-                _declare(w, list(found.values()), declared)
-                for name, text in zip(found, w.compute(*found.values()), strict=True):
-                    array, i = name.split("_")
-                    row = f"by_{array[:-1]}[entry[{int(array[-1]) - 1 + 2 * (array[:-1] == 'body')}]]"
-                    w(f"{row}[{i}] += select({present}, splat(0) + {text}, splat(0));")
-        values, used = self._geom(), self._used()
-        with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
-            w("const vec* const by = by_geom[g]; const real* const there = mount + 12 * g;")
-            given = values[0].graph.inputs("by_", GEOM)
-            found = vjp([(values[i], given[i]) for i in used])
-            found = {node: x for node, x in found.items() if node.args[0].startswith("at")}
-            _declare(w, list(found.values()), set())
-            for node, text in zip(found, w.compute(*found.values()), strict=True):
-                w(f"by_body[carrier[g]][{node.args[0].split('_')[1]}] += {text};")
-
-    def tangent(self, w: Writer) -> None:
-        """Add to force{i} the tangents of the contacts' generalised forces, given the arrays' tangents."""
-        for n, kind in enumerate(self.kinds):
-            item, pushes = kind.item, []
-            for side in (0, 1):
-                push: Any = 0.0
-                for force, row in zip(item.forces, item.rows, strict=True):
-                    push = add(push, mul(force, row[side]))
-                pushes.append(jvp([push], _along(push)))
-            with self._each(w, n, kind, along=True) as (declared, present):
-                self._each_dof(w, pushes, declared, f"force_[dof] += select({present}, splat(0) + {{}}, splat(0));")
-
-    def seeds(self, body: int, graph: Graph, motions: Sequence[Sequence[Spatial]]) -> list[tuple[Any, Node]]:
-        """What a body's place and motions are, with the derivative that :meth:`reverse` found by each."""
-        if body not in self.bodies:
-            return []
-        n = self.bodies.index(body)
-        values = self._values(body, motions)
-        return [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(values)]
-
 
 AXES = frozenset(f"{kind}axis{i}_{k}" for kind in ("", "along_") for i in (1, 2) for k in range(6))
 
 
-def _along(*expressions: Any) -> dict[Node, Any]:
+def along_of(*expressions: Any) -> dict[Node, Any]:
     """The inputs that expressions depend on and that have tangents, with the inputs that stand for these."""
     moving = ("at_", "geom", "body", "axis")
-    found = [node for node in _inputs_of(list(expressions)) if node.args[0].startswith(moving)]
+    found = [node for node in inputs_of(list(expressions)) if node.args[0].startswith(moving)]
     return {node: node.graph.input(f"along_{node.args[0]}") for node in found}
 
 
-def _inputs_of(expressions: Any) -> list[Node]:
+def inputs_of(expressions: Any) -> list[Node]:
     """The inputs that an expression, or a structure of expressions, depends on."""
     return [node for node in reachable(_flat(expressions)) if node.kind == "input"]
 
@@ -360,9 +371,9 @@ def _flat(x: Any) -> list[Any]:
     return [y for part in x for y in _flat(part)] if isinstance(x, (list, tuple)) else [x]
 
 
-def _declare(w: Writer, expressions: Any, declared: set[str]) -> None:
+def declare(w: Writer, expressions: Any, declared: set[str]) -> None:
     """Declare the inputs that expressions depend on, but those that are declared already."""
-    for node in _inputs_of(expressions):
+    for node in inputs_of(expressions):
         name: str = node.args[0]
         if name not in declared:
             declared.add(name)

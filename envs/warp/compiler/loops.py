@@ -7,7 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.emit import Writer, vector
@@ -61,13 +62,13 @@ class Hessian:
 
     @property
     def factor_arrays(self) -> dict[str, int]:
-        """The arrays that hold the factors, and their lengths."""
-        return {"H_": place(self.size, 0), "Hinv_": self.size}
+        """The arrays that hold the factors: code for number i, and the length."""
+        return {"H_[i]": place(self.size, 0), "Hinv_[i]": self.size}
 
-    def _columns(self, row: int) -> list[int]:
-        """The columns left of the diagonal in which a row can have entries."""
+    def _columns(self, row: int, links: Sequence[int]) -> list[int]:
+        """The columns left of the diagonal in which a row can have entries, given the links of its branch."""
         s, begin = self.branches.of[row], self.branches.begin
-        near = [t for t in range(s) if self._most[s] >> t & 1]
+        near = [t for t in range(s) if links[s] >> t & 1]
         return [*(d for t in near for d in range(begin[t], begin[t + 1])), *range(begin[s], row)]
 
     def declare(self, w: Writer, forward: bool = True) -> None:
@@ -75,6 +76,7 @@ class Hessian:
         w(f"vec H_[{place(self.size, 0)}], Hinv_[{self.size}];")
         w("for (int i = 0; i < sizeof(H_) / sizeof(vec); ++i) H_[i] = splat(0);")
         w(f"for (int i = 0; i < {self.size}; ++i) Hinv_[i] = splat(0);")
+        w.table("Hleast", [len(self._columns(k, self._always)) for k in range(self.size)])
         if forward:
             w.table("Hbegin", self.branches.begin)
             w.table("Halways", self._always, "unsigned long long")
@@ -83,7 +85,7 @@ class Hessian:
             w(f"unsigned long long Hlink[{len(self.branches)}];")
             w(f"int Hcolumns[{len(self.branches) * self.size}], Hlength[{self.size}];")
             return
-        columns = [self._columns(k) for k in range(self.size)]
+        columns = [self._columns(k, self._most) for k in range(self.size)]
         w.table("Hstart", [sum(map(len, columns[:k])) for k in range(self.size)])
         w.table("Hlength", list(map(len, columns)))
         w.table("Hcolumns", [d for x in columns for d in x])
@@ -118,26 +120,52 @@ class Hessian:
 
     def factor(self, w: Writer) -> None:
         """Replace the matrix by its factors."""
-        with w.loop(f"int k = {self.size - 1}; k >= 0; --k"):
-            w("vec* const row = H_ + k * (k + 1) / 2; const int* const column = Hcolumns + Hstart[k];")
+        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
             w("const vec inverse = over(splat(1), row[k]); Hinv_[k] = inverse;")
-            with w.loop("int x = Hlength[k] - 1; x >= 0; --x"):
+            with self._by_length(w, self._eliminate), w.loop("int x = Hlength[k] - 1; x >= 0; --x"):
                 w("const int i = column[x]; const vec part = row[i] * inverse;")
                 w("vec* const other = H_ + i * (i + 1) / 2;")
                 w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
                 w("row[i] = part;")
 
+    def _eliminate(self, k: int) -> Iterator[str]:
+        columns = self._columns(k, self._always)
+        for i in reversed(columns):
+            terms = [f"H_[{place(i, j)}] -= part * row[{j}];" for j in columns if j <= i]
+            yield f"{{ const vec part = row[{i}] * inverse; {' '.join(terms)} row[{i}] = part; }}"
+
     def solve(self, w: Writer, x: str) -> None:
         """Replace the vector in the array ``{x}_`` by the solution."""
-        with w.loop(f"int k = {self.size - 1}; k >= 0; --k"):
-            w(f"const vec* const row = H_ + k * (k + 1) / 2; const vec given = {x}_[k];")
-            w("const int* const column = Hcolumns + Hstart[k];")
-            w(f"for (int y = 0; y < Hlength[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
-        with w.loop(f"int k = 0; k < {self.size}; ++k"):
-            w(f"const vec* const row = H_ + k * (k + 1) / 2; vec found = {x}_[k] * Hinv_[k];")
-            w("const int* const column = Hcolumns + Hstart[k];")
-            w(f"for (int y = 0; y < Hlength[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
+        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
+            w(f"const vec given = {x}_[k];")
+            with self._by_length(
+                w, lambda k: (f"{x}_[{i}] -= row[{i}] * given;" for i in self._columns(k, self._always))
+            ):
+                w(f"for (int y = 0; y < Hlength[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
+        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
+            w(f"vec found = {x}_[k] * Hinv_[k];")
+            with self._by_length(
+                w, lambda k: (f"found -= row[{i}] * {x}_[{i}];" for i in self._columns(k, self._always))
+            ):
+                w(f"for (int y = 0; y < Hlength[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
             w(f"{x}_[k] = found;")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _rows(w: Writer, header: str) -> Iterator[None]:
+        with w.loop(header):
+            w("vec* const row = H_ + k * (k + 1) / 2; const int* const column = Hcolumns + Hstart[k];")
+            yield
+
+    @contextlib.contextmanager
+    def _by_length(self, w: Writer, written: Callable[[int], Iterable[str]]) -> Iterator[None]:
+        """A context for the loops of a row k; rows in which nothing but joints links run the code ``written`` out."""
+        w(f"switch (Hlength[k] == Hleast[k] ? k : {self.size}) {{")
+        for k in range(self.size):
+            w(f"case {k}: {' '.join(written(k))} break;")
+        with w.block("default:"):
+            yield
+        w("}")
 
 
 def linked(count: int, masks: Iterable[int]) -> list[int]:

@@ -44,7 +44,9 @@ class Program:
     def __init__(self, model: Model, real: str, lanes: int) -> None:
         self.real, self.lanes = real, lanes
         size = 8 if real == "double" else 4
-        self.step = Step(model, exact=real == "double", records=RECORDS[lanes] // (lanes * size))
+        self.step = Step(
+            model, exact=real == "double", records=RECORDS[lanes] // (lanes * size), words=lanes * size // 4
+        )
         self.sweeps = Sweeps(self.step)
         self.integration = Integration(self.step, self.sweeps)
         self.arrays = self.step.solver.contacts.records
@@ -72,8 +74,8 @@ class Program:
                     s.rate(w)
                 for place, name in enumerate(s.kept):
                     w(f"kept(pass, {place}) = {name};")
-                for place, name, length in self._kept_arrays():
-                    w(f"for (int i = 0; i < {length}; ++i) kept(pass, {place} + i) = {name}[i];")
+                for place, number, length in self._kept_arrays():
+                    w(f"for (int i = 0; i < {length}; ++i) kept(pass, {place} + i) = {number};")
             s.advance(w)
         s.watch_state(w)
         with w.block("if (tape)"):
@@ -107,8 +109,8 @@ class Program:
         with w.loop(f"int pass = {s.passes - 1}; pass >= 0; --pass"):
             for place, name in enumerate(s.kept):
                 w(f"{name} = kept(pass, {place});")
-            for place, name, length in self._kept_arrays():
-                w(f"for (int i = 0; i < {length}; ++i) {name}[i] = kept(pass, {place} + i);")
+            for place, number, length in self._kept_arrays():
+                w(f"for (int i = 0; i < {length}; ++i) {number} = kept(pass, {place} + i);")
             if not s.model.runge_kutta:
                 s.implicit.solve(w)
             self.integration.reverse(w)
@@ -190,10 +192,10 @@ class Program:
         return w
 
     def _kept_arrays(self) -> Iterator[tuple[int, str, int]]:
-        """(place on the tape of a pass, name, length) of the arrays that are kept."""
+        """(place on the tape of a pass, code for number i, length) of the arrays that are kept."""
         place = len(self.step.kept)
-        for name, length in self.step.solver.hessian.factor_arrays.items():
-            yield place, name, length
+        for number, length in self.step.kept_arrays.items():
+            yield place, number, length
             place += length
 
     def _tape(self, w: Writer) -> None:

@@ -41,9 +41,10 @@ class Step:
         model: the model.
         exact: whether the code computes in float64.
         records: numbers that an environment's contact records in loops may take.
+        words: words of 32 bits in a vector.
     """
 
-    def __init__(self, model: Model, exact: bool, records: int) -> None:
+    def __init__(self, model: Model, exact: bool, records: int, words: int) -> None:
         m = self.m = model.model
         self.model = model
         self.nq, self.nv, self.nu, self.na = int(m.nq), int(m.nv), int(m.nu), int(m.na)
@@ -70,7 +71,7 @@ class Step:
         self.contacts: list[Contact] = []
         code: ContactCode | ContactLoops
         if cost.looped(model):
-            code = ContactLoops(self.kinematics, exact, velocities, records)
+            code = ContactLoops(self.kinematics, exact, velocities, records, words)
         else:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
@@ -82,9 +83,15 @@ class Step:
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
 
     @property
+    def kept_arrays(self) -> dict[str, int]:
+        """What else is on the tape of a pass, after ``kept``: code for number i of an array, and the array's length."""
+        marks = {"mark[i].number": c.marks} if isinstance(c := self.solver.contacts, ContactLoops) else {}
+        return {**self.solver.hessian.factor_arrays, **marks}
+
+    @property
     def size(self) -> int:
-        """Numbers of a pass that the adjoint reads from the tape: the variables ``kept``, then the Hessian's arrays."""
-        return len(self.kept) + sum(self.solver.hessian.factor_arrays.values())
+        """Numbers on the tape of a pass."""
+        return len(self.kept) + sum(self.kept_arrays.values())
 
     @property
     def kept(self) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import manifold
+from mage_diffsim.envs.warp.compiler import contact_sweeps, manifold
 from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
@@ -95,7 +95,7 @@ class Sweeps:
         loops, (a, v, lam) = s.solver.contacts, self._motions
         if isinstance(loops, ContactLoops):
             loops.place(w, [v, a, lam], axes=False)
-            loops.reverse(w)
+            contact_sweeps.reverse(loops, w)
         gathered: dict[tuple[int, Node], Node] = {}
         moving = {*s.q, *s.v}
 
@@ -121,7 +121,7 @@ class Sweeps:
             outer = set(self._frames[parent])
             powers = [(self._powers[body], -1.0)]
             if isinstance(loops, ContactLoops):
-                powers += loops.seeds(body, s.graph, [v, a, lam])
+                powers += contact_sweeps.seeds(loops, body, s.graph, [v, a, lam])
             own = vjp(powers, cuts=frame)
             seeds = [
                 (node, add(gathered.get((body, node), 0.0), own.get(node, 0.0)))
@@ -226,7 +226,7 @@ class Sweeps:
         else:
             w.vectors(("force",), s.nv)
             s.solver.contacts.place(w, [self._motions[1], self._motions[0]], axes=True, tangents=tangents)
-            s.solver.contacts.tangent(w)
+            contact_sweeps.tangent(s.solver.contacts, w)
         for load in self.loads:
             with self._present(w, load) as present:
                 for i, text in enumerate(w.compute(*jvp(load.forces, tangents))):
