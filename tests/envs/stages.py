@@ -62,6 +62,10 @@ def assert_close(found, expected, rtol=1e-11):
 
 def edges(cone, weight, rows, offsets):
     """The rows of C's problem that a contact has, (D, J, aref) each, of its rows [k, nv] and offsets [k]."""
+    if cone.curved:
+        for row, offset in zip(rows, offsets, strict=True):
+            yield weight, row, -offset
+        return
     for row, offset in zip(rows[1:], offsets[1:], strict=True):
         for sign in (1.0, -1.0):
             yield weight, rows[0] + sign * row, -offsets[0] - sign * offset

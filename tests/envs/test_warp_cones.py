@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 mujoco = pytest.importorskip("mujoco")
 
+from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler.cones import Elliptic  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
+from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.stages import edges  # noqa: E402
-from tests.envs.warp_models import Wheels  # noqa: E402
+from tests.envs.warp_models import EllipticWheels, Wheels, physics_of, samples, scaled  # noqa: E402
 
-MODELS = (Wheels,)
+MODELS = (Wheels, EllipticWheels)
 
 
 def states(m, n, seed=0):
@@ -81,3 +86,53 @@ def sums(weights, jacobian, reference):
 
 def trace(parts):
     return np.trace(parts[0])
+
+
+def test_elliptic_forces_are_those_of_mujoco_c_in_each_zone():
+    m, rng, zones = EllipticWheels().simulation.model, np.random.default_rng(0), set()
+    for data in (data for data in states(m, 100) for _ in range(10)):
+        jar = rng.normal(size=data.nefc)
+        for contact in data.contact:
+            if contact.efc_address >= 0 and contact.dim > 1:
+                jar[contact.efc_address] *= 10.0 ** rng.uniform(-1.0, 2.0)
+        mujoco.mj_constraintUpdate(m, data, jar, None, 0)
+        for contact in data.contact:
+            rows = slice(contact.efc_address, contact.efc_address + contact.dim)
+            if contact.efc_address < 0 or contact.dim == 1:
+                continue
+            scale = np.array([1.0, *contact.friction[: contact.dim - 1] / contact.mu])
+            weight = float(data.efc_D[contact.efc_address])
+            found = Elliptic(contact.dim - 1).forces((scale * jar[rows]).tolist(), weight, float(contact.mu))
+            expected = data.efc_force[rows]
+            np.testing.assert_allclose(scale * found, expected, rtol=0, atol=1e-12 * max(1.0, abs(expected).max()))
+            zones.add((int(contact.dim), int(data.efc_state[contact.efc_address])))
+    kinds = mujoco.mjtConstraintState
+    every = kinds.mjCNSTRSTATE_SATISFIED, kinds.mjCNSTRSTATE_QUADRATIC, kinds.mjCNSTRSTATE_CONE
+    assert zones == {(dim, int(zone)) for dim in (3, 4, 6) for zone in every}
+
+
+def test_a_step_with_elliptic_cones_is_exact_to_rounding():
+    """MuJoCo C's solver is let run on: with a tolerance of 1e-20 it stops at 2e-11."""
+    task: Any
+    task, state, action = samples(EllipticWheels)
+    found, m = physics_of(EllipticWheels).step(state, action).numpy(), copy.copy(task.simulation.model)
+    m.opt.tolerance, m.opt.ls_tolerance, m.opt.iterations, m.opt.ls_iterations = 0.0, 1e-10, 60, 100
+    data, states = mujoco.MjData(m), set()
+    for row, controls, ours in zip(state.numpy(), action.numpy(), found, strict=True):
+        data.qpos[:], data.qvel[:], data.ctrl[:] = row[: m.nq], row[m.nq : m.nq + m.nv], controls
+        for _ in range(task.frame_skip):
+            mujoco.mj_step(m, data)
+            states |= {(int(s), int(k)) for s, k in zip(data.efc_state, data.efc_type, strict=True)}
+        expected = np.concatenate([data.qpos, data.qvel])
+        assert abs(ours[: len(expected)] - expected).max() <= 1e-13 * max(1.0, abs(expected).max())
+    elliptic = int(mujoco.mjtConstraint.mjCNSTR_CONTACT_ELLIPTIC)
+    assert {s for s, kind in states if kind == elliptic} >= {1, 4}  # sticks, slides
+
+
+def test_derivatives_with_elliptic_cones_are_the_central_differences_of_mujoco_c():
+    task, state, action = samples(EllipticWheels)
+    state, action = state[:30], action[:30]
+    found = jacobian(physics_of(EllipticWheels).step, state, action)
+    expected = jacobian(make_physics(task, "mujoco", dtype=torch.float64).step, state, action)
+    error = scaled(found - expected, expected)
+    assert error.sort().values[-3] <= 1e-6, error  # a kink may be within the difference of a few

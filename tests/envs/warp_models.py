@@ -130,7 +130,11 @@ class Wheels(Body):
     name, mjcf = "Wheels", WHEELS.format(cone="pyramidal")
 
 
-SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules, Wheels)
+class EllipticWheels(Body):
+    name, mjcf = "EllipticWheels", WHEELS.format(cone="elliptic")
+
+
+SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules, Wheels, EllipticWheels)
 
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")

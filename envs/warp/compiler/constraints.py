@@ -13,7 +13,7 @@ from typing import Any
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.collisions import Found, collide
-from mage_diffsim.envs.warp.compiler.cones import Pyramid
+from mage_diffsim.envs.warp.compiler.cones import Cone, Elliptic, Pyramid
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
@@ -32,17 +32,17 @@ class Contact:
     present: Any
     """Condition: closer than the margin."""
     weight: Any
-    """D of each edge; 0 where the contact is not present."""
+    """D of each edge of a pyramid, otherwise of the normal; 0 where the contact is not present."""
     push: Any
-    """k d(r) r, the part of -aref of every row that does not come from velocity."""
+    """k d(r) r, the part of the normal's -aref that does not come from velocity."""
     points: tuple[al.Vector, al.Vector]
     """The point of contact relative to the origin of either body's tree."""
     normal: al.Vector
     """From the first geom to the second."""
     tangents: tuple[al.Vector, ...]
-    """Tangents times the friction, without those along which nothing can move."""
+    """Tangents times a scale of the cone's, without those along which nothing can move."""
     spins: tuple[al.Vector, ...]
-    """Axes of torsional and rolling friction times the friction, without those about which nothing can turn."""
+    """Axes of torsional and rolling friction times a scale, without those about which nothing can turn."""
     rows: tuple[list[Any], ...]
     """J along normal and tangents and about the spins, [nv] each."""
     absent: Any = False
@@ -53,9 +53,17 @@ class Contact:
     """Variables in which the copies differ, and their values in each."""
 
     @property
-    def cone(self) -> Pyramid:
+    def cone(self) -> Cone:
         """The cone of its forces."""
-        return Pyramid(self.pair.dim, len(self.tangents) + len(self.spins))
+        ways = len(self.tangents) + len(self.spins)
+        if not self.pair.elliptic:
+            return Pyramid(ways, self.pair.dim)
+        return Elliptic(ways) if ways else Pyramid(0, 1)
+
+    def record(self, cone: Cone) -> list[Any]:
+        """The ``numbers`` by which its own cone knows it, or another with more edges or ways of friction."""
+        known = {"weight": mul(self.cone.edges / cone.edges, self.weight), "slope": self.pair.slope}
+        return [known[name] for name in cone.numbers]
 
     def along(self, motions: Sequence[Spatial]) -> list[Any]:
         """The motion of the second body relative to the first: along normal and tangents, about the spins."""
@@ -67,19 +75,15 @@ class Contact:
 
     def offsets(self, velocities: Sequence[Spatial]) -> list[Any]:
         """-aref of the rows."""
+        normal, *across = self.along(velocities)
         damping = self.pair.impedance.damping
-        normal, *across = (mul(damping, speed) for speed in self.along(velocities))
-        return [add(normal, self.push), *across]
-
-    @property
-    def record(self) -> list[Any]:
-        """What the cone's code needs to know, in the order of its ``numbers``."""
-        return [self.weight]
+        beside = self.pair.friction_damping if self.pair.elliptic else damping
+        return [add(mul(damping, normal), self.push), *(mul(beside, speed) for speed in across)]
 
     def forces(self, accelerations: Sequence[Spatial], velocities: Sequence[Spatial]) -> list[Any]:
-        """What the contact pushes with along normal and tangents (times the friction), given the bodies' motions."""
+        """What the contact pushes with along its rows, given the bodies' motions."""
         values = [add(x, y) for x, y in zip(self.along(accelerations), self.offsets(velocities), strict=True)]
-        return self.cone.forces(values, self.weight)
+        return self.cone.forces(values, *self.record(self.cone))
 
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
@@ -102,10 +106,11 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
         point if kinematics.tree[b] == kinematics.tree[origin] else al.minus(there, kinematics.origin(b))
         for b in pair.bodies
     )
-    inverse_weight = pair.inverse_weight
-    if pair.friction:
-        mu, ratio = pair.friction[0], max(SMALLEST, float(kinematics.model.model.opt.impratio))
-        inverse_weight *= (1.0 + mu * mu) * 2.0 * mu * mu / ratio
+    inverse_weight, scale = pair.inverse_weight, 1.0
+    if pair.friction and pair.elliptic:
+        scale = 1.0 / pair.slope
+    elif pair.friction:
+        inverse_weight *= (1.0 + pair.friction[0] ** 2) * 2.0 * pair.slope * pair.slope
     weight, push = pushing(pair.impedance, sub(distance, pair.margin), inverse_weight)
 
     def row(way: al.Vector, turning: bool = False) -> list[Any]:
@@ -118,7 +123,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
 
     tangents = _tangents(normal, hint, noise) if pair.friction else ()
     ways = [(t, False) for t in tangents] + [(axis, True) for axis in (normal, *tangents)]
-    scaled = [(al.times(way, mu), turning) for (way, turning), mu in zip(ways, pair.friction, strict=False)]
+    scaled = [(al.times(way, scale * mu), turning) for (way, turning), mu in zip(ways, pair.friction, strict=False)]
     with_rows = [(way, turning, row(way, turning)) for way, turning in scaled]
     moving = [(way, turning, r) for way, turning, r in with_rows if not all(is_zero(x) for x in r)]
     return Contact(
@@ -140,6 +145,6 @@ def _tangents(normal: al.Vector, hint: al.Vector | None, noise: float) -> tuple[
     if hint is None:
         beside = less(absolute(normal[1]), 0.5)
         hint = [0.0, where(beside, 1.0, 0.0), where(beside, 0.0, 1.0)]
-    # The pyramid is the same for a tangent and its opposite.
+    # Cones are the same for a tangent and its opposite.
     first = al.line_direction(al.minus(hint, al.times(normal, al.dot(normal, hint))), al.IDENTITY[0], noise)
     return first, al.cross(normal, first)

@@ -7,11 +7,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mage_diffsim.envs.warp.compiler.cones import Pyramid
+from mage_diffsim.envs.warp.compiler.cones import Cone, Elliptic, Pyramid
 from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, total, vector
-from mage_diffsim.envs.warp.compiler.graph import mul
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 
 
@@ -19,18 +18,19 @@ from mage_diffsim.envs.warp.compiler.repeat import constant_part
 class Group:
     """Contacts of one cone whose rows are zero but for the degrees of freedom ``dofs``, and the layout of a record.
 
-    A record holds the rows along normal and tangents, their offsets, values at a and values along the step, and the
-    weight. The records of group n are the rows of the array ``contact{n}``; ``touching{n}`` counts those present.
+    A record holds the rows along normal and ways of friction, their offsets, values at a and values along the step, and
+    the cone's numbers. The records of group n are the rows of the array ``contact{n}``, and ``touching{n}`` counts
+    those present.
     """
 
     dofs: tuple[int, ...]
     contacts: dict[int, Contact]
     """By their numbers in the model."""
-    cone: Pyramid
+    cone: Cone
 
     @property
     def kinds(self) -> int:
-        """Tangents per contact."""
+        """Ways of friction per contact."""
         return self.cone.tangents
 
     @property
@@ -49,9 +49,14 @@ class Group:
         return self.value + 1 + self.kinds
 
     @property
-    def weight(self) -> int:
-        """The place of the weight, the last number of a record."""
-        return self.step + 1 + self.kinds
+    def numbers(self) -> dict[str, int]:
+        """The places of the cone's numbers, which end a record."""
+        return {name: self.step + 1 + self.kinds + place for place, name in enumerate(self.cone.numbers)}
+
+    @property
+    def width(self) -> int:
+        """Numbers of a record."""
+        return self.step + 1 + self.kinds + len(self.cone.numbers)
 
 
 def grouped(moved: Sequence[frozenset[int]], size: int) -> list[tuple[frozenset[int], list[int]]]:
@@ -82,7 +87,7 @@ def grouped(moved: Sequence[frozenset[int]], size: int) -> list[tuple[frozenset[
 def by_dim(contacts: Sequence[Contact]) -> dict[int, list[int]]:
     """The numbers of the contacts by their condim.
 
-    Those without friction are with those of the next condim. They are pyramids whose edges are all along the normal.
+    Those without friction are with those of the next condim, as if all of its edges were along the normal.
     """
     dims = sorted({c.pair.dim for c in contacts})
     taken = {dim: dims[1] if dim == 1 and len(dims) > 1 else dim for dim in dims}
@@ -108,15 +113,16 @@ class ContactCode:
         for dim, members in by_dim(contacts).items():
             for dofs, places in grouped([self.moved[n] for n in members], kinematics.model.model.nv):
                 some = {members[place]: contacts[members[place]] for place in places}
-                cone = Pyramid(dim, max(c.cone.tangents for c in some.values()))
+                cones = [c.cone for c in some.values()]
+                ways = max(cone.tangents for cone in cones)
+                cone = Elliptic(ways) if any(cone.curved for cone in cones) else Pyramid(ways, dim)
                 self.groups.append(Group(tuple(sorted(dofs)), some, cone))
+        self.cones = [group.cone for group in self.groups]
 
     @property
     def records(self) -> dict[str, tuple[int, int]]:
         """The arrays of contact records, and their shapes: contacts at most, and numbers of each."""
-        return {
-            f"contact{n}": (sum(c.copies for c in g.contacts.values()), g.weight + 1) for n, g in enumerate(self.groups)
-        }
+        return {f"contact{n}": (sum(c.copies for c in g.contacts.values()), g.width) for n, g in enumerate(self.groups)}
 
     def find(self, w: Writer, compute: Callable[[int], None]) -> None:
         """Emit that contacts that are present in any lane get records.
@@ -148,8 +154,8 @@ class ContactCode:
             missing = group.kinds - c.cone.tangents
             rows += [[0.0] * len(group.dofs)] * missing
             values = [*(x for row in rows for x in row), *offset, *[0.0] * missing]
-            values.append(mul(c.cone.edges / group.cone.edges, c.weight))
-            places = [*range(len(values) - 1), group.weight]
+            places = [*range(len(values)), *group.numbers.values()]
+            values += c.record(group.cone)
             w.compute(*values)
             for place, x in zip(places, values, strict=True):
                 w(f"contact{n}[touching{n}][{place}] = {vector(x)};")
@@ -164,10 +170,10 @@ class ContactCode:
     @staticmethod
     def _add(w: Writer, record: str, group: Group, hessian: Any) -> None:
         ways, dofs = group.cone.ways, group.dofs
+        ContactCode._numbers(w, record, group)
         for t in ways:
             for place, i in enumerate(dofs):
                 w(f"const vec row{t}_{i} = {record}[{t * len(dofs) + place}];")
-        w(f"const vec weight = {record}[{group.weight}];")
         for t in ways:
             products = [f"row{t}_{i} * a{i}" for i in dofs]
             w(f"const vec value{t} = {record}[{group.offset + t}] + {total(products)};")
@@ -191,14 +197,19 @@ class ContactCode:
                     w(f"contact{n}[k][{group.step + t}] = {total(products)};")
 
     def along(self, w: Writer) -> None:
-        """Add the contacts to the derivatives along the step, and to ``flips`` whether their edges change."""
+        """Add the contacts to the derivatives along the step, and to ``flips`` whether their zones change."""
         for n, group in enumerate(self.groups):
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 self._along(w, f"contact{n}[k]", group)
 
     @staticmethod
+    def _numbers(w: Writer, record: str, group: Group) -> None:
+        for name, place in group.numbers.items():
+            w(f"const vec {name} = {record}[{place}];")
+
+    @staticmethod
     def _along(w: Writer, record: str, group: Group) -> None:
-        w(f"const vec weight = {record}[{group.weight}];")
+        ContactCode._numbers(w, record, group)
         for t in range(1 + group.kinds):
             w(f"const vec value{t} = {record}[{group.value + t}], step{t} = {record}[{group.step + t}];")
         group.cone.along(w)

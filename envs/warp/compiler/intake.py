@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from mage_diffsim.envs.mujoco.impedance import Impedance
-from mage_diffsim.envs.mujoco.mixing import contact_pairs, kind_of
+from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
+from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
@@ -28,12 +29,18 @@ class Pair:
     kinds: tuple[str, str]
     dim: int
     """condim: 1 without friction, else 3, 4 or 6."""
+    elliptic: bool
+    """Whether its friction cone is elliptic; otherwise it is a pyramid."""
     friction: tuple[float, ...]
     """Along both tangents, about the normal, about both tangents; the first dim - 1 of these."""
+    slope: float
+    """friction[0] / sqrt(impratio), by which friction is stiffer than the normal; 0 without friction."""
     margin: float
     """Contacts at a larger distance do not push [m]. (Gaps only let MuJoCo report contacts earlier.)"""
     inverse_weight: float
     impedance: Impedance
+    friction_damping: float
+    """The b of friction, where that has rows of its own [1/s]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +235,6 @@ def refusals(model: Any) -> Iterator[Refusal]:
         if kinds not in COLLISIONS:
             what = f"a contact of {kinds[0]} with {kinds[1]}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
-        if found.dim > 1 and mujoco.mjtCone(option.cone).name != "mjCONE_PYRAMIDAL":
-            yield Refusal("elliptic friction cones", "elliptic friction cones", (pair,))
 
 
 def _integrator(mujoco: Any, model: Any) -> str:
@@ -242,11 +247,14 @@ def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:
 
 def _pairs(model: Any) -> list[Pair]:
     """The pairs of geoms whose contacts can act."""
+    elliptic = model.opt.cone == load_mujoco().mjtCone.mjCONE_ELLIPTIC
     pairs = []
     for given in contact_pairs(model):
         g1, g2 = given.geoms
         (first, at), (second, there) = geom_place(model, g1), geom_place(model, g2)
         own = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
+        friction = tuple(float(x) for x in given.friction[: given.dim - 1])
+        impedance = Impedance.of(model, given.solref, given.solimp)
         pairs.append(
             Pair(
                 geoms=(g1, g2),
@@ -254,10 +262,13 @@ def _pairs(model: Any) -> list[Pair]:
                 places=(at, there),
                 kinds=(kind_of(model, g1), kind_of(model, g2)),
                 dim=given.dim,
-                friction=tuple(float(x) for x in given.friction[: given.dim - 1]),
+                elliptic=elliptic,
+                friction=friction,
+                slope=friction[0] / math.sqrt(max(SMALLEST, model.opt.impratio)) if friction else 0.0,
                 margin=given.margin,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),
-                impedance=Impedance.of(model, given.solref, given.solimp).single(),
+                impedance=impedance.single(),
+                friction_damping=friction_damping(model, given.solreffriction, impedance).item(),
             )
         )
     return pairs

@@ -124,7 +124,7 @@ def _item(two: Two, contact: Contact) -> Item:
         absent=contact.absent,
         present=contact.present,
         rows=tuple(row[:2] for row in contact.rows),
-        record=[*contact.offsets(two.motions("v")), *contact.record],
+        record=[*contact.offsets(two.motions("v")), *contact.record(contact.cone)],
         forces=forces,
         power=power,
     )

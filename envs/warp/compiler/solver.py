@@ -4,6 +4,9 @@ The accelerations minimise 1/2 (a - a0)' M (a - a0) plus a function of J a - are
 zone of the row it is quadratic: for a contact's edge 1/2 D (J a - aref)^2 where that is negative, else 0. A Newton step
 that is taken in full and changes no row's zone is exact, and the factored Hessian is the one at the solution, which the
 derivative sweeps use. Other steps are shortened by an exact search along the line.
+
+An elliptic cone is curved (:mod:`.cones`): close to the solution the error of a step is about the square of the last
+one's. The Hessian is factored once more at the solution where such a contact slides.
 """
 
 from __future__ import annotations
@@ -179,14 +182,24 @@ class Solver:
         w("mask done = splat(1) < splat(0);")
         if self.refined:
             w("mask settled = done;")
-        with w.loop(f"int newton = 0; newton < {ITERATIONS}; ++newton"):
+        curved = any(cone.curved for cone in self.contacts.cones)
+        forces, least = [reference(x) for x in smooth], ""
+        if curved:
+            # At rest the energy of a is 0, while that of the forces is not.
+            parts = [f"over(splat(0) + {f} * {f}, {vector(self.mass[i][i])})" for i, f in enumerate(forces)]
+            w(f"const vec least = {total(parts)};")
+            least = " + least"
+        with w.loop(f"int newton = 0; newton < {ITERATIONS + curved}; ++newton"):
+            if curved:
+                w("mask curved = splat(1) < splat(0);")
             self._system(w, smooth)
             self.hessian.factor(w)
+            if curved:
+                w(f"if (newton == {ITERATIONS} || !any(!done)) break;")
             self.hessian.solve(w, "x")
             self._search(w)
             # In float32, rows at the edge can go on and off for ever: steps within rounding end the solve too.
-            forces = [reference(x) for x in smooth]
-            w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])};")
+            w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])}{least};")
             w(f"const mask still = size * size * bend <= {literal(self.rounding**2)} * energy;")
             for i in range(self.nv):
                 w(f"a{i} = select(done, a{i}, a{i} + size * x{i});")
@@ -195,7 +208,7 @@ class Solver:
                 w("settled = settled | !changed;")
             else:
                 w("done = done | !changed | still;")
-            w("if (!any(!done)) break;")
+            w(f"if (!any(!done{' | curved' if curved else ''})) break;")
         w("failed = failed | !done;")
 
     def _system(self, w: Writer, smooth: Sequence[Any]) -> None:
