@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mage_diffsim.envs.mujoco.model import element_name
-from mage_diffsim.errors import InputError
+from mage_diffsim.envs.mujoco.refusals import Refusal
 
 Range = tuple[float, float]
 
@@ -47,30 +47,33 @@ def distinct(names: Sequence[str], keep: Sequence[bool]) -> list[str]:
     return found
 
 
-def control_ranges(mujoco: Any, model: Any, where: str) -> tuple[Range, ...]:
+def control_ranges(mujoco: Any, model: Any) -> tuple[Range, ...]:
     """The values of each control that actions -1 and 1 stand for (see :class:`.task.MujocoTask`).
 
-    Args:
-        mujoco: the module.
-        model: ``mujoco.MjModel``.
-        where: what error messages start with.
-
-    Raises:
-        InputError: nothing in the model bounds a control.
+    Controls of :func:`unbounded_controls` are left out.
     """
-    found = []
+    return tuple(given for _, _, given in _controls(mujoco, model) if given is not None)
+
+
+def unbounded_controls(mujoco: Any, model: Any) -> Iterator[Refusal]:
+    """Yields a refusal of every control that nothing in the model bounds."""
+    for control, (i, what, given) in enumerate(_controls(mujoco, model)):
+        if given is None:
+            name = control_names(mujoco, model)[control]
+            yield Refusal(
+                f"nothing bounds the control of actuator {name!r}, and actions in [-1, 1] are scaled to its range; "
+                f"give it {_remedy(mujoco, model, i, what)}",
+                "controls that nothing bounds",
+                (f"actuator {name!r}",),
+            )
+
+
+def _controls(mujoco: Any, model: Any) -> Iterator[tuple[int, str, Range | None]]:
+    """The actuator, the input and the range of every control; None where nothing bounds it."""
     for i in range(model.nactuator):
         for k, what in enumerate(_inputs(mujoco, model, i)):
             control = int(model.actuator_ctrladr[i]) + k
-            given = _proper(model.actuator_ctrlrange[control]) or _implied(mujoco, model, i, what)
-            if given is None:
-                name = control_names(mujoco, model)[control]
-                raise InputError(
-                    f"{where}: nothing bounds the control of actuator {name!r}, and actions in [-1, 1] are scaled to "
-                    f"its range; give it {_remedy(mujoco, model, i, what)}"
-                )
-            found.append(given)
-    return tuple(found)
+            yield i, what, _proper(model.actuator_ctrlrange[control]) or _implied(mujoco, model, i, what)
 
 
 def _inputs(mujoco: Any, model: Any, i: int) -> list[str]:

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mage_diffsim.envs.mujoco.controls import actuator_names, control_names, control_ranges, distinct
+from mage_diffsim.envs.mujoco.controls import (
+    actuator_names,
+    control_names,
+    control_ranges,
+    distinct,
+    unbounded_controls,
+)
 from mage_diffsim.envs.mujoco.model import (
     BodyPosition,
     MeanVelocity,
@@ -104,7 +110,7 @@ def load_simulation(
     if refusal is not None:
         raise InputError(f"{where}: {refusal.sentence}")
     moving, quaternions = _moving_names(mujoco, model)
-    ranges = control_ranges(mujoco, model, where)
+    ranges = control_ranges(mujoco, model)
     resolved, slices, names = [], {}, [*moving]
     for key, readout in readouts.items():
         kind, i = _resolve(mujoco, model, where, key, readout)
@@ -132,10 +138,7 @@ def load_simulation(
 
 
 def refusals(model: Any) -> Iterator[Refusal]:
-    """Yields what keeps every backend from a ``mujoco.MjModel``: what a task needs and it lacks, or state left out.
-
-    Controls that nothing bounds are refused by :func:`.control_ranges`.
-    """
+    """Yields what keeps every backend from a ``mujoco.MjModel``: what a task needs and it lacks, or state left out."""
     mujoco = load_mujoco()
     if not model.nv:
         yield Refusal("the model has no joint, so there is nothing to control; give it one", "no joint")
@@ -158,6 +161,7 @@ def refusals(model: Any) -> Iterator[Refusal]:
         yield Refusal("the model lets bodies sleep, which a task's state leaves out; disable it", "bodies that sleep")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
         yield Refusal("the flag ipc keeps multipliers that a task's state leaves out; disable it", "the flag ipc")
+    yield from unbounded_controls(mujoco, model)
 
 
 def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
