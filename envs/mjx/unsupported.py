@@ -116,6 +116,14 @@ def _elements(model: Any) -> Iterator[Refusal]:
                 what = f"the equality constraint {held.name.removeprefix('mjEQ_').lower()}"
                 equality = f"equality {_name('EQUALITY', model, i)!r}"
                 yield Refusal(f"MJX holds {what} by another rule than MuJoCo C", what, (equality,))
+    pulled = np.unique(model.actuator_trnid[model.actuator_trntype == int(mujoco.mjtTrn.mjTRN_TENDON), 0])
+    for i in pulled[np.asarray(model.tendon_actfrclimited[pulled], bool)]:
+        name = _name("TENDON", model, i)
+        yield Refusal(
+            f"MJX has no derivative of actuatorfrcrange of tendon {name} where its actuators pull with 0 in sum",
+            "actuatorfrcrange of tendons",
+            (f"tendon {name!r}",),
+        )
     wrapping = np.isin(model.wrap_type, (mujoco.mjtWrap.mjWRAP_SPHERE, mujoco.mjtWrap.mjWRAP_CYLINDER))
     for i in np.flatnonzero(wrapping & (np.round(model.wrap_prm) >= 0)):
         name = _name("TENDON", model, int(np.searchsorted(model.tendon_adr, i, side="right")) - 1)

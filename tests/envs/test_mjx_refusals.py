@@ -28,6 +28,9 @@ def test_a_missing_private_name_is_named(monkeypatch):
     assert "mujoco-mjx 3." in message
 
 
+CORD = """<tendon><fixed name="cord" actuatorfrcrange="-1 1"><joint joint="hip" coef="1"/></fixed></tendon>"""
+
+
 def refused(mjcf):
     MjxPhysics(type("Refused", (Body,), {"name": "Refused", "mjcf": mjcf})())
 
@@ -46,6 +49,10 @@ def refused(mjcf):
             "of a plane .* with a box",
         ),
         (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable"),
+        (
+            ('<actuator><motor joint="hip"', CORD + '<actuator><motor tendon="cord"'),
+            "no derivative of actuatorfrcrange of tendon cord where its actuators pull with 0 in sum",
+        ),
         (
             ("</worldbody>", '</worldbody><equality><connect body1="torso" anchor="0 0 0"/></equality>'),
             "equality constraint connect by another rule",
