@@ -84,7 +84,7 @@ TIED = """<mujoco><option timestep="0.004"/><default><geom contype="0" conaffini
  site="u"/><site site="w"/><pulley divisor="2"/><site site="t"/><site site="u"/></spatial><spatial name="still"
  limited="true" range="0 .1"><site site="w"/><site site="w2"/></spatial></tendon> <equality><tendon tendon1="f"
  tendon2="g" polycoef="0 .4 .1 0 0"/><tendon tendon1="z" polycoef=".05 0 0 0 0" solref=".05 1" solimp=".5 .8
- .2"/><tendon tendon1="y" tendon2="f" polycoef="0 -.3 .2 0 0" solref=".1 1"/></equality> <actuator><motor joint="a"
+ .2"/><tendon tendon1="x" tendon2="f" polycoef="0 -.3 .2 0 0" solref=".1 1"/></equality> <actuator><motor joint="a"
  gear="2" ctrlrange="-1 1"/><motor joint="d" gear="1" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 

@@ -30,18 +30,20 @@ class Coordinate:
     and row are functions of q alone."""
     plain: Sequence[Any] = ()
     """Beside loads, what of the row is a function of q alone; () if nothing is."""
+    joints: frozenset[int] = frozenset()
+    """The bodies whose joints' positions it is made of."""
 
     @property
     def bodies(self) -> tuple[int, ...]:
-        """The moving bodies on whose frames length and row depend; () for a function of q alone."""
-        return tuple(sorted(b for b in self.loads if b))
+        """The moving bodies on whose frames and joints length and row depend; () for a function of q alone."""
+        return tuple(sorted({b for b in self.loads if b} | self.joints)) if self.loads else ()
 
     def rate(self, motions: Sequence[Spatial], x: Sequence[Any]) -> Any:
         """row . x, where ``motions`` are the bodies' spatial motions that belong to x (nv)."""
         total: Any = 0.0
         for share, y in zip(self.plain if self.loads else self.row, x, strict=False):
             total = add(total, mul(share, y))
-        for body in self.bodies:
+        for body in sorted(b for b in self.loads if b):
             for way, load in zip(motions[body], self.loads[body], strict=True):
                 total = add(total, al.dot(way, load))
         return total
@@ -63,7 +65,8 @@ def function_of(length: Any, terms: Sequence[tuple[Any, Coordinate]], nv: int) -
         if not term.loads:
             plain = [add(x, mul(share, y)) for x, y in zip(plain, term.row, strict=True)]
     loads = summed((body, _scaled(load, share)) for share, term in terms for body, load in term.loads.items())
-    return Coordinate(length, row, loads, plain if loads else ())
+    joints = frozenset[int]().union(*(term.joints for _, term in terms))
+    return Coordinate(length, row, loads, plain if loads else (), joints)
 
 
 def between(kinematics: Kinematics, length: Any, loads: Sequence[tuple[int, Spatial]]) -> Coordinate:
@@ -115,7 +118,8 @@ class Coordinates:
         """The position of a hinge or slide joint."""
         m = self.model
         dof = int(m.jnt_dofadr[joint])
-        return Coordinate(self._q[int(m.jnt_qposadr[joint])], [float(d == dof) for d in range(m.nv)])
+        row = [float(d == dof) for d in range(m.nv)]
+        return Coordinate(self._q[int(m.jnt_qposadr[joint])], row, joints=frozenset((int(m.jnt_bodyid[joint]),)))
 
     def angle(self, joint: int) -> Coordinate:
         """The angle that a ball joint is turned by, 0 to pi; its rate is the rotation's along the axis of the turn."""
