@@ -149,15 +149,15 @@ def snake(n):
 def test_what_takes_too_much_is_refused_with_the_numbers_before_it_is_traced(monkeypatch):
     monkeypatch.setattr(warp_model, "Program", None)
     numbers = (
-        r"task Snake: compiling Warp kernels for 0 pairs of geoms and 131 degrees of freedom would take some \d+ "
-        r"minutes and 2\.6 GiB of memory; accepted are 15 minutes and 2\.0 GiB: .* backend mujoco or mjx"
+        r"task Snake: compiling Warp kernels for 0 pairs of geoms and 81 degrees of freedom would take some \d+ "
+        r"minutes and 2\.2 GiB of memory; accepted are 15 minutes and 2\.0 GiB: .* backend mujoco or mjx"
     )
     for ask in (WarpPhysics.check_covers, WarpPhysics):
         with pytest.raises(InputError, match=numbers):
-            ask(snake(130))
+            ask(snake(80))
     WarpPhysics.check_covers(snake(50))
     monkeypatch.setattr(cost, "_memory_of_machine", lambda: 0.5)
-    with pytest.raises(InputError, match=r"0\.8 GiB of memory; accepted are 15 minutes and 0\.5 GiB"):
+    with pytest.raises(InputError, match=r"1\.2 GiB of memory; accepted are 15 minutes and 0\.5 GiB"):
         WarpPhysics.check_covers(snake(50))
 
 

@@ -29,7 +29,7 @@ class Graph:
 
     def make(self, kind: str, *args: Any) -> Node:
         """The node of this kind and these arguments, made on first use."""
-        key = (kind, *(("node", a.index) if isinstance(a, Node) else a for a in args))
+        key = (kind, *args)  # nodes are equal to themselves only
         node = self._known.get(key)
         if node is None:
             node = Node(self, kind, args, len(self.nodes))

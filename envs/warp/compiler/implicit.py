@@ -25,6 +25,7 @@ from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accele
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, sub
+from mage_diffsim.envs.warp.compiler.loops import WRITTEN, LoopedMatrix
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
 
 
@@ -32,7 +33,13 @@ class Implicit:
     """The code that solves for e at (q, v, u), and the residual G2 = M (e - a) - h D e for the derivative sweeps."""
 
     def __init__(
-        self, kinematics: Kinematics, mass: list[list[Any]], q: Sequence[Any], v: Sequence[Any], u: Sequence[Any]
+        self,
+        kinematics: Kinematics,
+        mass: list[list[Any]],
+        q: Sequence[Any],
+        v: Sequence[Any],
+        u: Sequence[Any],
+        looped: bool,
     ) -> None:
         model, m = kinematics.model, kinematics.model.model
         self.timestep = float(m.opt.timestep)
@@ -57,12 +64,16 @@ class Implicit:
                 if b in self._biased:
                     self._loads[b] = _minus(self._loads[b], bias)
         self._change = {place: mul(-self.timestep, x) for place, x in self.entries().items()}
-        self.matrix: Matrix | None = None
+        self.matrix: Matrix | LoopedMatrix | None = None
         """M - h D; None where e is a."""
         if self._change:
             places = {(i, j) for i, row in enumerate(mass) for j, x in enumerate(row) if not is_zero(x)}
             skew = {d for b in self._biased for d in kinematics.dofs(b)}
             self.matrix = Matrix("B", m.nv, places | set(self._change), skew)
+            entries = self.matrix.entries
+            columns = [[j for j in range(i) if (i, j) in entries] for i in range(m.nv)]
+            if looped and not skew and sum(len(x) * (len(x) + 1) // 2 for x in columns) > WRITTEN:
+                self.matrix = LoopedMatrix("B", columns)
 
     def entries(self) -> dict[tuple[int, int], Any]:
         """D's entries by (row, column) where they are not 0; where D is symmetric, those in the lower triangle."""
@@ -80,7 +91,14 @@ class Implicit:
         """Declare e{i} and the matrix."""
         if self.matrix is not None:
             self.matrix.declare(w)
-        w.declare([f"e{i}" for i in range(len(self._v))])
+        self.vector(w, "e")
+
+    def vector(self, w: Writer, name: str) -> None:
+        """Declare a vector {name}{i} that the matrix can solve for."""
+        if isinstance(self.matrix, LoopedMatrix):
+            w.vectors((name,), len(self._v))
+        else:
+            w.declare([f"{name}{i}" for i in range(len(self._v))])
 
     def solve(self, w: Writer) -> None:
         """Emit e{i} from a{i}, and leave the matrix factored."""

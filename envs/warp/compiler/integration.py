@@ -44,7 +44,7 @@ class Integration:
                 for i in range(s.nv):
                     w(f"lv{i} += {h} * {names[s.nv + i]};")
                 w.assign(s.names("lq"), start)
-            w.declare(s.names("c"))
+            s.implicit.vector(w, "c")
             for i in range(s.nv):
                 w(f"c{i} = {h} * lv{i};")
             s.implicit.adjoint(w)

@@ -14,6 +14,9 @@ from typing import Any
 from mage_diffsim.envs.warp.compiler.emit import Writer, vector
 from mage_diffsim.envs.warp.compiler.graph import is_zero
 
+WRITTEN = 3000
+"""Multiplications of a factorisation up to which its rows are written out, which is faster."""
+
 
 class Branches:
     """The branches of a model's degrees of freedom."""
@@ -32,6 +35,15 @@ class Branches:
         """The branches of these degrees of freedom, as the bits of a number."""
         return sum(1 << s for s in {self.of[d] for d in dofs})
 
+    def columns(self, links: Sequence[int]) -> list[list[int]]:
+        """For each row, the columns left of the diagonal in which it can have entries, given the branches' links."""
+        found = []
+        for row, s in enumerate(self.of):
+            near = [t for t in range(s) if links[s] >> t & 1]
+            dofs = [d for t in near for d in range(self.begin[t], self.begin[t + 1])]
+            found.append([*dofs, *range(self.begin[s], row)])
+        return found
+
 
 def place(i: int, j: int) -> int:
     """Where entry (i, j) of a matrix lies in its array."""
@@ -39,10 +51,110 @@ def place(i: int, j: int) -> int:
     return i * (i + 1) // 2 + j
 
 
-class Hessian:
-    """Code for the Hessian in the array ``H_``, factored in place as L' D L. Its shape follows the contacts.
+class LoopedMatrix:
+    """Code for a symmetric matrix in the array ``{name}_``, factored in place as L' D L.
 
-    Row k has entries in the first ``Hlength[k]`` columns of the list that starts at ``Hcolumns[Hstart[k]]``.
+    Row k has entries in the first ``{name}length[k]`` columns of the list that starts at
+    ``{name}columns[{name}start[k]]``.
+
+    Args:
+        name: of the arrays and tables.
+        columns: of each row, those left of the diagonal that the factors have; ascending.
+        most: multiplications of the factorisation up to which rows are written out, each once; longer matrices are in
+            loops alone.
+    """
+
+    def __init__(self, name: str, columns: Sequence[Sequence[int]], most: int = WRITTEN) -> None:
+        self.name, self.size, self.columns = name, len(columns), columns
+        self._written = sum(len(x) * (len(x) + 1) // 2 for x in columns) <= most
+
+    def __getitem__(self, entry: tuple[int, int]) -> str:
+        return f"{self.name}_[{place(*entry)}]"
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The places (row, column) that have entries."""
+        return [(i, j) for i, columns in enumerate(self.columns) for j in (*columns, i)]
+
+    factors: tuple[str, ...] = ()
+    """The variables that hold the factors."""
+
+    @property
+    def factor_arrays(self) -> dict[str, int]:
+        """The arrays that hold the factors: code for number i, and the length."""
+        return {f"{self.name}_[i]": place(self.size, 0), f"{self.name}inv_[i]": self.size}
+
+    def declare(self, w: Writer) -> None:
+        """Declare the arrays and tables."""
+        self.declare_arrays(w)
+        self.declare_columns(w, self.columns)
+
+    def declare_arrays(self, w: Writer) -> None:
+        """Declare the arrays, and the table of the lengths of written rows."""
+        for code, length in self.factor_arrays.items():
+            array = code.removesuffix("[i]")
+            w(f"vec {array}[{length}]; for (int i = 0; i < {length}; ++i) {array}[i] = splat(0);")
+        w.table(f"{self.name}least", list(map(len, self.columns)))
+
+    def declare_columns(self, w: Writer, columns: Sequence[Sequence[int]]) -> None:
+        """Declare tables of the columns of each row."""
+        w.table(f"{self.name}start", [sum(map(len, columns[:k])) for k in range(self.size)])
+        w.table(f"{self.name}length", list(map(len, columns)))
+        w.table(f"{self.name}columns", [d for x in columns for d in x])
+
+    def factor(self, w: Writer) -> None:
+        """Replace the matrix by its factors."""
+        m = self.name
+        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
+            w(f"const vec inverse = over(splat(1), row[k]); {m}inv_[k] = inverse;")
+            with self._by_length(w, self._eliminate), w.loop(f"int x = {m}length[k] - 1; x >= 0; --x"):
+                w("const int i = column[x]; const vec part = row[i] * inverse;")
+                w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
+                w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
+                w("row[i] = part;")
+
+    def _eliminate(self, k: int) -> Iterator[str]:
+        columns = self.columns[k]
+        for i in reversed(columns):
+            terms = [f"{self[i, j]} -= part * row[{j}];" for j in columns if j <= i]
+            yield f"{{ const vec part = row[{i}] * inverse; {' '.join(terms)} row[{i}] = part; }}"
+
+    def solve(self, w: Writer, x: str, transposed: bool = False) -> None:
+        """Replace the vector in the array ``{x}_`` by the solution; the transpose is the same."""
+        m = self.name
+        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
+            w(f"const vec given = {x}_[k];")
+            with self._by_length(w, lambda k: (f"{x}_[{i}] -= row[{i}] * given;" for i in self.columns[k])):
+                w(f"for (int y = 0; y < {m}length[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
+        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
+            w(f"vec found = {x}_[k] * {m}inv_[k];")
+            with self._by_length(w, lambda k: (f"found -= row[{i}] * {x}_[{i}];" for i in self.columns[k])):
+                w(f"for (int y = 0; y < {m}length[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
+            w(f"{x}_[k] = found;")
+
+    @contextlib.contextmanager
+    def _rows(self, w: Writer, header: str) -> Iterator[None]:
+        m = self.name
+        with w.loop(header):
+            w(f"vec* const row = {m}_ + k * (k + 1) / 2; const int* const column = {m}columns + {m}start[k];")
+            yield
+
+    @contextlib.contextmanager
+    def _by_length(self, w: Writer, written: Callable[[int], Iterable[str]]) -> Iterator[None]:
+        """A context for the loops of a row k; rows with no more than ``columns`` run the code ``written`` out."""
+        if not self._written:
+            yield
+            return
+        w(f"switch ({self.name}length[k] == {self.name}least[k] ? k : {self.size}) {{")
+        for k in range(self.size):
+            w(f"case {k}: {' '.join(written(k))} break;")
+        with w.block("default:"):
+            yield
+        w("}")
+
+
+class Hessian(LoopedMatrix):
+    """The Hessian, in the array ``H_``. Its shape follows the contacts.
 
     Args:
         branches: of the model.
@@ -51,32 +163,14 @@ class Hessian:
     """
 
     def __init__(self, branches: Branches, always: Sequence[int], by_contact: Sequence[int]) -> None:
-        self.branches, self.size, self._by_contact = branches, branches.begin[-1], list(by_contact)
-        self._always, self._most = (linked(len(branches), x) for x in (always, [*always, *by_contact]))
-
-    def __getitem__(self, entry: tuple[int, int]) -> str:
-        return f"H_[{place(*entry)}]"
-
-    factors: tuple[str, ...] = ()
-    """The variables that hold the factors."""
-
-    @property
-    def factor_arrays(self) -> dict[str, int]:
-        """The arrays that hold the factors: code for number i, and the length."""
-        return {"H_[i]": place(self.size, 0), "Hinv_[i]": self.size}
-
-    def _columns(self, row: int, links: Sequence[int]) -> list[int]:
-        """The columns left of the diagonal in which a row can have entries, given the links of its branch."""
-        s, begin = self.branches.of[row], self.branches.begin
-        near = [t for t in range(s) if links[s] >> t & 1]
-        return [*(d for t in near for d in range(begin[t], begin[t + 1])), *range(begin[s], row)]
+        self.branches, self._by_contact = branches, list(by_contact)
+        self._always, most = (linked(len(branches), x) for x in (always, [*always, *by_contact]))
+        super().__init__("H", branches.columns(self._always))
+        self._most = branches.columns(most)
 
     def declare(self, w: Writer, forward: bool = True) -> None:
         """Declare the arrays; without a forward pass, with all columns that any contact can need."""
-        w(f"vec H_[{place(self.size, 0)}], Hinv_[{self.size}];")
-        w("for (int i = 0; i < sizeof(H_) / sizeof(vec); ++i) H_[i] = splat(0);")
-        w(f"for (int i = 0; i < {self.size}; ++i) Hinv_[i] = splat(0);")
-        w.table("Hleast", [len(self._columns(k, self._always)) for k in range(self.size)])
+        self.declare_arrays(w)
         if forward:
             w.table("Hbegin", self.branches.begin)
             w.table("Halways", self._always, "unsigned long long")
@@ -85,10 +179,7 @@ class Hessian:
             w(f"unsigned long long Hlink[{len(self.branches)}];")
             w(f"int Hcolumns[{len(self.branches) * self.size}], Hlength[{self.size}];")
             return
-        columns = [self._columns(k, self._most) for k in range(self.size)]
-        w.table("Hstart", [sum(map(len, columns[:k])) for k in range(self.size)])
-        w.table("Hlength", list(map(len, columns)))
-        w.table("Hcolumns", [d for x in columns for d in x])
+        self.declare_columns(w, self._most)
 
     def link(self, w: Writer, lists: int) -> None:
         """Emit which entries a solve has, given the arrays list{n} and touching{n} of ``lists`` groups of contacts."""
@@ -117,55 +208,6 @@ class Hessian:
             for j, x in enumerate(row[: i + 1]):
                 if not is_zero(x):
                     w(f"{self[i, j]} = {vector(x)};")
-
-    def factor(self, w: Writer) -> None:
-        """Replace the matrix by its factors."""
-        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
-            w("const vec inverse = over(splat(1), row[k]); Hinv_[k] = inverse;")
-            with self._by_length(w, self._eliminate), w.loop("int x = Hlength[k] - 1; x >= 0; --x"):
-                w("const int i = column[x]; const vec part = row[i] * inverse;")
-                w("vec* const other = H_ + i * (i + 1) / 2;")
-                w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
-                w("row[i] = part;")
-
-    def _eliminate(self, k: int) -> Iterator[str]:
-        columns = self._columns(k, self._always)
-        for i in reversed(columns):
-            terms = [f"H_[{place(i, j)}] -= part * row[{j}];" for j in columns if j <= i]
-            yield f"{{ const vec part = row[{i}] * inverse; {' '.join(terms)} row[{i}] = part; }}"
-
-    def solve(self, w: Writer, x: str) -> None:
-        """Replace the vector in the array ``{x}_`` by the solution."""
-        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
-            w(f"const vec given = {x}_[k];")
-            with self._by_length(
-                w, lambda k: (f"{x}_[{i}] -= row[{i}] * given;" for i in self._columns(k, self._always))
-            ):
-                w(f"for (int y = 0; y < Hlength[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
-        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
-            w(f"vec found = {x}_[k] * Hinv_[k];")
-            with self._by_length(
-                w, lambda k: (f"found -= row[{i}] * {x}_[{i}];" for i in self._columns(k, self._always))
-            ):
-                w(f"for (int y = 0; y < Hlength[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
-            w(f"{x}_[k] = found;")
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _rows(w: Writer, header: str) -> Iterator[None]:
-        with w.loop(header):
-            w("vec* const row = H_ + k * (k + 1) / 2; const int* const column = Hcolumns + Hstart[k];")
-            yield
-
-    @contextlib.contextmanager
-    def _by_length(self, w: Writer, written: Callable[[int], Iterable[str]]) -> Iterator[None]:
-        """A context for the loops of a row k; rows in which nothing but joints links run the code ``written`` out."""
-        w(f"switch (Hlength[k] == Hleast[k] ? k : {self.size}) {{")
-        for k in range(self.size):
-            w(f"case {k}: {' '.join(written(k))} break;")
-        with w.block("default:"):
-            yield
-        w("}")
 
 
 def linked(count: int, masks: Iterable[int]) -> list[int]:

@@ -76,7 +76,7 @@ class Step:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
-        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.drive)
+        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.drive, cost.looped(model))
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""

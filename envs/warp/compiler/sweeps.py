@@ -236,7 +236,7 @@ class Sweeps:
         s.solver.hessian.solve(w, "x")
         if s.model.runge_kutta:
             return
-        w.declare(s.names("c"))
+        s.implicit.vector(w, "c")
         s.implicit.tangent(w, s.a, self.e, tangents)
 
     def tangents(self) -> dict[Node, Any]:
