@@ -67,6 +67,8 @@ def check_model_command(options: CheckModel) -> int:
     from mage_diffsim.model_checks.apart import Worker
     from mage_diffsim.model_checks.rows import FIELDS, Limits, is_bad, look, rows_of
 
+    if not options.paths:
+        raise InputError("no model was given; accepted are MJCF files, folders of them, or gymnasium:")
     check_writable(options.csv)
     settings, backends = _settings(options), () if options.no_compile else options.backend or ("warp",)
     limits, console = Limits(options.seconds, options.memory), make_console()

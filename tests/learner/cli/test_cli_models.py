@@ -129,6 +129,7 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ([], r"no model was given; accepted are MJCF files, folders of them, or gymnasium:"),
         (["nothing.xml"], r"there is no file or folder nothing\.xml; accepted is MJCF, a folder of it, or gymnasium:"),
         (["{}/parts"], r".*"),
         (["{}/broken.xml"], r".*broken\.xml is not a model by itself: MuJoCo does not load it: .*"),
@@ -141,7 +142,7 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
         (["{}/slider.xml", "--device", "moon"], r".*moon.*"),
         (["{}/slider.xml", "--csv", "{}"], r"cannot write .*: it is a folder; give the name of a file"),
     ],
-    ids=lambda x: x[-1] if isinstance(x, list) else "",
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_what_cannot_be_checked_is_one_sentence(arguments, sentence, folder, capsys):
     pytest.importorskip("warp")
