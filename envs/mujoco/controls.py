@@ -93,6 +93,8 @@ def _implied(mujoco: Any, model: Any, i: int, what: str) -> Range | None:
     dynamics, gains, biases = mujoco.mjtDyn, mujoco.mjtGain, mujoco.mjtBias
     dynamic, gain = dynamics(model.actuator_dyntype[i]), gains(model.actuator_gaintype[i])
     bias = biases(model.actuator_biastype[i])
+    if _idle(mujoco, model, i):
+        return -1.0, 1.0
     if dynamic == dynamics.mjDYN_MUSCLE or gain == gains.mjGAIN_MUSCLE:
         return 0.0, 1.0
     if gain == gains.mjGAIN_SO3:
@@ -111,7 +113,7 @@ def _implied(mujoco: Any, model: Any, i: int, what: str) -> Range | None:
     if activations is not None:
         return activations
     slope = float(model.actuator_gainprm[i, 0])
-    if gain != gains.mjGAIN_FIXED or not slope or bias not in (biases.mjBIAS_NONE, biases.mjBIAS_AFFINE):
+    if gain != gains.mjGAIN_FIXED or bias not in (biases.mjBIAS_NONE, biases.mjBIAS_AFFINE):
         return None
     constant, stiffness, _ = model.actuator_biasprm[i, :3] if bias == biases.mjBIAS_AFFINE else np.zeros(3)
     # The force is slope u + constant + stiffness length: for a servo the controls that rest at the ends of its range,
@@ -121,6 +123,16 @@ def _implied(mujoco: Any, model: Any, i: int, what: str) -> Range | None:
         return None
     factor = -float(stiffness) if stiffness else 1.0
     return _proper(sorted((factor * end - float(constant)) / slope for end in ends))
+
+
+def _idle(mujoco: Any, model: Any, i: int) -> bool:
+    """Whether an actuator's control changes nothing: it is switched off, or its gain is 0."""
+    group, fixed = int(model.actuator_group[i]), mujoco.mjtGain.mjGAIN_FIXED
+    return bool(
+        model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_ACTUATION
+        or (0 <= group <= 30 and model.opt.disableactuator & (1 << group))
+        or (mujoco.mjtGain(model.actuator_gaintype[i]) == fixed and not model.actuator_gainprm[i, 0])
+    )
 
 
 def _lengths(mujoco: Any, model: Any, i: int) -> Range | None:

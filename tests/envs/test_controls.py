@@ -37,6 +37,7 @@ RANGES = {
     '<general joint="hinge" dyntype="filter" actrange="-1 3" forcerange="-9 9"/>': (-1, 3),
     '<intvelocity joint="hinge" kp="5" actrange="-1 2"/>': (-3, 3),
     '<muscle joint="hinge" lengthrange="-1 1"/>': (0, 1),
+    '<general joint="hinge" gainprm="0"/>': (-1, 1),
 }
 
 
@@ -46,6 +47,14 @@ def test_a_control_without_ctrlrange_takes_a_range_from_what_it_does(actuator, e
     np.testing.assert_allclose(control_ranges(mujoco, model), [expected])
 
 
+@pytest.mark.parametrize(
+    "option", ['<option actuatorgroupdisable="3"/>', '<option><flag actuation="disable"/></option>']
+)
+def test_a_control_that_is_switched_off_needs_no_range(option):
+    mjcf = MODEL.format('<motor joint="hinge" group="3"/>').replace("<worldbody>", f"{option}<worldbody>")
+    assert control_ranges(mujoco, mujoco.MjModel.from_xml_string(mjcf)) == ((-1.0, 1.0),)
+
+
 UNBOUNDED = {
     '<motor joint="hinge"/>': "ctrlrange='LOW HIGH' or forcerange",
     '<motor joint="hinge" ctrlrange="0 inf"/>': "ctrlrange='LOW HIGH' or forcerange",
@@ -53,7 +62,6 @@ UNBOUNDED = {
     '<position joint="slide" kp="5" forcerange="-1 1"/>': "ctrlrange='LOW HIGH', or its joint or tendon a range",
     '<general joint="hinge" dyntype="integrator"/>': "ctrlrange='LOW HIGH' or actrange",
     '<general joint="hinge" gaintype="affine" forcerange="-1 1"/>': "ctrlrange='LOW HIGH'",
-    '<general joint="hinge" gainprm="0" forcerange="-1 1"/>': "ctrlrange='LOW HIGH'",
     '<dcmotor joint="hinge" motorconst="1" resistance="2"/>': "ctrlrange='LOW HIGH'",
     '<pid joint="hinge" kp="1"/>': "velrange='LOW HIGH'",
 }
