@@ -87,6 +87,14 @@ class Implicit:
                     found[i, j] = x
         return found
 
+    @property
+    def kept(self) -> list[str]:
+        """The variables that the adjoint reads from the tape; without any it solves again, which is much code for the
+        bias of all bodies."""
+        if self.matrix is None or self._kinematics.model.integrator != "implicit":
+            return []
+        return [*(f"e{i}" for i in range(len(self._v))), *self.matrix.factors]
+
     def declare(self, w: Writer) -> None:
         """Declare e{i} and the matrix."""
         if self.matrix is not None:
@@ -124,6 +132,7 @@ class Implicit:
                 w(f"x{i} = c{i};")
             return
         self.matrix.solve(w, "c", transposed=True)
+        w.compute(*(x for row in self._mass for x in row))
         for i, product in enumerate(times_mass(self._mass, "c")):
             w(f"x{i} = {product};")
 

@@ -111,7 +111,7 @@ class Program:
                 w(f"{name} = kept(pass, {place});")
             for place, number, length in self._kept_arrays():
                 w(f"for (int i = 0; i < {length}; ++i) {number} = kept(pass, {place} + i);")
-            if not s.model.runge_kutta:
+            if not s.model.runge_kutta and not s.implicit.kept:
                 s.implicit.solve(w)
             self.integration.reverse(w)
         # The loop ended at the first pass: q and v are the given ones again.

@@ -71,8 +71,8 @@ class Matrix:
     @property
     def factors(self) -> list[str]:
         """The variables that hold the factors."""
-        below = [self[e] for e in sorted(self.entries) if e[0] != e[1]]
-        return [*below, *(f"{self.name}inv{k}" for k in range(self.size))]
+        beside = [self[i, j] for i, j in self.places if i != j]
+        return [*beside, *(f"{self.name}inv{k}" for k in range(self.size))]
 
     def declare(self, w: Writer) -> None:
         """Declare the entries and the inverses of D, named ``{name}inv{k}``."""

@@ -101,7 +101,7 @@ class Step:
             names += [*self.names("way"), *self.names("rate")]
         if self.model.runge_kutta:
             names += self.names("act_rate", self.na)
-        return [*names, *self.solver.hessian.factors]
+        return [*names, *self.implicit.kept, *self.solver.hessian.factors]
 
     def names(self, prefix: str, n: int | None = None) -> list[str]:
         """``prefix0`` and so on, by default nv of them."""
