@@ -13,6 +13,7 @@ pytest.importorskip("warp")
 from mage_diffsim.envs import make_physics, make_task
 from mage_diffsim.envs.sampling import sample_states
 from mage_diffsim.errors import InputError, MissingExtra
+from tests.envs.test_activations import Arm, states
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,17 @@ def test_values_and_action_derivatives_are_those_of_mujoco_c(task):
     assert error.median() <= 1e-3 and error.max() <= 0.1
     assert torch.equal(physics.step(state.float(), action.float()), physics.step(state.float(), action.float()))
     assert physics.step(state[:0].float(), action[:0].float()).shape == (0, task.state_dim)
+
+
+@pytest.mark.slow
+def test_activations_and_mocap_poses_are_those_of_mujoco_c():
+    pytest.importorskip("mujoco_warp")
+    arm = Arm()
+    state, action = states(arm, 6)
+    moved = make_physics(arm, "mujoco-warp").step(state.float(), action.float()).double()
+    expected = make_physics(arm, "mujoco", dtype=torch.float64).step(state, action)
+    torch.testing.assert_close(moved, expected, rtol=0.0, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(arm.act(moved), arm.act(expected), rtol=0.0, atol=1e-6)
 
 
 def test_what_it_cannot_do_is_refused(task):
