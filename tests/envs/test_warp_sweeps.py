@@ -18,6 +18,7 @@ from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import evaluate, where
 from mage_diffsim.envs.warp.compiler.step import Step
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
+from tests.envs.force_models import Implicit
 from tests.envs.row_models import Linked, Rubbing, Tied
 from tests.envs.warp_models import SMALL, TASKS, Leg, Pile
 from tests.marks import slow_but
@@ -52,16 +53,20 @@ class Interpreter(Writer):
 
 
 @pytest.mark.parametrize(
-    "model", slow_but(["Reacher", "Walker2d", Leg, Linked, Tied], [*TASKS, *SMALL, Rubbing, Linked, Tied]), ids=str
+    "model",
+    slow_but(["Reacher", "Walker2d", Leg, Linked, Tied, Implicit], [*TASKS, *SMALL, Rubbing, Linked, Tied, Implicit]),
+    ids=str,
 )
 def test_what_is_gathered_from_body_to_body_is_the_derivative_of_the_whole(model):
     task: Any = make_task(model) if isinstance(model, str) else model()
     step = Step(intake.read(task.simulation), exact=True, records=0, words=16)
     sweeps, rng, touching = Sweeps(step), np.random.default_rng(0), 0
     named = [x for x in step.graph.nodes if x.kind == "input"]
-    loads = [where(load.present, load.power, 0.0) for load in sweeps.loads]
+    loads = [where(load.present, load.power, 0.0) for load in (*sweeps.loads, *sweeps.implicit_loads)]
     parts = [*((x, -1.0) for x in sweeps._powers), *((x, 1.0) for x in loads)]
-    whole = vjp([*parts, *zip(sweeps._joint_forces(), sweeps.lam, strict=True)])
+    joints = zip(sweeps._joint_forces(), sweeps.lam, strict=True)
+    implicit = zip(step.implicit.joint_forces(sweeps.e), sweeps.mu, strict=True)
+    whole = vjp([*parts, *joints, *implicit])
     expected = [whole.get(x, 0.0) for x in (*step.q, *step.v)]
     expected = [*manifold.to_tangent(step.model, step.q, expected[: step.nq]), *expected[step.nq :]]
     for _ in range(4):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
+from mage_diffsim.envs.warp.compiler.actuator_kinds import disabled
 from mage_diffsim.envs.warp.compiler.graph import add, div, less, maximum, minimum, mul, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Model
 
@@ -16,6 +17,8 @@ def rates(model: Model, u: Sequence[Any], act: Sequence[Any]) -> list[Any]:
     """MuJoCo's act_dot, [na], at controls u and activations act."""
     m, found = model.model, [0.0] * len(act)
     for i in _stateful(model):
+        if disabled(m, i):
+            continue
         at, kind, parameters = int(m.actuator_actadr[i]), _kind(m, i), [float(x) for x in m.actuator_dynprm[i]]
         if kind == "INTEGRATOR":
             found[at] = u[i]
@@ -55,7 +58,9 @@ def inputs(model: Model, u: Sequence[Any], act: Sequence[Any]) -> list[Any]:
 
 
 def _stateful(model: Model) -> list[int]:
-    """The actuators that have an activation."""
+    """The actuators that have an activation; none where actuation is disabled."""
+    if model.model.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ACTUATION:
+        return []
     return [i for i in range(model.model.nu) if model.model.actuator_actadr[i] >= 0]
 
 

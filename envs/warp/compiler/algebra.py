@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
-from mage_diffsim.envs.warp.compiler.graph import ROUNDING, add, div, is_zero, less, mul, neg, sqrt, sub, where
+from mage_diffsim.envs.warp.compiler.graph import ROUNDING, add, atan2, div, is_zero, less, mul, neg, sqrt, sub, where
 
 Vector = list[Any]
 Matrix = list[list[Any]]
@@ -153,6 +153,25 @@ def quaternion_product(a: list[Any], b: list[Any]) -> list[Any]:
     """a b, quaternions (w, x, y, z)."""
     vector = plus(plus(times(b[1:], a[0]), times(a[1:], b[0])), cross(a[1:], b[1:]))
     return [sub(mul(a[0], b[0]), dot(a[1:], b[1:])), *vector]
+
+
+def conjugate(a: list[Any]) -> list[Any]:
+    """The quaternion of the opposite rotation."""
+    return [a[0], *times(a[1:], -1.0)]
+
+
+def rotation_vector(quaternion: list[Any]) -> Vector:
+    """Axis times angle [rad], at most pi, of a unit quaternion (MuJoCo's mju_quat2Vel)."""
+    square = dot(quaternion[1:], quaternion[1:])
+    small = less(square, 1e-2)
+    size = sqrt(where(small, 1.0, square))
+    half = where(less(quaternion[0], 0.0), atan2(neg(size), neg(quaternion[0])), atan2(size, quaternion[0]))
+    # asin(s) / s, to double precision.
+    series: Any = 0.0
+    for coefficient in (143 / 10240, 231 / 13312, 63 / 2816, 35 / 1152, 5 / 112, 3 / 40, 1 / 6, 1.0):
+        series = add(coefficient, mul(square, series))
+    series = where(less(quaternion[0], 0.0), neg(series), series)
+    return times(quaternion[1:], mul(2.0, where(small, series, div(half, size))))
 
 
 def quaternion_tangents(quaternion: list[Any]) -> list[list[Any]]:

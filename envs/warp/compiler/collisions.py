@@ -42,9 +42,7 @@ def collide(kinematics: Kinematics, pair: Pair, noise: float) -> Iterator[Found]
     centres, axes, sizes = [], [], []
     for side, (geom, body) in enumerate(zip(pair.geoms, pair.bodies, strict=True)):
         at, frame = kinematics.geom(pair, side)
-        if kinematics.tree[body] != kinematics.tree[origin]:
-            at = al.minus(al.plus(kinematics.origin(body), at), kinematics.origin(origin))
-        centres.append(at)
+        centres.append(kinematics.relative(body, at, origin))
         axes.append(al.column(frame, 2))
         sizes.append([float(x) for x in m.geom_size[geom]])
     if pair.kinds[0] == "plane":

@@ -110,7 +110,7 @@ class Coordinates:
 
     def __init__(self, kinematics: Kinematics, q: Sequence[Any]) -> None:
         self.kinematics, self.model = kinematics, kinematics.model.model
-        self._q = q
+        self.q = list(q)
         self.joint = functools.cache(self._joint)
         self.tendon = functools.cache(self._tendon)
 
@@ -119,12 +119,12 @@ class Coordinates:
         m = self.model
         dof = int(m.jnt_dofadr[joint])
         row = [float(d == dof) for d in range(m.nv)]
-        return Coordinate(self._q[int(m.jnt_qposadr[joint])], row, joints=frozenset((int(m.jnt_bodyid[joint]),)))
+        return Coordinate(self.q[int(m.jnt_qposadr[joint])], row, joints=frozenset((int(m.jnt_bodyid[joint]),)))
 
     def angle(self, joint: int) -> Coordinate:
         """The angle that a ball joint is turned by, 0 to pi; its rate is the rotation's along the axis of the turn."""
         m, start, dof = self.model, int(self.model.jnt_qposadr[joint]), int(self.model.jnt_dofadr[joint])
-        w, *vector = self._q[start : start + 4]
+        w, *vector = self.q[start : start + 4]
         sine, _ = al.guarded_norm(vector)
         axis = al.times(al.direction(vector, al.IDENTITY[0]), where(less(w, 0.0), -1.0, 1.0))
         row: list[Any] = [0.0] * m.nv

@@ -65,6 +65,31 @@ class Kinematics:
         rotation = al.product(self.rotation[body], al.constant_rotation(place.rotation))
         return self.point(body, al.constant(place.position)), rotation
 
+    def relative(self, body: int, at: al.Vector, other: int) -> al.Vector:
+        """A point relative to the origin of a body's tree, from the origin of another body's tree."""
+        if self.tree[body] == self.tree[other]:
+            return at
+        return al.minus(al.plus(self.origin(body), at), self.origin(other))
+
+    def quaternion(self, q: Sequence[Any], body: int) -> list[Any]:
+        """The orientation of a body, MuJoCo's xquat, at the positions q."""
+        m = self.model.model
+        if body == 0:
+            return [1.0, 0.0, 0.0, 0.0]
+        turned = self.quaternion(q, int(m.body_parentid[body]))
+        turned = al.quaternion_product(turned, [float(x) for x in m.body_quat[body]])
+        for j in range(int(m.body_jntadr[body]), int(m.body_jntadr[body]) + int(m.body_jntnum[body])):
+            at, kind = int(m.jnt_qposadr[j]), self.model.joint_kinds[j]
+            if kind == "free":
+                turned = list(q[at + 3 : at + 7])
+            elif kind == "ball":
+                turned = al.quaternion_product(turned, list(q[at : at + 4]))
+            elif kind == "hinge":
+                half = mul(0.5, sub(q[at], float(m.qpos0[at])))
+                axis = al.times(al.constant(m.jnt_axis[j]), sin(half))
+                turned = al.quaternion_product(turned, [cos(half), *axis])
+        return turned
+
     def _add(self, m: Any, b: int, q: Sequence[Any], mocap: Sequence[Any]) -> None:
         parent = int(m.body_parentid[b])
         joints = range(int(m.body_jntadr[b]), int(m.body_jntadr[b]) + int(m.body_jntnum[b]))
@@ -179,7 +204,7 @@ def mass_matrix(kinematics: Kinematics) -> list[list[Any]]:
             axis = kinematics.axes[j]
             matrix[i][j] = matrix[j][i] = al.dot(axis[0], spin) + al.dot(axis[1], momentum)
             j = int(m.dof_parentid[j])
-        matrix[i][i] = matrix[i][i] + float(m.dof_armature[i])
+        matrix[i][i] = matrix[i][i] + kinematics.model.armature[i]
     return matrix
 
 

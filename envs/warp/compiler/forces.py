@@ -1,7 +1,8 @@
-"""Stage 3, smooth forces: springs, dampers, the fluid, actuators."""
+"""Stage 3, smooth forces: springs, dampers, fluid, gravity compensation; actuators."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,27 +10,198 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
+from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point, project
-from mage_diffsim.envs.warp.compiler.graph import absolute, add, maximum, minimum, mul, sub
+from mage_diffsim.envs.warp.compiler.actuators import actuator_forces, clip
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
+from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial, at_point, project
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.rigid import carrier
 
 
-def passive(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Any]:
-    """MuJoCo's qfrc_passive, [nv]: joint springs and dampers, and the fluid by the boxes of inertia."""
-    both = zip(springs(kinematics, q, v), project(kinematics, drag(kinematics, v)), strict=True)
-    return [add(a, b) for a, b in both]
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """A force along a coordinate that depends on the frames of bodies."""
+
+    coordinate: Coordinate
+    force: Any
+    speed: Any
+    """The rate of the coordinate at v, through which the force depends on v."""
+    bodies: tuple[int, ...]
+    """The bodies on whose frames coordinate and force depend."""
 
 
-def springs(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any]) -> list[Any]:
-    """The forces of joint springs and dampers, [nv]."""
-    model, m = kinematics.model, kinematics.model.model
-    total = [mul(-float(m.dof_damping[d]), v[d]) for d in range(m.nv)]
-    for j, kind in enumerate(model.joint_kinds):
-        if m.jnt_stiffness[j] and kind in ("hinge", "slide"):
-            d, at = int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j])
-            stretch = sub(q[at], float(m.qpos_spring[at]))
-            total[d] = add(total[d], mul(-float(m.jnt_stiffness[j]), stretch))
-    return total
+@dataclasses.dataclass
+class Forces:
+    """Forces on a model, by what they depend on."""
+
+    joints: list[Any]
+    """Generalised forces that are functions of q, v, controls and activations alone, nv."""
+    bodies: list[Spatial]
+    """(torque about the origin, force) on each body, a function of its own frame."""
+    pulls: list[Pull]
+
+    def total(self, kinematics: Kinematics) -> list[Any]:
+        """The generalised force, nv."""
+        found = [add(a, b) for a, b in zip(self.joints, project(kinematics, self.bodies), strict=True)]
+        for pull in self.pulls:
+            found = [add(x, mul(share, pull.force)) for x, share in zip(found, pull.coordinate.row, strict=True)]
+        return found
+
+    def act(self, coordinate: Coordinate, force: Any, speed: Any) -> None:
+        """Add a force along a coordinate."""
+        if is_zero(force):
+            return
+        if coordinate.bodies:
+            self.pulls.append(Pull(coordinate, force, speed, coordinate.bodies))
+        else:
+            self.joints = [add(x, mul(share, force)) for x, share in zip(self.joints, coordinate.row, strict=True)]
+
+    def plus(self, other: Forces) -> Forces:
+        """Both forces together."""
+        return Forces(
+            [add(a, b) for a, b in zip(self.joints, other.joints, strict=True)],
+            [(al.plus(a[0], b[0]), al.plus(a[1], b[1])) for a, b in zip(self.bodies, other.bodies, strict=True)],
+            [*self.pulls, *other.pulls],
+        )
+
+
+def none(m: Any) -> Forces:
+    """No forces on an ``MjModel``."""
+    return Forces([0.0] * m.nv, [REST] * m.nbody, [])
+
+
+def smooth(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], limited: bool = True) -> Forces:
+    """Passive forces plus actuation; see :func:`actuation`."""
+    return passive(coordinates, v).plus(actuation(coordinates, v, drive, limited))
+
+
+def passive(coordinates: Coordinates, v: Sequence[Any]) -> Forces:
+    """MuJoCo's qfrc_passive: springs, dampers, the fluid by the boxes of inertia, gravity compensation."""
+    kinematics, m = coordinates.kinematics, coordinates.model
+    flags, given = load_mujoco().mjtDisableBit, int(m.opt.disableflags)
+    spring, damper = not given & flags.mjDSBL_SPRING, not given & flags.mjDSBL_DAMPER
+    found = none(m)
+    if not spring and not damper:  # MuJoCo then leaves out all of these forces
+        return found
+    if damper:
+        found.joints = [mul(-x, speed) for x, speed in zip(kinematics.model.damping, v, strict=True)]
+    if spring:
+        _springs(coordinates, found.joints)
+    motions = kinematics.velocities(v)
+    for t in range(m.ntendon):
+        stiffness = float(m.tendon_stiffness[t]) if spring else 0.0
+        damping = kinematics.model.tendon_damping[t] if damper else 0.0
+        if stiffness or damping:
+            tendon = coordinates.tendon(t)
+            speed = tendon.rate(motions, v)
+            found.act(tendon, _stretched(m, t, tendon.length, stiffness, mul(-damping, speed)), speed)
+    weightless = _weightless(kinematics)
+    found.bodies = [_sum(a, b) for a, b in zip(drag(kinematics, v), weightless, strict=True)]
+    _at_actuated_joints(kinematics, found, weightless, -1.0)
+    return found
+
+
+def actuation(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], limited: bool = True) -> Forces:
+    """MuJoCo's qfrc_actuator.
+
+    Args:
+        coordinates: of the model at the positions.
+        v: the velocities.
+        drive: what each actuator's gain multiplies (:func:`.activation.inputs`).
+        limited: whether ``actuatorfrcrange`` of joints and tendons counts; MuJoCo's implicit integrators leave it out.
+    """
+    kinematics, m = coordinates.kinematics, coordinates.model
+    found = none(m)
+    flags, given = load_mujoco().mjtDisableBit, int(m.opt.disableflags)
+    if not m.nactuator or given & flags.mjDSBL_ACTUATION:
+        return found
+    for coordinate, force, speed in actuator_forces(coordinates, v, drive, scaled=limited):
+        found.act(coordinate, force, speed)
+    if given & flags.mjDSBL_SPRING and given & flags.mjDSBL_DAMPER:
+        weightless = [REST] * m.nbody
+    else:
+        weightless = _weightless(kinematics)
+    _at_actuated_joints(kinematics, found, weightless, 1.0)
+    for j in range(m.njnt) if limited else ():
+        if m.jnt_actfrclimited[j]:
+            _limit(m, found, int(m.jnt_dofadr[j]), *(float(x) for x in m.jnt_actfrcrange[j]))
+    return found
+
+
+def _limit(m: Any, forces: Forces, dof: int, low: float, high: float) -> None:
+    """Bring the generalised force at a degree of freedom into a range."""
+    shares = [(pull, pull.coordinate.row[dof]) for pull in forces.pulls if not is_zero(pull.coordinate.row[dof])]
+    total = forces.joints[dof]
+    if not shares:
+        forces.joints[dof] = clip(total, low, high)
+        return
+    for pull, share in shares:
+        total = add(total, mul(share, pull.force))
+    # The force at the joint may depend on any joint, by fixed tendons: the last body comes before them all.
+    bodies = {m.nbody - 1, int(m.dof_bodyid[dof]), *(b for pull, _ in shares for b in pull.bodies)}
+    forces.pulls.append(Pull(_unit(m, dof), sub(clip(total, low, high), total), 0.0, tuple(sorted(bodies))))
+
+
+def _unit(m: Any, dof: int) -> Coordinate:
+    """A coordinate whose rate is one velocity."""
+    return Coordinate(0.0, [float(d == dof) for d in range(m.nv)])
+
+
+def _springs(coordinates: Coordinates, forces: list[Any]) -> None:
+    """Add the forces of joint springs."""
+    m, q = coordinates.model, coordinates.q
+    for j, kind in enumerate(coordinates.kinematics.model.joint_kinds):
+        stiffness, d, at = float(m.jnt_stiffness[j]), int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j])
+        if not stiffness:
+            continue
+        stretch = []
+        if kind != "ball":
+            stretch = [sub(q[at + i], float(m.qpos_spring[at + i])) for i in range(3 if kind == "free" else 1)]
+        if kind in ("free", "ball"):
+            at += len(stretch)
+            rest = al.conjugate([float(x) for x in m.qpos_spring[at : at + 4]])
+            stretch += al.rotation_vector(al.quaternion_product(rest, q[at : at + 4]))
+        for i, x in enumerate(stretch):
+            forces[d + i] = add(forces[d + i], mul(-stiffness, x))
+
+
+def _stretched(m: Any, tendon: int, length: Any, stiffness: float, force: Any) -> Any:
+    """``force`` plus that of a tendon's spring, which rests over a range of lengths."""
+    if not stiffness:
+        return force
+    low, high = (float(x) for x in m.tendon_lengthspring[tendon])
+    stretch = where(less(length, low), sub(length, low), 0.0)
+    stretch = sub(length, low) if low == high else where(less(high, length), sub(length, high), stretch)
+    return add(mul(-stiffness, stretch), force)
+
+
+def _sum(a: Spatial, b: Spatial) -> Spatial:
+    return al.plus(a[0], b[0]), al.plus(a[1], b[1])
+
+
+def _weightless(kinematics: Kinematics) -> list[Spatial]:
+    """(torque about the origin, force) of gravity compensation on each body."""
+    m = kinematics.model.model
+    loads: list[Spatial] = [REST] * m.nbody
+    for b in range(1, m.nbody):
+        share = float(m.body_mass[b] * m.body_gravcomp[b])
+        body, place = carrier(m, b)
+        if share and kinematics.tree[body]:
+            force = [-share * x for x in kinematics.model.gravity]
+            centre = kinematics.point(body, al.constant(place.inside(m.body_ipos[b], m.body_iquat[b]).position))
+            loads[body] = _sum(loads[body], (al.cross(centre, force), force))
+    return loads
+
+
+def _at_actuated_joints(kinematics: Kinematics, forces: Forces, weightless: Sequence[Spatial], sign: float) -> None:
+    """Add gravity compensation at joints with ``actuatorgravcomp``, which count as actuation, times ``sign``."""
+    m = kinematics.model.model
+    compensated = [b for b, load in enumerate(weightless) if load is not REST]
+    for dof, force in enumerate(project(kinematics, weightless)):
+        if m.jnt_actgravcomp[m.dof_jntid[dof]] and not is_zero(force):
+            bodies = (b for b in compensated if dof in kinematics.chain(b))
+            forces.pulls.append(Pull(_unit(m, dof), mul(sign, force), 0.0, tuple(bodies)))
 
 
 def drag(kinematics: Kinematics, v: Sequence[Any]) -> list[Spatial]:
@@ -37,7 +209,7 @@ def drag(kinematics: Kinematics, v: Sequence[Any]) -> list[Spatial]:
     "Inertia model")."""
     m = kinematics.model.model
     density, viscosity = float(m.opt.density), float(m.opt.viscosity)
-    loads: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
+    loads: list[Spatial] = [REST] * m.nbody
     if density <= 0.0 and viscosity <= 0.0:
         return loads
     for b, velocity in enumerate(kinematics.velocities(v)):
@@ -69,23 +241,3 @@ def drag(kinematics: Kinematics, v: Sequence[Any]) -> list[Spatial]:
 
 def _along(i: int, x: Any) -> al.Vector:
     return [x if i == j else 0.0 for j in range(3)]
-
-
-def actuation(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any], control: Sequence[Any]) -> list[Any]:
-    """MuJoCo's qfrc_actuator, [nv]."""
-    total: list[Any] = [0.0] * kinematics.model.model.nv
-    for motor, u in zip(kinematics.model.motors, control, strict=True):
-        length, speed = mul(motor.gear, q[motor.position]), mul(motor.gear, v[motor.dof])
-        force = add(mul(motor.gain, u), add(motor.bias[0], mul(motor.bias[1], length)))
-        force = add(force, mul(motor.bias[2], speed))
-        low, high = motor.force_range
-        force = force if low == -math.inf else maximum(force, low)
-        force = force if high == math.inf else minimum(force, high)
-        total[motor.dof] = add(total[motor.dof], mul(motor.gear, force))
-    return total
-
-
-def smooth(kinematics: Kinematics, q: Sequence[Any], v: Sequence[Any], control: Sequence[Any]) -> list[Any]:
-    """Passive forces plus actuation, [nv]."""
-    both = zip(passive(kinematics, q, v), actuation(kinematics, q, v, control), strict=True)
-    return [add(a, b) for a, b in both]

@@ -20,11 +20,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.derivatives import jvp
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
+from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
-from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
+from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, sub
+from mage_diffsim.envs.warp.compiler.loads import Load, along
 from mage_diffsim.envs.warp.compiler.loops import WRITTEN, LoopedMatrix
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
 
@@ -33,31 +35,31 @@ class Implicit:
     """The code that solves for e at (q, v, u), and the residual G2 = M (e - a) - h D e for the derivative sweeps."""
 
     def __init__(
-        self,
-        kinematics: Kinematics,
-        mass: list[list[Any]],
-        q: Sequence[Any],
-        v: Sequence[Any],
-        u: Sequence[Any],
-        looped: bool,
+        self, coordinates: Coordinates, mass: list[list[Any]], v: Sequence[Any], u: Sequence[Any], looped: bool
     ) -> None:
-        model, m = kinematics.model, kinematics.model.model
+        kinematics = coordinates.kinematics
+        model, m = kinematics.model, coordinates.model
         self.timestep = float(m.opt.timestep)
         self._kinematics, self._mass, self._v, self._related = kinematics, mass, list(v), related(m)
         self._joint_forces: list[Any] = [0.0] * m.nv
         """The forces at joints whose change D is, [nv]."""
         self._loads: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
         """The (torque about the origin, force) on each body whose change D is."""
+        self._pulls: list[tuple[Coordinate, Any]] = []
+        """Coordinates between bodies, and how the forces along them change with their rates."""
         self._moving: tuple[list[Spatial], ...] = ()
         """The bodies' motions that these loads depend on."""
         self._biased: set[int] = set()
         """The bodies whose bias is in D."""
         if model.implicit_damping:
-            self._joint_forces = [mul(-float(x), y) for x, y in zip(m.dof_damping, v, strict=True)]
+            self._joint_forces = [mul(-x, y) for x, y in zip(model.damping, v, strict=True)]
         if model.integrator in ("implicit", "implicitfast"):
-            both = springs(kinematics, q, v), actuation(kinematics, q, v, u)
-            self._joint_forces = [add(a, b) for a, b in zip(*both, strict=True)]
-            self._loads = drag(kinematics, v)
+            forces = smooth(coordinates, v, u, limited=False)
+            self._joint_forces, self._loads = forces.joints, list(forces.bodies)
+            for pull in forces.pulls:
+                slope = vjp([(pull.force, 1.0)], cuts=[pull.speed]).get(pull.speed, 0.0)
+                if not is_zero(slope):
+                    self._pulls.append((pull.coordinate, slope))
             self._moving = accelerations(kinematics, v, [0.0] * m.nv)
             self._biased = {b for b in range(1, m.nbody) if model.integrator == "implicit" or floats(kinematics, b)}
             for b, bias in enumerate(wrenches(kinematics, *self._moving)):
@@ -85,6 +87,11 @@ class Implicit:
             for i, x in zip(rows, jvp([forces[i] for i in rows], {self._v[j]: 1.0}), strict=True):
                 if not is_zero(x):
                     found[i, j] = x
+            for coordinate, slope in self._pulls:
+                for i in rows:
+                    x = mul(slope, mul(coordinate.row[i], coordinate.row[j]))
+                    if not is_zero(x):
+                        found[i, j] = add(found.get((i, j), 0.0), x)
         return found
 
     @property
@@ -144,6 +151,8 @@ class Implicit:
             return
         inertial = project(self._kinematics, self.loads(a, e))
         residual = [sub(x, y) for x, y in zip(inertial, self.joint_forces(e), strict=True)]
+        for pull in self.pulls(e, e):
+            residual = [sub(x, y) for x, y in zip(residual, pull.forces, strict=True)]
         values = w.compute(*jvp(residual, tangents))
         for i, product in enumerate(times_mass(self._mass, "x")):
             w(f"c{i} = {product} - {values[i]};")
@@ -160,6 +169,27 @@ class Implicit:
         for force, near in zip(self._joint_forces, self._related, strict=True):
             found += jvp([force], {self._v[j]: e[j] for j in near})
         return [mul(self.timestep, x) for x in found]
+
+    def pulls(self, e: Sequence[Any], mu: Sequence[Any]) -> list[Load]:
+        """h times the change by e of the forces between bodies: -G2's part along coordinates."""
+        found = []
+        motions, tests = self._kinematics.velocities(e), self._kinematics.velocities(mu)
+        for coordinate, slope in self._pulls:
+            row, slope = coordinate.row, mul(self.timestep, slope)
+            moved = {d for d, x in enumerate(row) if not is_zero(x)}
+            if all(moved <= set(self._related[d]) for d in moved):
+                found.append(along(coordinate, mul(slope, coordinate.rate(motions, e)), tests, mu))
+                continue
+            # What D has no entries for is left out.
+            forces, power = [], 0.0
+            for i, near in enumerate(self._related):
+                rate: Any = 0.0
+                for j in near:
+                    rate = add(rate, mul(row[j], e[j]))
+                forces.append(mul(mul(slope, row[i]), rate))
+                power = add(power, mul(mu[i], forces[-1]))
+            found.append(Load(coordinate.bodies, power, forces))
+        return found
 
     def motions(self, a: Sequence[Any], e: Sequence[Any]) -> list[list[Spatial]]:
         """The bodies' motions that :meth:`loads` depend on."""

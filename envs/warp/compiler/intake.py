@@ -13,6 +13,7 @@ from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
 from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
+from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
 
@@ -44,19 +45,6 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Motor:
-    """An actuator on a hinge or slide joint: its force is gain u + bias . (1, gear q, gear v), clipped, times gear."""
-
-    dof: int
-    position: int
-    gear: float
-    gain: float
-    bias: tuple[float, float, float]
-    force_range: tuple[float, float]
-    """Ends may be infinite."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Model:
     """A model as the later stages read it."""
 
@@ -70,7 +58,14 @@ class Model:
     gravity: tuple[float, float, float]
     """[m/s^2]; 0 where it is disabled."""
     pairs: tuple[Pair, ...]
-    motors: tuple[Motor, ...]
+    armature: tuple[float, ...]
+    """Of each degree of freedom, with that of its joint's actuators [kg or kg m^2]."""
+    damping: tuple[float, ...]
+    """Of each degree of freedom, with that of its joint's actuators [N s/m or N m s]."""
+    tendon_armature: tuple[float, ...]
+    """Of each tendon, with that of its actuators [kg]."""
+    tendon_damping: tuple[float, ...]
+    """Of each tendon, with that of its actuators [N s/m]."""
     joint_kinds: tuple[str, ...]
     """"hinge", "slide", "ball" or "free"."""
     bodies: tuple[Rigid, ...]
@@ -98,16 +93,20 @@ def read(simulation: Simulation) -> Model:
     weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
     x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
     integrator = INTEGRATORS[_integrator(mujoco, model)]
-    explicit = integrator != "Euler" or model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    flags = mujoco.mjtDisableBit
+    explicit = integrator != "Euler" or model.opt.disableflags & (flags.mjDSBL_EULERDAMP | flags.mjDSBL_DAMPER)
     return Model(
         simulation=simulation,
         model=model,
         integrator=integrator,
         # MuJoCo leaves damping explicit where none is positive.
-        implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0)),
+        implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0) or np.any(model.jnt_actuatorid != -1)),
         gravity=(float(x), float(y), float(z)),
         pairs=tuple(_pairs(model)),
-        motors=tuple(_motor(mujoco, model, i) for i in range(model.nu)),
+        armature=with_actuators(model, "armature"),
+        damping=with_actuators(model, "damping"),
+        tendon_armature=with_actuators(model, "armature", tendons=True),
+        tendon_damping=with_actuators(model, "damping", tendons=True),
         joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
         bodies=tuple(rigid_bodies(model)),
     )
@@ -115,9 +114,6 @@ def read(simulation: Simulation) -> Model:
 
 INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICIT": "implicit", "IMPLICITFAST": "implicitfast"}
 """Integrators that are covered: MuJoCo's constant to the name in MJCF."""
-
-DYNAMICS = ("NONE", "INTEGRATOR", "FILTER", "FILTEREXACT", "MUSCLE")
-"""Kinds of an actuator's activation that are covered, with one number each."""
 
 COLLISIONS = {
     ("plane", "sphere"),
@@ -131,27 +127,24 @@ COLLISIONS = {
 FORBIDDEN = {
     "nplugin": "plugins",
     "nflex": "flexible bodies",
-    "body_gravcomp": "gravity compensation",
     "dof_dampingpoly": "nonlinear joint damping",
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
     "jnt_springyield": "plastic joint springs",
-    "jnt_actfrclimited": "actuatorfrcrange of joints",
-    "jnt_actgravcomp": "actuatorgravcomp",
     "geom_fluid": "ellipsoid fluid forces (fluidshape)",
     "geom_surfacevel": "surface velocity of a geom",
     "flg_adhesion": "contact adhesion",
-    "actuator_armature": "actuator armature",
-    "actuator_damping": "actuator damping",
+    "tendon_dampingpoly": "nonlinear tendon damping",
+    "tendon_stiffnesspoly": "nonlinear tendon stiffness",
+    "tendon_springyield": "plastic tendon springs",
+    "nhistory": "delays of actuators or sensors",
     "actuator_dampingpoly": "nonlinear actuator damping",
 }
 """Features that are not covered: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
-TENDON = ("tendon_stiffness", "tendon_damping", "tendon_armature")
-"""Fields by which a tendon acts on joints. An actuator on a tendon is refused separately."""
-
 DISABLED = frozenset(
     (
         *("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART"),
+        *("SPRING", "DAMPER", "ACTUATION"),
         *("REFSAFE", "FILTERPARENT", "SENSOR", "MIDPHASE", "AUTORESET", "NATIVECCD", "ISLAND", "MULTICCD", "EULERDAMP"),
     )
 )
@@ -170,9 +163,10 @@ def refusals(model: Any) -> Iterator[Refusal]:
     for field, what in FORBIDDEN.items():
         if np.any(getattr(model, field, 0)):
             yield Refusal(what, what, elements_of(mujoco, model, field))
-    if model.ntendon and any(np.any(getattr(model, f)) for f in TENDON):
-        what = "tendons that pull or limit"
-        yield Refusal(what, what, tuple(dict.fromkeys(x for f in TENDON for x in elements_of(mujoco, model, f))))
+    armed = [t for t, x in enumerate(with_actuators(model, "armature", tendons=True)) if x]
+    if armed:
+        what = "armature of tendons"
+        yield Refusal(what, what, tuple(f"tendon {name('TENDON', t)!r}" for t in armed))
     option = model.opt
     integrator = _integrator(mujoco, model)
     if integrator not in INTEGRATORS:
@@ -203,31 +197,10 @@ def refusals(model: Any) -> Iterator[Refusal]:
         ):
             equality = name("EQUALITY", e)
             yield Refusal(f"equality {equality!r} of kind {kind}", f"equality {kind}", (f"equality {equality!r}",))
-    for j in range(model.njnt):
-        if _joint_kind(mujoco, model, j) in ("free", "ball"):
-            joint = name("JOINT", j)
-            if model.jnt_stiffness[j]:
-                what = "stiffness of free or ball joint"
-                yield Refusal(f"{what} {joint!r}", f"{what}s", (f"joint {joint!r}",))
     for i in range(model.nactuator):
-        group, actuator = int(model.actuator_group[i]), f"actuator {name('ACTUATOR', i)!r}"
-        if 0 <= group <= 30 and option.disableactuator & (1 << group):
-            what = f"actuator group {group}, which is disabled"
-            yield Refusal(what, what, (actuator,))
-        if mujoco.mjtTrn(model.actuator_trntype[i]).name not in ("mjTRN_JOINT", "mjTRN_JOINTINPARENT"):
-            yield Refusal(
-                f"{actuator}, which does not drive a joint", "actuators that do not drive a joint", (actuator,)
-            )
-        elif _joint_kind(mujoco, model, int(model.actuator_trnid[i, 0])) not in ("hinge", "slide"):
-            yield Refusal(f"{actuator} on a free or ball joint", "actuators on free or ball joints", (actuator,))
-        dynamics = mujoco.mjtDyn(model.actuator_dyntype[i]).name.removeprefix("mjDYN_")
-        if dynamics not in DYNAMICS or model.actuator_actnum[i] > 1:
-            what = f"dynamics {dynamics.lower()}"
-            yield Refusal(f"{actuator} with {what}", f"actuators with {what}", (actuator,))
-        if mujoco.mjtGain(model.actuator_gaintype[i]).name != "mjGAIN_FIXED":
-            yield Refusal(f"{actuator}, whose gain is not fixed", "actuators whose gain is not fixed", (actuator,))
-        if mujoco.mjtBias(model.actuator_biastype[i]).name not in ("mjBIAS_NONE", "mjBIAS_AFFINE"):
-            yield Refusal(f"{actuator}, whose bias is not affine", "actuators whose bias is not affine", (actuator,))
+        if (what := refused_actuator(model, i)) is not None:
+            actuator = f"actuator {name('ACTUATOR', i)!r}"
+            yield Refusal(f"{actuator}, {what}", f"actuators {what}", (actuator,))
     for found in contact_pairs(model):
         kinds = kind_of(model, found.geoms[0]), kind_of(model, found.geoms[1])
         pair = " and ".join(f"{name('GEOM', g)!r}" for g in found.geoms)
@@ -274,17 +247,16 @@ def _pairs(model: Any) -> list[Pair]:
     return pairs
 
 
-def _motor(mujoco: Any, model: Any, i: int) -> Motor:
-    joint = int(model.actuator_trnid[i, 0])
-    affine = mujoco.mjtBias(model.actuator_biastype[i]).name == "mjBIAS_AFFINE"
-    bias = tuple(float(x) for x in model.actuator_biasprm[i, :3]) if affine else (0.0, 0.0, 0.0)
-    limited = bool(model.actuator_forcelimited[i])
-    low, high = model.actuator_forcerange[i] if limited else (-np.inf, np.inf)
-    return Motor(
-        dof=int(model.jnt_dofadr[joint]),
-        position=int(model.jnt_qposadr[joint]),
-        gear=float(model.actuator_gear[i, 0]),
-        gain=float(model.actuator_gainprm[i, 0]),
-        bias=bias,  # type: ignore[arg-type]
-        force_range=(float(low), float(high)),
-    )
+def with_actuators(model: Any, name: str, tendons: bool = False) -> tuple[float, ...]:
+    """Armature or damping of each degree of freedom or tendon, with what its actuators add (MuJoCo's
+    mj_actuatorArmature)."""
+    kinds = load_mujoco().mjtTrn
+    found = [float(x) for x in getattr(model, f"{'tendon' if tendons else 'dof'}_{name}")]
+    driving = (kinds.mjTRN_TENDON,) if tendons else (kinds.mjTRN_JOINT, kinds.mjTRN_JOINTINPARENT)
+    for i in range(model.nactuator):
+        if kinds(model.actuator_trntype[i]) in driving:
+            target = int(model.actuator_trnid[i, 0])
+            places = (target,) if tendons else (d for d in range(model.nv) if model.dof_jntid[d] == target)
+            for place in places:
+                found[place] += float(getattr(model, f"actuator_{name}")[i] * model.actuator_gear[i, 0] ** 2)
+    return tuple(found)

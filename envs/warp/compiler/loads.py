@@ -29,7 +29,21 @@ class Load:
     """Variables in which the copies differ, and their values in each."""
 
 
-def along(coordinate: Coordinate, force: Any, motions: Sequence[Spatial], lam: Sequence[Any]) -> Load:
-    """The load of a force along a coordinate; ``motions`` are the bodies' spatial motions that belong to lam (nv)."""
+def along(
+    coordinate: Coordinate,
+    force: Any,
+    motions: Sequence[Spatial],
+    lam: Sequence[Any],
+    bodies: tuple[int, ...] | None = None,
+) -> Load:
+    """The load of a force along a coordinate.
+
+    Args:
+        coordinate, force: the coordinate and the force.
+        motions: the bodies' spatial motions that belong to lam.
+        lam: nv.
+        bodies: those on whose frames the force depends, if they are not the coordinate's.
+    """
     forces = [mul(share, force) for share in coordinate.row]
-    return Load(coordinate.bodies, mul(force, coordinate.rate(motions, lam)), forces)
+    bodies = coordinate.bodies if bodies is None else bodies
+    return Load(bodies, mul(force, coordinate.rate(motions, lam)), forces)

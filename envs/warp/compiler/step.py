@@ -62,9 +62,10 @@ class Step:
         self.kinematics = Kinematics(model, self.q, self.mocap)
         self.mass = mass_matrix(self.kinematics)
         bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
-        forces = smooth(self.kinematics, self.q, self.v, self.drive)
-        self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(forces, bias, strict=True)]
-        self.rows = scalar_rows(Coordinates(self.kinematics, self.q), self.v)
+        coordinates = Coordinates(self.kinematics, self.q)
+        self.forces = smooth(coordinates, self.v, self.drive)
+        self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(self.forces.total(self.kinematics), bias, strict=True)]
+        self.rows = scalar_rows(coordinates, self.v)
         self.rows_across = [row for row in self.rows if row.coordinate.bodies]
         self.rows_at_joints = [row for row in self.rows if not row.coordinate.bodies]
         velocities = self.kinematics.velocities(self.v)
@@ -76,7 +77,7 @@ class Step:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
-        self.implicit = Implicit(self.kinematics, self.mass, self.q, self.v, self.drive, cost.looped(model))
+        self.implicit = Implicit(coordinates, self.mass, self.v, self.drive, cost.looped(model))
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""

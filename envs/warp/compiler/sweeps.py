@@ -24,10 +24,8 @@ from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
-from mage_diffsim.envs.warp.compiler.forces import actuation, drag, springs
 from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, reachable, sub
-from mage_diffsim.envs.warp.compiler.loads import Load
-from mage_diffsim.envs.warp.compiler.loads import along as load_along
+from mage_diffsim.envs.warp.compiler.loads import Load, along
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rows import Row
 from mage_diffsim.envs.warp.compiler.step import Step
@@ -48,18 +46,20 @@ class Sweeps:
         if s.implicit.matrix is not None:
             tests.append((kinematics.velocities(self.mu), s.implicit.loads(s.a, self.e)))
             motions += [tests[1][0], *s.implicit.motions(s.a, self.e)]
-        drags = drag(kinematics, s.v)
-        self._powers: list[Any] = [0.0] * len(drags)
+        self._powers: list[Any] = [0.0] * s.m.nbody
         """lam' G1 + mu' G2 without what belongs to joints and contacts, by body: its load times its motion lam (mu)."""
         for test, loads in tests:
             for b, load in enumerate(loads):
-                for along, x in zip(test[b], load, strict=True):
-                    self._powers[b] = add(self._powers[b], al.dot(along, x))
-        for b, load in enumerate(drags):
-            for along, x in zip(self._motions[2][b], load, strict=True):
-                self._powers[b] = sub(self._powers[b], al.dot(along, x))
-        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across)]
-        """What acts between bodies."""
+                for motion, x in zip(test[b], load, strict=True):
+                    self._powers[b] = add(self._powers[b], al.dot(motion, x))
+        for b, load in enumerate(s.forces.bodies):
+            for motion, x in zip(self._motions[2][b], load, strict=True):
+                self._powers[b] = sub(self._powers[b], al.dot(motion, x))
+        pulls = [along(p.coordinate, p.force, self._motions[2], self.lam, p.bodies) for p in s.forces.pulls]
+        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across), *pulls]
+        """What acts between bodies: part of G1."""
+        self.implicit_loads = s.implicit.pulls(self.e, self.mu)
+        """The same of G2, whose test motion is mu."""
         self.lact = graph.inputs("to_rate" if s.model.runge_kutta else "lact", s.na)
         """The derivative by what a pass makes of the activations: their rates in RK4, otherwise the next ones."""
         gathering = [*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap)), *s.names("to_act", s.na)]
@@ -107,7 +107,7 @@ class Sweeps:
             return reference(gathered[body, node])
 
         for body in reversed(range(1, m.nbody)):
-            for load in self.loads:
+            for load in (*self.loads, *self.implicit_loads):
                 if max(load.bodies) == body:
                     frames = self._frames_of(load)
                     found = vjp([(load.power, 1.0)], cuts=frames)
@@ -172,8 +172,7 @@ class Sweeps:
     def _joint_forces(self) -> list[Any]:
         """The forces of springs, dampers, actuators and scalar rows at the joints, [nv]."""
         s = self.step
-        both = springs(s.kinematics, s.q, s.v), actuation(s.kinematics, s.q, s.v, s.drive)
-        forces = [add(a, b) for a, b in zip(*both, strict=True)]
+        forces = list(s.forces.joints)
         for row in s.rows_at_joints:
             force = row.force(self._motions[0], s.a, self._dynamic)
             for d, share in row.direction.items():
@@ -183,8 +182,8 @@ class Sweeps:
     def _optimum(self) -> list[Any]:
         """G1 without contacts, and without what does not depend on q, v and u."""
         s = self.step
-        fluid = project(s.kinematics, drag(s.kinematics, s.v))
-        forces = [add(a, b) for a, b in zip(self._joint_forces(), fluid, strict=True)]
+        at_bodies = project(s.kinematics, s.forces.bodies)
+        forces = [add(a, b) for a, b in zip(self._joint_forces(), at_bodies, strict=True)]
         return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.a), forces, strict=True)]
 
     def _places(self, motions: Sequence[Sequence[Spatial]]) -> list[list[Node]]:
@@ -210,7 +209,7 @@ class Sweeps:
     def _row_load(self, row: Row) -> Load:
         """A row across bodies as a load."""
         force = row.force(self._motions[0], self.step.a, self._dynamic)
-        return load_along(row.coordinate, force, self._motions[2], self.lam)
+        return along(row.coordinate, force, self._motions[2], self.lam)
 
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and without RK4 de in c{i}.

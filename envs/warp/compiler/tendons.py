@@ -54,10 +54,7 @@ _Part = tuple[Any, list[tuple[int, Spatial]]]
 
 def _at(kinematics: Kinematics, body: int, place: Place, origin: int) -> al.Vector:
     """The position of a place on a body, relative to the origin of another body's tree."""
-    at = kinematics.point(body, al.constant(place.position))
-    if kinematics.tree[body] != kinematics.tree[origin]:
-        at = al.minus(al.plus(kinematics.origin(body), at), kinematics.origin(origin))
-    return at
+    return kinematics.relative(body, kinematics.point(body, al.constant(place.position)), origin)
 
 
 def _norm(v: al.Vector) -> Any:

@@ -1,0 +1,64 @@
+"""Stage 0, kinds of actuators: what is covered of them, and which of them act."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mage_diffsim.envs.mujoco.model import load_mujoco
+
+GAINS = ("FIXED", "AFFINE", "MUSCLE")
+BIASES = ("NONE", "AFFINE", "MUSCLE")
+RATES = ("NONE", "INTEGRATOR", "FILTER", "FILTEREXACT", "MUSCLE")
+TRANSMISSIONS = ("JOINT", "JOINTINPARENT", "TENDON", "SITE", "SLIDERCRANK")
+"""What is covered of MuJoCo's types of gain, bias, activation and transmission."""
+
+
+def refused_actuator(m: Any, i: int) -> str | None:
+    """What is not covered of an actuator of an ``MjModel``, as the end of a sentence; None if all is."""
+    mujoco = load_mujoco()
+    kinds = (
+        ("activation", mujoco.mjtDyn(m.actuator_dyntype[i]).name, RATES),
+        ("gain", mujoco.mjtGain(m.actuator_gaintype[i]).name, GAINS),
+        ("bias", mujoco.mjtBias(m.actuator_biastype[i]).name, BIASES),
+        ("transmission", mujoco.mjtTrn(m.actuator_trntype[i]).name, TRANSMISSIONS),
+    )
+    for what, full, covered in kinds[: 1 if idle(m, i) else None]:
+        kind = full.split("_", 1)[1]
+        if kind not in covered:
+            return f"whose {what} is of type {kind.lower()}"
+    if m.actuator_actnum[i] and period(m, i) > 0.0:
+        return "which integrates the set point of a rotation"
+    return None
+
+
+def idle(m: Any, i: int) -> bool:
+    """Whether the actuator exerts no force because of the options."""
+    return bool(m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ACTUATION) or disabled(m, i)
+
+
+def disabled(m: Any, actuator: int) -> bool:
+    """Whether the actuator's group is disabled in the options."""
+    group = int(m.actuator_group[actuator])
+    return 0 <= group <= 30 and bool(m.opt.disableactuator & (1 << group))
+
+
+def period(m: Any, i: int) -> float:
+    """After what length a position servo on a rotation in space is back where it was [rad]; 0 for other actuators."""
+    mujoco = load_mujoco()
+    transmissions, joints, rates = mujoco.mjtTrn, mujoco.mjtJoint, mujoco.mjtDyn
+    servo = (
+        m.actuator_gaintype[i] == mujoco.mjtGain.mjGAIN_FIXED
+        and m.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE
+        and m.actuator_gainprm[i, 0] == -m.actuator_biasprm[i, 1]
+        and rates(m.actuator_dyntype[i]) in (rates.mjDYN_NONE, rates.mjDYN_INTEGRATOR)
+    )
+    gear, kind, target = m.actuator_gear[i], transmissions(m.actuator_trntype[i]), int(m.actuator_trnid[i, 0])
+    if servo and kind == transmissions.mjTRN_SITE and m.actuator_trnid[i, 1] >= 0 and not np.any(gear[:3]):
+        return 2.0 * math.pi * float(np.linalg.norm(gear[3:]))
+    at_joint = kind in (transmissions.mjTRN_JOINT, transmissions.mjTRN_JOINTINPARENT)
+    if servo and at_joint and m.jnt_type[target] == joints.mjJNT_BALL:
+        return 2.0 * math.pi * float(np.linalg.norm(gear[:3]))
+    return 0.0
