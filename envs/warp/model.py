@@ -21,6 +21,7 @@ from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import fits, workers
 from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation
+from mage_diffsim.envs.warp.blocks import Blocks
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import operations
 from mage_diffsim.envs.warp.compiler.intake import read
@@ -139,6 +140,7 @@ class ModelKernels:
             self._program = Program(model, "double" if dtype == torch.float64 else "float", self.lanes)
         self.tile = self._program.tile
         self._check_memory(simulation, device)
+        self._blocks = Blocks(dtype)
         self._stack: dict[str, int] = {}
         self._built: dict[str, Any] = {}
         self._loaded: dict[tuple[str, torch.device], Loaded] = {}
@@ -165,7 +167,12 @@ class ModelKernels:
 
     def tape(self, rows: int, device: torch.device) -> Tensor:
         """Memory for the tapes of so many environments; a row has those of environments that are interleaved."""
-        return torch.empty(-(-rows // self.tile), self.tile * self._program.tape, dtype=self._dtype, device=device)
+        shape = -(-rows // self.tile), self.tile * self._program.tape
+        return (
+            self._blocks.empty(*shape)
+            if device.type == "cpu"
+            else torch.empty(*shape, dtype=self._dtype, device=device)
+        )
 
     def build(self, which: str) -> tuple[Any, int]:
         """The Warp kernel, not yet compiled, and an upper bound of the number of vectors that its code computes."""

@@ -1,0 +1,51 @@
+"""Memory on the CPU that is used again.
+
+The C library gives memory of many megabytes back to the system when it is freed, and the system clears it anew. Of a
+step of gymnasium's humanoid with its tape, that is half of the time.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import torch
+
+from mage_diffsim.shapes import Tensor
+
+LEAST = 1 << 20
+"""Bytes from which a block is kept."""
+KEPT = 2
+"""Free blocks that are kept at most."""
+
+
+class Blocks:
+    """Tensors of one dtype whose memory goes to the next ones when they are freed."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._lock = threading.Lock()
+        self.free: list[Tensor] = []
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor of unknown numbers on the CPU."""
+        size = torch.Size(shape).numel()
+        if size * self._dtype.itemsize < LEAST:
+            return torch.empty(shape, dtype=self._dtype)
+        block = self._taken(size)
+        view = block.numpy()[:size]
+        weakref.finalize(view, self._give_back, block)  # torch holds the view as long as any tensor has its memory
+        return torch.from_numpy(view).view(shape)
+
+    def _taken(self, size: int) -> Tensor:
+        """A free block that is not much too large, or a new one."""
+        with self._lock:
+            for i, block in enumerate(self.free):
+                if size <= block.numel() <= 2 * size:
+                    return self.free.pop(i)
+        return torch.empty(size, dtype=self._dtype)
+
+    def _give_back(self, block: Tensor) -> None:
+        # No lock: it may run while this thread holds it, and an append and a deletion are atomic.
+        self.free.append(block)
+        del self.free[:-KEPT]
