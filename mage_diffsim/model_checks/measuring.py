@@ -30,7 +30,7 @@ from mage_diffsim.shapes import Bool, Float, Tensor
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SOAK_ROWS = 4096
 """Worlds side by side that visit many states."""
-ROUNDS, PATIENCE_S = 7, 60.0
+ROUNDS, PATIENCE_S = 31, 20.0
 """Rounds of timing, and seconds after which no further one begins."""
 
 
