@@ -23,9 +23,10 @@ def config_of(**settings):
     return make_config(LIMB, hyper=HYPER, **defaults | settings)
 
 
-@pytest.mark.parametrize("dynamics", ["learned", "oracle"])
-def test_a_task_with_muscles_trains(dynamics):
-    trainer = Trainer(config_of(dynamics=dynamics))
+@pytest.mark.parametrize(("dynamics", "backend"), [("learned", None), ("oracle", "mujoco"), ("oracle", "warp")])
+def test_a_task_with_muscles_trains(dynamics, backend):
+    pytest.importorskip(backend or "mujoco")
+    trainer = Trainer(config_of(dynamics=dynamics, backend=backend))
     start = trainer.agent.actor.clone()
     for _ in range(26):
         trainer.step()
