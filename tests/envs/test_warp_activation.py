@@ -75,6 +75,8 @@ def test_activations_and_places_on_mocap_bodies_are_those_of_mujoco_c():
             turned = [x for row in step.kinematics.rotation[b] for x in row]
             found = evaluate([*step.position(BodyPosition, b), *turned], values)
             np.testing.assert_allclose(found, [*data.xpos[b], *data.xmat[b]], rtol=0.0, atol=1e-13)
+            found = evaluate(step.kinematics.quaternion(step.q, b), values)
+            np.testing.assert_allclose(found, data.xquat[b], rtol=0.0, atol=1e-13)
         np.testing.assert_allclose(evaluate(step.act_rates, values), data.act_dot, rtol=1e-13, atol=1e-13)
         expected = evaluate(step.acted(), values)
         mujoco.mj_step(m, data)

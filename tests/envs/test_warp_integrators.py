@@ -13,6 +13,7 @@ from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import evaluate  # noqa: E402
 from mage_diffsim.envs.warp.compiler.intake import read  # noqa: E402
 from mage_diffsim.envs.warp.compiler.step import Step  # noqa: E402
+from tests.envs import force_models  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
 from tests.envs.warp_models import LEG, physics_of, samples, scaled  # noqa: E402
 from tests.marks import slow_but  # noqa: E402
@@ -33,6 +34,18 @@ FLOATING = """<mujoco><option timestep="0.004" integrator="INTEGRATOR" density="
  .1"/></body></body></worldbody><actuator><position joint="left" kp="20" kv="1" ctrlrange="-1 1" forcerange="-3
  3"/><velocity joint="right" kv="5" gear="2" ctrlrange="-1 1"/><velocity joint="tail" kv=".5" ctrlrange="-9
  9"/></actuator></mujoco>"""
+
+
+# Joints and a tendon whose actuators are often outside actuatorfrcrange; servos of joints, a site and a tendon on them.
+CLAMPED = """<mujoco><option timestep="0.004" integrator="INTEGRATOR"/><default><position ctrlrange="-1 1"/><velocity
+ ctrlrange="-1 1"/></default><worldbody><body gravcomp="1"><joint name="a" axis="1 0 0" damping=".2"
+ actuatorfrcrange="-2 2" actuatorgravcomp="true"/><geom type="capsule" size=".04" fromto="0 0 0 .1 .1 -.3"/><body
+ pos=".1 .1 -.3"><joint name="b" axis="0 1 0" damping=".1" actuatorfrcrange="-1 3"/><geom type="capsule" size=".04"
+ fromto="0 0 0 .1 .1 -.3"/><site name="end" pos=".1 .1 -.3"/></body></body></worldbody><tendon><fixed name="both"
+ actuatorfrcrange="-1 1"><joint joint="a" coef="1"/><joint joint="b" coef="-.5"/></fixed></tendon><actuator><velocity
+ joint="a" kv=".5"/><position jointinparent="b" kp="2" kv=".7" gear="1.5"/><velocity joint="b" kv=".2"/><velocity
+ tendon="both" kv=".3"/><velocity tendon="both" kv=".6" gear="2"/><position site="end" kp="3" kv="1" gear="1 2 3 0 .1
+ 0"/></actuator></mujoco>"""
 
 
 class ExplicitLeg(Body):
@@ -60,14 +73,24 @@ class FullLeg(Body):
     name, mjcf = "FullLeg", FastLeg.mjcf.replace("implicitfast", "implicit")
 
 
-MODELS = (ExplicitLeg, Fast, Full, FastLeg, FullLeg)
+class FastClamped(Body):
+    name, mjcf = "FastClamped", CLAMPED.replace("INTEGRATOR", "implicitfast")
+
+
+class FullClamped(Body):
+    name, mjcf = "FullClamped", CLAMPED.replace("INTEGRATOR", "implicit")
+
+
+FORCEFUL = tuple(force_models.model(f"Forceful_{x}", integrator=x) for x in ("implicitfast", "implicit"))
+"""Every actuator, and tendons."""
+MODELS = (FastClamped, FullClamped, ExplicitLeg, Fast, Full, FastLeg, FullLeg)
 
 
 def name_of(model):
     return model.name
 
 
-@pytest.mark.parametrize("model", MODELS, ids=name_of)
+@pytest.mark.parametrize("model", (*MODELS, *FORCEFUL), ids=name_of)
 def test_the_equations_of_implicit_velocities_are_those_of_mujoco_c(model):
     step = Step(read(model().simulation), exact=True, records=0, words=16)
     m, rng = step.m, np.random.default_rng(0)
@@ -101,7 +124,7 @@ def test_the_equations_of_implicit_velocities_are_those_of_mujoco_c(model):
         np.testing.assert_allclose(ours, force, rtol=0.0, atol=1e-9 * max(1.0, np.abs(force).max()))
 
 
-@pytest.mark.parametrize("model", slow_but([ExplicitLeg, FastLeg], MODELS), ids=name_of)
+@pytest.mark.parametrize("model", slow_but([ExplicitLeg, FastLeg, FastClamped], MODELS), ids=name_of)
 def test_a_step_and_its_derivative_are_those_of_converged_mujoco_c(model):
     task, state, action = samples(model)
     reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(model)

@@ -27,8 +27,8 @@ from mage_diffsim.envs.warp.compiler.transmissions import transmission
 
 def actuator_forces(
     coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], scaled: bool = True
-) -> list[tuple[Coordinate, Any, Any]]:
-    """(coordinate, force along it, its rate) of the actuators whose groups are not disabled.
+) -> dict[int, tuple[Coordinate, Any, Any]]:
+    """(coordinate, force along it, its rate) of each actuator whose group is not disabled.
 
     Args:
         coordinates: of the model at the positions.
@@ -51,7 +51,7 @@ def actuator_forces(
     for i in found:
         if m.actuator_forcelimited[i]:
             found[i] = clip(found[i], *(float(x) for x in m.actuator_forcerange[i]))
-    return [(along[i], force, speeds[i]) for i, force in found.items()]
+    return {i: (along[i], force, speeds[i]) for i, force in found.items()}
 
 
 def _force(m: Any, i: int, length: Any, speed: Any, given: Any) -> Any:

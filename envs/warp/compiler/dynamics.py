@@ -33,7 +33,7 @@ class Kinematics:
 
     def __init__(self, model: Model, q: Sequence[Any], mocap: Sequence[Any] = ()) -> None:
         m = model.model
-        self.model = model
+        self.model, self._mocap = model, list(mocap)
         self.rotation: list[al.Matrix] = [al.IDENTITY]
         self.position: list[al.Vector] = [al.ZERO]
         self._origin: dict[int, al.Vector] = {0: al.ZERO}
@@ -76,6 +76,8 @@ class Kinematics:
         m = self.model.model
         if body == 0:
             return [1.0, 0.0, 0.0, 0.0]
+        if m.body_mocapid[body] >= 0:
+            return self._mocap[7 * int(m.body_mocapid[body]) :][3:7]
         turned = self.quaternion(q, int(m.body_parentid[body]))
         turned = al.quaternion_product(turned, [float(x) for x in m.body_quat[body]])
         for j in range(int(m.body_jntadr[body]), int(m.body_jntadr[body]) + int(m.body_jntnum[body])):

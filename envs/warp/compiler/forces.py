@@ -48,6 +48,13 @@ class Forces:
             found = [add(x, mul(share, pull.force)) for x, share in zip(found, pull.coordinate.row, strict=True)]
         return found
 
+    def at(self, dof: int) -> Any:
+        """The generalised force at a degree of freedom, without that of the loads on bodies."""
+        found = self.joints[dof]
+        for pull in self.pulls:
+            found = add(found, mul(pull.coordinate.row[dof], pull.force))
+        return found
+
     def act(self, coordinate: Coordinate, force: Any, speed: Any) -> None:
         """Add a force along a coordinate."""
         if is_zero(force):
@@ -109,35 +116,57 @@ def actuation(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], 
         coordinates: of the model at the positions.
         v: the velocities.
         drive: what each actuator's gain multiplies (:func:`.activation.inputs`).
-        limited: whether ``actuatorfrcrange`` of joints and tendons counts; MuJoCo's implicit integrators leave it out.
+        limited: whether ``actuatorfrcrange`` brings forces into the ranges of joints and tendons. Otherwise it leaves
+            out what MuJoCo's implicit integrators do: the forces of a tendon's or joint's own actuators, where their
+            sum is outside the range.
     """
+    m = coordinates.model
+    found = _unlimited(coordinates, v, drive, scaled=True)
+    ranges = {
+        int(m.jnt_dofadr[j]): tuple(float(x) for x in m.jnt_actfrcrange[j])
+        for j in range(m.njnt)
+        if m.jnt_actfrclimited[j]
+    }
+    if limited:
+        for dof, (low, high) in ranges.items():
+            _limit(m, found, dof, low, high)
+        return found
+    counted = _unlimited(coordinates, v, drive, scaled=False)
+    at_joints = (int(load_mujoco().mjtTrn.mjTRN_JOINT), int(load_mujoco().mjtTrn.mjTRN_JOINTINPARENT))
+    for i, (coordinate, force, _) in actuator_forces(coordinates, v, drive).items():
+        dof = int(m.jnt_dofadr[m.actuator_trnid[i, 0]]) if m.actuator_trntype[i] in at_joints else -1
+        if dof in ranges:
+            total, (low, high) = found.at(dof), ranges[dof]
+            own = mul(coordinate.row[dof], force)
+            left_out = where(less(total, low), own, where(less(high, total), own, 0.0))
+            counted.joints[dof] = sub(counted.joints[dof], left_out)
+    return counted
+
+
+def _unlimited(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], scaled: bool) -> Forces:
+    """Actuation without the ranges of joints; ``scaled`` as in :func:`.actuators.actuator_forces`."""
     kinematics, m = coordinates.kinematics, coordinates.model
     found = none(m)
     flags, given = load_mujoco().mjtDisableBit, int(m.opt.disableflags)
     if not m.nactuator or given & flags.mjDSBL_ACTUATION:
         return found
-    for coordinate, force, speed in actuator_forces(coordinates, v, drive, scaled=limited):
+    for coordinate, force, speed in actuator_forces(coordinates, v, drive, scaled).values():
         found.act(coordinate, force, speed)
     if given & flags.mjDSBL_SPRING and given & flags.mjDSBL_DAMPER:
         weightless = [REST] * m.nbody
     else:
         weightless = _weightless(kinematics)
     _at_actuated_joints(kinematics, found, weightless, 1.0)
-    for j in range(m.njnt) if limited else ():
-        if m.jnt_actfrclimited[j]:
-            _limit(m, found, int(m.jnt_dofadr[j]), *(float(x) for x in m.jnt_actfrcrange[j]))
     return found
 
 
 def _limit(m: Any, forces: Forces, dof: int, low: float, high: float) -> None:
     """Bring the generalised force at a degree of freedom into a range."""
     shares = [(pull, pull.coordinate.row[dof]) for pull in forces.pulls if not is_zero(pull.coordinate.row[dof])]
-    total = forces.joints[dof]
+    total = forces.at(dof)
     if not shares:
         forces.joints[dof] = clip(total, low, high)
         return
-    for pull, share in shares:
-        total = add(total, mul(share, pull.force))
     # The force at the joint may depend on any joint, by fixed tendons: the last body comes before them all.
     bodies = {m.nbody - 1, int(m.dof_bodyid[dof]), *(b for pull, _ in shares for b in pull.bodies)}
     forces.pulls.append(Pull(_unit(m, dof), sub(clip(total, low, high), total), 0.0, tuple(sorted(bodies))))
