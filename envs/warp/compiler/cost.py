@@ -70,7 +70,9 @@ def _chains(m: Any) -> list[frozenset[int]]:
 
 
 def _written(model: Model) -> Cost:
-    """The cost of contacts and factors written out."""
+    """The cost of contacts and factors written out; infinite where counting it would take long."""
+    if model.model.nv > 200 or len(model.pairs) > 2000:
+        return Cost(float("inf"), float("inf"))
     m, chains = model.model, _chains(model.model)
     moved = [chains[pair.bodies[0]] | chains[pair.bodies[1]] for pair in model.pairs]
     # A capsule has two ends on a plane, and two capsules may touch side by side.
