@@ -120,7 +120,9 @@ def _implied(mujoco: Any, model: Any, i: int, what: str) -> Range | None:
     # for others those that give the largest forces.
     ends = _lengths(mujoco, model, i) if stiffness else _forces(mujoco, model, i)
     if ends is None:
-        return None
+        # Of a motor with any force, gear is the force of action 1.
+        free = bias == biases.mjBIAS_NONE and not model.actuator_ctrllimited[int(model.actuator_ctrladr[i])]
+        return (-1.0, 1.0) if free else None
     factor = -float(stiffness) if stiffness else 1.0
     return _proper(sorted((factor * end - float(constant)) / slope for end in ends))
 

@@ -24,6 +24,7 @@ PI = math.pi
 RANGES = {
     '<motor joint="hinge" ctrlrange="-3 4"/>': (-3, 4),
     '<motor joint="hinge" ctrlrange="-3 4" ctrllimited="false" forcerange="-1 1"/>': (-3, 4),
+    '<motor joint="hinge" gear="7"/>': (-1, 1),
     '<motor joint="hinge" forcerange="-3 4" gear="7"/>': (-3, 4),
     '<general joint="hinge" forcerange="-3 4" gainprm="-2" biastype="affine" biasprm="1 0 -3"/>': (-1.5, 2),
     '<motor joint="free_hinge" gear="-3"/>': (-3, 2),
@@ -56,7 +57,6 @@ def test_a_control_that_is_switched_off_needs_no_range(option):
 
 
 UNBOUNDED = {
-    '<motor joint="hinge"/>': "ctrlrange='LOW HIGH' or forcerange",
     '<motor joint="hinge" ctrlrange="0 inf"/>': "ctrlrange='LOW HIGH' or forcerange",
     '<velocity joint="hinge" kv="2"/>': "ctrlrange='LOW HIGH' or forcerange",
     '<position joint="slide" kp="5" forcerange="-1 1"/>': "ctrlrange='LOW HIGH', or its joint or tendon a range",

@@ -116,7 +116,7 @@ BAD = {
         "the model has no actuator",
     ),
     "no range": (
-        dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', "")),
+        dict(mjcf=SLIDER.replace(' ctrlrange="-1 4"', ' ctrlrange="-1 inf"')),
         "nothing bounds the control of actuator 'push', and actions in \\[-1, 1\\] are scaled to its range; give it "
         "ctrlrange='LOW HIGH' or forcerange",
     ),

@@ -156,6 +156,7 @@ def test_what_takes_too_much_is_refused_with_the_numbers_before_it_is_traced(mon
         with pytest.raises(InputError, match=numbers):
             ask(snake(80))
     WarpPhysics.check_covers(snake(50))
+    assert cost.looped(intake.read(balls(40).simulation)), "counted at once"
     monkeypatch.setattr(cost, "_memory_of_machine", lambda: 0.5)
     with pytest.raises(InputError, match=r"1\.2 GiB of memory; accepted are 15 minutes and 0\.5 GiB"):
         WarpPhysics.check_covers(snake(50))
