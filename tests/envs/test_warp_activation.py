@@ -61,7 +61,7 @@ def states(integrator: str, n: int = 60):
 
 def test_activations_and_places_on_mocap_bodies_are_those_of_mujoco_c():
     task, state, action = states("Euler")
-    step, m = Step(read(task.simulation), exact=True, records=0), task.simulation.model
+    step, m = Step(read(task.simulation), exact=True, records=0, words=16), task.simulation.model
     data, clamped, touching = mujoco.MjData(m), 0, set()
     for row, control in zip(state.numpy(), task.scale_action(action).numpy(), strict=True):
         task.simulation.put(data, row)
