@@ -111,4 +111,20 @@ class Stiff(Body):
     name, mjcf = "Stiff", STIFF
 
 
+# A body that a mocap body, its child and its site hold by a weld, a connect, another weld and a tendon.
+HELD = """<mujoco><option timestep="0.004"/><default><geom contype="0" conaffinity="0"/></default><worldbody><body
+ name="hand" mocap="true" pos=".1 .2 1" euler="10 20 30"><geom size=".02"/><body name="finger" pos="0 .1 0" euler="0 0
+ 40"> <geom size=".02"/></body><site name="palm" pos=".1 0 0" euler="0 30 0"/></body><body name="box" pos="0 0
+ 1"><freejoint/> <geom type="box" size=".1 .05 .02"/><body name="lid" pos=".2 0 0"><joint name="lid" axis="0 1
+ 0"/><geom size=".04" pos=".1 0 0"/><site name="edge" pos=".2 0 0"/></body></body></worldbody><tendon><spatial
+ limited="true" range="0 .3"><site site="palm"/><site site="edge"/></spatial></tendon><equality><weld body1="hand"
+ body2="box" solref=".05 1" torquescale=".5"/><connect body1="lid" body2="finger" anchor=".1 0 0" solref=".1 1"/><weld
+ site1="palm" site2="edge" solimp=".3 .5 .2"/></equality><actuator><motor joint="lid" gear="2" ctrlrange="-1
+ 1"/></actuator></mujoco>"""
+
+
+class Held(Body):
+    name, mjcf = "Held", HELD
+
+
 MODELS = (Rubbing, Linked, Tied)

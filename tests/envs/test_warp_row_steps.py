@@ -11,7 +11,7 @@ pytest.importorskip("warp")
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.differences import jacobian_of, true_jacobians  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
-from tests.envs.row_models import MODELS, Rubbing, Sled, Stiff  # noqa: E402
+from tests.envs.row_models import MODELS, Held, Rubbing, Sled, Stiff  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
 from tests.envs.warp_models import physics_of, samples, scaled  # noqa: E402
 from tests.marks import slow_but  # noqa: E402
@@ -20,7 +20,7 @@ CHECKED = 40
 """States of a comparison with central differences."""
 
 
-@pytest.mark.parametrize("model", slow_but([Rubbing], MODELS), ids=lambda m: m.name)
+@pytest.mark.parametrize("model", slow_but([Rubbing], (*MODELS, Held)), ids=lambda m: m.name)
 def test_a_step_and_its_derivative_are_those_of_converged_mujoco_c(model):
     task, state, action = samples(model, 400, 30)
     reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(model)
