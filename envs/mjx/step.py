@@ -235,7 +235,12 @@ class _Environment:
         """Implicit in the velocity, for the forces of actuators and dampers."""
         dt = self.model.opt.timestep
         qacc, d = self._accelerate(data, qpos, qvel, act, warm)
-        slope = private("derivative", "deriv_smooth_vel")(self.model, d)
+        m, (low, high) = self.model, self.model.actuator_forcerange.T
+        # A force that is held at an end of its range does not depend on the velocity.
+        held = m.actuator_forcelimited & ((d.actuator_force <= low) | (d.actuator_force >= high))
+        gain, bias = (jnp.where(held[:, None], 0.0, x) for x in (m.actuator_gainprm, m.actuator_biasprm))
+        m = m.replace(actuator_gainprm=gain, actuator_biasprm=bias)
+        slope = private("derivative", "deriv_smooth_vel")(m, d)
         change = qacc if slope is None else _damped(d._impl.M, -dt * jnp.where(self._coupled, slope, 0.0), qacc)
         qvel = qvel + dt * change
         return self._move(qpos, qvel, dt), qvel, self._activations.advance(act, d.act_dot), qacc

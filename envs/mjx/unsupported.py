@@ -78,14 +78,6 @@ def _options(model: Any) -> Iterator[Refusal]:
                 what = f"option flag {short.lower()} ({change.lower()}d)"
                 yield Refusal(f"MJX ignores {what}", what)
     if integrator == "IMPLICITFAST":
-        velocity = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (model.actuator_biasprm[:, 2] != 0.0)
-        velocity |= (model.actuator_gaintype == mujoco.mjtGain.mjGAIN_AFFINE) & (model.actuator_gainprm[:, 2] != 0.0)
-        for i in np.flatnonzero(model.actuator_forcelimited & velocity):
-            yield Refusal(
-                "MJX integrates actuators with a forcerange by another rule than MuJoCo C (integrator implicitfast)",
-                "actuators with a forcerange (integrator implicitfast)",
-                (f"actuator {_name('ACTUATOR', model, i)!r}",),
-            )
         for i in np.flatnonzero(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
             yield Refusal(
                 "MJX integrates muscles by another rule than MuJoCo C (integrator implicitfast)",

@@ -123,7 +123,7 @@ class ActivatedByImplicitFast(Activated):
     name = "ActivatedByImplicitFast"
     mjcf = ACTIVATED.replace("<option ", '<option integrator="implicitfast" ').replace(
         '<muscle joint="a" lengthrange="-2 2" force="9" tausmooth=".3"/>',
-        '<intvelocity joint="a" actrange="-1 1" kp="4"/>',
+        '<position joint="a" kp="9" kv="2" forcerange="-6 6" ctrlrange="-1 1"/>',
     )
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("mujoco.mjx")
 from mage_diffsim.bridges.jax import load_jax  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step, private  # noqa: E402
 from mage_diffsim.errors import InputError, MissingExtra  # noqa: E402
-from tests.envs.mjx_models import ELLIPTIC, LEG, Leg  # noqa: E402
+from tests.envs.mjx_models import LEG, Leg  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 
 
@@ -62,13 +62,6 @@ def refused(mjcf):
 def test_what_mjx_cannot_do_is_refused_by_name(change, message):
     with pytest.raises(InputError, match=f"task Refused: .*{message}.*; use backend mujoco$"):
         refused(LEG.replace(*change))
-
-
-def test_saturating_actuators_are_refused_where_their_damping_is_implicit():
-    with pytest.raises(
-        InputError, match=r"actuators with a forcerange by another rule than MuJoCo C .*; use backend mujoco"
-    ):
-        refused(ELLIPTIC.replace('kv="1"', 'kv="1" forcerange="-3 3"'))
 
 
 def test_gymnasiums_pusher_is_refused():
