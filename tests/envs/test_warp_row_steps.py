@@ -38,8 +38,8 @@ def test_a_step_and_its_derivative_are_those_of_converged_mujoco_c(model):
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_samples_are_in_every_zone(model):
     """What the comparisons above would be empty without: rows of each kind, friction at either end and between."""
-    task, state, _ = samples(model, 400, 30)
-    m, nq = task.simulation.model, task.simulation.nq
+    (_, state, _), m = samples(model, 400, 30), model().simulation.model
+    nq = m.nq
     data, seen = mujoco.MjData(m), set()
     for row in state.numpy():
         data.qpos[:], data.qvel[:] = row[:nq], row[nq : nq + m.nv]
