@@ -134,17 +134,18 @@ class ModelKernels:
         self.controls = int(simulation.model.nu)
         self.lanes = VECTOR // dtype.itemsize if device.type == "cpu" else 1
         self._dtype = dtype
-        model = read(simulation)
-        self._cost = cost.check(model)
+        self._model = read(simulation)
+        cost.check(self._model)
         with _uncollected():
-            self._program = Program(model, "double" if dtype == torch.float64 else "float", self.lanes)
+            self._program = Program(self._model, "double" if dtype == torch.float64 else "float", self.lanes)
         self.tile = self._program.tile
         self._check_memory(simulation, device)
         self._blocks = Blocks(dtype)
+        self._codes: dict[str, str] = {}
         self._stack: dict[str, int] = {}
         self._built: dict[str, Any] = {}
         self._loaded: dict[tuple[str, torch.device], Loaded] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def _records(self) -> int:
@@ -168,16 +169,26 @@ class ModelKernels:
     def tape(self, rows: int, device: torch.device) -> Tensor:
         """Memory for the tapes of so many environments; a row has those of environments that are interleaved."""
         shape = -(-rows // self.tile), self.tile * self._program.tape
-        return (
-            self._blocks.empty(*shape)
-            if device.type == "cpu"
-            else torch.empty(*shape, dtype=self._dtype, device=device)
-        )
+        if device.type != "cpu":
+            return torch.empty(*shape, dtype=self._dtype, device=device)
+        return self._blocks.empty(*shape)
+
+    def prepare(self, *which: str) -> None:
+        """Emit the code of kernels.
+
+        Raises:
+            InputError: compiling them together would take too much.
+        """
+        with self._lock, _uncollected():
+            for name in which:
+                if name not in self._codes:
+                    self._codes[name] = getattr(self._program, name)()
+            cost.check(self._model, sum(len(self._codes[name]) for name in which))
 
     def build(self, which: str) -> tuple[Any, int]:
         """The Warp kernel, not yet compiled, and an upper bound of the number of vectors that its code computes."""
-        with _uncollected():
-            code = getattr(self._program, which)()
+        self.prepare(which)
+        code = self._codes[which]
         return build(code, which, load_warp().dtype_from_torch(self._dtype)), operations(code)
 
     def load(self, which: str, device: torch.device) -> Loaded:
@@ -191,9 +202,9 @@ class ModelKernels:
                 # Warp's cache has a folder of this name if the kernel, whose name ends in a hash, was compiled before.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
-                    # The adjoint is most of it.
-                    minutes = self._cost.seconds / 60 * (1 / 3 if which == "forward" else 2 / 3)
-                    long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {self._cost.gib:.1f} GiB"
+                    needed = cost.of_code(len(self._codes[which]))
+                    minutes = needed.seconds / 60
+                    long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {needed.gib:.1f} GiB"
                     _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)
                 self._built[which] = built
                 # An upper bound: as if every computed vector lived through the kernel. Measured frames are a tenth.
@@ -258,7 +269,9 @@ class ModelOp(Op):
 
     def load(self, device: torch.device | str) -> None:
         """Compile and load the kernels for a device now: a CUDA graph cannot be captured while one is loading."""
-        for which in ("forward", "tangent" if self._tangents else "adjoint"):
+        both = "forward", "tangent" if self._tangents else "adjoint"
+        self._kernels.prepare(*both)
+        for which in both:
             self._kernels.load(which, indexed(device))
 
     def forward(self, *inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

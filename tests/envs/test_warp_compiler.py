@@ -162,6 +162,16 @@ def test_what_takes_too_much_is_refused_with_the_numbers_before_it_is_traced(mon
         WarpPhysics.check_covers(snake(50))
 
 
+def test_what_takes_too_much_by_its_code_is_refused_before_it_is_compiled(monkeypatch):
+    """As with many long tendons, which the counts of joints and geoms do not tell of."""
+    monkeypatch.setattr(warp_model, "build", None)
+    monkeypatch.setattr(warp_model, "_shared", {})
+    monkeypatch.setattr(cost, "MEMORY", 0.47)
+    monkeypatch.setattr(cost, "estimate", lambda model: cost.Cost(1.0, 0.4))
+    with pytest.raises(InputError, match=r"would take some 0 minutes and 0\.5 GiB of memory; accepted are"):
+        WarpPhysics(snake(4))
+
+
 # -- models --
 
 
