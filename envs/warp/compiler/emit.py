@@ -81,9 +81,6 @@ def _lanes_turn(function: str, real: str, lanes: int) -> str:
     odd, even, shift = ("cosine", "sine", "q") if function == "sin" else ("sine", "cosine", "(q + 1)")
     suffix, whole = ("f", "int") if real == "float" else ("", "long long")
     return f"""
-        if (__builtin_reduce_or(!((x < real(1e5)) & (x > real(-1e5)))) != 0) {{
-            vec y; for (int i = 0; i < lanes; ++i) y[i] = {function}{suffix}(x[i]); return y;
-        }}
         typedef double wide __attribute__((ext_vector_type({lanes})));
         typedef {whole} whole __attribute__((ext_vector_type({lanes})));
         const wide given = __builtin_convertvector(x, wide);
@@ -92,8 +89,13 @@ def _lanes_turn(function: str, real: str, lanes: int) -> str:
             * 6.07710050630396597660e-11) - turns * 2.02226624879595063154e-21, vec);
         const vec rr = r * r;{POLYNOMIALS[real]}
         const whole q = __builtin_convertvector(turns, whole);
-        const vec y = ((q & 1) != 0) ? {odd} : {even};
-        return (({shift} & 2) != 0) ? -y : y;"""
+        const vec either = ((q & 1) != 0) ? {odd} : {even};
+        vec y = (({shift} & 2) != 0) ? -either : either;
+        const auto large = !((x < real(1e5)) & (x > real(-1e5)));
+        if (__builtin_reduce_or(large) != 0) {{
+            for (int i = 0; i < lanes; ++i) if (large[i]) y[i] = {function}{suffix}(x[i]);
+        }}
+        return y;"""
 
 
 def _on_gpu(there: str, here: str) -> str:
