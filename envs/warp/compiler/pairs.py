@@ -131,12 +131,15 @@ def _item(two: Two, contact: Contact) -> Item:
 
 
 def _near(two: Two) -> Any:
-    """Whether spheres around the geoms, or one around the second and the plane, are closer than the margin."""
+    """Whether spheres around the geoms, or one around the second and the plane, are closer than the margin.
+
+    The spheres are a thousandth larger than need be, which allows for float32 far from the world's origin.
+    """
     m, pair = two.model.model, two.pair
     (first, frame), (second, _) = two.geom(pair, 0), two.geom(pair, 1)
     apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
-    reach = float(m.geom_rbound[pair.geoms[1]]) + pair.margin
+    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + pair.margin
     if pair.kinds[0] == "plane":
         return less(al.dot(al.column(frame, 2), apart), reach)
-    reach += float(m.geom_rbound[pair.geoms[0]])
+    reach += 1.001 * float(m.geom_rbound[pair.geoms[0]])
     return less(al.dot(apart, apart), reach * abs(reach))
