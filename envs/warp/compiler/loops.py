@@ -176,7 +176,8 @@ class Hessian(LoopedMatrix):
             w.table("Halways", self._always, "unsigned long long")
             w.table("Hcontact", self._by_contact, "unsigned long long")
             w.table("Hstart", [b * self.size for b in self.branches.of])
-            w(f"unsigned long long Hlink[{len(self.branches)}];")
+            w(f"unsigned long long Hlink[{len(self.branches)}], Hbefore[{len(self.branches)}];")
+            w(f"for (int s = 0; s < {len(self.branches)}; ++s) Hbefore[s] = ~0ull;")
             w(f"int Hcolumns[{len(self.branches) * self.size}], Hlength[{self.size}];")
             return
         self.declare_columns(w, self._most)
@@ -184,7 +185,6 @@ class Hessian(LoopedMatrix):
     def link(self, w: Writer, lists: int) -> None:
         """Emit which entries a solve has, given the arrays list{n} and touching{n} of ``lists`` groups of contacts."""
         count = len(self.branches)
-        w("for (int i = 0; i < sizeof(H_) / sizeof(vec); ++i) H_[i] = splat(0);")
         w(f"for (int s = 0; s < {count}; ++s) Hlink[s] = Halways[s];")
         for n in range(lists):
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
@@ -192,11 +192,15 @@ class Hessian(LoopedMatrix):
                 w(f"for (int s = 0; s < {count}; ++s) if (both >> s & 1) Hlink[s] |= both & ((1ull << s) - 1);")
         with w.loop(f"int s = {count - 1}; s > 0; --s"):
             w("for (int t = 1; t < s; ++t) if (Hlink[s] >> t & 1) Hlink[t] |= Hlink[s] & ((1ull << t) - 1);")
-        with w.loop(f"int s = 0; s < {count}; ++s"):
-            w(f"int n = 0; int* const column = Hcolumns + s * {self.size};")
-            with w.loop("int t = 0; t < s; ++t"):
-                w("if (Hlink[s] >> t & 1) for (int d = Hbegin[t]; d < Hbegin[t + 1]; ++d) column[n++] = d;")
-            w("for (int d = Hbegin[s]; d < Hbegin[s + 1]; ++d) { Hlength[d] = n; column[n++] = d; }")
+        w(f"bool same = true; for (int s = 0; s < {count}; ++s) same = same && Hlink[s] == Hbefore[s];")
+        with w.block("if (!same)"):
+            w("for (int i = 0; i < sizeof(H_) / sizeof(vec); ++i) H_[i] = splat(0);")
+            with w.loop(f"int s = 0; s < {count}; ++s"):
+                w(f"int n = 0; int* const column = Hcolumns + s * {self.size};")
+                with w.loop("int t = 0; t < s; ++t"):
+                    w("if (Hlink[s] >> t & 1) for (int d = Hbegin[t]; d < Hbegin[t + 1]; ++d) column[n++] = d;")
+                w("for (int d = Hbegin[s]; d < Hbegin[s + 1]; ++d) { Hlength[d] = n; column[n++] = d; }")
+                w("Hbefore[s] = Hlink[s];")
 
     def fill(self, w: Writer, matrix: Sequence[Sequence[Any]]) -> None:
         """Set the entries to a matrix's, which is 0 between branches that are not always linked."""
