@@ -19,7 +19,8 @@ class CheckModel:
     """
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATHS ...")]
-    """MJCF files, folders that are searched for them, or gymnasium: for the models that it ships."""
+    """MJCF files, folders that are searched for them, gymnasium:FILE.xml for a model of Gymnasium's, gymnasium: for
+    all of them."""
     backend: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Backend to measure if it covers the model: warp, mjx or mujoco; give the flag once for each. By default warp.
     What is covered is told of all three."""
@@ -68,7 +69,9 @@ def check_model_command(options: CheckModel) -> int:
     from mage_diffsim.model_checks.rows import FIELDS, Limits, is_bad, look, rows_of
 
     if not options.paths:
-        raise InputError("no model was given; accepted are MJCF files, folders of them, or gymnasium:")
+        raise InputError(
+            "no model was given; accepted are MJCF files, folders of them, gymnasium:FILE.xml or gymnasium:"
+        )
     check_writable(options.csv)
     settings, backends = _settings(options), () if options.no_compile else options.backend or ("warp",)
     limits, console = Limits(options.seconds, options.memory), make_console()

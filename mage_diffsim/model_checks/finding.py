@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mage_diffsim.envs.mujoco.loading import find
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.errors import InputError
@@ -34,7 +35,7 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
     """Finds the models below the paths, and says by name why other MJCF files are none.
 
     Args:
-        paths: MJCF files, folders that are searched for them, or :data:`GYMNASIUM`.
+        paths: MJCF files, folders that are searched for them, ``gymnasium:FILE.xml``, or :data:`GYMNASIUM` for all.
         look: :func:`look_at`, or a function that calls it where a crash does no harm.
 
     Raises:
@@ -46,8 +47,13 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
     included: dict[Path, str] = {}
     for given in paths:
         folder = gymnasium_assets() if given == GYMNASIUM else Path(given)
+        if given.startswith(GYMNASIUM) and given != GYMNASIUM:
+            folder = find(given, Path()) or folder
         if not folder.exists():
-            raise InputError(f"there is no file or folder {given}; accepted is MJCF, a folder of it, or {GYMNASIUM}")
+            raise InputError(
+                f"there is no file or folder {given}; accepted is MJCF, a folder of it, {GYMNASIUM} or "
+                f"{GYMNASIUM}FILE.xml"
+            )
         files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"))
         if not files:
             raise InputError(f"no .xml file lies in {given}")
