@@ -132,9 +132,9 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
         ([], r"no model was given; accepted are MJCF files, folders of them, gymnasium:FILE.xml or gymnasium:"),
         (
             ["nothing.xml"],
-            r"there is no file or folder nothing\.xml; accepted is MJCF, a folder of it, gymnasium: or gymnasium:FILE",
+            r"there is no file or folder nothing\.xml; accepted is MJCF, a folder of it, gymnasium: or gymnasium:FILE.xml",
         ),
-        (["gymnasium:human.xml"], r"unknown model of gymnasium 'human\.xml': choose one of ant\.xml, "),
+        (["gymnasium:human.xml"], r"unknown model of gymnasium 'human\.xml': choose one of ant\.xml, .*"),
         (["{}/parts"], r".*"),
         (["{}/broken.xml"], r".*broken\.xml is not a model by itself: MuJoCo does not load it: .*"),
         (["{}/scene.xml"], r".*scene\.xml is not a model by itself: .*"),
