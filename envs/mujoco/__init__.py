@@ -104,7 +104,7 @@ class _Stepper:
 
         simulation, bound, n = self.simulation, self._bound, len(start)
         bound["qpos"][:n], bound["qvel"][:n], bound["act"][:n] = start, velocity, act
-        poses = mocap.reshape(n, -1, 7)
+        poses = mocap.reshape(n, simulation.nmocap, 7)
         bound["mocap_pos"][:n], bound["mocap_quat"][:n] = poses[..., :3], poses[..., 3:]
         bound["ctrl"][:n] = control
         bound["qacc_warmstart"][:n] = 0.0

@@ -95,6 +95,13 @@ def test_activations_and_mocap_poses_follow_positions_and_velocities_in_the_stat
     )
 
 
+def test_a_step_of_no_environment_is_one():
+    task = Arm()
+    state, action = torch.zeros(0, task.state_dim, dtype=torch.float64), torch.zeros(0, 4, dtype=torch.float64)
+    assert physics_of(task).step(state, action).shape == (0, task.state_dim)
+    assert physics_of(task).step(state.requires_grad_(), action).shape == (0, task.state_dim)
+
+
 def test_steps_with_activations_and_mocap_poses_are_mujocos():
     task = Arm()
     state, action = states(task, 6)
