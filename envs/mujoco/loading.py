@@ -109,15 +109,17 @@ def load_simulation(
     refusal = next(refusals(model), None)
     if refusal is not None:
         raise InputError(f"{where}: {refusal.sentence}")
-    moving, quaternions = _moving_names(mujoco, model)
     ranges = control_ranges(mujoco, model)
-    resolved, slices, names = [], {}, [*moving]
+    resolved, named = [], {}
     for key, readout in readouts.items():
         kind, i = _resolve(mujoco, model, where, key, readout)
-        width = 1 if kind is MeanVelocity else 3
-        slices[key] = slice(len(names), len(names) + width)
-        names += [key] if width == 1 else [f"{key}_{axis}" for axis in AXES]
+        named[key] = [key] if kind is MeanVelocity else [f"{key}_{axis}" for axis in AXES]
         resolved.append((kind, i))
+    names, quaternions = _moving_names(mujoco, model, [name for part in named.values() for name in part])
+    slices = {}
+    for key, part in named.items():
+        slices[key] = slice(len(names), len(names) + len(part))
+        names += part
     twice = sorted({x for x in names if names.count(x) > 1})
     if twice:
         raise InputError(
@@ -206,11 +208,12 @@ def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:
     model.geom_margin[sorted(halved)] *= 0.5
 
 
-def _moving_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
+def _moving_names(mujoco: Any, model: Any, readouts: list[str]) -> tuple[list[str], tuple[int, ...]]:
     """Names of all positions, velocities, activations and numbers of mocap poses, in this order and all different; and
     where quaternions start among them.
 
-    The position of a hinge or slide joint that has a name keeps it; other names give way.
+    The position of a hinge or slide joint that has a name keeps it; other names give way. Those of mocap poses give way
+    to the names of ``readouts``, too.
     """
     positions: list[str] = []
     given: list[bool] = []
@@ -233,11 +236,15 @@ def _moving_names(mujoco: Any, model: Any) -> tuple[list[str], tuple[int, ...]]:
     others = [*velocities]
     for i, name in enumerate(actuator_names(mujoco, model)):
         others += [f"{name}_activation"] * int(model.actuator_actnum[i])
+    names = distinct(positions + others, keep=given + [False] * len(others))
+    poses: list[str] = []
     for mocap in range(model.nmocap):
         body = element_name(mujoco, model, "BODY", int(np.flatnonzero(model.body_mocapid == mocap)[0]))
-        quaternions.append(len(positions) + len(others) + 3)
-        others += [f"{body}_{axis}" for axis in (*AXES, *QUATERNION)]
-    return distinct(positions + others, keep=given + [False] * len(others)), tuple(quaternions)
+        quaternions.append(len(names) + len(poses) + 3)
+        poses += [f"{body}_{axis}" for axis in (*AXES, *QUATERNION)]
+    taken = [*names, *readouts]
+    poses = distinct(taken + poses, keep=[True] * len(taken) + [False] * len(poses))[len(taken) :]
+    return names + poses, tuple(quaternions)
 
 
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from mage_diffsim.envs import BodyPosition, SitePosition
 from mage_diffsim.envs.differences import jacobian_error, true_jacobians
 from mage_diffsim.envs.mujoco.convergence import solver_gap
 from mage_diffsim.envs.sampling import explore, sample_states
@@ -93,6 +94,20 @@ def test_activations_and_mocap_poses_follow_positions_and_velocities_in_the_stat
     np.testing.assert_allclose(
         task.mocap(start), 2 * [[0.0, 0.1, 0.4, half, 0.0, 0.0, half, 0.6, 0.0, -0.3, 1.0, 0.0, 0.0, 0.0]]
     )
+
+
+class Named(Arm):
+    readouts = {"hand": BodyPosition("hand"), "palm": SitePosition("grip")}  # noqa: RUF012
+
+
+def test_a_readout_may_have_the_name_of_a_mocap_body():
+    task = Named()
+    pose = ("x_2", "y_2", "z_2", "qw", "qx", "qy", "qz")
+    hand, palm = ([f"{body}_{x}" for x in pose] for body in ("hand", "palm"))
+    read = [f"{name}_{x}" for name in ("hand", "palm") for x in ("x", "y", "z")]
+    assert list(task.state_names[7:]) == hand + palm + read
+    state = task.reset(2, torch.Generator().manual_seed(0))
+    assert torch.equal(task.readout(state, "hand"), task.mocap(state)[:, :3])
 
 
 def test_a_step_of_no_environment_is_one():
