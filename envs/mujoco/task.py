@@ -176,7 +176,18 @@ class MujocoTask(Task):
             qvel: generalised velocities, shape [n, nv], the same dtype and device.
             act: activations, shape [n, na]; by default the model's own, which are 0 for most actuators.
             mocap: x, y, z and a quaternion of every mocap body, shape [n, 7 nmocap]; by default the model's own.
+
+        Raises:
+            InputError: one of them has another shape.
         """
+        s = self.simulation
+        widths = {"qpos": (qpos, s.nq), "qvel": (qvel, s.nv), "act": (act, s.na), "mocap": (mocap, 7 * s.nmocap)}
+        for name, (x, width) in widths.items():
+            if x is not None and x.shape != (len(qpos), width):
+                raise InputError(
+                    f"task {self.name}: state_at was given {name} of shape {tuple(x.shape)}; accepted is (n, {width}), "
+                    "with one n for all"
+                )
         moving = (x.double().cpu().numpy() for x in (qpos, qvel))
         given = (None if x is None else x.double().cpu().numpy() for x in (act, mocap))
         return torch.as_tensor(self.simulation.start(*moving, *given)).to(qpos)

@@ -9,6 +9,7 @@ from mage_diffsim.envs import BodyPosition, SitePosition
 from mage_diffsim.envs.differences import jacobian_error, true_jacobians
 from mage_diffsim.envs.mujoco.convergence import solver_gap
 from mage_diffsim.envs.sampling import explore, sample_states
+from mage_diffsim.errors import InputError
 from tests.envs.mujoco_tasks import jacobians, physics_of
 from tests.envs.small_models import Body
 
@@ -108,6 +109,16 @@ def test_a_readout_may_have_the_name_of_a_mocap_body():
     assert list(task.state_names[7:]) == hand + palm + read
     state = task.reset(2, torch.Generator().manual_seed(0))
     assert torch.equal(task.readout(state, "hand"), task.mocap(state)[:, :3])
+
+
+def test_a_start_of_another_shape_is_refused():
+    task = Arm()
+    given = {name: torch.zeros(2, n) for name, n in (("qpos", 2), ("qvel", 2), ("act", 3), ("mocap", 14))}
+    task.state_at(**given)
+    for name, x in given.items():
+        width = x.shape[1]
+        with pytest.raises(InputError, match=rf"given {name} of shape \(2, 1\); accepted is \(n, {width}\)"):
+            task.state_at(**given | {name: x[:, :1]})
 
 
 def test_a_step_of_no_environment_is_one():
