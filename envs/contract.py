@@ -272,8 +272,9 @@ def _rounding(physics: Physics) -> dict[str, float]:
     if physics.backend != "mujoco" or not isinstance(task, MujocoTask):
         return {}
     qpos, qvel, control = task.difference_steps
+    moving = (qpos, qvel, control) if task.simulation.na else (qpos, qvel)
     span = max(high - low for low, high in zip(task.action_low, task.action_high, strict=True))
-    return {"state": ROUNDING / min(qpos, qvel), "action": ROUNDING / control * max(1.0, 0.5 * span)}
+    return {"state": ROUNDING / min(moving), "action": ROUNDING / control * max(1.0, 0.5 * span)}
 
 
 def _random_actions(n: int, task: Task, like: Tensor, seed: int) -> Float[Tensor, "N A"]:

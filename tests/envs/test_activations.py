@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mage_diffsim.envs import BodyPosition, SitePosition
+from mage_diffsim.envs.contract import _rounding
 from mage_diffsim.envs.differences import jacobian_error, true_jacobians
 from mage_diffsim.envs.mujoco.convergence import solver_gap
 from mage_diffsim.envs.sampling import explore, sample_states
@@ -28,6 +29,12 @@ ARM = """<mujoco><option timestep="0.01"/><worldbody><body name="hand" mocap="tr
 class Arm(Body):
     name = "Arm"
     mjcf = ARM
+
+
+class Rigid(Body):
+    name = "Rigid"
+    mjcf = """<mujoco><worldbody><body><joint name="j"/><geom size=".1"/></body></worldbody><actuator><motor joint="j"
+     ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
 # Every kind of activation, bounded and early ones among them, each on a joint of its own.
@@ -126,6 +133,13 @@ def test_a_step_of_no_environment_is_one():
     state, action = torch.zeros(0, task.state_dim, dtype=torch.float64), torch.zeros(0, 4, dtype=torch.float64)
     assert physics_of(task).step(state, action).shape == (0, task.state_dim)
     assert physics_of(task).step(state.requires_grad_(), action).shape == (0, task.state_dim)
+
+
+def test_the_rounding_of_differences_by_activations_counts_where_there_are_some():
+    fine = {"difference_steps": (1e-5, 1e-5, 1e-8)}
+    with_act = _rounding(physics_of(type("Arm", (Arm,), fine)()))
+    without = _rounding(physics_of(type("Rigid", (Rigid,), fine)()))
+    assert with_act["state"] == pytest.approx(1e3 * without["state"])
 
 
 def test_steps_with_activations_and_mocap_poses_are_mujocos():
