@@ -4,15 +4,15 @@
     python benchmarks/against_mujoco.py tests/envs/models --quick    # small models, a minute
     python benchmarks/against_mujoco.py my_models robot.xml --backends warp --dtypes float64
 
-Each model becomes a task around its unchanged XML: one simulator step per action, the observation qpos | qvel. The
-reference is ``mujoco.mj_step`` with the solver converged (Newton, tolerance 1e-15), started anew for every state.
+Each model becomes a task around its unchanged XML: one simulator step per action, the state as observation. The
+reference is ``mujoco.mj_step`` with the solver converged (Newton, tolerance 1e-26), started anew for every state.
 States are *visited* (random actions from the model's initial configuration) or *thrown* (random joint angles, heights,
 orientations and velocities, some of them in the ground). Derivatives are compared with central differences of the same
 steps at clean states, in the tangent space where there are quaternions.
 
 Each model and backend is measured in a process of its own with a time limit, so a crash is a row of the table.
 Interrupt it at any time; the same command goes on where it stopped. Writes results.csv and summary.md. The error of a
-value is |x - x_C| / max(1, |x_C|) of the next qpos | qvel, that of a derivative max|J - J_C| / max|J_C|. States from
+value is |x - x_C| / max(1, |x_C|) of the next state, that of a derivative max|J - J_C| / max|J_C|. States from
 which MuJoCo C itself diverges are left out and counted.
 """
 
