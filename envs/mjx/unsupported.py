@@ -10,7 +10,7 @@ import numpy as np
 from mage_diffsim.envs.mjx.contacts import COLLISIONS
 from mage_diffsim.envs.mujoco.mixing import contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import element_name, load_mujoco
-from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, with_first
 
 mujoco: Any = load_mujoco()
 
@@ -22,7 +22,7 @@ IGNORED = {
     "dof_dampingpoly": "nonlinear joint damping",
     "flg_adhesion": "contact adhesion",
     "geom_fluid": "ellipsoid fluid forces (fluidshape)",
-    "geom_surfacevel": "surface velocity of a geom",
+    "geom_surfacevel": "surface velocity",
     "jnt_springyield": "plastic joint springs",
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
     "nplugin": "plugins",
@@ -53,7 +53,8 @@ def refusals(model: Any) -> Iterator[Refusal]:
     """Yields every reason why a ``mujoco.MjModel`` cannot be stepped, found without calling MJX; nothing if it can."""
     for field, feature in IGNORED.items():
         if np.any(getattr(model, field, 0)):
-            yield Refusal(f"MJX ignores {feature}", feature, elements_of(mujoco, model, field))
+            elements = elements_of(mujoco, model, field)
+            yield Refusal(f"MJX ignores {with_first(feature, elements)}", feature, elements)
     yield from _options(model)
     yield from _elements(model)
     yield from _rotations(model)
@@ -101,13 +102,14 @@ def _elements(model: Any) -> Iterator[Refusal]:
     for i in range(model.nactuator):
         if 0 <= model.actuator_group[i] <= 30 and model.opt.disableactuator & (1 << int(model.actuator_group[i])):
             actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
-            yield Refusal("MJX ignores actuatorgroupdisable", "actuatorgroupdisable", (actuator,))
+            yield Refusal(f"MJX ignores actuatorgroupdisable of {actuator}", "actuatorgroupdisable", (actuator,))
     if not model.opt.disableflags & (mujoco.mjtDisableBit.mjDSBL_EQUALITY | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT):
         for held in (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD):
             for i in np.flatnonzero((model.eq_type == held) & model.eq_active0):
                 what = f"the equality constraint {held.name.removeprefix('mjEQ_').lower()}"
                 equality = f"equality {_name('EQUALITY', model, i)!r}"
-                yield Refusal(f"MJX holds {what} by another rule than MuJoCo C", what, (equality,))
+                sentence = f"MJX holds {what} ({equality}) by another rule than MuJoCo C"
+                yield Refusal(sentence, what, (equality,))
     pulled = np.unique(model.actuator_trnid[model.actuator_trntype == int(mujoco.mjtTrn.mjTRN_TENDON), 0])
     for i in pulled[np.asarray(model.tendon_actfrclimited[pulled], bool)]:
         name = _name("TENDON", model, i)

@@ -10,12 +10,9 @@ from mage_diffsim.envs.mujoco.model import element_name
 
 KINDS = {
     "actuator": "ACTUATOR",
-    "body": "BODY",
     "geom": "GEOM",
     "jnt": "JOINT",
-    "neq": "EQUALITY",
     "nflex": "FLEX",
-    "npair": "PAIR",
     "nplugin": "PLUGIN",
     "tendon": "TENDON",
 }
@@ -33,6 +30,11 @@ class Refusal(NamedTuple):
     """The elements that have it, by kind and name; none where it is one of the whole model."""
 
 
+def with_first(feature: str, elements: tuple[str, ...]) -> str:
+    """The feature with the first of the elements that have it, if there are any."""
+    return f"{feature} of {elements[0]}" if elements else feature
+
+
 def elements_of(mujoco: Any, model: Any, field: str) -> tuple[str, ...]:
     """The elements for which a field is not 0, by kind and name.
 
@@ -42,11 +44,7 @@ def elements_of(mujoco: Any, model: Any, field: str) -> tuple[str, ...]:
         field: an array with one row per element, or the number of elements of a kind; others have no elements.
     """
     prefix, value = field.partition("_")[0], getattr(model, field)
-    if field == "nmocap":
-        kind, found = "BODY", np.flatnonzero(model.body_mocapid >= 0)
-    elif field == "na":
-        kind, found = "ACTUATOR", np.flatnonzero(model.actuator_actadr >= 0)
-    elif prefix == "dof":
+    if prefix == "dof":
         kind, found = "JOINT", np.unique(model.dof_jntid[np.asarray(value).reshape(model.nv, -1).any(1)])
     elif prefix not in KINDS:
         return ()

@@ -42,20 +42,20 @@ def refused(mjcf):
         (("RK4", "discrete"), "integrator discrete is not covered; accepted are Euler, RK4, implicitfast"),
         (("<option ", '<option noslip_iterations="3" '), "MJX ignores noslip_iterations"),
         (('<geom type="plane"', '<geom type="cylinder" name="post" pos="2 0 0"'), r"a capsule .* a cylinder \(post\)"),
-        (('fromto="0 0 0 .1 0 -.5"', 'fromto="0 0 0 .1 0 -.5" fluidshape="ellipsoid"'), "MJX ignores ellipsoid fluid"),
-        (('axis="1 0 0"/>', 'axis="1 0 0" stiffness="1 2"/>'), "MJX ignores nonlinear joint stiffness"),
+        (('fromto="0 0 0 .1 0 -.5"', 'fromto="0 0 0 .1 0 -.5" fluidshape="ellipsoid"'), r"\(fluidshape\) of geom '"),
+        (('axis="1 0 0"/>', 'axis="1 0 0" stiffness="1 2"/>'), "MJX ignores nonlinear joint stiffness of joint '"),
         (
             ('type="capsule" size=".07" fromto="-.2 0 0 .2 0 0"', 'type="box" size=".2 .1 .1"'),
             "of a plane .* with a box",
         ),
-        (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable"),
+        (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable of actuator '"),
         (
             ('<actuator><motor joint="hip"', CORD + '<actuator><motor tendon="cord"'),
             "no derivative of actuatorfrcrange of tendon cord where its actuators pull with 0 in sum",
         ),
         (
             ("</worldbody>", '</worldbody><equality><connect body1="torso" anchor="0 0 0"/></equality>'),
-            "equality constraint connect by another rule",
+            r"equality constraint connect \(equality 'equality0'\) by another rule",
         ),
     ],
 )

@@ -17,12 +17,14 @@ MANY = mujoco.MjModel.from_xml_string("""<mujoco><compiler autolimits="true"/><w
 
 
 def test_fields_name_their_elements():
-    found = {f: elements_of(mujoco, MANY, f) for f in ("body_gravcomp", "dof_dampingpoly", "geom_fluid", "nmocap")}
+    found = {
+        f: elements_of(mujoco, MANY, f) for f in ("dof_dampingpoly", "geom_fluid", "jnt_stiffnesspoly", "nhistory")
+    }
     assert found == {
-        "body_gravcomp": ("body 'low'",),
         "dof_dampingpoly": ("joint 'b'",),
         "geom_fluid": ("geom 'ball'",),
-        "nmocap": ("body 'held'",),
+        "jnt_stiffnesspoly": ("joint 'a'",),
+        "nhistory": (),
     }
 
 
@@ -33,7 +35,9 @@ BOXES = {
 
 
 def test_everything_that_the_warp_compiler_does_not_cover_is_named():
-    found = {r.feature: r.elements for r in refusals(MANY)}
+    every = list(refusals(MANY))
+    assert "nonlinear joint damping of joint 'b'" in [r.sentence for r in every]
+    found = {r.feature: r.elements for r in every}
     assert found.items() >= BOXES.items()
     assert found["a contact of plane with cylinder"] == ("geoms 'floor' and 'post'",)
 

@@ -12,7 +12,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
 from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
-from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, with_first
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
@@ -131,7 +131,7 @@ FORBIDDEN = {
     "jnt_stiffnesspoly": "nonlinear joint stiffness",
     "jnt_springyield": "plastic joint springs",
     "geom_fluid": "ellipsoid fluid forces (fluidshape)",
-    "geom_surfacevel": "surface velocity of a geom",
+    "geom_surfacevel": "surface velocity",
     "flg_adhesion": "contact adhesion",
     "tendon_dampingpoly": "nonlinear tendon damping",
     "tendon_stiffnesspoly": "nonlinear tendon stiffness",
@@ -162,11 +162,12 @@ def refusals(model: Any) -> Iterator[Refusal]:
 
     for field, what in FORBIDDEN.items():
         if np.any(getattr(model, field, 0)):
-            yield Refusal(what, what, elements_of(mujoco, model, field))
+            elements = elements_of(mujoco, model, field)
+            yield Refusal(with_first(what, elements), what, elements)
     armed = [t for t, x in enumerate(with_actuators(model, "armature", tendons=True)) if x]
     if armed:
-        what = "armature of tendons"
-        yield Refusal(what, what, tuple(f"tendon {name('TENDON', t)!r}" for t in armed))
+        elements = tuple(f"tendon {name('TENDON', t)!r}" for t in armed)
+        yield Refusal(with_first("armature", elements), "armature of tendons", elements)
     option = model.opt
     integrator = _integrator(mujoco, model)
     if integrator not in INTEGRATORS:
