@@ -98,7 +98,7 @@ def name_gap(simulation: Simulation, solver: str) -> None:
         return
     _named.add(simulation.fingerprint)
     _logger.warning(
-        "task %s: the model's own solver settings (%s) leave qpos and qvel up to %.2g from the converged step "
+        "task %s: the model's own solver settings (%s) leave the next state up to %.2g from the converged one "
         "(relative where they are above 1); %s",
         simulation.name,
         settings_text(simulation.model),

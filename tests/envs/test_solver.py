@@ -127,6 +127,7 @@ def test_the_gap_of_a_model_is_named_once(caplog):
     assert "CappedLeg" in text
     assert "iterations 1, ls_iterations 5" in text
     assert "the converged step is used" in text
+    assert "leave the next state up to" in text
     assert f"up to {convergence.solver_gap(task.simulation):.2g}" in text
     assert convergence.solver_gap(task.simulation) > 0.01
     assert convergence.solver_gap(Leg().simulation) < 1e-6
