@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -54,7 +55,8 @@ class Worker:
         Raises:
             Ended: see :meth:`call`; what came before has been yielded.
         """
-        if self._process is None:
+        if self._process is None or not self._process.is_alive():  # it may have been killed since the last call
+            self.close()
             self._start()
         self._connection.send((function, arguments))
         deadline, done = time.monotonic() + self.seconds, False
@@ -114,6 +116,7 @@ def _returned(function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
 
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             function, arguments = connection.recv()
@@ -125,6 +128,14 @@ def _serve(connection: Connection) -> None:
             connection.send(("done", None))
         except Exception as error:
             connection.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+def _end_with_parent() -> None:
+    """End this process where its parent was killed and could not do so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _resident(pid: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -50,6 +51,31 @@ def test_a_crash_ends_the_call_and_not_the_next_one(worker):
     with pytest.raises(Ended, match="the process ended with exit code 3"):
         worker.call(os._exit, 3)
     assert worker.call(math.sqrt, 4.0) == 2.0
+
+
+def test_a_process_that_was_killed_between_two_calls_is_started_anew(worker):
+    os.kill(worker.call(os.getpid), signal.SIGKILL)
+    worker._process.join()
+    assert worker.call(math.sqrt, 4.0) == 2.0
+
+
+def slow():
+    print("begun", flush=True)
+    time.sleep(15.0)
+    print("not ended", flush=True)
+
+
+def test_a_process_ends_with_a_parent_that_is_killed():
+    script = """if True:
+        import math
+        from mage_diffsim.model_checks.apart import Worker
+        from tests.model_checks.test_apart import slow
+        Worker(60.0, math.inf).call(slow)"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "begun\n"
+        parent.kill()
+        assert parent.stdout.read() == ""  # until nobody holds the other end
 
 
 def test_what_is_late_is_ended():
