@@ -149,10 +149,6 @@ def _models(options: CheckModel, looking: Any) -> tuple[list[Any], dict[str, str
             return f"it cannot be loaded: {error}"
 
     models, left_out = find_models(options.paths, look)
-    for given in options.paths:
-        reason = left_out.get(Path(given).with_suffix("").name, "") if Path(given).is_file() else ""
-        if reason and not reason.startswith("the same model"):
-            raise InputError(f"{given} is not a model by itself: {reason}")
     for backend in options.backend or ("warp",) if models and options.derivative is not None else ():
         offered = load(BACKENDS[backend]).derivatives_of(task_of(models[0].path))
         if options.derivative not in offered:

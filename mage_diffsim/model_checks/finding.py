@@ -34,12 +34,14 @@ class Model(NamedTuple):
 def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None) -> tuple[list[Model], dict[str, str]]:
     """Finds the models below the paths, and says by name why other MJCF files are none.
 
+    Names are unique: where two files of different folders would have one, the later one begins a folder further up.
+
     Args:
         paths: MJCF files, folders that are searched for them, ``gymnasium:FILE.xml``, or :data:`GYMNASIUM` for all.
         look: :func:`look_at`, or a function that calls it where a crash does no harm.
 
     Raises:
-        InputError: a path does not exist or holds no MJCF file.
+        InputError: a path does not exist, holds no MJCF file, or is a file that is no model by itself.
     """
     models: list[Model] = []
     left_out: dict[str, str] = {}
@@ -62,9 +64,11 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
             for name in _INCLUDE.findall(_text(file)):
                 included.setdefault((file.parent / name).resolve(), file.relative_to(root).as_posix())
         for file in files:
-            model = Model(file.relative_to(root).with_suffix("").as_posix(), file)
+            model = Model(_name(file, root, {*seen.values(), *left_out}), file)
             found = (look or look_at)(file)
             if not found.startswith("="):
+                if file == folder:
+                    raise InputError(f"{given} is not a model by itself: {found}")
                 by = included.get(file.resolve())
                 left_out[model.name] = found if by is None else f"it is included by {by}"
             elif found in seen:
@@ -73,6 +77,13 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
                 seen[found] = model.name
                 models.append(model)
     return models, left_out
+
+
+def _name(file: Path, root: Path, taken: set[str]) -> str:
+    """The file's path from a folder, without the ending; from one further up where the name is taken."""
+    while (name := file.relative_to(root).with_suffix("").as_posix()) in taken and root != root.parent:
+        root = root.parent
+    return name
 
 
 def _text(file: Path) -> str:

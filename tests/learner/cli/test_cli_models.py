@@ -69,6 +69,18 @@ def test_a_folder_is_searched_and_what_is_no_model_is_listed(folder, tmp_path, c
     assert found["passive", "mujoco"]["status"].startswith("refused: the model has no actuator")
 
 
+def test_models_of_one_file_name_are_told_apart(tmp_path, capsys):
+    for folder, text in (("a b", SLIDER), ("c", PASSIVE)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.xml").write_text(text)
+    files = tmp_path / "a b" / "model.xml", tmp_path / "c" / "model.xml"
+    assert run("check-model", *files, "--no-compile", "--csv", tmp_path / "a.csv") == 0
+    capsys.readouterr()
+    found = table(tmp_path / "a.csv")
+    assert found["model", "mujoco"]["status"] == "covered"
+    assert found["c/model", "mujoco"]["status"].startswith("refused: the model has no actuator")
+
+
 def test_a_model_that_breaks_its_process_is_a_row(folder, tmp_path, monkeypatch, capsys):
     class Broken(rows.Worker):
         def call(self, function, *arguments):
