@@ -144,7 +144,8 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
         ([], r"no model was given; accepted are MJCF files, folders of them, gymnasium:FILE.xml or gymnasium:"),
         (
             ["nothing.xml"],
-            r"there is no file or folder nothing\.xml; accepted is MJCF, a folder of it, gymnasium: or gymnasium:FILE.xml",
+            r"there is no file or folder nothing\.xml; accepted is MJCF, a folder of it, gymnasium: or "
+            r"gymnasium:FILE\.xml",
         ),
         (["gymnasium:human.xml"], r"unknown model of gymnasium 'human\.xml': choose one of ant\.xml, .*"),
         (["{}/parts"], r".*"),
