@@ -81,6 +81,15 @@ class FullClamped(Body):
     name, mjcf = "FullClamped", CLAMPED.replace("INTEGRATOR", "implicit")
 
 
+class Backwards(Body):
+    """A damped site whose motion is minus that of its joint."""
+
+    name = "Backwards"
+    mjcf = """<mujoco><option timestep="0.004" integrator="implicitfast"/><worldbody><body><joint type="slide" axis="1 0
+     0"/><geom size=".1"/><site name="here"/></body></worldbody><actuator><velocity site="here" kv="50" gear="-1 0 0 0 0
+     0" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
 FORCEFUL = tuple(force_models.model(f"Forceful_{x}", integrator=x) for x in ("implicitfast", "implicit"))
 """Every actuator, and tendons."""
 MODELS = (FastClamped, FullClamped, ExplicitLeg, Fast, Full, FastLeg, FullLeg)
@@ -90,7 +99,7 @@ def name_of(model):
     return model.name
 
 
-@pytest.mark.parametrize("model", (*MODELS, *FORCEFUL), ids=name_of)
+@pytest.mark.parametrize("model", (*MODELS, *FORCEFUL, Backwards), ids=name_of)
 def test_the_equations_of_implicit_velocities_are_those_of_mujoco_c(model):
     step = Step(read(model().simulation), exact=True, records=0, words=16)
     m, rng = step.m, np.random.default_rng(0)

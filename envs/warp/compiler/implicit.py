@@ -25,7 +25,7 @@ from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, sub
+from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, neg, sub
 from mage_diffsim.envs.warp.compiler.loads import Load, along
 from mage_diffsim.envs.warp.compiler.loops import WRITTEN, LoopedMatrix
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
@@ -57,7 +57,7 @@ class Implicit:
             forces = smooth(coordinates, v, u, limited=False)
             self._joint_forces, self._loads = forces.joints, list(forces.bodies)
             for pull in forces.pulls:
-                slope = vjp([(pull.force, 1.0)], cuts=[pull.speed]).get(pull.speed, 0.0)
+                slope = _slope(pull.force, pull.speed)
                 if not is_zero(slope):
                     self._pulls.append((pull.coordinate, slope))
             self._moving = accelerations(kinematics, v, [0.0] * m.nv)
@@ -204,6 +204,13 @@ class Implicit:
         flat = [x for pair in vectors for vector in pair for x in vector]
         found = jvp(flat, dict(zip(self._v, e, strict=True)))
         return [(found[at : at + 3], found[at + 3 : at + 6]) for at in range(0, len(flat), 6)]
+
+
+def _slope(force: Any, speed: Any) -> Any:
+    """The derivative of a force by a speed; folding may have left the force with minus that speed."""
+    opposite = neg(speed)
+    found = vjp([(force, 1.0)], cuts=[speed, opposite])
+    return sub(found.get(speed, 0.0), found.get(opposite, 0.0))
 
 
 def related(m: Any) -> list[list[int]]:
