@@ -86,6 +86,16 @@ def test_links_are_the_fill_in_of_elimination():
         assert (links[3] > 0) == dense
 
 
+def test_branches_of_a_large_model_are_bits_of_a_number():
+    size = 150
+    branches = Branches([-1] * size)
+    assert len(branches) <= 64 and [len(x) for x in (branches.begin[:-1], branches.of)] == [len(branches), size]
+    links = linked(len(branches), [branches.mask([0, 70]), branches.mask([70, size - 1])])
+    assert max(links) < 1 << 64 and branches.mask(range(size)) == (1 << len(branches)) - 1
+    columns = branches.columns(links)
+    assert 70 in columns[size - 1] and 0 in columns[70] and 40 not in columns[size - 1]
+
+
 @pytest.fixture
 def looped(monkeypatch):
     monkeypatch.setattr(cost, "LOOPED", -1.0)

@@ -264,7 +264,8 @@ class Writer:
 
     def table(self, name: str, values: Sequence[float | int], kind: str = "int") -> None:
         """Write an array of numbers that does not change, of the C++ type ``kind``."""
-        text = [repr(float(x)) if kind == "real" else str(x) for x in values] or ["0"]
+        suffix = "ull" if kind == "unsigned long long" else ""
+        text = [repr(float(x)) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
         self(f"static const {kind} {name}[] = {{{', '.join(text)}}};")
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:

@@ -17,6 +17,9 @@ from mage_diffsim.envs.warp.compiler.graph import is_zero
 WRITTEN = 3000
 """Multiplications of a factorisation up to which its rows are written out, which is faster."""
 
+MOST = 64
+"""Branches at most, one for each bit of a number; where a model has more, neighbours count as one."""
+
 
 class Branches:
     """The branches of a model's degrees of freedom."""
@@ -25,6 +28,7 @@ class Branches:
         """``parents`` are MuJoCo's dof_parentid: the degree of freedom before each, -1 for a root."""
         children = [list(parents).count(d) for d in range(len(parents))]
         starts = [d for d, p in enumerate(parents) if d == 0 or p != d - 1 or children[d - 1] > 1]
+        starts = starts[:: -(-len(starts) // MOST) or 1]
         self.begin = [*starts, len(parents)]
         self.of = [s for s, (a, b) in enumerate(zip(starts, self.begin[1:], strict=True)) for _ in range(a, b)]
 
