@@ -23,7 +23,7 @@ from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, lo
 from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.warp.blocks import Blocks
 from mage_diffsim.envs.warp.compiler import cost
-from mage_diffsim.envs.warp.compiler.emit import operations
+from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.program import Program
 from mage_diffsim.errors import InputError
@@ -34,8 +34,8 @@ _logger = logging.getLogger("mage_diffsim")
 VECTOR = 64
 """Bytes of a lane vector on a CPU: 8 float64 or 16 float32 environments at once."""
 MEMORY = {"cpu": 256 << 20, "cuda": 400 << 10}
-"""Bytes that a thread's kernel may use for contact records: of the heap on a CPU; on a GPU of the thread's 512 KiB of
-local memory, which also hold what does not fit registers."""
+"""Bytes that a thread's kernel may use for contact records, and for arrays: on a GPU, of the thread's 512 KiB of local
+memory, which also hold what does not fit registers."""
 TAPE = 4 << 20
 """Bytes that an environment's tape may take, which lives from a step to its derivative."""
 LEAST_ROWS = 64
@@ -133,13 +133,13 @@ class ModelKernels:
         self.name = f"Warp {simulation.name}"
         self.controls = int(simulation.model.nu)
         self.lanes = VECTOR // dtype.itemsize if device.type == "cpu" else 1
-        self._dtype = dtype
+        self._dtype, self._memory = dtype, MEMORY[device.type]
         self._model = read(simulation)
         cost.check(self._model)
         with _uncollected():
             self._program = Program(self._model, "double" if dtype == torch.float64 else "float", self.lanes)
         self.tile = self._program.tile
-        self._check_memory(simulation, device)
+        self._check_memory(simulation)
         self._blocks = Blocks(dtype)
         self._codes: dict[str, str] = {}
         self._stack: dict[str, int] = {}
@@ -152,19 +152,19 @@ class ModelKernels:
         """Bytes of a thread's contact records."""
         return self._program.memory * self._program.vector
 
-    def _check_memory(self, simulation: Simulation, device: torch.device) -> None:
+    def _check_memory(self, simulation: Simulation) -> None:
         p = self._program
         contacts = sum(n for n, _ in p.arrays.values())
-        for what, needed, available in (
-            (f"records of {contacts} possible contacts", self._records, MEMORY[device.type]),
-            (f"a tape of {simulation.frame_skip} simulator steps per action", p.tape * self._dtype.itemsize, TAPE),
-        ):
-            if needed > available:
-                raise InputError(
-                    f"task {simulation.name}: the Warp kernels would keep {needed >> 10} KiB for {what}, and "
-                    f"{available >> 10} are to be had: lower frame_skip, let fewer geoms collide, or use backend "
-                    "mujoco or mjx"
-                )
+        fewer, steps, tape = "let fewer geoms collide", simulation.frame_skip, p.tape * self._dtype.itemsize
+        self._check(f"records of {contacts} possible contacts", self._records, self._memory, fewer)
+        self._check(f"a tape of {steps} simulator steps per action", tape, TAPE, f"lower frame_skip, {fewer}")
+
+    def _check(self, what: str, needed: int, available: int, advice: str) -> None:
+        if needed > available:
+            raise InputError(
+                f"task {self._model.simulation.name}: the Warp kernels would keep {needed >> 10} KiB for {what}, and "
+                f"{available >> 10} are to be had: {advice}, or use backend mujoco or mjx"
+            )
 
     def tape(self, rows: int, device: torch.device) -> Tensor:
         """Memory for the tapes of so many environments; a row has those of environments that are interleaved."""
@@ -186,10 +186,17 @@ class ModelKernels:
             cost.check(self._model, sum(len(self._codes[name]) for name in which))
 
     def build(self, which: str) -> tuple[Any, int]:
-        """The Warp kernel, not yet compiled, and an upper bound of the number of vectors that its code computes."""
+        """The Warp kernel, not yet compiled, and an upper bound of the bytes of its frame.
+
+        Raises:
+            InputError: its arrays take more memory than a thread has.
+        """
         self.prepare(which)
-        code = self._codes[which]
-        return build(code, which, load_warp().dtype_from_torch(self._dtype)), operations(code)
+        code, vector = self._codes[which], self._program.vector
+        arrays = array_bytes(code, vector)
+        self._check(f"arrays of {which}", arrays, self._memory, "use a model with fewer joints")
+        # As if every computed vector lived through the kernel. Measured frames are a tenth of that.
+        return build(code, which, load_warp().dtype_from_torch(self._dtype)), arrays + operations(code) * vector
 
     def load(self, which: str, device: torch.device) -> Loaded:
         """The kernel, compiled and loaded for the device; Warp keeps compilations on disk."""
@@ -198,7 +205,7 @@ class ModelKernels:
         warp = load_warp()
         with self._lock:
             if which not in self._built:
-                built, operated = self.build(which)
+                built, frame = self.build(which)
                 # Warp's cache has a folder of this name if the kernel, whose name ends in a hash, was compiled before.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
@@ -207,13 +214,10 @@ class ModelKernels:
                     long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {needed.gib:.1f} GiB"
                     _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)
                 self._built[which] = built
-                # An upper bound: as if every computed vector lived through the kernel. Measured frames are a tenth.
-                self._stack[which] = OWN_STACK + operated * self._program.vector
+                self._stack[which] = OWN_STACK + frame
             load_module(self._built[which], device)
-            scratch, stack = 0 if which == "adjoint" else self._records, self._stack[which]
-            if self._program.local:
-                scratch, stack = 0, stack + scratch
-            self._loaded[which, device] = Loaded(self._built[which], scratch, stack)
+            scratch = 0 if which == "adjoint" or self._program.local else self._records
+            self._loaded[which, device] = Loaded(self._built[which], scratch, self._stack[which])
             return self._loaded[which, device]
 
 

@@ -14,10 +14,12 @@ from mage_diffsim.envs.warp import model as warp_model
 from mage_diffsim.envs.warp.compiler import cost, implicit, pairs
 from mage_diffsim.envs.warp.compiler.constraints import contacts_of
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
+from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.loops import Branches, linked
 from mage_diffsim.envs.warp.compiler.repeat import Different, join, signature
+from mage_diffsim.errors import InputError
 from tests.envs.warp_models import PILE, Leg, Pile, physics_of, samples, scaled
 
 
@@ -130,6 +132,24 @@ def test_a_step_in_loops_is_that_of_mujoco_c_and_its_derivatives_those_of_contac
     _, written = derivatives(make_physics(task, "warp", dtype=torch.float64))
     for other in (tangent, written):
         assert scaled(adjoint - other, other).max() < 1e-10
+
+
+def test_arrays_take_stack_and_on_a_gpu_local_memory(looped, monkeypatch):
+    simulation = samples(Pile)[0].simulation
+    kernels = warp_model.ModelKernels(simulation, torch.float64, torch.device("cpu"))
+    _, frame = kernels.build("adjoint")
+    code, step = kernels._program.adjoint(), kernels._program.step
+    shapes = [(n, 1) for n in step.solver.hessian.factor_arrays.values()]
+    shapes += [*step.solver.contacts.arrays("adjoint").values(), (step.solver.contacts.marks, 1)]
+    arrays = 64 * (sum(a * b for a, b in shapes) + 2 * step.nv)
+    assert array_bytes(code, 64) == arrays and frame == arrays + 64 * operations(code)
+    records = 8 * sum(a * b for a, b in step.solver.contacts.records.values())
+    monkeypatch.setitem(warp_model.MEMORY, "cuda", records)
+    kernels = warp_model.ModelKernels(simulation, torch.float64, torch.device("cuda"))
+    with pytest.raises(
+        InputError, match=r"keep \d+ KiB for arrays of forward, and \d+ are to be had: use a model with"
+    ):
+        kernels.build("forward")
 
 
 def test_more_contacts_than_there_is_memory_for_give_nan(looped, monkeypatch):

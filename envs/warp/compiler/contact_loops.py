@@ -242,7 +242,7 @@ class ContactLoops:
             compute(body)
         self.place(w, [self._velocities], axes=True)
         for n in range(len(self.cones)):
-            w(f"int touching{n} = 0, list{n}[{self.capacity[n]}];")
+            w(f"int touching{n} = 0; int list{n}[{self.capacity[n]}];")
         w(f"for (int i = 0; i < {self.marks}; ++i) mark[i].number = splat(0);")
         for n, together in enumerate(self.together):
             with self.items(w, n, found=False) as near:

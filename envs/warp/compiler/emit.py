@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -330,3 +331,15 @@ OPERATIONS = (" + ", " - ", " * ", " / ", " < ", " <= ", " >= ", " & ", " | ", "
 def operations(code: str) -> int:
     """An upper bound of the number of vectors that emitted code computes."""
     return sum(map(code.count, OPERATIONS))
+
+
+_ARRAY = re.compile(r"\b(?P<kind>vec|int|unsigned long long|Mark) \w+(?P<shape>(?:\[\d+\])+);")
+
+
+def array_bytes(code: str, vector: int) -> int:
+    """The bytes of the arrays that emitted code declares, tables aside; a ``vec`` has ``vector`` bytes."""
+    sizes = {"vec": vector, "int": 4, "unsigned long long": 8, "Mark": max(4, vector)}
+    return sum(
+        sizes[found["kind"]] * math.prod(map(int, re.findall(r"\d+", found["shape"])))
+        for found in _ARRAY.finditer(code)
+    )

@@ -180,9 +180,9 @@ class Hessian(LoopedMatrix):
             w.table("Halways", self._always, "unsigned long long")
             w.table("Hcontact", self._by_contact, "unsigned long long")
             w.table("Hstart", [b * self.size for b in self.branches.of])
-            w(f"unsigned long long Hlink[{len(self.branches)}], Hbefore[{len(self.branches)}];")
+            w(f"unsigned long long Hlink[{len(self.branches)}]; unsigned long long Hbefore[{len(self.branches)}];")
             w(f"for (int s = 0; s < {len(self.branches)}; ++s) Hbefore[s] = ~0ull;")
-            w(f"int Hcolumns[{len(self.branches) * self.size}], Hlength[{self.size}];")
+            w(f"int Hcolumns[{len(self.branches) * self.size}]; int Hlength[{self.size}];")
             return
         self.declare_columns(w, self._most)
 
