@@ -6,7 +6,6 @@ step of gymnasium's humanoid with its tape, that is half of the time.
 
 from __future__ import annotations
 
-import threading
 import weakref
 
 import torch
@@ -20,11 +19,14 @@ KEPT = 2
 
 
 class Blocks:
-    """Tensors of one dtype whose memory goes to the next ones when they are freed."""
+    """Tensors of one dtype whose memory goes to the next ones when they are freed.
+
+    Blocks come back at any time, also while this thread looks for one, so there is no lock: every change of the list is
+    atomic.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._lock = threading.Lock()
         self.free: list[Tensor] = []
 
     def empty(self, *shape: int) -> Tensor:
@@ -39,13 +41,18 @@ class Blocks:
 
     def _taken(self, size: int) -> Tensor:
         """A free block that is not much too large, or a new one."""
-        with self._lock:
-            for i, block in enumerate(self.free):
+        unfit: list[Tensor] = []
+        try:
+            while True:
+                block = self.free.pop()
                 if size <= block.numel() <= 2 * size:
-                    return self.free.pop(i)
-        return torch.empty(size, dtype=self._dtype)
+                    return block
+                unfit.append(block)
+        except IndexError:
+            return torch.empty(size, dtype=self._dtype)
+        finally:
+            self.free[:0] = unfit
 
     def _give_back(self, block: Tensor) -> None:
-        # No lock: it may run while this thread holds it, and an append and a deletion are atomic.
         self.free.append(block)
         del self.free[:-KEPT]

@@ -27,3 +27,19 @@ def test_blocks_that_are_too_large_or_too_many_are_not_kept_in_use():
     small = blocks.empty(4)
     del small
     assert len(blocks.free) <= KEPT
+
+
+def test_blocks_that_come_back_meanwhile_are_not_taken_for_another():
+    blocks = Blocks(torch.float64)
+
+    class Looked(torch.Tensor):
+        """A block; while it is looked at, two small ones are freed."""
+
+        def numel(self):
+            for _ in range(2):
+                blocks._give_back(torch.empty(1))
+            return super().numel()
+
+    block = torch.empty(LEAST).as_subclass(Looked)
+    blocks.free.append(block)
+    assert blocks._taken(LEAST) is block and [len(x) for x in blocks.free] == [1, 1]
