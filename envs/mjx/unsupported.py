@@ -80,10 +80,11 @@ def _options(model: Any) -> Iterator[Refusal]:
                 yield Refusal(f"MJX ignores {what}", what)
     if integrator == "IMPLICITFAST":
         for i in np.flatnonzero(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
+            muscle = f"actuator {_name('ACTUATOR', model, i)!r}"
             yield Refusal(
-                "MJX integrates muscles by another rule than MuJoCo C (integrator implicitfast)",
+                f"MJX integrates muscles ({muscle}) by another rule than MuJoCo C (integrator implicitfast)",
                 "muscles (integrator implicitfast)",
-                (f"actuator {_name('ACTUATOR', model, i)!r}",),
+                (muscle,),
             )
         free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
         for joint in free[model.tree_dofnum[model.dof_treeid[model.jnt_dofadr[free]]] == 6]:

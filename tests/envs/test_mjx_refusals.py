@@ -64,6 +64,12 @@ def test_what_mjx_cannot_do_is_refused_by_name(change, message):
         refused(LEG.replace(*change))
 
 
+def test_a_muscle_that_mjx_integrates_otherwise_is_named():
+    fast = LEG.replace("RK4", "implicitfast").replace('<motor joint="hip"', '<muscle name="calf" joint="hip"')
+    with pytest.raises(InputError, match=r"muscles \(actuator 'calf'\) by another rule"):
+        refused(fast.replace('name="calf"', 'name="calf" lengthrange="-1 1"'))
+
+
 def test_gymnasiums_pusher_is_refused():
     with pytest.raises(InputError, match=r"a capsule \(.*\) with a cylinder \(.*\).* use backend mujoco"):
         refused("gymnasium:pusher.xml")
