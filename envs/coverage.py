@@ -230,8 +230,11 @@ def _idle_constraints(task: MujocoTask, states: Float[Tensor, "N S"]) -> Iterato
     def is_ball(kind: int, i: int) -> bool:
         return kind == joint and model.jnt_type[i] == mujoco.mjtJoint.mjJNT_BALL  # its limit has one side
 
-    limits = {(joint, i) for i in range(model.njnt) if model.jnt_limited[i]}
-    limits |= {(tendon, i) for i in range(model.ntendon) if model.tendon_limited[i]}
+    off = mujoco.mjtDisableBit.mjDSBL_LIMIT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+    limits: set[tuple[int, int]] = set()
+    if not model.opt.disableflags & off:
+        limits |= {(joint, i) for i in range(model.njnt) if model.jnt_limited[i]}
+        limits |= {(tendon, i) for i in range(model.ntendon) if model.tendon_limited[i]}
     sides = {name_of(*x) for x in limits if is_ball(*x)}
     sides |= {f"{name_of(*x)} {side}" for x in limits if not is_ball(*x) for side in ("low", "high")}
     pairs = {frozenset(pair) for pair in colliding_geoms(model)}
@@ -252,7 +255,7 @@ def _idle_constraints(task: MujocoTask, states: Float[Tensor, "N S"]) -> Iterato
             idle_sides.discard(f"{name_of(kind, i)} {'low' if value - low < high - value else 'high'}")
         idle_pairs -= {frozenset(c.geom.tolist()) for c in data.contact[: data.ncon] if c.efc_address >= 0}
     if idle_sides:
-        yield f"joint limits: {len(idle_sides)} of {len(sides)} never active: {_listed(sorted(idle_sides))}"
+        yield f"limits: {len(idle_sides)} of {len(sides)} never active: {_listed(sorted(idle_sides))}"
     if idle_pairs:
         names = ("-".join(element_name(mujoco, model, "GEOM", i) for i in sorted(pair)) for pair in idle_pairs)
         yield f"contacts: {len(idle_pairs)} of {len(pairs)} pairs of geoms never touch: {_listed(sorted(names))}"

@@ -270,14 +270,22 @@ def test_limits_and_contacts_that_were_never_active_are_named():
     pytest.importorskip("mujoco")
     coverage = check_task(Bead(), "mujoco", "fd", samples=12).coverage
     assert coverage is not None
-    said = [s for s in coverage.not_exercised if s.startswith(("joint limits", "contacts"))]
+    said = [s for s in coverage.not_exercised if s.startswith(("limits", "contacts"))]
     assert said == [
-        "joint limits: 1 of 2 never active: wire low",  # the floor comes first
+        "limits: 1 of 2 never active: wire low",  # the floor comes first
         "contacts: 1 of 2 pairs of geoms never touch: roof-ball",
     ]
     low = torch.tensor([[-5.01, 0.0]], dtype=torch.float64)
     given = check_task(Bead(), "mujoco", "fd", samples=12, states=low).coverage
-    assert given is not None and not any(s.startswith("joint limits") for s in given.not_exercised)
+    assert given is not None and not any(s.startswith("limits") for s in given.not_exercised)
+
+
+def test_limits_that_a_flag_switches_off_are_not_missed():
+    pytest.importorskip("mujoco")
+    flag = '<option timestep="0.01"><flag limit="disable"/></option>'
+    free = type("Free", (Bead,), {"name": "Free", "mjcf": Bead.mjcf.replace('<option timestep="0.01"/>', flag)})
+    coverage = check_task(free(), "mujoco", "fd", samples=4, steps=4).coverage
+    assert coverage is not None and not any(s.startswith("limits") for s in coverage.not_exercised)
 
 
 def test_the_report_is_json_with_its_coverage():
