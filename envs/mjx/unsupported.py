@@ -97,6 +97,13 @@ def _options(model: Any) -> Iterator[Refusal]:
 
 
 def _elements(model: Any) -> Iterator[Refusal]:
+    for kind in (mujoco.mjtTrn.mjTRN_SLIDERCRANK, mujoco.mjtTrn.mjTRN_BODY):
+        for i in np.flatnonzero(model.actuator_trntype == kind):
+            what = {"SLIDERCRANK": "slider-crank", "BODY": "body"}[kind.name.removeprefix("mjTRN_")]
+            actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
+            yield Refusal(
+                f"MJX has no transmission of type {what}: {actuator}", f"transmissions of type {what}", (actuator,)
+            )
     for i in np.flatnonzero(model.actuator_ctrlnum != 1):
         actuator = f"actuator {_name('ACTUATOR', model, i)!r}"
         yield Refusal(f"{actuator} does not have one control", "actuators of several controls", (actuator,))

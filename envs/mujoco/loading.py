@@ -163,7 +163,21 @@ def refusals(model: Any) -> Iterator[Refusal]:
         yield Refusal("the model lets bodies sleep, which a task's state leaves out; disable it", "bodies that sleep")
     if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_IPC:
         yield Refusal("the flag ipc keeps multipliers that a task's state leaves out; disable it", "the flag ipc")
+    yield from _nan(model)
+    if not model.opt.timestep > 0.0:
+        yield Refusal(f"timestep is {model.opt.timestep:g}; accepted is a positive number", "no time step")
     yield from unbounded_controls(mujoco, model)
+
+
+def _nan(model: Any) -> Iterator[Refusal]:
+    """Yields the first field of a model that is not a number; what MuJoCo computes from it (``dof_M0``) comes last."""
+    fields = [(owner, field) for owner in (model.opt, model) for field in dir(owner) if field[0] != "_"]
+    for owner, field in sorted(fields, key=lambda x: x[1].endswith("0")):
+        value = np.asarray(getattr(owner, field)) if not field.startswith("key_") else np.zeros(0)
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            row = int(np.argwhere(np.isnan(value).reshape(len(value), -1).any(1))[0, 0]) if value.ndim else 0
+            yield Refusal(f"{field}[{row}] is nan; give a number", "values that are nan", (field,))
+            return
 
 
 def _take_larger_margins(mujoco: Any, model: Any, where: str) -> None:

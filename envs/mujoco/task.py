@@ -38,6 +38,7 @@ class MujocoTask(Task):
       and at -pi and pi on a hinge without a range and on a ball joint;
     * another actuator of fixed gain: the controls that reach the ends of its ``forcerange``, or of the
       ``actuatorfrcrange`` of its joint or tendon, at rest;
+    * a motor that nothing bounds: -1 to 1, so that ``gear`` is its largest force;
     * an orientation servo: -pi to pi per component of a rotation vector, -1 to 1 per component of a quaternion;
     * an actuator that is switched off or has gain 0: -1 to 1.
 

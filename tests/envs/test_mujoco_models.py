@@ -110,6 +110,14 @@ BAD = {
         dict(mjcf="<mujoco><worldbody><joint/></worldbody></mujoco>"),
         "task Slider: MuJoCo cannot load its MJCF",
     ),
+    "nan": (
+        dict(mjcf=SLIDER.replace("<joint ", '<joint damping="nan" ', 1)),
+        r"task Slider: dof_damping\[0\] is nan; give a number",
+    ),
+    "no time": (
+        dict(mjcf=SLIDER.replace("<worldbody>", '<option timestep="0"/><worldbody>', 1)),
+        "task Slider: timestep is 0; accepted is a positive number",
+    ),
     "no joint": (dict(mjcf="<mujoco/>"), "the model has no joint"),
     "no actuator": (
         dict(mjcf=SLIDER.split("<actuator>")[0] + "</mujoco>", readouts={}),

@@ -149,7 +149,7 @@ DISABLED = frozenset(
     )
 )
 """Disable flags that are covered, or that change nothing in the models covered."""
-ENABLED = ("ENERGY", "FWDINV")
+ENABLED = ("ENERGY", "FWDINV", "INVDISCRETE")
 """Enable flags that change nothing in a step."""
 
 
