@@ -67,8 +67,7 @@ def measure(path: Path, backend: str, settings: Settings) -> Iterator[dict[str, 
     physics, compilation = compile_physics(path, backend, settings)
     found = dict(compilation)
     yield compilation
-    simulation = task_of(path).simulation
-    reference = Reference(path, *map(np.array, (simulation.action_low, simulation.action_high)))
+    reference = Reference(path)
     points = reference.visited(settings.states, np.random.default_rng(settings.seed))
     value = torch.from_numpy(reference.step(points))
     agreement = compare(physics, points.joined(), value, reference.truth(points), reference.tangents(points))

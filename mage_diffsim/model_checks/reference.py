@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.envs.differences import TrueJacobian, true_jacobians
+from mage_diffsim.envs.mujoco.controls import control_ranges
 from mage_diffsim.envs.mujoco.convergence import with_solver
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.sampling import INSIDE
@@ -44,22 +45,21 @@ class Points(NamedTuple):
 class Reference:
     """One model in MuJoCo C. It does not clamp controls, does not reset diverged states and starts every step anew.
 
+    Actions are scaled as a task scales them; where nothing bounds some control, actions are the controls.
+
     Args:
         path: the MJCF file.
-        low, high: controls of the actions -1 and 1; by default the ends of the control ranges, and -1 and 1 where an
-            actuator has none.
     """
 
-    def __init__(self, path: Path, low: np.ndarray | None = None, high: np.ndarray | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         mujoco = load_mujoco()
         with quiet():
             self.own = mujoco.MjModel.from_xml_path(str(path))
         self.own.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL | mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self.model = with_solver(self.own, "converged")
         self._data = mujoco.MjData(self.model)
-        limited = self.own.actuator_ctrllimited.astype(bool)
-        low = np.where(limited, self.own.actuator_ctrlrange[:, 0], -1.0) if low is None else low
-        high = np.where(limited, self.own.actuator_ctrlrange[:, 1], 1.0) if high is None else high
+        ranges = control_ranges(mujoco, self.own)
+        low, high = np.array(ranges if len(ranges) == self.own.nu else [(-1.0, 1.0)] * self.own.nu).reshape(-1, 2).T
         self._centre, self._half = 0.5 * (low + high), 0.5 * (high - low)
         m = self.own
         ends = np.cumsum([0, m.nq, m.nv, m.na, 7 * m.nmocap]).tolist()

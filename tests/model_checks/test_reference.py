@@ -37,6 +37,17 @@ def test_values_and_derivatives_agree_with_the_backend_by_activation_and_mocap_p
     assert found["state_clean"] + found["state_kinks"] == 6
 
 
+def test_actions_of_controls_without_a_range_are_scaled_as_a_tasks(tmp_path):
+    path = tmp_path / "held.xml"
+    path.write_text(HELD.replace('ctrlrange="-1 1"', 'forcerange="-10 15"'))
+    reference, physics = Reference(path), MujocoPhysics(task_of(path), dtype=torch.float64)
+    assert (physics.task.action_low, physics.task.action_high) == ((-2.0,), (3.0,))
+    points = reference.visited(4, np.random.default_rng(0))
+    torch.testing.assert_close(
+        physics.step(*map(torch.from_numpy, points)), torch.from_numpy(reference.step(points)), rtol=0.0, atol=1e-12
+    )
+
+
 def test_rollouts_begin_at_keyframes_too(held):
     reference = Reference(held)
     rng = np.random.default_rng(0)
