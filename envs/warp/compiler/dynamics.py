@@ -170,6 +170,18 @@ class Kinematics:
         return found
 
 
+def related(m: Any) -> list[list[int]]:
+    """For each degree of freedom of an ``MjModel``, itself, its ancestors and its descendants, ascending."""
+    found: list[list[int]] = []
+    for i in range(m.nv):
+        parent = int(m.dof_parentid[i])
+        above = [j for j in found[parent] if j <= parent] if parent >= 0 else []
+        for j in above:
+            found[j].append(i)
+        found.append([*above, i])
+    return found
+
+
 def at_point(motion: Spatial, point: al.Vector) -> al.Vector:
     """The linear part of a spatial motion at a point relative to its origin."""
     return al.plus(motion[1], al.cross(motion[0], point))

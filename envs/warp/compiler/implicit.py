@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.armature import Armature
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
-from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, wrenches
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, related, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, neg, sub
-from mage_diffsim.envs.warp.compiler.loads import Load, along
+from mage_diffsim.envs.warp.compiler.loads import Load, along_chains
 from mage_diffsim.envs.warp.compiler.loops import WRITTEN, LoopedMatrix
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
 
@@ -35,7 +36,13 @@ class Implicit:
     """The code that solves for e at (q, v, u), and the residual G2 = M (e - a) - h D e for the derivative sweeps."""
 
     def __init__(
-        self, coordinates: Coordinates, mass: list[list[Any]], v: Sequence[Any], u: Sequence[Any], looped: bool
+        self,
+        coordinates: Coordinates,
+        mass: list[list[Any]],
+        armatures: Sequence[Armature],
+        v: Sequence[Any],
+        u: Sequence[Any],
+        looped: bool,
     ) -> None:
         kinematics = coordinates.kinematics
         model, m = kinematics.model, coordinates.model
@@ -66,6 +73,7 @@ class Implicit:
                 if b in self._biased:
                     self._loads[b] = _minus(self._loads[b], bias)
         self._change = {place: mul(-self.timestep, x) for place, x in self.entries().items()}
+        self._armatures = list(armatures) if self._change else []
         self.matrix: Matrix | LoopedMatrix | None = None
         """M - h D; None where e is a."""
         if self._change:
@@ -151,7 +159,7 @@ class Implicit:
             return
         inertial = project(self._kinematics, self.loads(a, e))
         residual = [sub(x, y) for x, y in zip(inertial, self.joint_forces(e), strict=True)]
-        for pull in self.pulls(e, e):
+        for pull in self.pulls(a, e, e):
             residual = [sub(x, y) for x, y in zip(residual, pull.forces, strict=True)]
         values = w.compute(*jvp(residual, tangents))
         for i, product in enumerate(times_mass(self._mass, "x")):
@@ -170,25 +178,16 @@ class Implicit:
             found += jvp([force], {self._v[j]: e[j] for j in near})
         return [mul(self.timestep, x) for x in found]
 
-    def pulls(self, e: Sequence[Any], mu: Sequence[Any]) -> list[Load]:
-        """h times the change by e of the forces between bodies: -G2's part along coordinates."""
-        found = []
-        motions, tests = self._kinematics.velocities(e), self._kinematics.velocities(mu)
+    def pulls(self, a: Sequence[Any], e: Sequence[Any], mu: Sequence[Any]) -> list[Load]:
+        """-G2's part along coordinates: h times the change by e of the forces between bodies, less what accelerates
+        the tendons' armature by e - a."""
+        kinematics, found = self._kinematics, []
+        moving, test = (kinematics.velocities(e), e), (kinematics.velocities(mu), mu)
         for coordinate, slope in self._pulls:
-            row, slope = coordinate.row, mul(self.timestep, slope)
-            moved = {d for d, x in enumerate(row) if not is_zero(x)}
-            if all(moved <= set(self._related[d]) for d in moved):
-                found.append(along(coordinate, mul(slope, coordinate.rate(motions, e)), tests, mu))
-                continue
-            # What D has no entries for is left out.
-            forces, power = [], 0.0
-            for i, near in enumerate(self._related):
-                rate: Any = 0.0
-                for j in near:
-                    rate = add(rate, mul(row[j], e[j]))
-                forces.append(mul(mul(slope, row[i]), rate))
-                power = add(power, mul(mu[i], forces[-1]))
-            found.append(Load(coordinate.bodies, power, forces))
+            found.append(along_chains(coordinate, mul(self.timestep, slope), moving, test, self._related))
+        gap = self._gap(a, e)[1], [sub(x, y) for x, y in zip(e, a, strict=True)]
+        for tendon in self._armatures:
+            found += tendon.inertial(kinematics, gap, test)
         return found
 
     def motions(self, a: Sequence[Any], e: Sequence[Any]) -> list[list[Spatial]]:
@@ -211,18 +210,6 @@ def _slope(force: Any, speed: Any) -> Any:
     opposite = neg(speed)
     found = vjp([(force, 1.0)], cuts=[speed, opposite])
     return sub(found.get(speed, 0.0), found.get(opposite, 0.0))
-
-
-def related(m: Any) -> list[list[int]]:
-    """For each degree of freedom of an ``MjModel``, itself, its ancestors and its descendants, ascending."""
-    found: list[list[int]] = []
-    for i in range(m.nv):
-        parent = int(m.dof_parentid[i])
-        above = [j for j in found[parent] if j <= parent] if parent >= 0 else []
-        for j in above:
-            found[j].append(i)
-        found.append([*above, i])
-    return found
 
 
 def floats(kinematics: Kinematics, body: int) -> bool:

@@ -164,10 +164,6 @@ def refusals(model: Any) -> Iterator[Refusal]:
         if np.any(getattr(model, field, 0)):
             elements = elements_of(mujoco, model, field)
             yield Refusal(with_first(what, elements), what, elements)
-    armed = [t for t, x in enumerate(with_actuators(model, "armature", tendons=True)) if x]
-    if armed:
-        elements = tuple(f"tendon {name('TENDON', t)!r}" for t in armed)
-        yield Refusal(with_first("armature", elements), "armature of tendons", elements)
     option = model.opt
     integrator = _integrator(mujoco, model)
     if integrator not in INTEGRATORS:

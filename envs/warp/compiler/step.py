@@ -11,6 +11,7 @@ from typing import Any
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import activation, cost, manifold
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.armature import armatures, with_armatures
 from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts
 from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
@@ -60,9 +61,12 @@ class Step:
         """What the actuators' gains multiply."""
         self.act_rates = activation.rates(model, self.u, self.act)
         self.kinematics = Kinematics(model, self.q, self.mocap)
-        self.mass = mass_matrix(self.kinematics)
-        bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
         coordinates = Coordinates(self.kinematics, self.q)
+        self.armatures = armatures(coordinates)
+        self.mass = with_armatures(m, mass_matrix(self.kinematics), self.armatures)
+        bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
+        for tendon in self.armatures:
+            bias = [add(x, y) for x, y in zip(bias, tendon.bias(self.kinematics, self.v), strict=True)]
         self.forces = smooth(coordinates, self.v, self.drive)
         self.smooth = [add(f, mul(-1.0, b)) for f, b in zip(self.forces.total(self.kinematics), bias, strict=True)]
         self.rows = scalar_rows(coordinates, self.v)
@@ -77,7 +81,7 @@ class Step:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
-        self.implicit = Implicit(coordinates, self.mass, self.v, self.drive, cost.looped(model))
+        self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, cost.looped(model))
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""

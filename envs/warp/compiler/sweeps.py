@@ -56,9 +56,11 @@ class Sweeps:
             for motion, x in zip(self._motions[2][b], load, strict=True):
                 self._powers[b] = sub(self._powers[b], al.dot(motion, x))
         pulls = [along(p.coordinate, p.force, self._motions[2], self.lam, p.bodies) for p in s.forces.pulls]
-        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across), *pulls]
+        moving, test = (self._motions[0], s.a), (self._motions[2], self.lam)
+        inertial = [x for tendon in s.armatures for x in tendon.loads(kinematics, self._dynamic, moving, test)]
+        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across), *pulls, *inertial]
         """What acts between bodies: part of G1."""
-        self.implicit_loads = s.implicit.pulls(self.e, self.mu)
+        self.implicit_loads = s.implicit.pulls(s.a, self.e, self.mu)
         """The same of G2, whose test motion is mu."""
         self.lact = graph.inputs("to_rate" if s.model.runge_kutta else "lact", s.na)
         """The derivative by what a pass makes of the activations: their rates in RK4, otherwise the next ones."""

@@ -10,7 +10,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, less, mul, sqrt, sub, where
 from mage_diffsim.envs.warp.compiler.rigid import Place, geom_place, site_place
 from mage_diffsim.envs.warp.compiler.wrapping import Bend, Point, around, every, inside, negated
@@ -28,7 +28,36 @@ class Span(NamedTuple):
 
 def spans(kinematics: Kinematics, tendon: int) -> Iterator[Span]:
     """Yields the parts of a spatial tendon (MuJoCo's mj_tendon)."""
-    m, wrap = kinematics.model.model, load_mujoco().mjtWrap
+    for ends, geom, share in _path(kinematics.model.model, tendon):
+        length, loads = _straight(kinematics, ends) if geom is None else _wrapped(kinematics, ends, geom)
+        yield Span(length, loads, share)
+
+
+def second(kinematics: Kinematics, tendon: int, velocity: Sequence[Spatial], acceleration: Sequence[Spatial]) -> Any:
+    """The second derivative by time of the length of a spatial tendon that touches no geom, from the bodies' spatial
+    motions: J a + dJ/dt v."""
+    total: Any = 0.0
+    for ends, _, share in _path(kinematics.model.model, tendon):
+        (first, _), (last, _) = ends
+        if first == last:
+            continue
+        apart, rates, changes = _apart(kinematics, ends), [], []
+        for body, place in ends:
+            point, (spin, _) = kinematics.point(body, al.constant(place.position)), velocity[body]
+            rates.append(at_point(velocity[body], point))
+            changes.append(al.plus(at_point(acceleration[body], point), al.cross(spin, rates[-1])))
+        rate, change = al.minus(rates[1], rates[0]), al.minus(changes[1], changes[0])
+        length, along = _norm(apart), al.direction(apart, al.IDENTITY[0])
+        across = al.minus(rate, al.times(along, al.dot(along, rate)))
+        none = less(length, SMALLEST)
+        turning = where(none, 0.0, div(al.dot(across, across), where(none, 1.0, length)))
+        total = add(total, mul(share, add(al.dot(along, change), turning)))
+    return total
+
+
+def _path(m: Any, tendon: int) -> Iterator[tuple[tuple[_Site, _Site], int | None, float]]:
+    """Yields (sites at the ends, place of the geom between in the path, share) of the parts of a spatial tendon."""
+    wrap = load_mujoco().mjtWrap
     first, share = int(m.tendon_adr[tendon]), 1.0
     path = range(first, first + int(m.tendon_num[tendon]))
     before: int | None = None
@@ -39,9 +68,7 @@ def spans(kinematics: Kinematics, tendon: int) -> Iterator[Span]:
             before, share = None, 1.0 / float(m.wrap_prm[i])
         elif kind == wrap.mjWRAP_SITE:
             if before is not None:
-                ends = site_place(m, before), site_place(m, element)
-                length, loads = _straight(kinematics, ends) if geom is None else _wrapped(kinematics, ends, geom)
-                yield Span(length, loads, share)
+                yield (site_place(m, before), site_place(m, element)), geom, share
             before, geom = element, None
         else:
             geom = i
@@ -62,13 +89,19 @@ def _norm(v: al.Vector) -> Any:
 
 
 def _straight(kinematics: Kinematics, ends: tuple[_Site, _Site]) -> _Part:
-    (first, start), (second, end) = ends
-    if first == second:
+    (first, start), (last, end) = ends
+    if first == last:
         return float(np.linalg.norm(end.position - start.position)), []
-    apart = al.minus(_at(kinematics, *ends[1], second), _at(kinematics, *ends[0], second))
+    apart = _apart(kinematics, ends)
     along = al.direction(apart, al.IDENTITY[0])
     loads = [_pulled(kinematics, ends[0], al.times(along, -1.0)), _pulled(kinematics, ends[1], along)]
     return _norm(apart), loads
+
+
+def _apart(kinematics: Kinematics, ends: tuple[_Site, _Site]) -> al.Vector:
+    """From the first site to the second."""
+    origin = ends[1][0]
+    return al.minus(_at(kinematics, *ends[1], origin), _at(kinematics, *ends[0], origin))
 
 
 def _pulled(kinematics: Kinematics, site: _Site, force: al.Vector) -> tuple[int, Spatial]:
