@@ -78,10 +78,7 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
             here = points[kind]
             if kind not in truths:
                 truths[kind] = reference.truth(here)
-                counts[kind] = (
-                    reference.contacts(here),
-                    contacts_of(backend, simulation, here.state[:, : simulation.nq]),
-                )
+                counts[kind] = reference.contacts(here), contacts_of(backend, simulation, here.state)
             found = compare(physics, here.joined(), values[kind], truths[kind], reference.tangents(here))
             in_c, seen = counts[kind]
             fine = values[kind].isfinite().all(1)

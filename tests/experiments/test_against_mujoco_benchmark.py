@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,13 +15,14 @@ pytest.importorskip("mujoco")
 
 from against_mujoco import run
 from mujoco_agreement import contacts, measuring
+from mujoco_agreement.contacts import contacts_of
 from mujoco_agreement.measuring import measure, measure_apart
 from mujoco_agreement.options import Options
 
 from mage_diffsim.envs.mujoco import MujocoPhysics
 from mage_diffsim.errors import InputError
-from mage_diffsim.model_checks.finding import Model, find_models
-from mage_diffsim.model_checks.reference import KINDS
+from mage_diffsim.model_checks.finding import Model, find_models, task_of
+from mage_diffsim.model_checks.reference import KINDS, Reference
 
 MODELS = Path(__file__).parent.parent / "envs" / "models"
 QUICK = Options(paths=("-",), backends=("mujoco",), states=4, dtypes=("float64",)).resolved()
@@ -62,6 +64,22 @@ def test_wrong_values_and_derivatives_are_seen(monkeypatch, broken):
         assert row["value_worst"] > 1e-4 and row["action_worst"] > 1e-2
         assert row["state_worst"] < 1e-5  # the error does not depend on the state
         assert row["nonfinite_values"] == int(broken)
+
+
+PALM = """<mujoco><worldbody><body name="palm" mocap="true" pos="0 0 .2"><geom size=".15"/></body><body><joint name="x"
+ type="slide" axis="0 0 1"/><geom size=".1"/></body></worldbody><actuator><motor joint="x" ctrlrange="-1 1"/></actuator>
+ </mujoco>"""
+
+
+@pytest.mark.parametrize("backend", ["warp", "mjx"])
+def test_contacts_with_mocap_bodies_are_counted_where_these_are(backend, tmp_path):
+    pytest.importorskip("warp" if backend == "warp" else "mujoco.mjx")
+    path = tmp_path / "palm.xml"
+    path.write_text(PALM)
+    reference = Reference(path)
+    points = reference.thrown(20, np.random.default_rng(0))
+    found = contacts_of(backend, task_of(path).simulation, points.state)
+    assert found is not None and found.equal(reference.contacts(points)) and 0 < found.sum() < 20
 
 
 def test_another_number_of_contacts_is_seen(monkeypatch):
