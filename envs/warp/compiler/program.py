@@ -26,8 +26,8 @@ the C++ compiler knows less about what changes them."""
 
 
 RECORDS = {1: 128 << 10, 8: 64 << 20, 16: 64 << 20}
-"""Bytes of contact records in loops, by lanes: of a GPU thread's local memory, or of the heap. An environment with more
-contacts fails."""
+"""Bytes of contact records in loops, by lanes: of a GPU thread's local memory, or of the heap, for all lanes
+together. An environment with a contact beyond them fails."""
 WARP = 32
 """Threads of a GPU that run together. Their tapes are interleaved, so that they read and write neighbours."""
 
