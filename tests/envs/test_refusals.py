@@ -49,3 +49,32 @@ def test_everything_that_mjx_does_not_cover_is_named():
     found = {r.feature: r.elements for r in refusals(MANY)}
     assert found.items() >= BOXES.items()
     assert found["nonlinear joint damping"] == ("joint 'b'",) and found["nonlinear joint stiffness"] == ("joint 'a'",)
+
+
+SPRUNG = """<mujoco><option {}>{}</option><worldbody><geom type="plane" size="1 1 1" surfacevel="0 0 0 1 0 0"/><body
+ pos="0 0 1"><joint name="a" stiffness="1 2" damping="1 2"/><geom size=".1" fluidshape="ellipsoid"/></body></worldbody>
+ <tendon><fixed stiffness="1 2" damping="1 2"><joint joint="a" coef="1"/></fixed></tendon><actuator><motor joint="a"
+ ctrlrange="0 1"/></actuator></mujoco>"""
+SPRINGS, DAMPERS = ({f"nonlinear {x} {kind}" for x in ("joint", "tendon")} for kind in ("stiffness", "damping"))
+FLUID, SLIDING = {"ellipsoid fluid forces (fluidshape)"}, {"surface velocity"}
+
+
+@pytest.mark.parametrize(
+    ("option", "off", "refused"),
+    [
+        ('density="1"', (), SPRINGS | DAMPERS | FLUID | SLIDING),
+        ('viscosity="1"', ("spring",), DAMPERS | FLUID | SLIDING),
+        ('density="1"', ("damper", "contact"), SPRINGS | FLUID),
+        ("", ("constraint",), SPRINGS | DAMPERS),
+        ('density="1"', ("spring", "damper", "constraint"), set()),
+    ],
+)
+def test_what_is_switched_off_is_not_refused(option, off, refused):
+    flags = " ".join(f'{x}="disable"' for x in off)
+    model = mujoco.MjModel.from_xml_string(SPRUNG.format(option, f"<flag {flags}/>"))
+    assert {r.feature for r in refusals(model)} == refused
+
+
+def test_a_flag_of_inverse_dynamics_is_not_refused():
+    text = SPRUNG.format("", '<flag spring="disable" damper="disable" contact="disable" invdiscrete="enable"/>')
+    assert not list(refusals(mujoco.MjModel.from_xml_string(text)))

@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noq
 from mage_diffsim.envs.warp.compiler.cones import Elliptic  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
 from tests.envs.small_models import jacobian  # noqa: E402
-from tests.envs.stages import edges  # noqa: E402
+from tests.envs.stages import assert_contacts_are_those_of_mujoco_c  # noqa: E402
 from tests.envs.warp_models import EllipticWheels, Wheels, physics_of, samples, scaled  # noqa: E402
 
 MODELS = (Wheels, EllipticWheels)
@@ -57,35 +57,8 @@ def test_rows_are_those_of_mujoco_c(model):
     m, seen = model().simulation.model, set()
     found = states(m, 200)
     for data, contacts in zip(found, contacts_at(model, found), strict=True):
-        ours = {}
-        for c, *numbers in contacts:
-            parts = [np.array(x) for x in zip(*edges(c.cone, *numbers), strict=True)]
-            ours.setdefault(frozenset(c.pair.geoms), []).append(sums(*parts))
-        theirs = {}
-        jacobian = data.efc_J.reshape(-1, m.nv)
-        for contact in data.contact:
-            if contact.exclude or contact.dist >= contact.includemargin:
-                continue
-            dim = contact.dim
-            k = 1 if dim == 1 else dim if m.opt.cone == mujoco.mjtCone.mjCONE_ELLIPTIC else 2 * (dim - 1)
-            rows = slice(contact.efc_address, contact.efc_address + k)
-            parts = sums(data.efc_D[rows], jacobian[rows], data.efc_aref[rows])
-            theirs.setdefault(frozenset(contact.geom.tolist()), []).append(parts)
-            seen.add((frozenset(contact.geom.tolist()), int(dim)))
-        assert ours.keys() == theirs.keys()
-        for pair, parts in theirs.items():
-            for one, other in zip(sorted(ours[pair], key=trace), sorted(parts, key=trace), strict=True):
-                for a, b in zip(one, other, strict=True):
-                    np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * max(1.0, np.abs(b).max()))
+        seen |= assert_contacts_are_those_of_mujoco_c(m, contacts, data)
     assert {dim for _, dim in seen} == {1, 3, 4, 6} and len(seen) >= 9, seen
-
-
-def sums(weights, jacobian, reference):
-    return (jacobian.T * weights) @ jacobian, (jacobian.T * weights) @ reference, (weights * reference**2).sum()
-
-
-def trace(parts):
-    return np.trace(parts[0])
 
 
 def test_elliptic_forces_are_those_of_mujoco_c_in_each_zone():

@@ -15,6 +15,7 @@ from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E40
 from mage_diffsim.envs.warp.compiler.graph import evaluate  # noqa: E402
 from mage_diffsim.envs.warp.compiler.transmissions import transmission  # noqa: E402
 from tests.envs.force_models import MODELS, Forceful  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.stages import assert_close, compiled, states, values_of  # noqa: E402
 
 N = 100
@@ -73,9 +74,33 @@ def test_forces_are_those_of_mujoco_c(model):
 def test_actuator_forces_are_those_of_mujoco_c():
     _, m, kinematics, q, v, u = compiled(Forceful)
     values, fields = sampled(Forceful)
-    every = actuator_forces(Coordinates(kinematics, q), v, u)
+    every = actuator_forces(Coordinates(kinematics, q), v, u).values()
     enabled = [i for i in range(m.nactuator) if m.actuator_group[i] != 3]
     assert list(every) == enabled
     for i, (_, force, _) in every.items():
         assert_close(found([force], values)[:, 0], fields["actuator_force"][:, i])
     assert not fields["actuator_force"][:, [i for i in range(m.nactuator) if i not in enabled]].any()
+
+
+@pytest.mark.parametrize("other", [0.0, 0.5])
+def test_negative_gravity_compensation_acts_beside_positive_only(other):
+    mjcf = f"""<mujoco><worldbody><body gravcomp="-1"><joint name="a" type="slide" axis="0 0 1"/><geom size=".1"/>
+    </body><body gravcomp="{other}"><joint name="b" type="slide" axis="0 0 1"/><geom size=".1"/></body></worldbody>
+    <actuator><motor joint="a" ctrlrange="0 1"/></actuator></mujoco>"""
+    _, m, kinematics, q, v, _ = compiled(type("Heavy", (Body,), {"name": "Heavy", "mjcf": mjcf}))
+    data = next(states(m))
+    found = evaluate(forces.passive(Coordinates(kinematics, q), v).total(kinematics), values_of(data))
+    assert_close(found, data.qfrc_passive)
+    assert data.qfrc_passive.any() == bool(other)
+
+
+@pytest.mark.parametrize("ends", ["-2 1", ".5 2", "-2 -.5"])
+def test_a_disabled_actuator_exerts_the_force_of_its_range_that_is_nearest_to_0(ends):
+    mjcf = f"""<mujoco><option actuatorgroupdisable="1"/><worldbody><body><joint name="a"/><geom size=".1" pos="0 0 .1"
+    /></body></worldbody><actuator><motor joint="a" ctrlrange="0 1"/><general dyntype="filter" joint="a" gear="3"
+    ctrlrange="0 1" group="1" forcerange="{ends}"/></actuator></mujoco>"""
+    _, m, kinematics, q, v, u = compiled(type("Off", (Body,), {"name": "Off", "mjcf": mjcf}))
+    data = next(states(m))
+    found = forces.actuation(Coordinates(kinematics, q), v, u).total(kinematics)
+    assert_close(evaluate(found, values_of(data)), data.qfrc_actuator)
+    assert (data.actuator_force[1] == 0.0) == (ends == "-2 1")

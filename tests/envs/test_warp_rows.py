@@ -15,7 +15,14 @@ from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E40
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
 from tests.envs.row_models import EQUALITY, FRICTION_DOF, LIMIT_JOINT, MODELS  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
-from tests.envs.stages import assert_close, compiled, numbers, states, values_of  # noqa: E402
+from tests.envs.stages import (  # noqa: E402
+    assert_close,
+    assert_rows_are_those_of_mujoco_c,
+    compiled,
+    numbers,
+    states,
+    values_of,
+)
 
 
 @functools.cache
@@ -31,32 +38,19 @@ def rows_of(model):
     return m, rows, wanted
 
 
-def assert_rows_are_those_of_mujoco_c(m, rows, wanted, data):
-    """Where a row is there its D is not 0; rows come in MuJoCo's order."""
+def kinds_at(m, rows, wanted, data):
+    """The kinds of rows that are there, compared with MuJoCo's."""
     found = numbers(wanted, values_of(data)).reshape(len(rows), 2 + 2 * m.nv)
+    shares, found = found[:, 2 : 2 + m.nv], np.delete(found, np.s_[2 : 2 + m.nv], axis=1)
     present = found[:, 0] > 0.0
-    ours = found[present]
-    theirs = data.efc_type < int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
-    jacobian, equal = data.efc_J.reshape(-1, m.nv)[: data.nefc][theirs], data.efc_type[theirs] == 0
-    # A quaternion stands for the same rotation as its opposite, so that such a row may have either sign.
-    opposite = equal & ((ours[:, 2 : 2 + m.nv] * jacobian).sum(1) < 0.0)
-    ours[opposite, 1:] *= -1.0
-    assert_close(ours[:, 2 : 2 + m.nv], jacobian)
-    assert_close(ours[:, 2 + m.nv :], ours[:, 2 : 2 + m.nv])
-    assert_close(ours[:, 0] / data.efc_D[theirs], np.ones(len(ours)), 1e-9)
-    assert_close(-ours[:, 1], data.efc_aref[theirs])
-    ends = np.array([(row.low, row.high) for row in rows]).reshape(-1, 2)[present]
-    loss = data.efc_frictionloss[theirs]
-    rubs = loss > 0.0
-    assert (ends[equal] == (-np.inf, np.inf)).all() and (ends[~equal & ~rubs] == (0.0, np.inf)).all()
-    assert (ends[rubs] == np.stack([-loss, loss], 1)[rubs]).all()
-    return set(data.efc_type[theirs].tolist())
+    assert_close(shares[present], found[present, 2:])
+    return assert_rows_are_those_of_mujoco_c(m, rows, found, data)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda x: x.name)
 def test_rows_are_those_of_mujoco_c_one_by_one(model):
     m, rows, wanted = rows_of(model)
-    seen = (assert_rows_are_those_of_mujoco_c(m, rows, wanted, data) for data in states(m, 60))
+    seen = (kinds_at(m, rows, wanted, data) for data in states(m, 60))
     assert set().union(*seen) == model.kinds
 
 
@@ -76,7 +70,7 @@ def test_every_set_of_flags_leaves_the_rows_that_mujoco_c_has(off):
     data = mujoco.MjData(m)
     data.qpos[:], data.qvel[:] = (-0.02, 0.1), (1.0, -2.0)
     mujoco.mj_forward(m, data)
-    seen = assert_rows_are_those_of_mujoco_c(m, rows, wanted, data)
+    seen = kinds_at(m, rows, wanted, data)
     kinds = {"equality": EQUALITY, "frictionloss": FRICTION_DOF, "limit": LIMIT_JOINT}
     assert seen == {kind for flag, kind in kinds.items() if not {flag, "constraint"} & set(off)}
     assert bool(contacts(compiled(task)[2])) == bool(data.ncon) == (not {"contact", "constraint"} & set(off))

@@ -36,7 +36,11 @@ def refused_actuator(m: Any, i: int) -> str | None:
 
 def idle(m: Any, i: int) -> bool:
     """Whether the actuator exerts no force because of the options."""
-    return bool(m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ACTUATION) or disabled(m, i)
+    if m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ACTUATION:
+        return True
+    # MuJoCo also brings the force 0 of a disabled actuator into its range.
+    low, high = m.actuator_forcerange[i]
+    return disabled(m, i) and not (m.actuator_forcelimited[i] and not low <= 0.0 <= high)
 
 
 def disabled(m: Any, actuator: int) -> bool:

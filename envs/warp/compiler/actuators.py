@@ -8,7 +8,7 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
-from mage_diffsim.envs.warp.compiler.actuator_kinds import disabled, period
+from mage_diffsim.envs.warp.compiler.actuator_kinds import disabled, idle, period
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
 from mage_diffsim.envs.warp.compiler.graph import (
     absolute,
@@ -28,7 +28,7 @@ from mage_diffsim.envs.warp.compiler.transmissions import transmission
 def actuator_forces(
     coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], scaled: bool = True
 ) -> dict[int, tuple[Coordinate, Any, Any]]:
-    """(coordinate, force along it, its rate) of each actuator whose group is not disabled.
+    """(coordinate, force along it, its rate) of each actuator that exerts one.
 
     Args:
         coordinates: of the model at the positions.
@@ -39,9 +39,9 @@ def actuator_forces(
     """
     m, tendon = coordinates.model, load_mujoco().mjtTrn.mjTRN_TENDON
     motions = coordinates.kinematics.velocities(v)
-    along = {i: transmission(coordinates, i) for i in range(m.nactuator) if not disabled(m, i)}
+    along = {i: transmission(coordinates, i) for i in range(m.nactuator) if not idle(m, i)}
     speeds = {i: c.rate(motions, v) for i, c in along.items()}
-    found = {i: _force(m, i, c.length, speeds[i], drive[i]) for i, c in along.items()}
+    found = {i: 0.0 if disabled(m, i) else _force(m, i, c.length, speeds[i], drive[i]) for i, c in along.items()}
     for t in range(m.ntendon):
         mine = [i for i in found if m.actuator_trntype[i] == tendon and m.actuator_trnid[i, 0] == t]
         if mine and m.tendon_actfrclimited[t]:

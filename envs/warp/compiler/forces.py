@@ -213,6 +213,8 @@ def _weightless(kinematics: Kinematics) -> list[Spatial]:
     """(torque about the origin, force) of gravity compensation on each body."""
     m = kinematics.model.model
     loads: list[Spatial] = [REST] * m.nbody
+    if not m.flg_gravcomp:  # negative compensation counts only beside positive
+        return loads
     for b in range(1, m.nbody):
         share = float(m.body_mass[b] * m.body_gravcomp[b])
         body, place = carrier(m, b)

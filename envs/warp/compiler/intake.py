@@ -11,7 +11,7 @@ import numpy as np
 
 from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
 from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
-from mage_diffsim.envs.mujoco.model import Simulation, element_name, load_mujoco
+from mage_diffsim.envs.mujoco.model import Simulation, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, with_first
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
@@ -161,7 +161,7 @@ def refusals(model: Any) -> Iterator[Refusal]:
         return element_name(mujoco, model, kind, i)
 
     for field, what in FORBIDDEN.items():
-        if np.any(getattr(model, field, 0)):
+        if np.any(getattr(model, field, 0)) and not _switched_off(model, field):
             elements = elements_of(mujoco, model, field)
             yield Refusal(with_first(what, elements), what, elements)
     option = model.opt
@@ -205,6 +205,19 @@ def refusals(model: Any) -> Iterator[Refusal]:
         if kinds not in COLLISIONS:
             what = f"a contact of {kinds[0]} with {kinds[1]}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
+
+
+def _switched_off(m: Any, field: str) -> bool:
+    """Whether the options keep a field of :data:`FORBIDDEN` from acting."""
+    flags, given = load_mujoco().mjtDisableBit, int(m.opt.disableflags)
+    spring, damper = bool(given & flags.mjDSBL_SPRING), bool(given & flags.mjDSBL_DAMPER)
+    if field.endswith("stiffnesspoly"):
+        return spring
+    if field.endswith("dampingpoly"):
+        return damper
+    if field == "geom_fluid":
+        return (spring and damper) or not (m.opt.density or m.opt.viscosity)
+    return field == "geom_surfacevel" and not contacts_enabled(m)
 
 
 def _integrator(mujoco: Any, model: Any) -> str:
