@@ -10,7 +10,8 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics, make_task  # noqa: E402
-from tests.envs.warp_models import Pile, scaled  # noqa: E402
+from tests.envs.row_models import Stiff  # noqa: E402
+from tests.envs.warp_models import HardPile, Pile, scaled  # noqa: E402
 
 ROWS = 2000
 
@@ -33,7 +34,9 @@ def thrown(task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "contacts"), [("HalfCheetah", 12), ("Hopper", 6), ("Walker2d", 8), (Pile, 6)], ids=str
+    ("model", "contacts"),
+    [("HalfCheetah", 12), ("Hopper", 6), ("Walker2d", 8), (Pile, 6), (HardPile, 6), (Stiff, 4)],
+    ids=str,
 )
 def test_float32_is_within_1e_4_of_float64_at_999_of_1000_thrown_states(model, contacts):
     task = make_task(model) if isinstance(model, str) else model()

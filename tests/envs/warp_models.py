@@ -105,6 +105,14 @@ class Pile(Body):
     readouts = {"second": BodyPosition("two"), "turning": MeanVelocity("knee")}  # noqa: RUF012
 
 
+class HardPile(Body):
+    """The pile with contacts a thousand times as stiff as what they move."""
+
+    name = "HardPile"
+    mjcf = PILE.replace('density="300"', 'density="300" solimp=".999 .999 .001" solref=".01 1"')
+    mjcf = mjcf.replace('solimp=".6 .9 .02 .3 2"', "").replace('solimp=".9 .9 .01"', "")
+
+
 class Leg(Body):
     name, mjcf = "Leg", LEG
     readouts = {"speed": MeanVelocity("x"), "toe": SitePosition("toe")}  # noqa: RUF012

@@ -50,6 +50,8 @@ class Row:
     """The least force: 0 for a limit, -inf for an equality, minus the loss for friction."""
     high: float
     """The largest force."""
+    stiffness: float
+    """The largest ratio of D to what the row acts on, see :func:`stiffness_of`."""
     sign: Any = 1.0
     """1 or -1."""
     second: Callable[[Motions, Motions], Any] | None = None
@@ -112,6 +114,12 @@ def weight_of(d: Any, inverse_weight: float) -> Any:
     return div(1.0, maximum(div(mul(inverse_weight, sub(1.0, d)), d), SMALLEST))
 
 
+def stiffness_of(parameters: Impedance) -> float:
+    """The largest d / (1 - d): a row's D in units of the inertia that it acts on."""
+    d = max(parameters.smallest, parameters.largest)
+    return d / (1.0 - d)
+
+
 def pushing(parameters: Impedance, distance: Any, inverse_weight: float) -> tuple[Any, Any]:
     """(D, k d(r) r) of a row at the (negative) distance from its margin; both 0 at a distance of 0 and more."""
     inside = less(distance, 0.0)
@@ -163,7 +171,8 @@ class _Rows:
             d = impedance(parameters, absolute(coupled.length))
             push = mul(parameters.stiffness, mul(d, coupled.length))
             offset = add(mul(parameters.damping, self._rate(coupled)), push)
-            yield Row(coupled, weight_of(d, inverse_weight), offset, -math.inf, math.inf)
+            weight = weight_of(d, inverse_weight)
+            yield Row(coupled, weight, offset, -math.inf, math.inf, stiffness_of(parameters))
 
     def _linked(self, e: int, parameters: Impedance) -> Iterator[Row]:
         """The rows of a connect or weld."""
@@ -183,8 +192,8 @@ class _Rows:
             def second(velocity: Motions, acceleration: Motions, i: int = i) -> Any:
                 return found.second(velocity, acceleration)[i]
 
-            offset = add(rest, drift[i])
-            yield Row(along, weight_of(d, inverse_weight), offset, -math.inf, math.inf, second=second, rest=rest)
+            weight, offset, stiffness = weight_of(d, inverse_weight), add(rest, drift[i]), stiffness_of(parameters)
+            yield Row(along, weight, offset, -math.inf, math.inf, stiffness, second=second, rest=rest)
 
     def _coupled(self, e: int, tendons: bool) -> tuple[Coordinate, float]:
         """The violation of an equality of joints or tendons, a polynomial in the second, and the inverse weight."""
@@ -226,7 +235,8 @@ class _Rows:
     def _friction(self, along: Coordinate, loss: Any, parameters: Impedance, inverse_weight: Any) -> Row:
         given = parameters.single()
         weight = weight_of(impedance(given, 0.0), float(inverse_weight))
-        return Row(along, weight, mul(given.damping, self._rate(along)), -float(loss), float(loss))
+        offset = mul(given.damping, self._rate(along))
+        return Row(along, weight, offset, -float(loss), float(loss), stiffness_of(given))
 
     def _limits(self) -> Iterator[Row]:
         m, kinds = self._m, self._coordinates.kinematics.model.joint_kinds
@@ -253,7 +263,8 @@ class _Rows:
         given, rate = parameters.single(), self._rate(along)
         for distance, sign in nearer_ends(along.length, float(ends[0]), float(ends[1]), float(margin)):
             weight, push = pushing(given, sub(distance, float(margin)), float(inverse_weight))
-            yield Row(along, weight, add(mul(given.damping, mul(sign, rate)), push), 0.0, math.inf, sign)
+            offset = add(mul(given.damping, mul(sign, rate)), push)
+            yield Row(along, weight, offset, 0.0, math.inf, stiffness_of(given), sign)
 
 
 def nearer_ends(position: Any, low: float, high: float, margin: float) -> Iterator[tuple[Any, Any]]:

@@ -21,12 +21,16 @@ from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
 from mage_diffsim.envs.warp.compiler.graph import is_zero
 from mage_diffsim.envs.warp.compiler.loops import Branches, Hessian
-from mage_diffsim.envs.warp.compiler.rows import Row
+from mage_diffsim.envs.warp.compiler.rows import Row, stiffness_of
 
 ITERATIONS = 30
 """Newton steps after which a solve counts as failed; the tasks here need 1 to 8."""
 SEARCHES = 20
 """Evaluations of the derivative along a line."""
+STIFF = 50.0
+"""Stiffness of a row (:func:`.rows.stiffness_of`) from which Newton's steps are refined."""
+SETTLED = 1e-4
+"""Length of a refined solve's last step, relative to the acceleration, both in the norm of the mass matrix."""
 
 
 class Matrix:
@@ -146,10 +150,12 @@ class Solver:
             for dofs in (*contacts.moved, *(row.direction for row in rows)):
                 entries |= {(i, j) for i in dofs for j in dofs}
             self.hessian = Matrix("H", self.nv, entries)
-        self.refined = any(not row.bounded for row in rows)
-        """Whether a second exact step takes off what rounding leaves of the first. Equalities may be a thousand times
-        as stiff as the mass matrix, of which the Hessian then has few digits; the gradient has them."""
-        self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-6)
+        impedances = (pair.impedance for pair in kinematics.model.pairs)
+        stiff = max([*map(stiffness_of, impedances), *(row.stiffness for row in rows)], default=0.0) > STIFF
+        self.refined = stiff or any(not row.bounded for row in rows)
+        """Whether exact steps go on until one is short. The Hessian has few digits of the mass matrix where rows are
+        much stiffer; the gradient has them, so that each step takes off what rounding left of the last."""
+        self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-8 if stiff else 1e-6)
 
     def declare(self, w: Writer, which: str) -> None:
         """Variables that live through the whole kernel, and tables."""
@@ -180,11 +186,9 @@ class Solver:
         if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
             self.hessian.link(w, len(self.contacts.cones))
         w("mask done = splat(1) < splat(0);")
-        if self.refined:
-            w("mask settled = done;")
         curved = any(cone.curved for cone in self.contacts.cones)
         forces, least = [reference(x) for x in smooth], ""
-        if curved:
+        if curved or self.refined:
             # At rest the energy of a is 0, while that of the forces is not.
             parts = [f"over(splat(0) + {f} * {f}, {vector(self.mass[i][i])})" for i, f in enumerate(forces)]
             w(f"const vec least = {total(parts)};")
@@ -204,10 +208,8 @@ class Solver:
             for i in range(self.nv):
                 w(f"a{i} = select(done, a{i}, a{i} + size * x{i});")
             if self.refined:
-                w("done = done | (settled & !changed) | still;")
-                w("settled = settled | !changed;")
-            else:
-                w("done = done | !changed | still;")
+                w(f"changed = changed | !(size * size * bend <= {literal(SETTLED**2)} * energy);")
+            w("done = done | !changed | still;")
             w(f"if (!any(!done{' | curved' if curved else ''})) break;")
         w("failed = failed | !done;")
 
