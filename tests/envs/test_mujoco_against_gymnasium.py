@@ -156,7 +156,9 @@ def test_contacts_act_within_the_larger_margin_as_in_the_papers_mujoco(name):
     def stepped(model):
         simulation = dataclasses.replace(task.simulation, model=model)
         stepper = mujoco_backend._Stepper(simulation, "converged")
-        return stepper(task.qpos(state), task.qvel(state), task.scale_action(action))
+        return stepper(
+            task.qpos(state), task.qvel(state), task.act(state), task.mocap(state), task.scale_action(action)
+        )
 
     ours = physics.step(state, action)
     assert (ours - stepped(old)).abs().max() <= 1e-9

@@ -16,7 +16,7 @@ mujoco = pytest.importorskip("mujoco")
 from mage_diffsim.envs.mujoco.convergence import with_solver  # noqa: E402
 from mage_diffsim.envs.mujoco.loading import load_simulation  # noqa: E402
 from mage_diffsim.envs.mujoco.model import Simulation, quiet  # noqa: E402
-from mage_diffsim.envs.warp.compiler import activation, constraints, dynamics, forces, intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler import activation, armature, constraints, dynamics, forces, intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, evaluate, mul, sub  # noqa: E402
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
@@ -119,8 +119,11 @@ class Stages:
         self.rates = activation.rates(model, u, act)
         self.passive = forces.passive(coordinates, v)
         self.actuation = forces.actuation(coordinates, v, activation.inputs(model, u, act))
-        self.mass = dynamics.mass_matrix(self.kinematics)
+        tendons = armature.armatures(coordinates)
+        self.mass = armature.with_armatures(m, dynamics.mass_matrix(self.kinematics), tendons)
         self.bias = dynamics.inverse_dynamics(self.kinematics, v, [0.0] * m.nv)
+        for tendon in tendons:
+            self.bias = [add(x, y) for x, y in zip(self.bias, tendon.bias(self.kinematics, v), strict=True)]
         self.rows = scalar_rows(coordinates, v)
         self.contacts = constraints.contacts(self.kinematics)
 

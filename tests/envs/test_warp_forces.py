@@ -74,7 +74,7 @@ def test_forces_are_those_of_mujoco_c(model):
 def test_actuator_forces_are_those_of_mujoco_c():
     _, m, kinematics, q, v, u = compiled(Forceful)
     values, fields = sampled(Forceful)
-    every = actuator_forces(Coordinates(kinematics, q), v, u).values()
+    every = actuator_forces(Coordinates(kinematics, q), v, u)
     enabled = [i for i in range(m.nactuator) if m.actuator_group[i] != 3]
     assert list(every) == enabled
     for i, (_, force, _) in every.items():
