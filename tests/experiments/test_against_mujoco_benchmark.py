@@ -99,7 +99,7 @@ def test_the_gap_of_capped_solvers_is_measured():
 
 def test_what_a_backend_refuses_is_a_row_with_the_reason():
     pytest.importorskip("warp")
-    (row,) = rows_of("tendon_with_sidesite", "warp")
+    (row,) = rows_of("discrete_integrator", "warp")
     assert row["states"] == "" and row["status"].startswith("refused: the Warp compiler does not cover this model")
 
 
