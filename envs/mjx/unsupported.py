@@ -10,7 +10,7 @@ import numpy as np
 from mage_diffsim.envs.mjx.contacts import COLLISIONS
 from mage_diffsim.envs.mujoco.mixing import contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import element_name, load_mujoco
-from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, with_first
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond, with_first
 
 mujoco: Any = load_mujoco()
 
@@ -69,15 +69,8 @@ def _options(model: Any) -> Iterator[Refusal]:
         yield Refusal(f"{what} is not covered; accepted are {', '.join(INTEGRATORS.values())}", what)
     if option.noslip_iterations:
         yield Refusal("MJX ignores noslip_iterations", "noslip_iterations")
-    for change, flags, prefix, given in (
-        ("DISABLE", mujoco.mjtDisableBit, "mjDSBL_", option.disableflags),
-        ("ENABLE", mujoco.mjtEnableBit, "mjENBL_", option.enableflags),
-    ):
-        for flag, bit in flags.__members__.items():
-            short = flag.removeprefix(prefix)
-            if flag.startswith(prefix) and given & int(bit) and short not in STEADY[change]:
-                what = f"option flag {short.lower()} ({change.lower()}d)"
-                yield Refusal(f"MJX ignores {what}", what)
+    for flag, change in flags_beyond(mujoco, option, STEADY["DISABLE"], STEADY["ENABLE"]):
+        yield Refusal(f"MJX ignores option flag {flag} ({change})", f"option flag {flag} ({change})")
     if integrator == "IMPLICITFAST":
         for i in np.flatnonzero(model.actuator_gaintype == mujoco.mjtGain.mjGAIN_MUSCLE):
             muscle = f"actuator {_name('ACTUATOR', model, i)!r}"

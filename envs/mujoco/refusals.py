@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,3 +54,24 @@ def elements_of(mujoco: Any, model: Any, field: str) -> tuple[str, ...]:
     else:
         kind, found = KINDS[prefix], np.arange(value)
     return tuple(f"{kind.lower()} {element_name(mujoco, model, kind, int(i))!r}" for i in found)
+
+
+def flags_beyond(
+    mujoco: Any, option: Any, disabled: Collection[str], enabled: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yields the option flags that a model sets and a backend does not cover, each with "disabled" or "enabled".
+
+    Args:
+        mujoco: the module.
+        option: ``mujoco.MjOption``.
+        disabled: names of ``mujoco.mjtDisableBit``, without mjDSBL_, that the backend covers.
+        enabled: names of ``mujoco.mjtEnableBit``, without mjENBL_, that it covers.
+    """
+    for flags, prefix, given, covered, change in (
+        (mujoco.mjtDisableBit, "mjDSBL_", option.disableflags, disabled, "disabled"),
+        (mujoco.mjtEnableBit, "mjENBL_", option.enableflags, enabled, "enabled"),
+    ):
+        for flag, bit in flags.__members__.items():
+            short = flag.removeprefix(prefix)
+            if flag.startswith(prefix) and given & int(bit) and short not in covered:
+                yield short.lower(), change

@@ -12,7 +12,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
 from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, contacts_enabled, element_name, load_mujoco
-from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, with_first
+from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond, with_first
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
@@ -170,15 +170,8 @@ def refusals(model: Any) -> Iterator[Refusal]:
         yield Refusal(f"integrator {integrator.lower()}", f"integrator {integrator.lower()}")
     if option.noslip_iterations:
         yield Refusal("noslip iterations", "noslip iterations")
-    for flags, prefix, given, covered in (
-        (mujoco.mjtDisableBit, "mjDSBL_", option.disableflags, DISABLED),
-        (mujoco.mjtEnableBit, "mjENBL_", option.enableflags, ENABLED),
-    ):
-        for flag, bit in flags.__members__.items():
-            short = flag.removeprefix(prefix)
-            if flag.startswith(prefix) and given & int(bit) and short not in covered:
-                what = f"option flag {short.lower()} {'disabled' if prefix == 'mjDSBL_' else 'enabled'}"
-                yield Refusal(what, what)
+    for flag, change in flags_beyond(mujoco, option, DISABLED, ENABLED):
+        yield Refusal(f"option flag {flag} {change}", f"option flag {flag} {change}")
     flags = mujoco.mjtDisableBit
     for j in range(model.njnt):
         loss = model.dof_frictionloss[model.jnt_dofadr[j]] if not option.disableflags & flags.mjDSBL_FRICTIONLOSS else 0
