@@ -39,27 +39,6 @@ QUOTIENT = 'real y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b)); return
 ROOT = 'real y; asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y;'
 """Quotient and root on a GPU in float32: to 2 units in the last place, without the branches of the exact ones, which
 cut the code into pieces that are scheduled apart."""
-_REDUCED = """
-        const double turns = rint((double)x * 0.63661977236758134308);
-        const real r = (real)((double)x - turns * 1.57079632679489661923), rr = r * r;
-        const int quadrant = (int)(long long)turns;
-        const real sine = r + r * rr * (-1.6666654611e-1f + rr * (8.3321608736e-3f - rr * 1.9515295891e-4f));
-        const real cosine = 1.0f - 0.5f * rr + rr * rr * (4.166664568298827e-2f + rr * (-1.388731625493765e-3f
-            + rr * 2.443315711809948e-5f));"""
-SINGLE = {
-    "each_sin": _REDUCED
-    + """
-        const real y = quadrant & 1 ? cosine : sine;
-        return quadrant & 2 ? -y : y;""",
-    "each_cos": _REDUCED
-    + """
-        const real y = quadrant & 1 ? sine : cosine;
-        return (quadrant + 1) & 2 ? -y : y;""",
-}
-"""Sine and cosine in float32 for one lane, without a branch for large angles: exact reduction in double precision, then
-the polynomials of the Cephes library (S. Moshier), whose errors are below 1e-7."""
-
-
 POLYNOMIALS = {
     "float": """
             const vec sine = r + r * rr * (-1.6666654611e-1f + rr * (8.3321608736e-3f - rr * 1.9515295891e-4f));
@@ -75,6 +54,24 @@ POLYNOMIALS = {
                 + rr * (2.08757232129817482790e-09 - rr * 1.13596475577881948265e-11))))));""",
 }
 """Sine and cosine within an eighth of a turn: of the Cephes library (S. Moshier) and of fdlibm (Sun Microsystems)."""
+_REDUCED = """
+        const double turns = rint((double)x * 0.63661977236758134308);
+        const real r = (real)((double)x - turns * 1.57079632679489661923), rr = r * r;
+        const int quadrant = (int)(long long)turns;"""
+SINGLE = {
+    "each_sin": _REDUCED
+    + POLYNOMIALS["float"]
+    + """
+        const real y = quadrant & 1 ? cosine : sine;
+        return quadrant & 2 ? -y : y;""",
+    "each_cos": _REDUCED
+    + POLYNOMIALS["float"]
+    + """
+        const real y = quadrant & 1 ? sine : cosine;
+        return (quadrant + 1) & 2 ? -y : y;""",
+}
+"""Sine and cosine in float32 for one lane, without a branch for large angles: exact reduction in double precision, then
+polynomials whose errors are below 1e-7."""
 
 
 def _lanes_turn(function: str, real: str, lanes: int) -> str:
@@ -266,7 +263,7 @@ class Writer:
     def table(self, name: str, values: Sequence[float | int], kind: str = "int") -> None:
         """Write an array of numbers that does not change, of the C++ type ``kind``."""
         suffix = "ull" if kind == "unsigned long long" else ""
-        text = [repr(float(x)) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
+        text = [literal(x) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
         self(f"static const {kind} {name}[] = {{{', '.join(text)}}};")
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
