@@ -9,6 +9,7 @@ the array ``record{n}``; ``touching{n}`` counts them; ``list{n}`` has the number
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ class ContactLoops:
         self.bodies = sorted({0, *(body for body, _ in self.places)})
         lists = [self._moved(*pair.bodies) for pair in model.pairs]
         self.lists = list(dict.fromkeys(lists))
-        self.list_of = [self.lists.index(x) for x in lists]
+        numbers = {x: n for n, x in enumerate(self.lists)}
+        self.list_of = [numbers[x] for x in lists]
         self.capacity, wanted = [], sum(self._size(n) * self._number_of_items(n) for n in range(len(self.cones)))
         for n in range(len(self.cones)):
             share = 1.0 if wanted <= most else most / wanted
@@ -142,7 +144,7 @@ class ContactLoops:
             self._store(w, row, x)
             if tangents is not None:
                 self._store(w, f"along_{row}", jvp(x, tangents))
-        geom, used = self.geom(), self.used()
+        geom, used = self.geom(), self.used
         with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
             w("const vec* const at = body[carrier[g]]; const real* const there = mount + 12 * g;")
             declared: set[str] = set()
@@ -153,7 +155,7 @@ class ContactLoops:
 
     def _place_geoms(self, w: Writer, array: str, values: Sequence[Any], declared: set[str]) -> None:
         declare(w, values, declared)
-        for i, text in zip(self.used(), w.compute(*values), strict=True):
+        for i, text in zip(self.used, w.compute(*values), strict=True):
             w(f"{array}[g][{i}] = {text};")
 
     def values(self, body: int, motions: Sequence[Sequence[Spatial]]) -> list[Any]:
@@ -177,6 +179,7 @@ class ContactLoops:
         centre = al.plus(body[9:12], al.apply(rotation, mount[:3]))
         return [*centre, *(x for row in al.product(rotation, own) for x in row)]
 
+    @functools.cached_property
     def used(self) -> list[int]:
         """The numbers of a geom's place that any item uses."""
         every = [x for k in self.kinds for x in inputs_of([k.item.near, k.item.present, k.item.record, k.item.power])]
@@ -296,13 +299,7 @@ class ContactLoops:
             ways = len(cone.ways)
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 self._rows(w, n)
-                for t in cone.ways:
-                    w(f"vec value{t} = record[{t}];")
-                with w.loop("int p = 0; p < count; ++p"):
-                    w("const vec x = a_[dof[p]];")
-                    w(" ".join(f"value{t} += row[{ways} * p + {t}] * x;" for t in cone.ways))
-                for t in cone.ways:
-                    w(f"record[{ways + t}] = value{t};")
+                self._values(w, ways, "value", [f"record[{t}]" for t in cone.ways], "a", ways)
                 self._numbers(w, cone)
                 cone.push(w)
                 with w.loop("int p = 0; p < count; ++p"):
@@ -321,13 +318,18 @@ class ContactLoops:
             ways = len(cone.ways)
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 self._rows(w, n)
-                for t in cone.ways:
-                    w(f"vec step{t} = splat(0);")
-                with w.loop("int p = 0; p < count; ++p"):
-                    w("const vec x = x_[dof[p]];")
-                    w(" ".join(f"step{t} += row[{ways} * p + {t}] * x;" for t in cone.ways))
-                for t in cone.ways:
-                    w(f"record[{2 * ways + t}] = step{t};")
+                self._values(w, ways, "step", ["splat(0)"] * ways, "x", 2 * ways)
+
+    @staticmethod
+    def _values(w: Writer, ways: int, name: str, start: Sequence[str], x: str, place: int) -> None:
+        """Emit {name}{t} = start + J x of record k, by way t, and keep them from a place of the record on."""
+        for t in range(ways):
+            w(f"vec {name}{t} = {start[t]};")
+        with w.loop("int p = 0; p < count; ++p"):
+            w(f"const vec x = {x}_[dof[p]];")
+            w(" ".join(f"{name}{t} += row[{ways} * p + {t}] * x;" for t in range(ways)))
+        for t in range(ways):
+            w(f"record[{place + t}] = {name}{t};")
 
     def along(self, w: Writer) -> None:
         """Add the contacts to the derivatives along the step, and to ``flips``."""

@@ -29,7 +29,7 @@ def reverse(loops: ContactLoops, w: Writer) -> None:
                         array, i = name.split("_")
                         row = f"by_{array[:-1]}[entry[{int(array[-1]) - 1 + 2 * (array[:-1] == 'body')}]]"
                         w(f"{row}[{i}] += select({present}, splat(0) + {text}, splat(0));")
-    values, used = loops.geom(), loops.used()
+    values, used = loops.geom(), loops.used
     with w.loop(f"int g = 0; g < {len(loops.geoms)}; ++g", fresh=True):
         w("const vec* const by = by_geom[g]; const real* const there = mount + 12 * g;")
         given = values[0].graph.inputs("by_", GEOM)

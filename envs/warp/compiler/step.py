@@ -75,13 +75,14 @@ class Step:
         velocities = self.kinematics.velocities(self.v)
         self.contacts: list[Contact] = []
         code: ContactCode | ContactLoops
-        if cost.looped(model):
+        looped = cost.looped(model)
+        if looped:
             code = ContactLoops(self.kinematics, exact, velocities, records, words)
         else:
             self.contacts = joined(graph, contacts(self.kinematics, exact))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
-        self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, cost.looped(model))
+        self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, looped)
         self.way = graph.inputs("way", self.nv)
         self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
         """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
