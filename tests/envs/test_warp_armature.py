@@ -8,14 +8,12 @@ import pytest
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
-import torch  # noqa: E402
 
-from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.warp.compiler import intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.step import Step  # noqa: E402
-from tests.envs.small_models import Body, jacobian  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.stages import assert_close, flat, numbers, states, values_of  # noqa: E402
-from tests.envs.warp_models import physics_of, samples, scaled  # noqa: E402
+from tests.envs.warp_models import assert_adjoint_and_tangents_agree, assert_step_and_derivatives_are_those_of_mujoco_c  # noqa: E402
 from tests.marks import slow_but  # noqa: E402
 
 # Tendons along a chain, between the branches of a tree, between trees, to a mocap body, over a pulley; two actuators
@@ -71,20 +69,9 @@ EVERY = slow_but([Arms], [Arms, Fast, Skew, Stages])
 
 @pytest.mark.parametrize("model", EVERY, ids=lambda m: m.name)
 def test_steps_and_derivatives_are_those_of_mujoco_c(model):
-    task, state, action = samples(model)
-    reference = make_physics(task, "mujoco", dtype=torch.float64)
-    expected, found = reference.step(state, action), physics_of(model).step(state, action)
-    assert scaled(found - expected, expected).max() <= 1e-10
-    state, action = state[:30], action[:30]
-    expected, found = jacobian(reference.step, state, action), jacobian(physics_of(model).step, state, action)
-    # A few states are next to a kink: where the limit begins to push, or the friction to slip.
-    error = scaled(found - expected, expected).sort().values
-    assert error[-5] <= 1e-6, error[-10:]
+    assert_step_and_derivatives_are_those_of_mujoco_c(model)
 
 
 @pytest.mark.parametrize("model", EVERY, ids=lambda m: m.name)
 def test_adjoint_and_tangents_agree(model):
-    _, state, action = samples(model)
-    adjoint = jacobian(physics_of(model).step, state[:30], action[:30])
-    tangents = jacobian(physics_of(model, derivative="jvp").step, state[:30], action[:30])
-    assert scaled(adjoint - tangents, adjoint).max() <= 1e-10
+    assert_adjoint_and_tangents_agree(model)

@@ -9,7 +9,7 @@ import torch
 from mage_diffsim.envs import make_physics, make_task
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
-from tests.envs.small_models import Body
+from tests.envs.small_models import Body, jacobian
 
 # Two trees in free space, no contacts: a ball joint, two hinges on one body, a slide in the middle of a chain, turned
 # inertias, a welded body, springs, stiff limits, a servo with a force range, and drag.
@@ -174,3 +174,27 @@ def physics_of(model, dtype=torch.float64, derivative=None):
 def scaled(error, of):
     """The largest entry of each row, relative to the largest of its value, which counts as 1 at least."""
     return error.abs().flatten(1).amax(1) / of.abs().flatten(1).amax(1).clamp(min=1.0)
+
+
+CHECKED = 30
+"""States at which derivatives are compared."""
+
+
+def assert_step_and_derivatives_are_those_of_mujoco_c(model):
+    """A few states may be next to a kink: where a row begins to push or slip, a spring to pull, a force to be clipped,
+    a tendon to touch a geom."""
+    task, state, action = samples(model)
+    reference = make_physics(task, "mujoco", dtype=torch.float64)
+    expected, found = reference.step(state, action), physics_of(model).step(state, action)
+    assert scaled(found - expected, expected).max() <= 1e-10
+    state, action = state[:CHECKED], action[:CHECKED]
+    expected, found = jacobian(reference.step, state, action), jacobian(physics_of(model).step, state, action)
+    error = scaled(found - expected, expected).sort().values
+    assert error[-5] <= 1e-6, error[-10:]
+
+
+def assert_adjoint_and_tangents_agree(model):
+    _, state, action = samples(model)
+    adjoint = jacobian(physics_of(model).step, state[:CHECKED], action[:CHECKED])
+    tangents = jacobian(physics_of(model, derivative="jvp").step, state[:CHECKED], action[:CHECKED])
+    assert scaled(adjoint - tangents, adjoint).max() <= 1e-10
