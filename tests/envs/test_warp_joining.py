@@ -12,7 +12,10 @@ pytest.importorskip("mujoco")
 from mage_diffsim.envs.registry import make_task
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake, repeat
 from mage_diffsim.envs.warp.compiler.contact_code import grouped
+from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
+from mage_diffsim.envs.warp.compiler.loads import Load
+from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
 from tests.envs.warp_models import Leg, Pile
 
 
@@ -46,6 +49,14 @@ def test_a_joined_contact_is_each_of_its_copies(model):
 def test_the_ends_of_a_capsule_on_the_floor_are_one_contact():
     _, _, _, joined = contacts_of("Ant")
     assert sorted(c.copies for c in joined) == [1, *[2] * 12]  # its torso is a sphere
+
+
+def test_the_sweeps_take_each_copy_of_what_is_always_present():
+    """As of a sled's runner on the floor: both its ends."""
+    w, x = Writer(), Graph().input("x")
+    with Sweeps._present(w, Load((1,), x, [x], True, 2, {"number": (1.0, 2.0)})) as present:
+        w(f"sum += {present.format('x * number')};")
+    assert "copy < 2" in w.text and w.text.index("copy < 2") < w.text.index("vec number") < w.text.index("sum +=")
 
 
 def test_the_constant_part_of_an_expression_has_no_number_of_a_copy():

@@ -157,10 +157,10 @@ class Sweeps:
 
         It yields code that takes a value, and has it in the lanes where the load is present.
         """
-        if load.present is True:
-            yield "{}"
-            return
         with w.copies(load.copies, load.numbers):
+            if load.present is True:
+                yield "{}"
+                return
             (present,) = w.compute(load.present)
             with w.block(f"if (any({present}))"):
                 yield f"select({present}, splat(0) + {{}}, splat(0))"
