@@ -171,7 +171,7 @@ class _Environment:
         (qpos, qvel, act, _), _ = lax.scan(substep, carry, None, length=self.simulation.frame_skip)
         end = data
         if self.simulation.bodies or self.simulation.sites:
-            end = private("smooth", "kinematics")(self.model, data.replace(qpos=qpos))
+            end = self._kinematics(data.replace(qpos=qpos))
         state = self.simulation.assemble(qpos, qvel, act, mocap, end.xpos, end.site_xpos, start, jnp.concatenate)
         return state * _nan_unless(_bounded(qpos, qvel), state)
 
@@ -183,8 +183,8 @@ class _Environment:
         In the ``first`` stage of a step, the acceleration and its derivative are NaN where MuJoCo C counts the state as
         diverged.
         """
-        m, d = self.model, data.replace(qpos=qpos, qvel=qvel, act=act)
-        for stage in ("kinematics", "com_pos", "tendon", "crb"):
+        m, d = self.model, self._kinematics(data.replace(qpos=qpos, qvel=qvel, act=act))
+        for stage in ("com_pos", "tendon", "crb"):
             d = private("smooth", stage)(m, d)
         if np.any(self.simulation.model.tendon_armature):
             added = d._impl.ten_J.T @ (m.tendon_armature[:, None] * d._impl.ten_J)
@@ -194,6 +194,16 @@ class _Environment:
         d = self._actuate(d)
         qacc = solve(self._problem(d), warm, self.implicit)
         return qacc * _nan_unless(_bounded(qpos, qvel, qacc) | jnp.logical_not(first), qacc), d
+
+    def _kinematics(self, d: Any) -> Any:
+        """The data with all frames. MJX alone would leave the children of mocap bodies where the model has them."""
+        mocap = self.simulation.model.body_mocapid
+        held = np.flatnonzero(mocap >= 0)
+        m = self.model.replace(
+            body_pos=self.model.body_pos.at[held].set(d.mocap_pos[mocap[held]]),
+            body_quat=self.model.body_quat.at[held].set(d.mocap_quat[mocap[held]]),
+        )
+        return private("smooth", "kinematics")(m, d)
 
     def _actuate(self, d: Any) -> Any:
         """The data with the forces of the actuators and the rate of their activations."""

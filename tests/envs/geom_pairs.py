@@ -1,8 +1,9 @@
 """Generated pairs of planes, spheres and capsules in the positions where collision functions branch.
 
 :data:`PAIRS` names the pairs; :func:`mjcf` is the model of one, two free bodies (one on a tilted plane), and
-:func:`placements` the hypothesis strategy of its states. :func:`batch` is a fixed list of them, for backends that step
-many states at once. Nothing here depends on a backend: compare one with ``mujoco.mj_forward`` at the same state.
+:func:`placements` the hypothesis strategy of its states. :func:`batch` is a list of them, for backends that step many
+states at once. Nothing here depends on a backend: compare one with ``mujoco.mj_forward`` at the same state, unless a
+rounding error decides whether the geoms touch there (:func:`at_margin`).
 
 A placement says where the second geom is, as seen from the first:
 
@@ -18,10 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from mage_diffsim.envs.mujoco.model import load_mujoco
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,16 @@ PAIRS = {
         Pair("ball on plane", ("plane", "sphere"), ((0.0, 0.0), (0.1, 0.0)), 'condim="1"'),
     )
 }
+
+SIZES = {
+    "plane": "5 5 1",
+    "sphere": ".1",
+    "capsule": ".1 .2",
+    "ellipsoid": ".1 .2 .3",
+    "cylinder": ".1 .2",
+    "box": ".1 .2 .3",
+}
+"""A size (MJCF) of each kind of geom."""
 
 PLANE = np.array([math.cos(0.2), math.sin(0.2), 0.0, 0.0])
 """The plane's orientation (w, x, y, z): turned about x by 0.4 rad."""
@@ -158,7 +172,10 @@ def placements(draw: st.DrawFn, pair: Pair) -> State:
 
 
 def batch(pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first n placements of a fixed sequence: (qpos [n, nq], qvel [n, nv])."""
+    """The first n placements of a sequence: (qpos [n, nq], qvel [n, nv]).
+
+    The sequence is another one when Hypothesis is, or when other modules are imported, of which it takes constants.
+    """
     found: list[State] = []
 
     @settings(
@@ -175,3 +192,15 @@ def batch(pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
 
     collect()
     return np.stack([s.qpos for s in found[:n]]), np.stack([s.qvel for s in found[:n]])
+
+
+def at_margin(model: Any, data: Any) -> bool:
+    """Whether a rounding error decides if the geoms touch: whether MuJoCo C counts other contacts at ``data.qpos`` when
+    the margins are 1e-12 m wider than when they are narrower. Overwrites the contacts in ``data``."""
+    mujoco, margins, numbers = load_mujoco(), model.geom_margin.copy(), set()
+    for change in (-1e-12, 1e-12):
+        model.geom_margin[:] = margins + change
+        mujoco.mj_fwdPosition(model, data)
+        numbers.add(sum(not c.exclude for c in data.contact))
+    model.geom_margin[:] = margins
+    return len(numbers) > 1

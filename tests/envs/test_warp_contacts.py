@@ -14,7 +14,7 @@ mujoco = pytest.importorskip("mujoco")
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.derivatives import jvp  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
-from tests.envs.geom_pairs import PAIRS, Pair, State, batch, mjcf, placements  # noqa: E402
+from tests.envs.geom_pairs import PAIRS, Pair, State, at_margin, batch, mjcf, placements  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 
 BOUND = 1e-9
@@ -135,7 +135,7 @@ def test_generated_pairs_touch_and_push_as_in_mujoco_c(name):
         found, rows = at.rows(state)
         result = pushed(mass, at.data.qacc_smooth.copy(), *rows)
         others = [at.mujoco(other) for other in nudged(state)]
-        if any(len(other[0]) != len(normals) for other in others):
+        if at_margin(at.m, at.data) or any(len(other[0]) != len(normals) for other in others):
             return  # a rounding error from touching, or from MuJoCo's threshold between one contact and two
         noise = max(apart(other[1:], expected) for other in others)
         assert len(found) == len(normals)

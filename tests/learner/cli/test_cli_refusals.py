@@ -16,6 +16,7 @@ from mage_diffsim.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
+from mage_diffsim.cli import COMMANDS
 from mage_diffsim.errors import reason_of
 from mage_diffsim.tables import keep_rows
 from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
@@ -23,7 +24,7 @@ from tests.learner.cli.commands import TINY, assert_one_sentence, files, run
 METHODS = "data-efficient-td3, ddpg, dyna-ddpg, dyna-td3, mage-ddpg, mage-td3, td3"
 LOSSES = "mage, random, shuffled, sobolev, squared, taylor, td"
 REFUSED = {
-    "command": ("fly", "unknown command 'fly': choose one of check-task, doctor, eval, list-tasks, train"),
+    "command": ("fly", f"unknown command 'fly': choose one of {', '.join(sorted(COMMANDS))}"),
     "task": ("train --task Foo", r"unknown task 'Foo': choose one of .*Pendulum.*, or give path/to/file.py:ClassName"),
     "task file": ("train --task foo.py:Foo", r"task 'foo.py:Foo': there is no file \S+/foo.py; give .*ClassName"),
     "method": ("train --method=foo", f"unknown method 'foo': choose one of {METHODS}"),
