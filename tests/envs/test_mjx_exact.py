@@ -14,6 +14,7 @@ pytest.importorskip("mujoco.mjx")
 
 from mage_diffsim.bridges.jax import load_jax, x64  # noqa: E402
 from mage_diffsim.envs.mjx import MjxPhysics, _load_step  # noqa: E402
+from mage_diffsim.envs.mujoco.convergence import with_solver  # noqa: E402
 from mage_diffsim.envs.mujoco.loading import load_simulation  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.geom_pairs import SIZES  # noqa: E402
@@ -36,9 +37,7 @@ def stepped(simulation, moving, control):
 
 def converged(simulation, moving, control):
     """The same of MuJoCo C."""
-    model = simulation.model.__copy__()
-    model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
-    model.opt.tolerance, model.opt.iterations, model.opt.ls_iterations = 1e-15, 300, 200
+    model = with_solver(simulation.model, "converged")
     data = mujoco.MjData(model)
     found = []
     for row, action in zip(moving, control, strict=True):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 mujoco = pytest.importorskip("mujoco")
 
+from mage_diffsim.envs.mujoco.convergence import with_solver  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.derivatives import jvp  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
@@ -36,8 +37,7 @@ class Compiled:
     def __init__(self, name: str) -> None:
         self.pair = ALL[name]
         task = type("Generated", (Body,), {"name": "Generated", "mjcf": mjcf(self.pair)})()
-        read, self.m = intake.read(task.simulation), task.simulation.model
-        self.m.opt.tolerance, self.m.opt.iterations, self.m.opt.ls_iterations = 1e-15, 300, 100
+        read, self.m = intake.read(task.simulation), with_solver(task.simulation.model, "converged")
         self.data = mujoco.MjData(self.m)
         g = Graph()
         q, v = g.inputs("q", self.m.nq), g.inputs("v", self.m.nv)
