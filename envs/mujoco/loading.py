@@ -173,10 +173,10 @@ def _nan(model: Any) -> Iterator[Refusal]:
     """Yields the first field of a model that is not a number; what MuJoCo computes from it (``dof_M0``) comes last."""
     fields = [(owner, field) for owner in (model.opt, model) for field in dir(owner) if field[0] != "_"]
     for owner, field in sorted(fields, key=lambda x: x[1].endswith("0")):
-        value = np.asarray(getattr(owner, field)) if not field.startswith("key_") else np.zeros(0)
+        value = np.asarray(getattr(owner, field))
         if value.dtype.kind == "f" and np.isnan(value).any():
-            row = int(np.argwhere(np.isnan(value).reshape(len(value), -1).any(1))[0, 0]) if value.ndim else 0
-            yield Refusal(f"{field}[{row}] is nan; give a number", "values that are nan", (field,))
+            row = f"[{np.isnan(value).reshape(len(value), -1).any(1).argmax()}]" if value.ndim else ""
+            yield Refusal(f"{field}{row} is nan; give a number", "values that are nan", (field,))
             return
 
 

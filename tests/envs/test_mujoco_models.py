@@ -114,6 +114,14 @@ BAD = {
         dict(mjcf=SLIDER.replace("<joint ", '<joint damping="nan" ', 1)),
         r"task Slider: dof_damping\[0\] is nan; give a number",
     ),
+    "nan of an option": (
+        dict(mjcf=SLIDER.replace("<worldbody>", '<option density="nan"/><worldbody>', 1)),
+        "task Slider: density is nan; give a number",
+    ),
+    "nan of a keyframe": (  # from which MuJoCo starts anew
+        dict(mjcf=SLIDER.replace("</mujoco>", '<keyframe><key/><key qvel="0 nan"/></keyframe></mujoco>')),
+        r"task Slider: key_qvel\[1\] is nan; give a number",
+    ),
     "no time": (
         dict(mjcf=SLIDER.replace("<worldbody>", '<option timestep="0"/><worldbody>', 1)),
         "task Slider: timestep is 0; accepted is a positive number",
