@@ -25,6 +25,12 @@ OnOff = Literal["off", "on"]
 CudaGraphs = Literal["auto", "on", "off"]
 Matmul = Literal["highest", "high"]
 
+
+def _or_none(default: str) -> str:
+    """How the help shows a default that may be empty."""
+    return f"(default: {default.strip() or 'none'})"
+
+
 TASK_OPTIONS = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="[NAME=VALUE ...]",
@@ -41,7 +47,9 @@ class TrainConfig:
 
     task: str = "Pendulum"
     """Registered task, ``path/to/file.py:Class`` or ``module:Class``."""
-    task_options: Annotated[dict[str, Any], TASK_OPTIONS] = field(default_factory=dict, hash=False)
+    task_options: Annotated[dict[str, Any], TASK_OPTIONS, tyro.conf.arg(help_behavior_hint=_or_none)] = field(
+        default_factory=dict, hash=False
+    )
     """Options of the task's constructor, such as mass=20: numbers, text, true, false, null, JSON lists and objects."""
     method: MethodName = "mage-td3"
     """Which transitions the critic sees, how many critics there are, and how they are fitted."""

@@ -78,7 +78,9 @@ class CheckTask:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Registered task, path/to/file.py:Class or module:Class."""
-    task_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=VALUE ...]")] = ()
+    task_options: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="[NAME=VALUE ...]", help_behavior_hint="(default: none)")
+    ] = ()
     """Options of the task's constructor, such as mass=20."""
     backend: str | None = None
     """One physics backend only; None is all of the task's, of which mjx compiles for minutes."""

@@ -32,6 +32,11 @@ def test_help_answers_without_importing_torch():
         assert f"\n  {name} " in done.stdout
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_default_is_shown_as_nothing(command, capsys):
+    assert not re.search(r"\(default: *\)", help_of(capsys, command))
+
+
 def help_of(capsys, *argv: str) -> str:
     """Help text without its frame and line breaks."""
     assert run(*argv, "--help") == 0
