@@ -36,7 +36,8 @@ from mage_diffsim.model_checks.finding import find_models
 def run(options: Options) -> int:
     """Measures what is not finished and reports the whole out folder; returns 1 if something crashed, else 0."""
     options = options.resolved()
-    models, left_out = find_models(options.paths)
+    found = find_models(options.paths)
+    models, left_out = found.models, found.parts | found.broken
     make_folder(options.out)
     rows = measure_all(models, options)
     order = {model.name: i for i, model in enumerate(models)}

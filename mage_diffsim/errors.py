@@ -17,6 +17,10 @@ class InputError(ValueError):
     """Something the user gave is not accepted; the message says what was given and what is."""
 
 
+class TooLarge(InputError):
+    """A model takes more time or memory than a backend spends on one."""
+
+
 class MissingExtra(ImportError):
     """An optional backend is not installed; the message names the extra that installs it."""
 

@@ -44,12 +44,11 @@ def tables(rows: Sequence[Mapping[str, Any]], not_had: Mapping[str, str]) -> lis
         collections.append([collection, str(len(models)), *(str(_covered(mine, backend)) for backend in backends)])
     measured = [_cells(row) for row in rows if row["compile_s"] is not None or is_bad(row)]
     refused = [[row["model"], row["backend"], row["in_the_way"]] for row in rows if row["status"].startswith("refused")]
-    in_the_way = next(table for table in page.tables(rows, {}) if table.title == "In the way")
     return [
         Table("Covered, by collection", ("collection", "models", *backends), collections),
         Table("Measured", HEADER, measured),
         Table("Refused", ("model", "backend", "in the way"), refused),
-        in_the_way,
+        page.in_the_way(rows),
         Table("Not had", ("model", "why"), list(not_had.items())),
     ]
 

@@ -26,7 +26,7 @@ from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.program import Program
-from mage_diffsim.errors import InputError
+from mage_diffsim.errors import InputError, TooLarge
 from mage_diffsim.shapes import Float, Tensor
 
 _logger = logging.getLogger("mage_diffsim")
@@ -161,7 +161,7 @@ class ModelKernels:
 
     def _check(self, what: str, needed: int, available: int, advice: str) -> None:
         if needed > available:
-            raise InputError(
+            raise TooLarge(
                 f"task {self._model.simulation.name}: the Warp kernels would keep {needed >> 10} KiB for {what}, and "
                 f"{available >> 10} are to be had: {advice}, or use backend mujoco or mjx"
             )
@@ -177,7 +177,7 @@ class ModelKernels:
         """Emit the code of kernels.
 
         Raises:
-            InputError: compiling them together would take too much.
+            TooLarge: compiling them together would take too much.
         """
         with self._lock, _uncollected():
             for name in which:
@@ -189,7 +189,7 @@ class ModelKernels:
         """The Warp kernel, not yet compiled, and an upper bound of the bytes of its frame.
 
         Raises:
-            InputError: its arrays take more memory than a thread has.
+            TooLarge: its arrays take more memory than a thread has.
         """
         self.prepare(which)
         code, vector = self._codes[which], self._program.vector

@@ -15,10 +15,12 @@ from mage_diffsim.errors import InputError, unknown_name
 class CheckModel:
     """What the backends make of MJCF models: coverage, errors against MuJoCo C, speed.
 
-    Exit code 1 if a backend that covers a model is wrong.
+    Exit code 1 if a backend that covers a model is wrong, 2 if a file is no model or a folder holds none.
     """
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATHS ...")]
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATHS ...", help_behavior_hint="(required)")
+    ]
     """MJCF files, folders that are searched for them, gymnasium:FILE.xml for a model of Gymnasium's, gymnasium: for
     all of them."""
     backend: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -55,7 +57,8 @@ def check_model_command(options: CheckModel) -> int:
         the exit code: 0, or 1 if a backend is wrong about a model that it covers, or did not get through.
 
     Raises:
-        InputError: a path holds no model, or a setting cannot be measured.
+        InputError: a file is no model or a folder holds none (other paths are checked first), or a setting cannot be
+            measured.
         MissingExtra: mujoco, or a backend that was asked for, is not installed.
     """
     from rich.markup import escape
@@ -77,11 +80,11 @@ def check_model_command(options: CheckModel) -> int:
     limits, console = Limits(options.seconds, options.memory), make_console()
     rows: list[dict[str, Any]] = []
     with Worker(options.seconds, options.memory) as looking:
-        models, left_out = _models(options, looking)
-        many = len(models) != 1
+        found = _found(options, looking)
+        many = len(found.models) != 1
         with Progress(console=console, disable=not many or not is_interactive(console)) as bar:
-            task = bar.add_task("", total=len(models))
-            for model in models:
+            task = bar.add_task("", total=len(found.models))
+            for model in found.models:
                 bar.update(task, description=escape(model.name))
                 looked = look(model, looking)
                 for part in () if many else page.head(model, looked):
@@ -92,17 +95,19 @@ def check_model_command(options: CheckModel) -> int:
                     for part in page.measured(row) if row["dtype"] and not many else ():
                         console.print(part, highlight=False)
                 if many:
-                    found = ", ".join(f"{row['backend']} {row['status'].partition(':')[0]}" for row in mine)
-                    console.print(f"{model.name}: {found}", highlight=False, markup=False)
+                    told = ", ".join(f"{row['backend']} {row['status'].partition(':')[0]}" for row in mine)
+                    console.print(f"{model.name}: {told}", highlight=False, markup=False)
                 rows += mine
                 if options.csv is not None:  # now, because the next model may take an hour
                     make_folder(options.csv.parent)
                     write_csv(options.csv, FIELDS, rows)
                 bar.advance(task)
-    for part in page.summary(console, rows, left_out) if many or left_out else ():
+    for part in page.summary(console, rows, found) if many or found.parts or found.broken else ():
         console.print(part)
     if options.csv is not None and rows:
         say_written(options.csv)
+    if found.barren:
+        raise InputError(f"no file in {' and '.join(found.barren)} is a model by itself that MuJoCo loads")
     return int(any(is_bad(row) for row in rows))
 
 
@@ -132,25 +137,25 @@ def _settings(options: CheckModel) -> Any:
     return Settings(threads=options.threads or cpus, **given)
 
 
-def _models(options: CheckModel, looking: Any) -> tuple[list[Any], dict[str, str]]:
-    """The models, and why other files are none by themselves.
+def _found(options: CheckModel, looking: Any) -> Any:
+    """The models and the files that are none, a :class:`.finding.Found`.
 
     Raises:
         InputError: a file that was given is no model, a path is not there, or no backend has the derivative source.
     """
     from mage_diffsim.envs.physics import BACKENDS, load
     from mage_diffsim.model_checks.apart import Ended
-    from mage_diffsim.model_checks.finding import find_models, look_at, task_of
+    from mage_diffsim.model_checks.finding import Look, find_models, look_at, task_of
 
-    def look(path: Path) -> str:
+    def look(path: Path) -> Look:
         try:
             return looking.call(look_at, path)
         except Ended as error:
-            return f"it cannot be loaded: {error}"
+            return Look("broken", f"it cannot be loaded: {error}")
 
-    models, left_out = find_models(options.paths, look)
-    for backend in options.backend or ("warp",) if models and options.derivative is not None else ():
-        offered = load(BACKENDS[backend]).derivatives_of(task_of(models[0].path))
+    found = find_models(options.paths, look)
+    for backend in options.backend or ("warp",) if found.models and options.derivative is not None else ():
+        offered = load(BACKENDS[backend]).derivatives_of(task_of(found.models[0].path))
         if options.derivative not in offered:
             raise unknown_name(f"derivative source of backend {backend}", options.derivative, offered)
-    return models, left_out
+    return found

@@ -11,9 +11,12 @@ from mage_diffsim.envs.mujoco.convergence import solver_gap
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.mujoco.refusals import Refusal
 from mage_diffsim.envs.physics import BACKENDS, load
-from mage_diffsim.errors import InputError, MissingExtra
+from mage_diffsim.errors import InputError, MissingExtra, TooLarge
 from mage_diffsim.model_checks.facts import facts_of
-from mage_diffsim.model_checks.finding import one_line, task_of
+from mage_diffsim.model_checks.finding import reason_of, task_of
+
+TOO_LARGE = "a size beyond what the backend compiles"
+"""The feature of a model that is :class:`.TooLarge`."""
 
 
 class Obstacle(NamedTuple):
@@ -55,13 +58,14 @@ CHECKED = tuple(_REFUSALS)
 
 def coverage_of(path: Path, backend: str) -> Coverage:
     """What one of :data:`CHECKED` covers of the model in a file, without compiling anything."""
-    task = task_of(path)
+    task, otherwise = task_of(path), ""
     try:
         load(BACKENDS[backend]).check_covers(task)
         task.simulation  # noqa: B018  (what no task can use is refused here)
         return Coverage(backend, "", ())
     except (InputError, MissingExtra) as error:
-        reason, missing = one_line(error, path).removeprefix(f"task {task.name}: "), isinstance(error, MissingExtra)
+        reason, missing = reason_of(error, path), isinstance(error, MissingExtra)
+        otherwise = TOO_LARGE if isinstance(error, TooLarge) else reason.partition(";")[0]
     model = _load(path)
     found: dict[str, list[tuple[str, ...]]] = {}
     for refusal in () if missing else (*loading.refusals(model), *_REFUSALS[backend](model)):
@@ -70,7 +74,7 @@ def coverage_of(path: Path, backend: str) -> Coverage:
     for feature, groups in found.items():
         elements = tuple(dict.fromkeys(x for group in groups for x in group))
         obstacles.append(Obstacle(feature, max(len(elements), 1), elements))
-    return Coverage(backend, reason, tuple(obstacles) or (Obstacle(reason.partition(";")[0], 1, ()),))
+    return Coverage(backend, reason, tuple(obstacles) or (Obstacle(otherwise, 1, ()),))
 
 
 def model_facts(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -31,7 +32,28 @@ class Model(NamedTuple):
     path: Path
 
 
-def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None) -> tuple[list[Model], dict[str, str]]:
+class Look(NamedTuple):
+    """What a file is."""
+
+    kind: Literal["model", "part", "broken"]
+    """A part is meant for other files to include, or has nothing that moves."""
+    what: str
+    """A hash of the compiled model, or why this is none."""
+
+
+class Found(NamedTuple):
+    """What lies below some paths."""
+
+    models: list[Model]
+    parts: dict[str, str]
+    """Files that are no model by themselves, and copies of other files: name to reason."""
+    broken: dict[str, str]
+    """Files that cannot be checked: name to reason."""
+    barren: list[str]
+    """Folders, as they were given, in which no file is a model."""
+
+
+def find_models(paths: Sequence[str], look: Callable[[Path], Look] | None = None) -> Found:
     """Finds the models below the paths, and says by name why other MJCF files are none.
 
     Names are unique: where two files of different folders would have one, the later one begins a folder further up.
@@ -41,10 +63,9 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
         look: :func:`look_at`, or a function that calls it where a crash does no harm.
 
     Raises:
-        InputError: a path does not exist, holds no MJCF file, or is a file that is no model by itself.
+        InputError: a path does not exist, is a folder without an MJCF file, or is a file that is no model by itself.
     """
-    models: list[Model] = []
-    left_out: dict[str, str] = {}
+    found = Found([], {}, {}, [])
     seen: dict[str, str] = {}
     included: dict[Path, str] = {}
     for given in paths:
@@ -63,20 +84,26 @@ def find_models(paths: Sequence[str], look: Callable[[Path], str] | None = None)
         for file in files:
             for name in _INCLUDE.findall(_text(file)):
                 included.setdefault((file.parent / name).resolve(), file.relative_to(root).as_posix())
+        barren = True
         for file in files:
-            model = Model(_name(file, root, {*seen.values(), *left_out}), file)
-            found = (look or look_at)(file)
-            if not found.startswith("="):
-                if file == folder:
-                    raise InputError(f"{given} is not a model by itself: {found}")
-                by = included.get(file.resolve())
-                left_out[model.name] = found if by is None else f"it is included by {by}"
-            elif found in seen:
-                left_out[model.name] = f"the same model as {seen[found]}"
+            model = Model(_name(file, root, {*seen.values(), *found.parts, *found.broken}), file)
+            kind, what = (look or look_at)(file)
+            by = included.get(file.resolve())
+            if kind != "model" and by is not None and _root(file) is not None:
+                kind, what = "part", f"it is included by {by}"
+            barren = barren and kind != "model"
+            if kind == "model" and what not in seen:
+                seen[what] = model.name
+                found.models.append(model)
+            elif kind == "model":
+                found.parts[model.name] = f"the same model as {seen[what]}"
+            elif file == folder:
+                trouble = {"part": "is not a model by itself", "broken": "cannot be checked"}[kind]
+                raise InputError(f"{given} {trouble}: {what}")
             else:
-                seen[found] = model.name
-                models.append(model)
-    return models, left_out
+                (found.parts if kind == "part" else found.broken)[model.name] = what
+        found.barren.extend([given] * barren)
+    return found
 
 
 def _name(file: Path, root: Path, taken: set[str]) -> str:
@@ -103,19 +130,37 @@ def gymnasium_assets() -> Path:
     return Path(package.origin).parent / "envs" / "mujoco" / "assets"
 
 
-def look_at(file: Path) -> str:
-    """``=`` and a hash of the compiled model, or the reason why this is no whole model."""
+def look_at(file: Path) -> Look:
+    """Tells whether a file holds a whole model."""
     mujoco = load_mujoco()
+    root = _root(file)
+    tag = None if root is None else root.tag
+    if tag == "robot":
+        advice = "save it as MJCF with mujoco.mj_saveLastXML and add actuators"
+        return Look("broken", f"it is URDF, which has no actuators; {advice}")
     try:
         with quiet():
             model = mujoco.MjModel.from_xml_path(str(file))
     except ValueError as error:
-        return f"MuJoCo does not load it: {one_line(error, file)}"
+        reason = one_line(error, file)
+        if tag == "mujocoinclude":
+            return Look("part", "it is an include (mujocoinclude)")
+        if root is not None and root.find("worldbody") is None and "Schema violation" not in reason:
+            return Look("part", "it has no worldbody: an include")
+        return Look("broken", f"MuJoCo does not load it: {reason}")
     if not model.nv:
-        return "it has no joint: an include or a scene"
+        return Look("part", "it has no joint: an include or a scene")
     buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, buffer)
-    return "=" + hashlib.sha256(buffer.tobytes()).hexdigest()
+    return Look("model", hashlib.sha256(buffer.tobytes()).hexdigest())
+
+
+def _root(file: Path) -> ElementTree.Element | None:
+    """The root of a file's XML; None if it is not XML."""
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError):  # the latter two by its encoding
+        return None
 
 
 def one_line(error: BaseException, file: Path) -> str:
@@ -126,12 +171,21 @@ def one_line(error: BaseException, file: Path) -> str:
     return text
 
 
+def reason_of(error: BaseException, file: Path) -> str:
+    """:func:`one_line` without the name of the file's task."""
+    return one_line(error, file).removeprefix(f"task {_task_name(file)}: ")
+
+
+def _task_name(path: Path) -> str:
+    return "Model_" + "".join(c if c.isalnum() else "_" for c in path.stem)
+
+
 def task_of(path: Path) -> MujocoTask:
     """Makes a task of a file's unchanged model: one step per action, the state as observation, reward 0.
 
     Episodes start at the model's initial configuration, with noise.
     """
-    name = "".join(c if c.isalnum() else "_" for c in path.stem)
+    name = _task_name(path)
 
     def observe(self: MujocoTask, state: Tensor) -> Tensor:
         return state
@@ -142,8 +196,8 @@ def task_of(path: Path) -> MujocoTask:
     def terminated(self: MujocoTask, next_obs: Tensor) -> Tensor:
         return torch.zeros_like(next_obs[..., 0], dtype=torch.bool)
 
-    return type(f"Model_{name}", (MujocoTask,), {
-        "name": f"Model_{name}", "mjcf": str(path.resolve()), "frame_skip": 1, "horizon": 1000, "source": path.name,
+    return type(name, (MujocoTask,), {
+        "name": name, "mjcf": str(path.resolve()), "frame_skip": 1, "horizon": 1000, "source": path.name,
         "position_noise": NOISE, "velocity_noise": NOISE,
         "observe": observe, "reward": reward, "terminated": terminated,
     })()  # fmt: skip

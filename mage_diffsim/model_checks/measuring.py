@@ -19,10 +19,12 @@ from mage_diffsim.display import show_log
 from mage_diffsim.envs.checks import Tolerances
 from mage_diffsim.envs.physics import BACKENDS, SOLVERS, Physics, load, make_physics
 from mage_diffsim.envs.sampling import actions_inside
+from mage_diffsim.errors import TooLarge
 from mage_diffsim.experiments import timing
 from mage_diffsim.model_checks.apart import peak_mib
 from mage_diffsim.model_checks.comparing import BLOCKS, compare
-from mage_diffsim.model_checks.finding import task_of
+from mage_diffsim.model_checks.coverage import TOO_LARGE
+from mage_diffsim.model_checks.finding import reason_of, task_of
 from mage_diffsim.model_checks.reference import Points, Reference
 from mage_diffsim.model_checks.visiting import visit
 from mage_diffsim.shapes import Bool, Float, Tensor
@@ -58,13 +60,19 @@ class Settings:
 def measure(path: Path, backend: str, settings: Settings) -> Iterator[dict[str, Any]]:
     """Yields what is found, one part after the other; run it in a process of its own, whose memory it measures.
 
+    A model that turns out to be too large is a part with its ``status`` and ``in_the_way``.
+
     Raises:
         InputError, MissingExtra: the backend refuses the model, the derivative source, the dtype or the device.
     """
     if settings.cache is not None:
         os.environ["WARP_CACHE_PATH"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = settings.cache
     torch.set_num_threads(settings.threads)
-    physics, compilation = compile_physics(path, backend, settings)
+    try:
+        physics, compilation = compile_physics(path, backend, settings)
+    except TooLarge as error:  # known only when its code is written
+        yield {"status": f"refused: {reason_of(error, path)}", "in_the_way": f"{TOO_LARGE} (1)"}
+        return
     found = dict(compilation)
     yield compilation
     reference = Reference(path)

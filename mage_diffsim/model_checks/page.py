@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 
 from mage_diffsim.experiments.tables import Table, rich_table
-from mage_diffsim.model_checks.coverage import Coverage, Obstacle
+from mage_diffsim.model_checks.coverage import TOO_LARGE, Coverage, Obstacle
 from mage_diffsim.model_checks.facts import facts_text
-from mage_diffsim.model_checks.finding import Model
+from mage_diffsim.model_checks.finding import Found, Model
 from mage_diffsim.model_checks.rows import Looked
 
 SHOWN = 6
@@ -45,7 +45,8 @@ def _covered(backend: str, coverage: Coverage | str) -> Iterator[RenderableType]
     else:
         yield f"[bold]{backend}[/] [yellow]does not cover the model:[/]"
         for obstacle in coverage.obstacles:
-            yield Padding(escape(obstacle_text(obstacle)), (0, 0, 0, 2))
+            why = f": {coverage.reason}" if obstacle.feature == TOO_LARGE else ""
+            yield Padding(escape(obstacle_text(obstacle) + why), (0, 0, 0, 2))
 
 
 def obstacle_text(obstacle: Obstacle) -> str:
@@ -114,39 +115,43 @@ HEADER = ("model", "backend", "status", "values", "d/d action", "d/d state", "ki
           "step [ms]", "VJP [ms]", "C [ms]")  # fmt: skip
 
 
-def summary(
-    console: Console, rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]
-) -> Iterator[RenderableType]:
+def summary(console: Console, rows: Sequence[Mapping[str, Any]], found: Found) -> Iterator[RenderableType]:
     """The table of many models, what is in the way of most, and what is no model."""
-    for table in tables(rows, left_out):
+    for table in tables(rows, found):
         if table.rows:
             yield rich_table(console, *table)
 
 
-def tables(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> list[Table]:
+def tables(rows: Sequence[Mapping[str, Any]], found: Found) -> list[Table]:
     """Tables of many models: what was measured, what is not covered, what is in the way, what is no model."""
     done = [r for r in rows if not r["status"].startswith(("refused", "covered"))]
     backends = list(dict.fromkeys(r["backend"] for r in rows))
     models = list(dict.fromkeys(r["model"] for r in rows))
     status = {(r["model"], r["backend"]): r["status"] for r in rows}
-    in_the_way: dict[str, Counter[str]] = {}
-    alone: dict[str, Counter[str]] = {}
-    for row in rows:
-        features = [part.rpartition(" (")[0] for part in (row["in_the_way"] or "").split("; ") if part]
-        in_the_way.setdefault(row["backend"], Counter()).update(features)
-        alone.setdefault(row["backend"], Counter()).update(features if len(features) == 1 else ())
-    counted = [
-        (backend, feature, str(n), str(alone[backend][feature]))
-        for backend, counter in in_the_way.items()
-        for feature, n in counter.most_common()
-    ]
     covered = [[m, *("no" if status[m, b].startswith("refused") else "yes" for b in backends)] for m in models]
     return [
         Table("Measured", HEADER, [_cells(r) for r in done]),
         Table("Covered", ("model", *backends), covered),
-        Table("In the way", ("backend", "feature", "models", "models with no other"), counted),
-        Table("Not a model by itself", ("file", "why"), list(left_out.items())),
+        in_the_way(rows),
+        Table("Not a model by itself", ("file", "why"), list(found.parts.items())),
+        Table("Cannot be checked", ("file", "why"), list(found.broken.items())),
     ]
+
+
+def in_the_way(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of features that backends do not cover, the most common first."""
+    features_of: dict[str, Counter[str]] = {}
+    alone: dict[str, Counter[str]] = {}
+    for row in rows:
+        features = [part.rpartition(" (")[0] for part in (row["in_the_way"] or "").split("; ") if part]
+        features_of.setdefault(row["backend"], Counter()).update(features)
+        alone.setdefault(row["backend"], Counter()).update(features if len(features) == 1 else ())
+    counted = [
+        (backend, feature, str(n), str(alone[backend][feature]))
+        for backend, counter in features_of.items()
+        for feature, n in counter.most_common()
+    ]
+    return Table("In the way", ("backend", "feature", "models", "models with no other"), counted)
 
 
 def _cells(r: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.solver import filled
-from mage_diffsim.errors import InputError
+from mage_diffsim.errors import TooLarge
 
 LIMIT = 15 * 60.0
 """Seconds of compiling beyond which a model is refused."""
@@ -99,12 +99,12 @@ def check(model: Model, characters: int | None = None) -> Cost:
     """The estimate of a model that can be compiled, from the length of its code if that is known.
 
     Raises:
-        InputError: compiling it would take more than :data:`LIMIT`, or than :data:`MEMORY` or the machine's memory.
+        TooLarge: compiling it would take more than :data:`LIMIT`, or than :data:`MEMORY` or the machine's memory.
     """
     cost = estimate(model) if characters is None else of_code(characters)
     memory = min(MEMORY, _memory_of_machine())
     if cost.seconds > LIMIT or cost.gib > memory:
-        raise InputError(
+        raise TooLarge(
             f"task {model.simulation.name}: compiling Warp kernels for {len(model.pairs)} pairs of geoms and "
             f"{model.model.nv} degrees of freedom would take some {cost.seconds / 60:.0f} minutes and {cost.gib:.1f} "
             f"GiB of memory; accepted are {LIMIT / 60:.0f} minutes and {memory:.1f} GiB: use a model with fewer "

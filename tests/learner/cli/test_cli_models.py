@@ -14,10 +14,14 @@ from mage_diffsim.model_checks.apart import Ended
 from tests.learner.cli.commands import assert_one_sentence, run
 from tests.model_checks.tiny_models import BOXES, FALLING, PASSIVE, SLIDER
 
+URDF = """<robot name="arm"><link name="base"/><link name="arm"><inertial><mass value="1"/><inertia ixx="1" iyy="1"
+ izz="1" ixy="0" ixz="0" iyz="0"/></inertial><collision><geometry><mesh filename="package://arm/arm.stl"/></geometry>
+ </collision></link><joint name="j" type="continuous"><parent link="base"/><child link="arm"/></joint></robot>"""
+
 
 @pytest.fixture
 def folder(tmp_path):
-    """Models, an include and a scene."""
+    """Models, includes, a scene, and files that are none of these."""
     made = tmp_path / "models"
     (made / "parts").mkdir(parents=True)
     texts = {
@@ -26,8 +30,12 @@ def folder(tmp_path):
         "passive": PASSIVE,
         "copy": SLIDER,
         "scene": '<mujoco><include file="parts/floor.xml"/></mujoco>',
-        "parts/floor": "<mujocoinclude><worldbody><geom/></worldbody></mujocoinclude>",
-        "broken": "<mujoco><worldbody>",
+        "parts/floor": "<mujocoinclude><worldbody><geom size='.1'/></worldbody></mujocoinclude>",
+        "parts/drive": '<mujoco><actuator><motor joint="x"/></actuator></mujoco>',
+        "parts/colours": '<mujocoinclude><worldbody><geom class="red"/></worldbody></mujocoinclude>',
+        "cut off": "<mujoco><worldbody>",
+        "misspelt": '<mujoco><default><geom sise="1"/></default></mujoco>',
+        "robot": URDF,
     }
     for name, text in texts.items():
         (made / f"{name}.xml").write_text(text)
@@ -62,11 +70,52 @@ def test_a_folder_is_searched_and_what_is_no_model_is_listed(folder, tmp_path, c
     assert run("check-model", folder, "--no-compile", "--csv", tmp_path / "a.csv") == 0
     text = words(capsys)
     assert "boxes: warp refused, mjx" in text and "copy: warp covered" in text
-    assert re.search(r"parts/floor │ it is included by scene\.xml", text)
-    assert re.search(r"slider │ the same model as copy", text) and re.search(r"broken │ MuJoCo does not load it", text)
+    parts, _, broken = text.partition("Not a model by itself")[2].partition("Cannot be checked")
+    for file, why in (
+        ("parts/floor", r"it is included by scene\.xml"),
+        ("parts/colours", r"it is an include \(mujocoinclude\)"),
+        ("parts/drive", "it has no worldbody: an include"),
+        ("scene", "it has no joint: an include or a scene"),
+        ("slider", "the same model as copy"),
+    ):
+        assert re.search(f"│ {file} +│ {why}", parts), file
+    for file, why in (
+        ("cut off", "MuJoCo does not load it: XML parse error"),
+        ("misspelt", "MuJoCo does not load it: .*Schema violation"),
+        ("robot", "it is URDF, which has no actuators"),
+    ):
+        assert re.search(f"│ {file} +│ {why}", broken), file
     found = table(tmp_path / "a.csv")
     assert {model for model, _ in found} == {"boxes", "copy", "passive"}
     assert found["passive", "mujoco"]["status"].startswith("refused: the model has no actuator")
+
+
+def test_a_folder_without_a_model_is_refused_after_its_files_are_listed(folder, tmp_path, capsys):
+    assert run("check-model", folder / "parts", folder / "slider.xml", "--no-compile", "--csv", tmp_path / "a.csv") == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"parts/floor +│ it is an include \(mujocoinclude\)", out)
+    assert err == f"mage-diffsim: no file in {folder / 'parts'} is a model by itself that MuJoCo loads\n"
+    assert {model for model, _ in table(tmp_path / "a.csv")} == {"slider"}
+
+
+def test_a_model_that_is_too_large_says_so_in_few_words_everywhere(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("warp")
+    from mage_diffsim.envs.warp.compiler import cost
+
+    monkeypatch.setattr(rows.Worker, "call", lambda worker, function, *arguments: function(*arguments))
+    monkeypatch.setattr(rows.Worker, "each", lambda worker, function, *arguments: function(*arguments))
+    asked = "check-model", folder / "slider.xml", "--csv", tmp_path / "a.csv"
+    label = "a size beyond what the backend compiles"
+    # By the length of its code, and before that is written.
+    monkeypatch.setattr(cost, "of_code", lambda characters: cost.Cost(seconds=7200.0, gib=1.0))
+    for flags in ((), ("--no-compile",)):
+        assert run(*asked, *flags) == 0
+        text, row = words(capsys), table(tmp_path / "a.csv")["slider", "warp"]
+        assert row["in_the_way"] == f"{label} (1)"
+        assert re.fullmatch("refused: compiling Warp kernels for .* would take some 120 minutes .*", row["status"])
+        assert "would take some 120 minutes" in text
+        monkeypatch.setattr(cost, "estimate", lambda model: cost.Cost(seconds=7200.0, gib=1.0))
+    assert f"- {label}: compiling Warp kernels for" in text
 
 
 def test_models_of_one_file_name_are_told_apart(tmp_path, capsys):
@@ -149,7 +198,12 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
         ),
         (["gymnasium:human.xml"], r"unknown model of gymnasium 'human\.xml': choose one of ant\.xml, .*"),
         (["{}/parts"], r".*"),
-        (["{}/broken.xml"], r".*broken\.xml is not a model by itself: MuJoCo does not load it: .*"),
+        (["{}/slider.xml", "{}/cut off.xml"], r".*cut off\.xml cannot be checked: MuJoCo does not load it: .*"),
+        (
+            ["{}/robot.urdf"],
+            r".*robot\.urdf cannot be checked: it is URDF, which has no actuators; save it as MJCF with "
+            r"mujoco\.mj_saveLastXML and add actuators",
+        ),
         (["{}/scene.xml"], r".*scene\.xml is not a model by itself: .*"),
         (["{}/slider.xml", "--backend", "moojoco"], r"unknown backend of check-model 'moojoco': choose one of mjx, .*"),
         (["{}/slider.xml", "--states", "0"], r"--states is 0; accepted is 1 or more"),
@@ -163,8 +217,10 @@ def test_a_model_from_which_c_diverges_everywhere_is_not_judged(tmp_path, capsys
 )
 def test_what_cannot_be_checked_is_one_sentence(arguments, sentence, folder, capsys):
     pytest.importorskip("warp")
+    (folder / "robot.urdf").write_text(URDF)
     if arguments == ["{}/parts"]:
-        (folder / "parts" / "floor.xml").unlink()
+        for file in (folder / "parts").iterdir():
+            file.unlink()
         sentence = r"no \.xml file lies in .*"
     assert run("check-model", *(a.format(folder) for a in arguments)) == 2
     assert_one_sentence(capsys, sentence)
