@@ -164,6 +164,16 @@ def _plane_cylinder(plane: Geom, cylinder: Geom) -> tuple[Array, Array, Array]:
     return distance, points - 0.5 * distance[:, None] * normal, frame
 
 
+def _plane_box(plane: Geom, box: Geom) -> tuple[Array, Array, Array]:
+    """Contacts at the lower one of any two opposite corners."""
+    normal = plane.rotation[:, 2]
+    corners = jnp.array([[-1.0, -1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, -1.0]]) * box.size
+    corners = corners @ box.rotation.T
+    corners = jnp.where((corners @ normal > 0.0)[:, None], -corners, corners)
+    distance = (box.position - plane.position + corners) @ normal
+    return distance, box.position + corners - 0.5 * distance[:, None] * normal, jnp.tile(_frame(normal), (4, 1, 1))
+
+
 def _spheres(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
     """The contact of spheres with radii ``size[0]``. Coincident centres are pushed apart across both z axes."""
     across, _ = _unit(jnp.cross(first.rotation[:, 2], second.rotation[:, 2]))
@@ -194,6 +204,27 @@ def _sphere_box(sphere: Geom, box: Geom) -> tuple[Array, Array, Array]:
     distance = jnp.where(inside, -depth, outside) - radius
     point = jnp.where(inside, centre + 0.5 * (radius - depth) * into, 0.5 * (nearest + centre + radius * inwards))
     return distance, box.position + box.rotation @ point, _frame(box.rotation @ normal)
+
+
+def _sphere_cylinder(sphere: Geom, cylinder: Geom) -> tuple[Array, Array, Array]:
+    """The contact with side, cap or rim; a centre inside leaves by the nearer of side and cap."""
+    axis, radius, half = cylinder.rotation[:, 2], cylinder.size[0], cylinder.size[1]
+    apart = sphere.position - cylinder.position
+    height = axis @ apart
+    outwards, from_axis = _unit(apart - axis * height)
+    # In the half plane of the sphere's centre and the axis, distances from cap and side.
+    beyond, beside = jnp.abs(height) - half, from_axis - radius
+    at_cap, at_side = beside < jnp.minimum(beyond, 0.0), beyond < 0.0
+    (along, across), from_rim = _unit(jnp.stack([beyond, beside]), jnp.array([0.0, 0.0], axis.dtype))
+    along = jnp.where(at_cap, 1.0, jnp.where(at_side, 0.0, along))
+    across = jnp.where(at_cap, 0.0, jnp.where(at_side, 1.0, across))
+    gap = jnp.where(at_cap, beyond, jnp.where(at_side, beside, from_rim))
+    known = jnp.where(at_cap, 1.0, jnp.where(at_side, from_axis, from_rim))
+    normal = -axis * along * jnp.where(height > 0.0, 1.0, -1.0) - outwards * across
+    otherwise, _ = _unit(jnp.cross(sphere.rotation[:, 2], axis))
+    normal = jnp.where(known > 0.0, normal, otherwise)
+    distance = gap - sphere.size[0]
+    return distance, sphere.position + normal * (sphere.size[0] + 0.5 * distance), _frame(normal)
 
 
 def _capsules(first: Geom, second: Geom) -> tuple[Array, Array, Array]:
@@ -229,8 +260,10 @@ COLLISIONS: dict[tuple[str, str], tuple[int, Callable[[Geom, Geom], tuple[Array,
     ("plane", "capsule"): (2, _plane_capsule),
     ("plane", "ellipsoid"): (1, _plane_ellipsoid),
     ("plane", "cylinder"): (4, _plane_cylinder),
+    ("plane", "box"): (4, _plane_box),
     ("sphere", "sphere"): (1, _spheres),
     ("sphere", "capsule"): (1, _sphere_capsule),
+    ("sphere", "cylinder"): (1, _sphere_cylinder),
     ("sphere", "box"): (1, _sphere_box),
     ("capsule", "capsule"): (2, _capsules),
 }

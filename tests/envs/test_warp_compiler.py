@@ -327,7 +327,7 @@ def refused(mjcf, **attributes):
         (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
         (("<option ", '<option noslip_iterations="3" '), "noslip iterations"),
         (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
-        (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of plane with cylinder"),
+        (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of capsule with cylinder"),
         (('<motor joint="hip" gear="20"', '<general joint="hip" gaintype="user"'), "whose gain is of type user"),
         (
             ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<adhesion body="trunk" ctrlrange="0 1"'),
@@ -348,7 +348,7 @@ def test_what_the_compiler_does_not_cover_is_refused_by_name(change, reason):
 
 
 def test_pusher_is_refused():
-    with pytest.raises(InputError, match="a contact of plane with cylinder"):
+    with pytest.raises(InputError, match="a contact of capsule with cylinder"):
         intake.read(make_task("Pusher").simulation)
 
 

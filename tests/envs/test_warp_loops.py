@@ -20,7 +20,7 @@ from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.loops import Branches, linked
 from mage_diffsim.envs.warp.compiler.repeat import Different, join, signature
 from mage_diffsim.errors import InputError
-from tests.envs.warp_models import PILE, Leg, Pile, physics_of, samples, scaled
+from tests.envs.warp_models import PILE, Leg, Pile, Solids, physics_of, samples, scaled
 
 
 def test_expressions_that_differ_in_numbers_are_joined():
@@ -36,7 +36,7 @@ def test_expressions_that_differ_in_numbers_are_joined():
         join(Graph(), [items[0], other], "n")
 
 
-@pytest.mark.parametrize("model", [Pile, Leg], ids=str)
+@pytest.mark.parametrize("model", [Pile, Leg, Solids], ids=str)
 def test_items_are_the_contacts_of_their_pairs(model):
     found = read(model().simulation)
     rng = np.random.default_rng(0)

@@ -90,6 +90,19 @@ WHEELS = """<mujoco><option timestep="0.004" impratio="3" cone="{cone}"/><defaul
  geom2="mast" condim="3" friction=".5 .6 0 0 0"/></contact><actuator><motor joint="wheel" gear="2" ctrlrange="-1 1"/>
  <motor joint="mast" gear="3" ctrlrange="-1 1"/></actuator></mujoco>"""
 
+# Every pair of a plane or a sphere with a box, a cylinder or an ellipsoid that has a closed form.
+SOLIDS = """<mujoco><option timestep="0.004"/><default><geom friction=".8 .1 .1" density="300" contype="1"
+ conaffinity="0"/></default><worldbody><geom name="floor" type="plane" size="9 9 1" euler="3 -2 0" contype="0"
+ conaffinity="7" margin=".005"/><body name="brick" pos="0 0 .12" euler="20 30 0"><freejoint name="brick"/><geom
+ name="brick" type="box" size=".1 .15 .08"/></body><body name="can" pos=".35 0 .16" euler="5 10 0"><joint type="slide"
+ axis="0 0 1"/><joint axis="1 0 0" damping=".01"/><joint axis="0 1 0" damping=".01"/><geom name="can" type="cylinder"
+ size=".08 .12" condim="4"/></body><body name="egg" pos="-.6 0 .12" euler="10 20 30"><joint type="slide"
+ axis="0 0 1"/><joint axis="0 1 0"/><joint axis="1 0 0"/><geom name="egg" type="ellipsoid" size=".1 .07 .12" pos=".02 0
+ 0" contype="2" condim="6"/></body><body name="ball" pos=".2 0 .26"><joint name="x" type="slide" axis="1 0 0"/><joint
+ type="slide" axis="0 1 0" damping="1"/><joint type="slide" axis="0 0 1"/><geom name="ball" size=".08" contype="4"
+ conaffinity="1" solimp=".8 .9 .01"/></body></worldbody><actuator><motor joint="x" gear="20" ctrlrange="-1 1"/>
+ </actuator></mujoco>"""
+
 
 class Trees(Body):
     name, mjcf = "Trees", TREES
@@ -140,6 +153,10 @@ class Wheels(Body):
 
 class EllipticWheels(Body):
     name, mjcf = "EllipticWheels", WHEELS.format(cone="elliptic")
+
+
+class Solids(Body):
+    name, mjcf = "Solids", SOLIDS
 
 
 SMALL = (Trees, Pile, Leg, EulerLeg, Undamped, Rules, Wheels, EllipticWheels)

@@ -12,9 +12,10 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.collisions import Found, collide
+from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.cones import Cone, Elliptic, Pyramid
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
+from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
 from mage_diffsim.envs.warp.compiler.rows import pushing
@@ -87,23 +88,33 @@ class Contact:
 
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
-    """All possible contacts of the model's pairs, in MuJoCo's order within a pair; ``exact`` means float64."""
+    """All possible contacts of the model's pairs; ``exact`` means float64."""
     pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
     return [c for pair in pairs for c in contacts_of(kinematics, pair, noise)]
 
 
 def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
     """All possible contacts of a pair; a vector of unit vectors shorter than ``noise`` has no direction."""
-    every = (_contact(kinematics, pair, noise, found) for found in collide(kinematics, pair, noise))
+    first, second = (_geom(kinematics, pair, side) for side in (0, 1))
+    every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
     return [c for c in every if c.present is not False]
 
 
+def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
+    """The first or second (0 or 1) geom of a pair, relative to the origin of :attr:`.intake.Pair.origin`."""
+    at, frame = kinematics.geom(pair, side)
+    centre = kinematics.relative(pair.bodies[side], at, pair.origin)
+    size = kinematics.model.model.geom_size[pair.geoms[side]]
+    return Geom(centre, frame, tuple(float(x) for x in size))
+
+
 def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> Contact:
-    origin, distance, point, normal, hint, absent = found
+    distance, point, normal, hint, absent = found
+    distance = where(absent, pair.margin + 1.0, distance)
     first, second = pair.bodies
-    there = al.plus(kinematics.origin(origin), point)
+    there = al.plus(kinematics.origin(pair.origin), point)
     points = tuple(
-        point if kinematics.tree[b] == kinematics.tree[origin] else al.minus(there, kinematics.origin(b))
+        point if kinematics.tree[b] == kinematics.tree[pair.origin] else al.minus(there, kinematics.origin(b))
         for b in pair.bodies
     )
     inverse_weight, scale = pair.inverse_weight, 1.0

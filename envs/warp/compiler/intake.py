@@ -14,6 +14,7 @@ from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond, with_first
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
+from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.errors import InputError
 
@@ -42,6 +43,11 @@ class Pair:
     impedance: Impedance
     friction_damping: float
     """The b of friction, where that has rows of its own [1/s]."""
+
+    @property
+    def origin(self) -> int:
+        """The body whose tree's origin the contacts' points are relative to."""
+        return self.bodies[1] or self.bodies[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +120,6 @@ def read(simulation: Simulation) -> Model:
 
 INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICIT": "implicit", "IMPLICITFAST": "implicitfast"}
 """Integrators that are covered: MuJoCo's constant to the name in MJCF."""
-
-COLLISIONS = {
-    ("plane", "sphere"),
-    ("plane", "capsule"),
-    ("sphere", "sphere"),
-    ("sphere", "capsule"),
-    ("capsule", "capsule"),
-}
-"""Pairs of geoms that the contact stage knows."""
 
 FORBIDDEN = {
     "nplugin": "plugins",

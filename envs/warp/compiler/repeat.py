@@ -76,31 +76,23 @@ def signature(x: Any) -> int:
 
 
 def joined(graph: Graph, contacts: Sequence[Contact]) -> list[Contact]:
-    """The contacts in their order, with those of one pair of geoms joined if they differ in numbers only."""
-    result: list[Contact] = []
-    for n, group in enumerate(_by_pair(contacts)):
-        try:
-            result.append(_join(graph, group, f"number{n}_") if len(group) > 1 else group[0])
-        except Different:
-            result += group
-    return result
-
-
-def _by_pair(contacts: Sequence[Contact]) -> list[list[Contact]]:
-    groups: list[list[Contact]] = []
+    """The contacts pair by pair, with those of one pair of geoms joined if they differ in numbers only."""
+    groups: dict[tuple[int, int], list[Contact]] = {}
     for c in contacts:
-        if groups and groups[-1][0].pair is c.pair:
-            groups[-1].append(c)
-        else:
-            groups.append([c])
-    return groups
+        groups.setdefault((id(c.pair), signature(_expressions(c))), []).append(c)
+    joined = enumerate(groups.values())
+    return [_join(graph, group, f"number{n}_") if len(group) > 1 else group[0] for n, group in joined]
 
 
 EXPRESSIONS = ("present", "weight", "push", "points", "normal", "tangents", "spins", "rows")
 
 
+def _expressions(contact: Contact) -> list[Any]:
+    return [getattr(contact, name) for name in EXPRESSIONS]
+
+
 def _join(graph: Graph, contacts: Sequence[Contact], prefix: str) -> Contact:
-    values, numbers = join(graph, [[getattr(c, name) for name in EXPRESSIONS] for c in contacts], prefix)
+    values, numbers = join(graph, [_expressions(c) for c in contacts], prefix)
     fields = dict(zip(EXPRESSIONS, values, strict=True))
     return dataclasses.replace(contacts[0], **fields, copies=len(contacts), numbers=numbers)
 

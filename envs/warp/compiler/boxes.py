@@ -1,0 +1,53 @@
+"""Contacts of boxes, as MuJoCo C makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, clip, on_plane, shortest
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, less, mul, sub, where
+
+
+def plane_box(plane: Geom, box: Geom, noise: float) -> Iterator[Found]:
+    """Of two opposite corners the lower one, which makes four contacts.
+
+    MuJoCo takes the first four corners that are not above the centre. These are other ones where a corner is exactly as
+    high as the centre.
+    """
+    del noise
+    normal = box.inside(plane.axis)
+    for corner in range(4):
+        place = [(1.0 if corner & 1 << k else -1.0) * size for k, size in enumerate(box.size)]
+        above = less(0.0, al.dot(normal, place))
+        yield on_plane(plane, box, [where(above, -x, x) for x in place])
+
+
+def sphere_box(sphere: Geom, box: Geom, noise: float) -> Iterator[Found]:
+    """The contact at the box's nearest point. A sphere whose centre is inside is pushed out of the nearest face."""
+    centre = box.inside(al.minus(sphere.centre, box.centre))
+    towards = [sub(clip(x, size), x) for x, size in zip(centre, box.size, strict=True)]
+    short = shortest(noise, sphere, box)
+    length, safe = al.guarded_norm(towards, short)
+    depth, face = _nearest_face(centre, box.size)
+    inside = less(length, short)
+    normal = [where(inside, a, div(b, safe)) for a, b in zip(face, towards, strict=True)]
+    normal = al.apply(box.frame, normal)
+    distance = sub(where(inside, -depth, length), sphere.size[0])
+    yield Found(distance, al.plus(sphere.centre, al.times(normal, add(sphere.size[0], mul(0.5, distance)))), normal)
+
+
+def _nearest_face(centre: al.Vector, size: tuple[float, ...]) -> tuple[Any, al.Vector]:
+    """How deep a point of a box is below its nearest face, and that face's normal, inwards.
+
+    Of faces that are equally near it is the first in the order -x, x, -y, y, -z, z.
+    """
+    depth, *others = [sub(s, absolute(x)) for s, x in zip(size, centre, strict=True)]
+    inwards = [where(less(0.0, x), -1.0, 1.0) for x in centre]
+    normal = [inwards[0], 0.0, 0.0]
+    for k, other in enumerate(others, 1):
+        nearer = less(other, depth)
+        depth = where(nearer, other, depth)
+        normal = [where(nearer, inwards[k] if i == k else 0.0, x) for i, x in enumerate(normal)]
+    return depth, normal
