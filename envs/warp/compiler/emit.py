@@ -17,6 +17,9 @@ from mage_diffsim.envs.warp.compiler import reflection
 from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
 
 PRELUDE = """
+#ifdef __clang__
+    #pragma clang fp contract(fast)
+#endif
     typedef {real} real;
     typedef {vec} vec;
     typedef {mask} mask;
