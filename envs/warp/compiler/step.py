@@ -120,7 +120,7 @@ class Step:
         self.implicit.declare(w)
         if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
-            w.declare([*self.names("sum_v"), *self.names("sum_a")])
+            w.declare([*self.names("sum_v"), *self.names("sum_a"), *self.names("before")])
             w.declare([*self.names("start_act", self.na), *self.names("sum_act", self.na)])
         if self.model.runge_kutta:
             w.declare(self.names("act_rate", self.na))
@@ -136,11 +136,23 @@ class Step:
         first = "if (pass % 4 == 0)" if self.model.runge_kutta else ""
         with w.block(first):
             self.watch_state(w)
+        if self.model.runge_kutta:
+            self._extrapolate(w)
         self.solver.solve(w, self.smooth)
         with w.block(first):
             self._watch(w, self.names("a"))
         if not self.model.runge_kutta:
             self.implicit.solve(w)
+
+    def _extrapolate(self, w: Writer) -> None:
+        """Emit where RK4's solves start: on the line through the accelerations at the last two times.
+
+        Stages come in pairs of one time. The second of a pair starts from the first.
+        """
+        with w.block("if (pass % 2)"):
+            w("const real ahead = pass > 1 ? real(1) : real(0);")
+            for i in range(self.nv):
+                w(f"{{ const vec last = a{i}; a{i} += ahead * (last - before{i}); before{i} = last; }}")
 
     def watch_state(self, w: Writer) -> None:
         """Count a diverged state as failed, as MuJoCo C warns of it before each step and after the last."""
