@@ -23,8 +23,7 @@ class Integration:
         """RK4's variables: cotangents of the substep's start and of its sums."""
         for prefix in ("start_lq", "start_lv", "cot_v", "cot_a"):
             w.declare(self.step.names(prefix))
-        if self.step.turning:
-            w.declare(self.step.names("lway"))
+        w.declare([f"lway{i}" for i in self.step.turning])
         for prefix in ("start_lact", "cot_act"):
             w.declare(self.step.names(prefix, self.step.na))
 
@@ -66,7 +65,7 @@ class Integration:
         with w.block("if (stage == 3)"):
             # lq, lv are those of the substep's result: q_0 + h sum_v, v_0 + h sum_a.
             for i in range(s.nv):
-                place = s.kept.index(f"rate{i}" if s.turning else f"v{i}")
+                place = s.kept.index(s.rate_of(i))
                 stages = [f"{literal(share)} * kept(pass - {3 - k}, {place})" for k, share in enumerate(SHARE)]
                 w(f"const vec by{i} = {h} * ({' + '.join(stages)});")
             start, by = manifold.moved_vjp(s.model, *names)
@@ -78,26 +77,22 @@ class Integration:
         w.declare([*s.names("to_v"), *s.names("c"), *s.names("to_rate", s.na)])
         for i in range(s.na):
             w(f"to_rate{i} = share * cot_act{i} + ({h} * reach) * lact{i}; start_lact{i} += lact{i};")
-        rate = "rate" if s.turning else "v"
         with w.block(""):
             # lq, lv (and lway) are those of the next stage's q and v (and of the way there).
             for i in range(s.nv):
-                w(f"const vec by{i} = ({h} * reach) * {rate}{i};")
+                w(f"const vec by{i} = ({h} * reach) * {s.rate_of(i)};")
             start, by = manifold.moved_vjp(s.model, *names)
             w.compute(*start, *by)
             for i in range(s.nv):
-                by_way = f"({reference(by[i])} + lway{i})" if s.turning else reference(by[i])
+                by_way = f"({reference(by[i])} + lway{i})" if i in s.turning else reference(by[i])
                 w(f"start_lq{i} += {reference(start[i])}; start_lv{i} += lv{i};")
                 w(f"to_v{i} = share * cot_v{i} + ({h} * reach) * {by_way};")
                 w(f"x{i} = share * cot_a{i} + ({h} * reach) * lv{i};")
         if s.turning:
             with w.block(""):
                 found = vjp(zip(s.rates, s.graph.inputs("to_v", s.nv), strict=True))
-                values = w.compute(*(found.get(x, 0.0) for x in (*s.way, *s.v)))
-                for i in range(s.nv):
-                    w(f"lway{i} = splat(0) + {values[i]};")
-                for i in range(s.nv):
-                    w(f"to_v{i} = splat(0) + {values[s.nv + i]};")
+                names = [f"{to}{i}" for to in ("lway", "to_v") for i in s.turning]
+                w.assign(names, [found.get(x[i], 0.0) for x in (s.way, s.v) for i in s.turning])
         s.solver.hessian.solve(w, "x")
         self.sweeps.residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};")
         with w.block("if (stage == 0)"):
@@ -156,9 +151,8 @@ class Integration:
             w(f"sum_tact{i} += share * {text};")
         along = dict(zip((*s.way, *s.v), (*inputs("tway", s.nv), *inputs("tv", s.nv)), strict=True))
         w.assign(s.names("trate"), jvp(s.rates, along))
-        rates = [f"rate{i}" if s.turning else f"v{i}" for i in range(s.nv)]
-        if s.turning:
-            w.assign(s.names("rate"), s.rates)
+        rates = [s.rate_of(i) for i in range(s.nv)]
+        w.assign([f"rate{i}" for i in s.turning], [s.rates[i] for i in s.turning])
         for i in range(s.nv):
             w(f"sum_tv{i} += share * trate{i}; sum_ta{i} += share * x{i};")
         with w.block("if (stage < 3)"):

@@ -84,8 +84,9 @@ class Step:
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
         self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, looped)
         self.way = graph.inputs("way", self.nv)
-        self.turning = model.runge_kutta and bool(manifold.coordinates(model)[1])
-        """Whether RK4 steps rotations; ``way{i}`` is then the displacement since the step's start."""
+        rotations = manifold.coordinates(model)[1] if model.runge_kutta else []
+        self.turning = [d + i for _, d in rotations for i in range(3)]
+        """The degrees of freedom of rotations in RK4; ``way{i}`` is the displacement since the step's start."""
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
 
     @property
@@ -104,7 +105,7 @@ class Step:
         """The variables of a pass that the adjoint reads from the tape."""
         names = [*self.names("q", self.nq), *self.names("v"), *self.names("a"), *self.names("act", self.na)]
         if self.turning:
-            names += [*self.names("way"), *self.names("rate")]
+            names += [f"{name}{i}" for name in ("way", "rate") for i in self.turning]
         if self.model.runge_kutta:
             names += self.names("act_rate", self.na)
         return [*names, *self.implicit.kept, *self.solver.hessian.factors]
@@ -124,8 +125,7 @@ class Step:
             w.declare([*self.names("start_act", self.na), *self.names("sum_act", self.na)])
         if self.model.runge_kutta:
             w.declare(self.names("act_rate", self.na))
-        if self.turning:
-            w.declare([*self.names("way"), *self.names("rate")])
+        w.declare([f"{name}{i}" for name in ("way", "rate") for i in self.turning])
         w.declare(self.names("mean", len(self.means())))
         if forward:
             w("mask failed = splat(1) < splat(0);")
@@ -169,8 +169,11 @@ class Step:
     def rate(self, w: Writer) -> None:
         """Emit the rates that RK4 sums, where they are not v{i} and a{i}: act_rate{i}, and with rotations rate{i}."""
         w.assign(self.names("act_rate", self.na), self.act_rates)
-        if self.turning:
-            w.assign(self.names("rate"), self.rates)
+        w.assign([f"rate{i}" for i in self.turning], [self.rates[i] for i in self.turning])
+
+    def rate_of(self, i: int) -> str:
+        """Code of the rate of degree of freedom i that RK4 sums."""
+        return f"rate{i}" if i in self.turning else f"v{i}"
 
     def acted(self, mean: str = "sum_act") -> list[Any]:
         """The activations after a step, [na]; of RK4, from start_act{i} and the mean rates ``{mean}{i}``."""
@@ -201,16 +204,15 @@ class Step:
         w(f"const real share = {self.choice(SHARE)};")
         w(f"const real reach = {self.choice((*REACH, 0.0))};")
         self.rate(w)
-        rate = "rate" if self.turning else "v"
         for i in range(self.nv):
-            w(f"sum_v{i} += share * {rate}{i}; sum_a{i} += share * a{i};")
+            w(f"sum_v{i} += share * {self.rate_of(i)}; sum_a{i} += share * a{i};")
         for i in range(self.na):
             w(f"sum_act{i} += share * act_rate{i};")
         with w.block("if (stage < 3)"):
-            self._move(w, "start_q", [f"({literal(h)} * reach) * {rate}{i}" for i in range(self.nv)])
+            self._move(w, "start_q", [f"({literal(h)} * reach) * {self.rate_of(i)}" for i in range(self.nv)])
             for i in range(self.nv):
                 w(f"v{i} = start_v{i} + ({literal(h)} * reach) * a{i};")
-                if self.turning:
+                if i in self.turning:
                     w(f"way{i} = ({literal(h)} * reach) * rate{i};")
             for i in range(self.na):
                 w(f"act{i} = start_act{i} + ({literal(h)} * reach) * act_rate{i};")
@@ -218,7 +220,7 @@ class Step:
             self._move(w, "start_q", [f"{literal(h)} * sum_v{i}" for i in range(self.nv)])
             for i in range(self.nv):
                 w(f"v{i} = start_v{i} + {literal(h)} * sum_a{i};")
-                if self.turning:
+                if i in self.turning:
                     w(f"way{i} = splat(0);")
             w.assign(self.names("act", self.na), self.acted())
             for n, d in enumerate(self.means()):
