@@ -139,9 +139,11 @@ def test_arrays_take_stack_and_on_a_gpu_local_memory(looped, monkeypatch):
     kernels = warp_model.ModelKernels(simulation, torch.float64, torch.device("cpu"))
     _, frame = kernels.build("adjoint")
     code, step = kernels._program.adjoint(), kernels._program.step
-    shapes = [(n, 1) for n in step.solver.hessian.factor_arrays.values()]
-    shapes += [*step.solver.contacts.arrays("adjoint").values(), (step.solver.contacts.marks, 1)]
-    arrays = 64 * (sum(a * b for a, b in shapes) + 2 * step.nv)
+    hessian, contacts = step.solver.hessian, step.solver.contacts
+    shapes = [*contacts.arrays("adjoint").values(), (contacts.marks, 1), (hessian.links, 1), (step.nv, 2)]
+    shapes += [(n, 1) for n in hessian.arrays.values()]
+    branches = len(hessian.branches)
+    arrays = 64 * sum(a * b for a, b in shapes) + 2 * 8 * branches + 4 * (branches + 1) * step.nv
     assert array_bytes(code, 64) == arrays and frame == arrays + 64 * operations(code)
     records = 8 * sum(a * b for a, b in step.solver.contacts.records.values())
     monkeypatch.setitem(warp_model.MEMORY, "cuda", records)

@@ -8,11 +8,11 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.emit import Writer, vector
-from mage_diffsim.envs.warp.compiler.graph import is_zero
 
 WRITTEN = 3000
 """Multiplications of a factorisation up to which its rows are written out, which is faster."""
@@ -84,43 +84,45 @@ class LoopedMatrix:
     """The variables that hold the factors."""
 
     @property
-    def factor_arrays(self) -> dict[str, int]:
-        """The arrays that hold the factors: code for number i, and the length."""
-        return {f"{self.name}_[i]": place(self.size, 0), f"{self.name}inv_[i]": self.size}
+    def arrays(self) -> dict[str, int]:
+        """The arrays that hold the factors, and their lengths."""
+        return {f"{self.name}_": place(self.size, 0), f"{self.name}inv_": self.size}
 
     def declare(self, w: Writer) -> None:
         """Declare the arrays and tables."""
         self.declare_arrays(w)
-        self.declare_columns(w, self.columns)
+        w.table(f"{self.name}start", [sum(map(len, self.columns[:k])) for k in range(self.size)])
+        w.table(f"{self.name}length", list(map(len, self.columns)))
+        w.table(f"{self.name}columns", [d for x in self.columns for d in x])
 
     def declare_arrays(self, w: Writer) -> None:
         """Declare the arrays, and the table of the lengths of written rows."""
-        for code, length in self.factor_arrays.items():
-            array = code.removesuffix("[i]")
+        for array, length in self.arrays.items():
             w(f"vec {array}[{length}]; for (int i = 0; i < {length}; ++i) {array}[i] = splat(0);")
         w.table(f"{self.name}least", list(map(len, self.columns)))
 
-    def declare_columns(self, w: Writer, columns: Sequence[Sequence[int]]) -> None:
-        """Declare tables of the columns of each row."""
-        w.table(f"{self.name}start", [sum(map(len, columns[:k])) for k in range(self.size)])
-        w.table(f"{self.name}length", list(map(len, columns)))
-        w.table(f"{self.name}columns", [d for x in columns for d in x])
-
-    def factor(self, w: Writer) -> None:
-        """Replace the matrix by its factors."""
+    def factor(self, w: Writer, x: str = "") -> None:
+        """Replace the matrix by its factors; with the array ``{x}_``, do the first half of its solve, too."""
         m = self.name
         with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
             w(f"const vec inverse = over(splat(1), row[k]); {m}inv_[k] = inverse;")
-            with self._by_length(w, self._eliminate), w.loop(f"int x = {m}length[k] - 1; x >= 0; --x"):
-                w("const int i = column[x]; const vec part = row[i] * inverse;")
-                w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
-                w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
-                w("row[i] = part;")
+            if x:
+                w(f"const vec given = {x}_[k];")
+            with self._by_length(w, functools.partial(self._eliminate, x)):
+                with w.loop(f"int x = {m}length[k] - 1; x >= 0; --x"):
+                    w("const int i = column[x]; const vec part = row[i] * inverse;")
+                    w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
+                    w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
+                    w("row[i] = part;")
+                    if x:
+                        w(f"{x}_[i] -= part * given;")
 
-    def _eliminate(self, k: int) -> Iterator[str]:
+    def _eliminate(self, x: str, k: int) -> Iterator[str]:
         columns = self.columns[k]
         for i in reversed(columns):
             terms = [f"{self[i, j]} -= part * row[{j}];" for j in columns if j <= i]
+            if x:
+                terms.append(f"{x}_[{i}] -= part * given;")
             yield f"{{ const vec part = row[{i}] * inverse; {' '.join(terms)} row[{i}] = part; }}"
 
     def solve(self, w: Writer, x: str, transposed: bool = False) -> None:
@@ -130,6 +132,11 @@ class LoopedMatrix:
             w(f"const vec given = {x}_[k];")
             with self._by_length(w, lambda k: (f"{x}_[{i}] -= row[{i}] * given;" for i in self.columns[k])):
                 w(f"for (int y = 0; y < {m}length[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
+        self.finish(w, x)
+
+    def finish(self, w: Writer, x: str) -> None:
+        """The second half of a solve."""
+        m = self.name
         with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
             w(f"vec found = {x}_[k] * {m}inv_[k];")
             with self._by_length(w, lambda k: (f"found -= row[{i}] * {x}_[{i}];" for i in self.columns[k])):
@@ -164,27 +171,32 @@ class Hessian(LoopedMatrix):
         branches: of the model.
         always: masks of branches that are linked with one another whatever touches.
         by_contact: those that a contact links.
+        words: words of 32 bits in a vector.
     """
 
-    def __init__(self, branches: Branches, always: Sequence[int], by_contact: Sequence[int]) -> None:
+    def __init__(
+        self, branches: Branches, always: Sequence[int], by_contact: Sequence[int], words: int
+    ) -> None:
         self.branches, self._by_contact = branches, list(by_contact)
-        self._always, most = (linked(len(branches), x) for x in (always, [*always, *by_contact]))
+        self._always = linked(len(branches), always)
         super().__init__("H", branches.columns(self._always))
-        self._most = branches.columns(most)
+        self.links = -(-2 * len(branches) // words)
+        """Vectors that the branches' links take, two words each."""
+        self.kept = self.links + self.size + place(self.size - 1, 0)
+        """Numbers on the tape of a pass, of which those of branches that are not linked are left out."""
 
-    def declare(self, w: Writer, forward: bool = True) -> None:
-        """Declare the arrays; without a forward pass, with all columns that any contact can need."""
+    def declare(self, w: Writer, which: str) -> None:
+        """Declare the arrays and tables."""
+        count = len(self.branches)
         self.declare_arrays(w)
-        if forward:
-            w.table("Hbegin", self.branches.begin)
+        w.table("Hbegin", self.branches.begin)
+        w.table("Hstart", [b * self.size for b in self.branches.of])
+        w(f"unsigned long long Hlink[{count}]; unsigned long long Hbefore[{count}];")
+        w(f"for (int s = 0; s < {count}; ++s) Hbefore[s] = ~0ull;")
+        w(f"int Hcolumns[{count * self.size}]; int Hlength[{self.size}]; Mark Hlinks[{self.links}];")
+        if which != "adjoint":
             w.table("Halways", self._always, "unsigned long long")
             w.table("Hcontact", self._by_contact, "unsigned long long")
-            w.table("Hstart", [b * self.size for b in self.branches.of])
-            w(f"unsigned long long Hlink[{len(self.branches)}]; unsigned long long Hbefore[{len(self.branches)}];")
-            w(f"for (int s = 0; s < {len(self.branches)}; ++s) Hbefore[s] = ~0ull;")
-            w(f"int Hcolumns[{len(self.branches) * self.size}]; int Hlength[{self.size}];")
-            return
-        self.declare_columns(w, self._most)
 
     def link(self, w: Writer, lists: int) -> None:
         """Emit which entries a solve has, given the arrays list{n} and touching{n} of ``lists`` groups of contacts."""
@@ -192,30 +204,60 @@ class Hessian(LoopedMatrix):
         w(f"for (int s = 0; s < {count}; ++s) Hlink[s] = Halways[s];")
         for n in range(lists):
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
+                w(f"if (k && list{n}[k] == list{n}[k - 1]) continue;")
                 w(f"const unsigned long long both = Hcontact[list{n}[k]];")
-                w(f"for (int s = 0; s < {count}; ++s) if (both >> s & 1) Hlink[s] |= both & ((1ull << s) - 1);")
+                w(f"for (int s = 0; s < {count}; ++s) Hlink[s] |= both & ((1ull << s) - 1) & -(both >> s & 1);")
         with w.loop(f"int s = {count - 1}; s > 0; --s"):
-            w("for (int t = 1; t < s; ++t) if (Hlink[s] >> t & 1) Hlink[t] |= Hlink[s] & ((1ull << t) - 1);")
+            w("for (int t = 1; t < s; ++t) Hlink[t] |= Hlink[s] & ((1ull << t) - 1) & -(Hlink[s] >> t & 1);")
+        self._shape(w)
+
+    def _shape(self, w: Writer) -> None:
+        """Emit the columns of each row, given the branches' links."""
+        count = len(self.branches)
         w(f"bool same = true; for (int s = 0; s < {count}; ++s) same = same && Hlink[s] == Hbefore[s];")
-        with w.block("if (!same)"):
-            w("for (int i = 0; i < sizeof(H_) / sizeof(vec); ++i) H_[i] = splat(0);")
-            with w.loop(f"int s = 0; s < {count}; ++s"):
-                w(f"int n = 0; int* const column = Hcolumns + s * {self.size};")
-                with w.loop("int t = 0; t < s; ++t"):
-                    w("if (Hlink[s] >> t & 1) for (int d = Hbegin[t]; d < Hbegin[t + 1]; ++d) column[n++] = d;")
-                w("for (int d = Hbegin[s]; d < Hbegin[s + 1]; ++d) { Hlength[d] = n; column[n++] = d; }")
-                w("Hbefore[s] = Hlink[s];")
+        with w.block("if (!same)"), w.loop(f"int s = 0; s < {count}; ++s"):
+            w(f"int n = 0; int* const column = Hcolumns + s * {self.size};")
+            with w.loop("int t = 0; t < s; ++t"):
+                w("if (Hlink[s] >> t & 1) for (int d = Hbegin[t]; d < Hbegin[t + 1]; ++d) column[n++] = d;")
+            w("for (int d = Hbegin[s]; d < Hbegin[s + 1]; ++d) { Hlength[d] = n; column[n++] = d; }")
+            w("Hbefore[s] = Hlink[s];")
 
     def fill(self, w: Writer, matrix: Sequence[Sequence[Any]]) -> None:
         """Set the entries to a matrix's, which is 0 between branches that are not always linked."""
         with w.loop(f"int k = 0; k < {self.size}; ++k"):
+            w("if (Hlength[k] == Hleast[k]) continue;")
             w("vec* const row = H_ + k * (k + 1) / 2; const int* const column = Hcolumns + Hstart[k];")
             w("for (int y = 0; y < Hlength[k]; ++y) row[column[y]] = splat(0);")
-            w("row[k] = splat(0);")
-        for i, row in enumerate(matrix):
-            for j, x in enumerate(row[: i + 1]):
-                if not is_zero(x):
-                    w(f"{self[i, j]} = {vector(x)};")
+        for i, j in self.places:
+            w(f"{self[i, j]} = {vector(matrix[i][j])};")
+
+    def keep(self, w: Writer, first: int) -> None:
+        """Emit the factors to the tape, from a number of the pass on."""
+        w(f"for (int i = 0; i < {2 * len(self.branches)}; ++i)")
+        w("    Hlinks[i / words].words[i % words] = (unsigned)(Hlink[i / 2] >> i % 2 * 32);")
+        w(f"for (int i = 0; i < {self.links}; ++i) keep(pass, {first} + i, Hlinks[i].number);")
+        with self._kept_rows(w, first):
+            w("keep(pass, to, Hinv_[k]);")
+            w("for (int y = 0; y < Hlength[k]; ++y) keep(pass, beside + column[y], row[column[y]]);")
+
+    def recall(self, w: Writer, first: int) -> None:
+        """Emit the factors from the tape."""
+        w(f"for (int i = 0; i < {self.links}; ++i) Hlinks[i].number = kept(pass, {first} + i);")
+        with w.loop(f"int s = 0; s < {len(self.branches)}; ++s"):
+            w("Hlink[s] = 0;")
+            w("for (int i = 2 * s + 1; i >= 2 * s; --i) Hlink[s] = Hlink[s] << 32 | Hlinks[i / words].words[i % words];")
+        self._shape(w)
+        with self._kept_rows(w, first):
+            w("Hinv_[k] = kept(pass, to);")
+            w("for (int y = 0; y < Hlength[k]; ++y) row[column[y]] = kept(pass, beside + column[y]);")
+
+    @contextlib.contextmanager
+    def _kept_rows(self, w: Writer, first: int) -> Iterator[None]:
+        """A context for each row k: ``to`` is the number of its inverse, and ``beside`` of what is in column 0."""
+        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
+            begin = first + self.links
+            w(f"const int to = {begin} + k, beside = {begin + self.size} + k * (k - 1) / 2;")
+            yield
 
 
 def linked(count: int, masks: Iterable[int]) -> list[int]:

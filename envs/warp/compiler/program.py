@@ -5,7 +5,6 @@ The forward can keep a tape: (q, v, act, a) and the factored Hessian of every pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ the C++ compiler knows less about what changes them."""
 RECORDS = {1: 128 << 10, 8: 64 << 20, 16: 64 << 20}
 """Bytes of contact records in loops, by lanes: of a GPU thread's local memory, or of the heap, for all lanes
 together. An environment with a contact beyond them fails."""
+STREAMED = 16 << 20
+"""Bytes of all tapes of a launch from which a CPU writes them past its caches."""
 WARP = 32
 """Threads of a GPU that run together. Their tapes are interleaved, so that they read and write neighbours."""
 
@@ -66,21 +67,20 @@ class Program:
         """(state, control) -> next_state, and the tape unless its address is 0."""
         s = self.step
         w = self._begin("forward")
-        self._tape(w)
+        self._tape(w, "forward")
         with w.loop(f"int pass = 0; pass < {s.passes}; ++pass"):
             s.acceleration(w)
             with w.block("if (tape)"):
                 if s.model.runge_kutta:
                     s.rate(w)
                 for place, name in enumerate(s.kept):
-                    w(f"kept(pass, {place}) = {name};")
-                for place, number, length in self._kept_arrays():
-                    w(f"for (int i = 0; i < {length}; ++i) kept(pass, {place} + i) = {number};")
+                    w(f"keep(pass, {place}, {name});")
+                s.solver.keep(w, len(s.kept))
             s.advance(w)
         s.watch_state(w)
         with w.block("if (tape)"):
             for place, name in enumerate((*s.names("q", s.nq), "select(failed, splat(1), splat(0))")):
-                w(f"kept({s.passes}, {place}) = {name};")
+                w(f"keep({s.passes}, {place}, {name});")
         share = literal(1.0 / s.model.simulation.frame_skip)
         means = iter(s.names("mean", len(s.means())))
         values = w.compute(*s.q, *s.v, *s.act, *s.mocap)
@@ -96,7 +96,7 @@ class Program:
         """(state, control, cotangent) -> state_gradient, control_gradient, along the forward's tape."""
         s = self.step
         w = self._begin("adjoint")
-        self._tape(w)
+        self._tape(w, "adjoint")
         for place, name in enumerate(s.names("q", s.nq)):
             w(f"{name} = kept({s.passes}, {place});")
         w(f"const mask failed = kept({s.passes}, {s.nq}) > real(0);")
@@ -109,8 +109,7 @@ class Program:
         with w.loop(f"int pass = {s.passes - 1}; pass >= 0; --pass"):
             for place, name in enumerate(s.kept):
                 w(f"{name} = kept(pass, {place});")
-            for place, number, length in self._kept_arrays():
-                w(f"for (int i = 0; i < {length}; ++i) {number} = kept(pass, {place} + i);")
+            s.solver.recall(w, len(s.kept))
             if not s.model.runge_kutta and not s.implicit.kept:
                 s.implicit.solve(w)
             self.integration.reverse(w)
@@ -191,20 +190,23 @@ class Program:
         s.declare(w, which)
         return w
 
-    def _kept_arrays(self) -> Iterator[tuple[int, str, int]]:
-        """(place on the tape of a pass, code for number i, length) of the arrays that are kept."""
-        place = len(self.step.kept)
-        for number, length in self.step.kept_arrays.items():
-            yield place, number, length
-            place += length
+    def _tape(self, w: Writer, which: str) -> None:
+        """The functions ``kept``, the place on this thread's tape of a variable of a pass, and ``keep``, to write it.
 
-    def _tape(self, w: Writer) -> None:
-        """The function ``kept``: the place on this thread's tape of a variable of a pass."""
+        A CPU writes tapes that its caches do not hold past them: it need not read before what it writes.
+        """
         beside = self.tile // self.lanes
         w(f"vec* const own = (vec*)tape + (long long)(thread / {beside}) * {self.tape * beside} + thread % {beside};")
         w("auto kept = [=](int pass, int place) -> vec& {")
         w(f"    return own[(pass * {self.step.size} + place) * {beside}];")
         w("};")
+        if which == "adjoint":
+            return
+        write = "kept(pass, place) = x;"
+        if self.lanes > 1:
+            w(f"const bool streams = rows > {STREAMED * self.lanes // (self.tape * self.vector)};")
+            write = f"if (streams) __builtin_nontemporal_store(x, &kept(pass, place)); else {write}"
+        w(f"auto keep = [=](int pass, int place, vec x) {{ {write} }};")
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:
         """Write the first columns of an array, as NaN where the solver did not converge or the state diverged."""

@@ -11,7 +11,7 @@ one's. The Hessian is factored once more at the solution where such a contact sl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import zones
@@ -69,9 +69,6 @@ class Matrix:
 
     def _row(self, k: int) -> list[int]:
         return [i for i in range(k) if (k, i) in self.entries]
-
-    factor_arrays: Mapping[str, int] = {}
-    """The arrays that hold the factors; there are none."""
 
     @property
     def factors(self) -> list[str]:
@@ -145,7 +142,7 @@ class Solver:
             linked = [branches.mask(chain) for chain in map(kinematics.chain, range(len(self.body_dofs)))]
             linked += [branches.mask(row.direction) for row in rows]
             by_contact = [branches.mask(d for d, _ in moved) for moved in contacts.lists]
-            self.hessian = Hessian(branches, linked, by_contact)
+            self.hessian = Hessian(branches, linked, by_contact, contacts.words)
         else:
             entries = {(i, j) for i, row in enumerate(mass) for j, m in enumerate(row) if not is_zero(m)}
             for dofs in (*contacts.moved, *(row.direction for row in rows)):
@@ -161,12 +158,32 @@ class Solver:
     def declare(self, w: Writer, which: str) -> None:
         """Variables that live through the whole kernel, and tables."""
         if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
-            self.hessian.declare(w, forward=which != "adjoint")
             self.contacts.declare(w, which)
+            self.hessian.declare(w, which)
             w.vectors(("a", "x"), self.nv)
         else:
             self.hessian.declare(w)
             w.declare([f"{name}{i}" for name in ("a", "x") for i in range(self.nv)])
+
+    @property
+    def kept(self) -> int:
+        """Numbers in arrays on the tape of a pass: of the Hessian's factors, and of the marks of contacts."""
+        loops = isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian)
+        return self.hessian.kept + self.contacts.marks if loops else 0
+
+    def keep(self, w: Writer, first: int) -> None:
+        """Emit the arrays to the tape, from a number of the pass on."""
+        if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
+            self.hessian.keep(w, first)
+            first += self.hessian.kept
+            w(f"for (int i = 0; i < {self.contacts.marks}; ++i) keep(pass, {first} + i, mark[i].number);")
+
+    def recall(self, w: Writer, first: int) -> None:
+        """Emit the arrays from the tape."""
+        if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
+            self.hessian.recall(w, first)
+            first += self.hessian.kept
+            w(f"for (int i = 0; i < {self.contacts.marks}; ++i) mark[i].number = kept(pass, {first} + i);")
 
     def solve(self, w: Writer, smooth: Sequence[Any]) -> None:
         """Emit the solve: a{i} becomes the acceleration, H the factored Hessian there, ``failed`` grows.
@@ -198,10 +215,11 @@ class Solver:
             if curved:
                 w("mask curved = splat(1) < splat(0);")
             self._system(w, smooth)
-            self.hessian.factor(w)
+            looped = isinstance(self.hessian, Hessian)
+            self.hessian.factor(w, *["x"] * looped)
             if curved:
                 w(f"if (newton == {ITERATIONS} || !any(!done)) break;")
-            self.hessian.solve(w, "x")
+            (self.hessian.finish if looped else self.hessian.solve)(w, "x")
             self._search(w)
             # In float32, rows at the edge can go on and off for ever: steps within rounding end the solve too.
             w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])}{least};")

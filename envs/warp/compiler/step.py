@@ -90,15 +90,9 @@ class Step:
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
 
     @property
-    def kept_arrays(self) -> dict[str, int]:
-        """What else is on the tape of a pass, after ``kept``: code for number i of an array, and the array's length."""
-        marks = {"mark[i].number": c.marks} if isinstance(c := self.solver.contacts, ContactLoops) else {}
-        return {**self.solver.hessian.factor_arrays, **marks}
-
-    @property
     def size(self) -> int:
         """Numbers on the tape of a pass."""
-        return len(self.kept) + sum(self.kept_arrays.values())
+        return len(self.kept) + self.solver.kept
 
     @property
     def kept(self) -> list[str]:
