@@ -8,14 +8,16 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.emit import Writer, vector
 
 WRITTEN = 3000
 """Multiplications of a factorisation up to which its rows are written out, which is faster."""
+
+PANEL = 4
+"""Rows that are eliminated together at most."""
 
 MOST = 64
 """Branches at most, one for each bit of a number; where a model has more, neighbours count as one."""
@@ -64,12 +66,23 @@ class LoopedMatrix:
     Args:
         name: of the arrays and tables.
         columns: of each row, those left of the diagonal that the factors have; ascending.
+        begins: rows that begin a panel.
         most: multiplications of the factorisation up to which rows are written out, each once; longer matrices are in
             loops alone.
     """
 
-    def __init__(self, name: str, columns: Sequence[Sequence[int]], most: int = WRITTEN) -> None:
+    def __init__(
+        self, name: str, columns: Sequence[Sequence[int]], begins: Container[int] = (), most: int = WRITTEN
+    ) -> None:
         self.name, self.size, self.columns = name, len(columns), columns
+        self.panels: list[list[int]] = []
+        """Rows that follow one another and have the same columns left of them all."""
+        for k, x in enumerate(columns):
+            above = self.panels[-1] if self.panels else []
+            if above and k not in begins and len(above) < PANEL and [*x] == [*columns[k - 1], k - 1]:
+                above.append(k)
+            else:
+                self.panels.append([k])
         self._written = sum(len(x) * (len(x) + 1) // 2 for x in columns) <= most
 
     def __getitem__(self, entry: tuple[int, int]) -> str:
@@ -100,37 +113,98 @@ class LoopedMatrix:
         for array, length in self.arrays.items():
             w(f"vec {array}[{length}]; for (int i = 0; i < {length}; ++i) {array}[i] = splat(0);")
         w.table(f"{self.name}least", list(map(len, self.columns)))
+        w.table(f"{self.name}first", [*(rows[0] for rows in self.panels), self.size])
 
     def factor(self, w: Writer, x: str = "") -> None:
         """Replace the matrix by its factors; with the array ``{x}_``, do the first half of its solve, too."""
         m = self.name
-        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
-            w(f"const vec inverse = over(splat(1), row[k]); {m}inv_[k] = inverse;")
-            if x:
-                w(f"const vec given = {x}_[k];")
-            with self._by_length(w, functools.partial(self._eliminate, x)):
-                with w.loop(f"int x = {m}length[k] - 1; x >= 0; --x"):
-                    w("const int i = column[x]; const vec part = row[i] * inverse;")
-                    w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
-                    w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
-                    w("row[i] = part;")
-                    if x:
-                        w(f"{x}_[i] -= part * given;")
+        with w.loop(f"int b = {len(self.panels) - 1}; b >= 0; --b"):
+            w(f"const int begin = {m}first[b];")
+            with self._by_length(w, "begin", "b", [list(self._eliminate(rows, x)) for rows in self.panels]):
+                w(f"int k = {m}first[b + 1] - 1;")
+                with w.loop("; k > begin; k -= 2"):
+                    self._eliminate_two(w, x)
+                with w.block("if (k == begin)"):
+                    self._eliminate_one(w, x)
 
-    def _eliminate(self, x: str, k: int) -> Iterator[str]:
-        columns = self.columns[k]
-        for i in reversed(columns):
-            terms = [f"{self[i, j]} -= part * row[{j}];" for j in columns if j <= i]
+    def _eliminate(self, rows: Sequence[int], x: str) -> Iterator[str]:
+        """Code that takes a panel's rows off those above, two at a time: every entry there is read and written once."""
+        columns, m = self.columns[rows[0]], self.name
+        targets = [[i] for i in reversed(rows)] + [[*reversed(columns)][n : n + 2] for n in range(0, len(columns), 2)]
+        for target in targets:
+            taken = [k for k in reversed(rows) if k > target[0]]
+            with_part = [(k, i, f"part{k}_{i}") for k in taken for i in target]
+            yield "{"
+            for k, i, part in with_part:
+                yield f"const vec {part} = {self[k, i]} * inverse{k};"
+            for j in [j for j in (*columns, *rows) if taken and j <= target[0]]:
+                for i in target:
+                    if j <= i:
+                        terms = [f" - part{k}_{i} * {self[k, j]}" for k in taken]
+                        yield f"{self[i, j]} = {self[i, j]}{''.join(terms)};"
+            for i in target:
+                if x and taken:
+                    yield f"{x}_[{i}] = {x}_[{i}]{''.join(f' - part{k}_{i} * {x}_[{k}]' for k in taken)};"
+            for k, i, part in with_part:
+                yield f"{self[k, i]} = {part};"
+            yield "}"
+            if target[0] in rows:
+                (k,) = target
+                yield f"const vec inverse{k} = over(splat(1), {self[k, k]}); {m}inv_[{k}] = inverse{k};"
+
+    def _eliminate_one(self, w: Writer, x: str) -> None:
+        """Code that takes row k off those above."""
+        m = self.name
+        w(f"vec* const row = {m}_ + k * (k + 1) / 2; const int* const column = {m}columns + {m}start[k];")
+        w(f"const vec inverse = over(splat(1), row[k]); {m}inv_[k] = inverse;")
+        with w.loop(f"int x = {m}length[k] - 1; x >= 0; --x"):
+            w("const int i = column[x]; const vec part = row[i] * inverse;")
+            w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
+            w("for (int y = 0; y <= x; ++y) { const int j = column[y]; other[j] -= part * row[j]; }")
+            w("row[i] = part;")
             if x:
-                terms.append(f"{x}_[{i}] -= part * given;")
-            yield f"{{ const vec part = row[{i}] * inverse; {' '.join(terms)} row[{i}] = part; }}"
+                w(f"{x}_[i] -= part * {x}_[k];")
+
+    def _eliminate_two(self, w: Writer, x: str) -> None:
+        """Code that takes rows k and k - 1 off those above, two at a time."""
+        m = self.name
+        w(f"const int l = k - 1, count = {m}length[l]; const int* const column = {m}columns + {m}start[k];")
+        w(f"vec *const row = {m}_ + k * (k + 1) / 2, *const next = {m}_ + l * (l + 1) / 2;")
+        w("const vec inverse = over(splat(1), row[k]), own = row[l] * inverse;")
+        w("for (int y = 0; y < count; ++y) next[column[y]] -= own * row[column[y]];")
+        w("next[l] -= own * row[l]; row[l] = own;")
+        w(f"const vec second = over(splat(1), next[l]); {m}inv_[k] = inverse; {m}inv_[l] = second;")
+        if x:
+            w(f"{x}_[l] -= own * {x}_[k];")
+        w("int x = count - 1;")
+        with w.loop("; x > 0; x -= 2"):
+            w("const int i = column[x], h = column[x - 1];")
+            w("const vec part = row[i] * inverse, part_next = next[i] * second;")
+            w("const vec beside = row[h] * inverse, beside_next = next[h] * second;")
+            w(f"vec *const other = {m}_ + i * (i + 1) / 2, *const another = {m}_ + h * (h + 1) / 2;")
+            with w.loop("int y = 0; y < x; ++y"):
+                w("const int j = column[y]; const vec a = row[j], b = next[j];")
+                w("other[j] = other[j] - part * a - part_next * b;")
+                w("another[j] = another[j] - beside * a - beside_next * b;")
+            w("other[i] = other[i] - part * row[i] - part_next * next[i];")
+            w("row[i] = part; next[i] = part_next; row[h] = beside; next[h] = beside_next;")
+            if x:
+                w(f"{x}_[i] = {x}_[i] - part * {x}_[k] - part_next * {x}_[l];")
+                w(f"{x}_[h] = {x}_[h] - beside * {x}_[k] - beside_next * {x}_[l];")
+        with w.block("if (x == 0)"):
+            w("const int i = column[0]; const vec part = row[i] * inverse, part_next = next[i] * second;")
+            w(f"vec* const other = {m}_ + i * (i + 1) / 2;")
+            w("other[i] = other[i] - part * row[i] - part_next * next[i]; row[i] = part; next[i] = part_next;")
+            if x:
+                w(f"{x}_[i] = {x}_[i] - part * {x}_[k] - part_next * {x}_[l];")
 
     def solve(self, w: Writer, x: str, transposed: bool = False) -> None:
         """Replace the vector in the array ``{x}_`` by the solution; the transpose is the same."""
         m = self.name
         with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
             w(f"const vec given = {x}_[k];")
-            with self._by_length(w, lambda k: (f"{x}_[{i}] -= row[{i}] * given;" for i in self.columns[k])):
+            written = [[f"{x}_[{i}] -= row[{i}] * given;" for i in columns] for columns in self.columns]
+            with self._by_length(w, "k", "k", written):
                 w(f"for (int y = 0; y < {m}length[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
         self.finish(w, x)
 
@@ -139,7 +213,8 @@ class LoopedMatrix:
         m = self.name
         with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
             w(f"vec found = {x}_[k] * {m}inv_[k];")
-            with self._by_length(w, lambda k: (f"found -= row[{i}] * {x}_[{i}];" for i in self.columns[k])):
+            written = [[f"found -= row[{i}] * {x}_[{i}];" for i in columns] for columns in self.columns]
+            with self._by_length(w, "k", "k", written):
                 w(f"for (int y = 0; y < {m}length[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
             w(f"{x}_[k] = found;")
 
@@ -151,14 +226,14 @@ class LoopedMatrix:
             yield
 
     @contextlib.contextmanager
-    def _by_length(self, w: Writer, written: Callable[[int], Iterable[str]]) -> Iterator[None]:
-        """A context for the loops of a row k; rows with no more than ``columns`` run the code ``written`` out."""
+    def _by_length(self, w: Writer, row: str, number: str, written: Sequence[Sequence[str]]) -> Iterator[None]:
+        """A context for loops over row ``row``; if it is no longer than ``columns``, code ``written[number]`` runs."""
         if not self._written:
             yield
             return
-        w(f"switch ({self.name}length[k] == {self.name}least[k] ? k : {self.size}) {{")
-        for k in range(self.size):
-            w(f"case {k}: {' '.join(written(k))} break;")
+        w(f"switch ({self.name}length[{row}] == {self.name}least[{row}] ? {number} : {len(written)}) {{")
+        for n, lines in enumerate(written):
+            w(f"case {n}: {{ {' '.join(lines)} break; }}")
         with w.block("default:"):
             yield
         w("}")
@@ -179,7 +254,7 @@ class Hessian(LoopedMatrix):
     ) -> None:
         self.branches, self._by_contact = branches, list(by_contact)
         self._always = linked(len(branches), always)
-        super().__init__("H", branches.columns(self._always))
+        super().__init__("H", branches.columns(self._always), branches.begin)
         self.links = -(-2 * len(branches) // words)
         """Vectors that the branches' links take, two words each."""
         self.kept = self.links + self.size + place(self.size - 1, 0)
