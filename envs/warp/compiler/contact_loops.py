@@ -302,15 +302,28 @@ class ContactLoops:
                 self._values(w, ways, "value", [f"record[{t}]" for t in cone.ways], "a", ways)
                 self._numbers(w, cone)
                 cone.push(w)
-                with w.loop("int p = 0; p < count; ++p"):
-                    w(f"const vec* const own = row + {ways} * p; const int i = dof[p];")
-                    w(f"x_[i] -= {total([f'own[{t}] * force{t}' for t in cone.ways])};")
-                    for t in cone.ways:
-                        products = [f"h{min(t, u)}_{max(t, u)} * own[{u}]" for u in cone.coupled(t)]
-                        w(f"const vec y{t} = {total(products)};")
-                    w("vec* const to = H_ + i * (i + 1) / 2; const vec* other = row;")
-                    products = [f"y{t} * other[{t}]" for t in cone.ways]
-                    w(f"for (int r = 0; r <= p; ++r, other += {ways}) to[dof[r]] += {total(products)};")
+                w("int p = 0;")
+                with w.loop("; p + 1 < count; p += 2"):
+                    self._add_rows(w, cone, ("p", "p + 1"))
+                with w.block("if (p < count)"):
+                    self._add_rows(w, cone, ("p",))
+
+    @staticmethod
+    def _add_rows(w: Writer, cone: Cone, rows: Sequence[str]) -> None:
+        """Add J' h J of a contact to rows of the Hessian, and its forces to x there."""
+        for n, p in enumerate(rows):
+            w(f"const vec* const own{n} = row + {len(cone.ways)} * ({p}); const int i{n} = dof[{p}];")
+            w(f"x_[i{n}] -= {total([f'own{n}[{t}] * force{t}' for t in cone.ways])};")
+            for t in cone.ways:
+                products = [f"h{min(t, u)}_{max(t, u)} * own{n}[{u}]" for u in cone.coupled(t)]
+                w(f"const vec y{n}_{t} = {total(products)};")
+            w(f"vec* const to{n} = H_ + i{n} * (i{n} + 1) / 2;")
+        with w.loop("int r = 0; r <= p; ++r"):
+            w(f"const vec* const other = row + {len(cone.ways)} * r; const int j = dof[r];")
+            for n in range(len(rows)):
+                w(f"to{n}[j] += {total([f'y{n}_{t} * other[{t}]' for t in cone.ways])};")
+        if len(rows) > 1:
+            w(f"to1[i1] += {total([f'y1_{t} * own1[{t}]' for t in cone.ways])};")
 
     def step(self, w: Writer) -> None:
         """Write the contacts' values along the step x."""
@@ -382,5 +395,4 @@ def declare(w: Writer, expressions: Any, declared: set[str]) -> None:
             array, i = name.rsplit("_", 1)
             if name in AXES:
                 array = f"{array[:-5]}own_axis"
-            value = f"{array}[{i}]"
-            w(f"const vec {name} = {f'splat({value})' if array in ('number', 'there') else value};")
+            w(f"const vec {name} = {f'splat({array}[{i}])' if array in ('number', 'there') else f'{array}[{i}]'};")
