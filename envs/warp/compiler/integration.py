@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference
@@ -27,12 +29,15 @@ class Integration:
         for prefix in ("start_lact", "cot_act"):
             w.declare(self.step.names(prefix, self.step.na))
 
-    def reverse(self, w: Writer) -> None:
-        """Emit the step back through a pass; q, v, a are the pass's own, H (and B) are factored there."""
+    def reverse(self, w: Writer, meanwhile: Callable[[int], None]) -> None:
+        """Emit the step back through a pass; q, v, a are the pass's own, H (and B) are factored there.
+
+        ``meanwhile`` is that of :meth:`.Sweeps.residuals`.
+        """
         s, h = self.step, literal(self.step.timestep)
         w.declare(s.names("to_act", s.na))
         if s.model.runge_kutta:
-            self._reverse_stage(w)
+            self._reverse_stage(w, meanwhile)
         else:
             # q' = q + h v', v' = v + h e
             with w.block(""):
@@ -47,15 +52,15 @@ class Integration:
             for i in range(s.nv):
                 w(f"c{i} = {h} * lv{i};")
             s.implicit.adjoint(w)
-            s.solver.hessian.solve(w, "x")
-            self.sweeps.residuals(w, "lq{0} += {1}; lv{0} += {2};")
+            s.solver.solve_kept(w, "x")
+            self.sweeps.residuals(w, "lq{0} += {1}; lv{0} += {2};", meanwhile)
         for i in range(s.na):
             w(f"lact{i} = to_act{i};")
         with w.block("if (pass == 0)"):
             for n, d in enumerate(s.means()):
                 w(f"lq{d} -= mean{n};")
 
-    def _reverse_stage(self, w: Writer) -> None:
+    def _reverse_stage(self, w: Writer, meanwhile: Callable[[int], None]) -> None:
         """RK4, stage s of a substep: q_{s+1} = q_0 + h reach v_s, v_{s+1} = v_0 + h reach a_s; the sums at the end."""
         s, h = self.step, literal(self.step.timestep)
         w("const int stage = pass % 4;")
@@ -93,8 +98,8 @@ class Integration:
                 found = vjp(zip(s.rates, s.graph.inputs("to_v", s.nv), strict=True))
                 names = [f"{to}{i}" for to in ("lway", "to_v") for i in s.turning]
                 w.assign(names, [found.get(x[i], 0.0) for x in (s.way, s.v) for i in s.turning])
-        s.solver.hessian.solve(w, "x")
-        self.sweeps.residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};")
+        s.solver.solve_kept(w, "x")
+        self.sweeps.residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};", meanwhile)
         with w.block("if (stage == 0)"):
             for i in range(s.nv):
                 w(f"lq{i} += start_lq{i}; lv{i} += start_lv{i};")

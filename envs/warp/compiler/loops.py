@@ -108,9 +108,9 @@ class LoopedMatrix:
         w.table(f"{self.name}length", list(map(len, self.columns)))
         w.table(f"{self.name}columns", [d for x in self.columns for d in x])
 
-    def declare_arrays(self, w: Writer) -> None:
-        """Declare the arrays, and the table of the lengths of written rows."""
-        for array, length in self.arrays.items():
+    def declare_arrays(self, w: Writer, factors: bool = True) -> None:
+        """Declare the arrays, those of the factors if wanted, and the tables of what is written out."""
+        for array, length in self.arrays.items() if factors else ():
             w(f"vec {array}[{length}]; for (int i = 0; i < {length}; ++i) {array}[i] = splat(0);")
         w.table(f"{self.name}least", list(map(len, self.columns)))
         w.table(f"{self.name}first", [*(rows[0] for rows in self.panels), self.size])
@@ -198,31 +198,53 @@ class LoopedMatrix:
             if x:
                 w(f"{x}_[i] = {x}_[i] - part * {x}_[k] - part_next * {x}_[l];")
 
-    def solve(self, w: Writer, x: str, transposed: bool = False) -> None:
-        """Replace the vector in the array ``{x}_`` by the solution; the transpose is the same."""
-        m = self.name
-        with self._rows(w, f"int k = {self.size - 1}; k >= 0; --k"):
-            w(f"const vec given = {x}_[k];")
-            written = [[f"{x}_[{i}] -= row[{i}] * given;" for i in columns] for columns in self.columns]
-            with self._by_length(w, "k", "k", written):
-                w(f"for (int y = 0; y < {m}length[k]; ++y) {x}_[column[y]] -= row[column[y]] * given;")
-        self.finish(w, x)
+    def solve(self, w: Writer, x: str, transposed: bool = False, taped: bool = False) -> None:
+        """Replace the vector in the array ``{x}_`` by the solution; the transpose is the same.
 
-    def finish(self, w: Writer, x: str) -> None:
+        Args:
+            w: where the code is written.
+            x: the start of the array's name.
+            transposed: whether the transposed matrix is meant.
+            taped: whether the factors are where :meth:`Hessian.recall` says, instead of in the arrays.
+        """
+        with w.loop(f"int b = {len(self.panels) - 1}; b >= 0; --b"):
+            w(f"const int begin = {self.name}first[b], end = {self.name}first[b + 1];")
+            written = [list(self._upwards(rows, x, taped)) for rows in self.panels]
+            loop = "int k = end - 1; k >= begin; --k"
+            with self._by_length(w, "begin", "b", written), self._rows(w, loop, taped):
+                w(f"const vec given = {x}_[k];")
+                w(f"for (int y = 0; y < {self.name}length[k]; ++y)")
+                w(f"    {x}_[column[y]] -= row[{'beside * ' * taped}column[y]] * given;")
+        self.finish(w, x, taped)
+
+    def finish(self, w: Writer, x: str, taped: bool = False) -> None:
         """The second half of a solve."""
-        m = self.name
-        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
-            w(f"vec found = {x}_[k] * {m}inv_[k];")
-            written = [[f"found -= row[{i}] * {x}_[{i}];" for i in columns] for columns in self.columns]
+        m, at = self.name, "beside * " * taped
+        with self._rows(w, f"int k = 0; k < {self.size}; ++k", taped):
+            w(f"vec found = {x}_[k] * {f'{m}taped' if taped else f'{m}inv_'}[{at}k];")
+            written = [[f"found -= row[{at}{i}] * {x}_[{i}];" for i in columns] for columns in self.columns]
             with self._by_length(w, "k", "k", written):
-                w(f"for (int y = 0; y < {m}length[k]; ++y) found -= row[column[y]] * {x}_[column[y]];")
+                w(f"for (int y = 0; y < {m}length[k]; ++y) found -= row[{at}column[y]] * {x}_[column[y]];")
             w(f"{x}_[k] = found;")
 
+    def _upwards(self, rows: Sequence[int], x: str, taped: bool) -> Iterator[str]:
+        for i in (*reversed(rows), *self.columns[rows[0]]):
+            terms = [f" - {self._factor(k, i, taped)} * x{k}" for k in reversed(rows) if k > i]
+            if i in rows:
+                yield f"const vec x{i} = {x}_[{i}]{''.join(terms)}; {x}_[{i}] = x{i};"
+            else:
+                yield f"{x}_[{i}] = {x}_[{i}]{''.join(terms)};"
+
+    def _factor(self, k: int, i: int, taped: bool) -> str:
+        """Code of an entry of the factors left of the diagonal."""
+        return f"{self.name}taped[beside * {self.size + place(k - 1, 0) + i}]" if taped else self[k, i]
+
     @contextlib.contextmanager
-    def _rows(self, w: Writer, header: str) -> Iterator[None]:
+    def _rows(self, w: Writer, header: str, taped: bool) -> Iterator[None]:
         m = self.name
         with w.loop(header):
-            w(f"vec* const row = {m}_ + k * (k + 1) / 2; const int* const column = {m}columns + {m}start[k];")
+            row = f"{m}taped + beside * ({self.size} + k * (k - 1) / 2)" if taped else f"{m}_ + k * (k + 1) / 2"
+            w(f"const vec* const row = {row}; const int* const column = {m}columns + {m}start[k];")
             yield
 
     @contextlib.contextmanager
@@ -249,9 +271,7 @@ class Hessian(LoopedMatrix):
         words: words of 32 bits in a vector.
     """
 
-    def __init__(
-        self, branches: Branches, always: Sequence[int], by_contact: Sequence[int], words: int
-    ) -> None:
+    def __init__(self, branches: Branches, always: Sequence[int], by_contact: Sequence[int], words: int) -> None:
         self.branches, self._by_contact = branches, list(by_contact)
         self._always = linked(len(branches), always)
         super().__init__("H", branches.columns(self._always), branches.begin)
@@ -260,10 +280,10 @@ class Hessian(LoopedMatrix):
         self.kept = self.links + self.size + place(self.size - 1, 0)
         """Numbers on the tape of a pass, of which those of branches that are not linked are left out."""
 
-    def declare(self, w: Writer, which: str) -> None:
+    def declare(self, w: Writer, which: str = "forward") -> None:
         """Declare the arrays and tables."""
         count = len(self.branches)
-        self.declare_arrays(w)
+        self.declare_arrays(w, which != "adjoint")
         w.table("Hbegin", self.branches.begin)
         w.table("Hstart", [b * self.size for b in self.branches.of])
         w(f"unsigned long long Hlink[{count}]; unsigned long long Hbefore[{count}];")
@@ -311,28 +331,20 @@ class Hessian(LoopedMatrix):
         w(f"for (int i = 0; i < {2 * len(self.branches)}; ++i)")
         w("    Hlinks[i / words].words[i % words] = (unsigned)(Hlink[i / 2] >> i % 2 * 32);")
         w(f"for (int i = 0; i < {self.links}; ++i) keep(pass, {first} + i, Hlinks[i].number);")
-        with self._kept_rows(w, first):
-            w("keep(pass, to, Hinv_[k]);")
-            w("for (int y = 0; y < Hlength[k]; ++y) keep(pass, beside + column[y], row[column[y]]);")
+        begin = first + self.links
+        with self._rows(w, f"int k = 0; k < {self.size}; ++k", taped=False):
+            w(f"const int left = {begin + self.size} + k * (k - 1) / 2; keep(pass, {begin} + k, Hinv_[k]);")
+            w("for (int y = 0; y < Hlength[k]; ++y) keep(pass, left + column[y], row[column[y]]);")
 
     def recall(self, w: Writer, first: int) -> None:
-        """Emit the factors from the tape."""
+        """Emit ``Htaped``, where the factors are on the tape (the inverses, then row by row), and their shape."""
         w(f"for (int i = 0; i < {self.links}; ++i) Hlinks[i].number = kept(pass, {first} + i);")
         with w.loop(f"int s = 0; s < {len(self.branches)}; ++s"):
             w("Hlink[s] = 0;")
-            w("for (int i = 2 * s + 1; i >= 2 * s; --i) Hlink[s] = Hlink[s] << 32 | Hlinks[i / words].words[i % words];")
+            w("for (int i = 2 * s + 1; i >= 2 * s; --i)")
+            w("    Hlink[s] = Hlink[s] << 32 | Hlinks[i / words].words[i % words];")
         self._shape(w)
-        with self._kept_rows(w, first):
-            w("Hinv_[k] = kept(pass, to);")
-            w("for (int y = 0; y < Hlength[k]; ++y) row[column[y]] = kept(pass, beside + column[y]);")
-
-    @contextlib.contextmanager
-    def _kept_rows(self, w: Writer, first: int) -> Iterator[None]:
-        """A context for each row k: ``to`` is the number of its inverse, and ``beside`` of what is in column 0."""
-        with self._rows(w, f"int k = 0; k < {self.size}; ++k"):
-            begin = first + self.links
-            w(f"const int to = {begin} + k, beside = {begin + self.size} + k * (k - 1) / 2;")
-            yield
+        w(f"const vec* const Htaped = &kept(pass, {first + self.links});")
 
 
 def linked(count: int, masks: Iterable[int]) -> list[int]:

@@ -5,6 +5,7 @@ The forward can keep a tape: (q, v, act, a) and the factored Hessian of every pa
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ RECORDS = {1: 128 << 10, 8: 64 << 20, 16: 64 << 20}
 together. An environment with a contact beyond them fails."""
 STREAMED = 16 << 20
 """Bytes of all tapes of a launch from which a CPU writes them past its caches."""
+LEAST_STREAMED = 64 << 10
+"""Bytes of a thread's tape up to which it is left to the caches."""
 WARP = 32
 """Threads of a GPU that run together. Their tapes are interleaved, so that they read and write neighbours."""
 
@@ -60,6 +63,8 @@ class Program:
         """Environments whose tapes are interleaved: number n of each, then number n + 1."""
         self.tape = self.step.passes * self.step.size + self.step.nq + 1
         """Numbers per environment on the tape: of every pass, then the last q, and 1 where the step failed, else 0."""
+        self.streamed = self.tape * self.vector > LEAST_STREAMED
+        """Whether the tapes of many environments are larger than a CPU's caches."""
         self.local = lanes == 1 or self.memory * self.vector <= LOCAL
         """Whether the arrays are local variables; otherwise they lie in memory that ``scratch`` is the address of."""
 
@@ -112,7 +117,7 @@ class Program:
             s.solver.recall(w, len(s.kept))
             if not s.model.runge_kutta and not s.implicit.kept:
                 s.implicit.solve(w)
-            self.integration.reverse(w)
+            self.integration.reverse(w, functools.partial(self._fetch, w))
         # The loop ended at the first pass: q and v are the given ones again.
         gradient = manifold.from_tangent(s.model, s.q, s.graph.inputs("lq", s.nv))
         values = [*gradient, *s.graph.inputs("lv", s.nv), *s.graph.inputs("lact", s.na)]
@@ -195,18 +200,25 @@ class Program:
 
         A CPU writes tapes that its caches do not hold past them: it need not read before what it writes.
         """
-        beside = self.tile // self.lanes
-        w(f"vec* const own = (vec*)tape + (long long)(thread / {beside}) * {self.tape * beside} + thread % {beside};")
+        w(f"const int beside = {self.tile // self.lanes};")
+        w(f"vec* const own = (vec*)tape + (long long)(thread / beside) * ({self.tape} * beside) + thread % beside;")
         w("auto kept = [=](int pass, int place) -> vec& {")
-        w(f"    return own[(pass * {self.step.size} + place) * {beside}];")
+        w(f"    return own[(pass * {self.step.size} + place) * beside];")
         w("};")
         if which == "adjoint":
             return
         write = "kept(pass, place) = x;"
-        if self.lanes > 1:
+        if self.lanes > 1 and self.streamed:
             w(f"const bool streams = rows > {STREAMED * self.lanes // (self.tape * self.vector)};")
             write = f"if (streams) __builtin_nontemporal_store(x, &kept(pass, place)); else {write}"
         w(f"auto keep = [=](int pass, int place, vec x) {{ {write} }};")
+
+    def _fetch(self, w: Writer, body: int) -> None:
+        """On a CPU, fetch a body's share of the tape of the pass before, which the adjoint reads next."""
+        if self.lanes > 1 and self.streamed:
+            n, bodies = self.step.size, int(self.step.m.nbody) - 1
+            begin, end = n * (bodies - body) // bodies, n * (bodies - body + 1) // bodies
+            w(f"for (int i = {begin}; i < {end}; ++i) __builtin_prefetch(&kept(pass - 1, i), 0, 2);")
 
     def _store(self, w: Writer, array: str, width: int, values: list[str]) -> None:
         """Write the first columns of an array, as NaN where the solver did not converge or the state diverged."""

@@ -168,8 +168,9 @@ class Solver:
     @property
     def kept(self) -> int:
         """Numbers in arrays on the tape of a pass: of the Hessian's factors, and of the marks of contacts."""
-        loops = isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian)
-        return self.hessian.kept + self.contacts.marks if loops else 0
+        if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
+            return self.hessian.kept + self.contacts.marks
+        return 0
 
     def keep(self, w: Writer, first: int) -> None:
         """Emit the arrays to the tape, from a number of the pass on."""
@@ -179,11 +180,18 @@ class Solver:
             w(f"for (int i = 0; i < {self.contacts.marks}; ++i) keep(pass, {first} + i, mark[i].number);")
 
     def recall(self, w: Writer, first: int) -> None:
-        """Emit the arrays from the tape."""
+        """Emit what reads the arrays from the tape."""
         if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
             self.hessian.recall(w, first)
             first += self.hessian.kept
             w(f"for (int i = 0; i < {self.contacts.marks}; ++i) mark[i].number = kept(pass, {first} + i);")
+
+    def solve_kept(self, w: Writer, x: str) -> None:
+        """Emit the solve of an adjoint: replace the vector ``x`` by the solution with the factors on the tape."""
+        if isinstance(self.hessian, Hessian):
+            self.hessian.solve(w, x, taped=True)
+        else:
+            self.hessian.solve(w, x)
 
     def solve(self, w: Writer, smooth: Sequence[Any]) -> None:
         """Emit the solve: a{i} becomes the acceleration, H the factored Hessian there, ``failed`` grows.
@@ -215,11 +223,16 @@ class Solver:
             if curved:
                 w("mask curved = splat(1) < splat(0);")
             self._system(w, smooth)
-            looped = isinstance(self.hessian, Hessian)
-            self.hessian.factor(w, *["x"] * looped)
+            if isinstance(self.hessian, Hessian):
+                self.hessian.factor(w, "x")
+            else:
+                self.hessian.factor(w)
             if curved:
                 w(f"if (newton == {ITERATIONS} || !any(!done)) break;")
-            (self.hessian.finish if looped else self.hessian.solve)(w, "x")
+            if isinstance(self.hessian, Hessian):
+                self.hessian.finish(w, "x")
+            else:
+                self.hessian.solve(w, "x")
             self._search(w)
             # In float32, rows at the edge can go on and off for ever: steps within rounding end the solve too.
             w(f"const vec energy = {total([f'a{i} * (s{i} + {f})' for i, f in enumerate(forces)])}{least};")

@@ -14,7 +14,7 @@ way: da = -H^-1 dG1 and (M - h D) de = M da - dG2.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
@@ -70,7 +70,7 @@ class Sweeps:
         by them."""
         self._frames = self._places(motions)
 
-    def residuals(self, w: Writer, line: str) -> None:
+    def residuals(self, w: Writer, line: str, meanwhile: Callable[[int], None]) -> None:
         """Emit -lam' dG1 - mu' dG2 with lam = x, mu = c, from the last body to the first; adds to the targets.
 
         What depends on a body's frame (its own load, loads across bodies, the bodies that it carries) is gathered in
@@ -81,6 +81,7 @@ class Sweeps:
         Args:
             w: where the code is written.
             line: code that takes a degree of freedom, and the derivatives by its tangent of q and by its v.
+            meanwhile: what emits other code, once for each body.
         """
         s, kinematics, m = self.step, self.step.kinematics, self.step.m
         joints = vjp(
@@ -109,6 +110,7 @@ class Sweeps:
             return reference(gathered[body, node])
 
         for body in reversed(range(1, m.nbody)):
+            meanwhile(body)
             for load in (*self.loads, *self.implicit_loads):
                 if max(load.bodies) == body:
                     frames = self._frames_of(load)
