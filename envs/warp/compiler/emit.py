@@ -77,22 +77,36 @@ SINGLE = {
 polynomials whose errors are below 1e-7."""
 
 
+REDUCTION = {
+    "float": ("0.636619772", "12582912", ("1.5703125", "4.837512969970703125e-4", "7.549789948768648e-8"), "8192"),
+    "double": (
+        "0.63661977236758134308",
+        "6755399441055744.0",
+        ("1.57079632673412561417", "6.07710050630396597660e-11", "2.02226624879595063154e-21"),
+        "1e5",
+    ),
+}
+"""How angles are reduced to an eighth of a turn: 2 / pi, a number to which adding rounds to whole ones, pi / 2 in parts
+whose products with whole numbers are exact (of the same libraries), and the angle up to which they are."""
+
+
 def _lanes_turn(function: str, real: str, lanes: int) -> str:
     """Sine or cosine of all lanes at once, to a unit in the last place of 1; large angles one by one."""
     odd, even, shift = ("cosine", "sine", "q") if function == "sin" else ("sine", "cosine", "(q + 1)")
     suffix, whole = ("f", "int") if real == "float" else ("", "long long")
+    two_over_pi, shift_to_whole, parts, most = REDUCTION[real]
+    reduced = "x"
+    for part in parts:
+        reduced = f"({reduced} - turns * real({part}))"
     return f"""
-        typedef double wide __attribute__((ext_vector_type({lanes})));
         typedef {whole} whole __attribute__((ext_vector_type({lanes})));
-        const wide given = __builtin_convertvector(x, wide);
-        const wide turns = (given * 0.63661977236758134308 + 6755399441055744.0) - 6755399441055744.0;
-        const vec r = __builtin_convertvector(((given - turns * 1.57079632673412561417) - turns
-            * 6.07710050630396597660e-11) - turns * 2.02226624879595063154e-21, vec);
+        const vec turns = (x * real({two_over_pi}) + real({shift_to_whole})) - real({shift_to_whole});
+        const vec r = {reduced};
         const vec rr = r * r;{POLYNOMIALS[real]}
         const whole q = __builtin_convertvector(turns, whole);
         const vec either = ((q & 1) != 0) ? {odd} : {even};
         vec y = (({shift} & 2) != 0) ? -either : either;
-        const auto large = !((x < real(1e5)) & (x > real(-1e5)));
+        const auto large = !((x < real({most})) & (x > real(-{most})));
         if (__builtin_reduce_or(large) != 0) {{
             for (int i = 0; i < lanes; ++i) if (large[i]) y[i] = {function}{suffix}(x[i]);
         }}
