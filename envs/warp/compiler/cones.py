@@ -199,7 +199,8 @@ class Elliptic(Cone):
             w("const real rounding = sizeof(real) == 4 ? real(1e-7) : real(1e-15);")
             w("const vec least = rounding * square_before;")
             w("const mask bent = (size * size * turned * (far + step0 * step0) > least * least) | (facing < real(0));")
-            w("const mask moved = (tip != tip_before) | (mantle != mantle_before);")
+            w("const mask moved = ((tip > real(0)) != (tip_before > real(0)))")
+            w("    | ((mantle > real(0)) != (mantle_before > real(0)));")
             w("flips = flips | moved | ((mantle > real(0)) & bent);")
 
     def _place(self, w: Writer, value: str, suffix: str) -> None:
