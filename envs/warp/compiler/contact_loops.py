@@ -216,8 +216,10 @@ class ContactLoops:
                 w("const vec *const along_body1 = along_body[entry[2]], *const along_body2 = along_body[entry[3]];")
             if not found and not isinstance(kind.item.near, bool):
                 self._number(w, self.together[n][0])
-                declare(w, kind.item.near, declared)
-                blocks.enter_context(w.block(f"if (any({w.compute(kind.item.near)[0]}))"))
+                for condition in (kind.item.near, kind.item.closer):
+                    if not isinstance(condition, bool):
+                        declare(w, condition, declared)
+                        blocks.enter_context(w.block(f"if (any({w.compute(condition)[0]}))"))
             yield {x for x in declared if not x.startswith("number")}
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.cones import Cone
 from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, less, mul
+from mage_diffsim.envs.warp.compiler.graph import Graph, add, less, maximum, minimum, mul, sub
 from mage_diffsim.envs.warp.compiler.intake import Model, Pair
 from mage_diffsim.envs.warp.compiler.repeat import join, signature
 
@@ -71,6 +71,8 @@ class Item:
 
     near: Any
     """Condition: the spheres around the geoms are closer than the margin."""
+    closer: Any
+    """Condition: spheres around two capsules are closer to the other's axis than the margin."""
     absent: Any
     """Condition: the geoms have no such contact where they are, however close."""
     present: Any
@@ -121,6 +123,7 @@ def _item(two: Two, contact: Contact) -> Item:
         power = add(power, mul(force, motion))
     return Item(
         near=_near(two),
+        closer=_closer(two),
         absent=contact.absent,
         present=contact.present,
         rows=tuple(row[:2] for row in contact.rows),
@@ -143,3 +146,23 @@ def _near(two: Two) -> Any:
         return less(al.dot(al.column(frame, 2), apart), reach)
     reach += 1.001 * float(m.geom_rbound[pair.geoms[0]])
     return less(al.dot(apart, apart), reach * abs(reach))
+
+
+def _closer(two: Two) -> Any:
+    """Of two capsules, whether the sphere around each is closer to the other; True of other geoms.
+
+    It leaves few of the pairs whose spheres are near, and takes a tenth of the operations of nearest points.
+    """
+    m, pair = two.model.model, two.pair
+    if pair.kinds != ("capsule", "capsule"):
+        return True
+    (first, frame), (second, other) = two.geom(pair, 0), two.geom(pair, 1)
+    apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
+    beyond = []
+    for geom, beside, axis in ((0, 1, al.column(frame, 2)), (1, 0, al.column(other, 2))):
+        radius, half = (float(x) for x in m.geom_size[pair.geoms[geom]][:2])
+        along = maximum(minimum(al.dot(axis, apart), half), -half)
+        gap = al.minus(apart, al.times(axis, along))
+        reach = 1.001 * (radius + float(m.geom_rbound[pair.geoms[beside]])) + pair.margin
+        beyond.append(sub(al.dot(gap, gap), reach * abs(reach)))
+    return less(maximum(*beyond), 0.0)
