@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import torch
 
 from mage_diffsim.shapes import Tensor
 
 LEAST = 1 << 20
 """Bytes from which a block is kept."""
+ALIGNED = 64
+"""Bytes of a vector, of which a block's address is a multiple."""
 KEPT = 2
 """Free blocks that are kept at most."""
 
@@ -49,9 +52,16 @@ class Blocks:
                     return block
                 unfit.append(block)
         except IndexError:
-            return torch.empty(size, dtype=self._dtype)
+            return self._new(size)
         finally:
             self.free[:0] = unfit
+
+    def _new(self, size: int) -> Tensor:
+        """A block of numpy's, which asks the system for huge pages."""
+        length = size * self._dtype.itemsize
+        memory = np.empty(length + ALIGNED, np.uint8)
+        begin = -memory.ctypes.data % ALIGNED
+        return torch.from_numpy(memory[begin : begin + length]).view(self._dtype)
 
     def _give_back(self, block: Tensor) -> None:
         self.free.append(block)
