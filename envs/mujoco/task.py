@@ -214,11 +214,14 @@ def with_unit_quaternions(simulation: Simulation, state: Float[Tensor, "N S"]) -
     """
     if not simulation.quaternions:
         return state
-    parts, done = [], 0
+    # Split and stack have derivatives of one operation, where those of slices fill an array of the state's size each.
+    sizes, done = [], 0
     for first in simulation.quaternions:
-        quaternion = state[:, first : first + 4]
-        zero = (quaternion == 0.0).all(-1, keepdim=True)
-        safe = torch.where(zero, torch.eye(1, 4, dtype=state.dtype, device=state.device), quaternion)
-        parts += [state[:, done:first], safe / torch.linalg.vector_norm(safe, dim=-1, keepdim=True)]
+        sizes += [first - done, 4]
         done = first + 4
-    return torch.cat([*parts, state[:, done:]], dim=-1)
+    parts = list(state.split([*sizes, state.shape[1] - done], dim=-1))
+    quaternions = torch.stack(parts[1::2], dim=1)
+    zero = (quaternions == 0.0).all(-1, keepdim=True)
+    safe = torch.where(zero, torch.eye(1, 4, dtype=state.dtype, device=state.device), quaternions)
+    parts[1::2] = (safe / torch.linalg.vector_norm(safe, dim=-1, keepdim=True)).unbind(1)
+    return torch.cat(parts, dim=-1)
