@@ -23,7 +23,7 @@ from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.stages import assert_close, compiled, edges, flat, numbers, states, values_of  # noqa: E402
-from tests.envs.warp_models import LEG, PILE, SMALL, Pile  # noqa: E402
+from tests.envs.warp_models import LEG, PILE, SMALL, Pile, Solids  # noqa: E402
 
 TASKS = ("InvertedPendulum", "InvertedDoublePendulum", "Reacher", "Swimmer", "HalfCheetah", "Hopper", "Walker2d", "Ant")
 MODELS = (*TASKS, *SMALL)
@@ -249,7 +249,7 @@ def test_constraint_rows_are_those_of_mujoco_c(model):
 
 
 def test_every_kind_of_contact_occurs():
-    pairs = intake.read(Pile().simulation).pairs
+    pairs = [pair for model in (Pile, Solids) for pair in intake.read(model().simulation).pairs]
     assert {p.kinds for p in pairs} == intake.COLLISIONS
     assert {bool(p.friction) for p in pairs} == {True, False}
 
