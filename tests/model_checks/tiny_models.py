@@ -5,10 +5,11 @@ SLIDER = """<mujoco><worldbody><geom type="plane" size="1 1 1"/><body pos="0 0 .
  ctrlrange="-1 1"/></actuator></mujoco>"""
 """Covered by every backend."""
 
-BOXES = """<mujoco><worldbody><geom name="floor" type="plane" size="1 1 1"/><body><freejoint name="free"/><geom
- name="one" type="box" size=".1 .1 .1"/></body><body pos="0 0 1"><freejoint/><geom name="two" type="box"
- size=".1 .1 .1"/></body><body pos="2 0 0"><joint name="hinge" damping="1 2"/><geom name="ball" size=".1"/></body>
- </worldbody><actuator><motor joint="hinge" ctrlrange="-1 1"/></actuator></mujoco>"""
+STONES = """<mujoco><asset><mesh name="stone" vertex="0 0 0 .1 0 0 0 .1 0 0 0 .1"/></asset><worldbody><geom
+ name="floor" type="plane" size="1 1 1"/><body><freejoint name="free"/><geom name="one" type="mesh" mesh="stone"/>
+ </body><body pos="0 0 1"><freejoint/><geom name="two" type="mesh" mesh="stone"/></body><body pos="2 0 0"><joint
+ name="hinge" damping="1 2"/><geom name="ball" size=".1"/></body></worldbody>
+ <actuator><motor joint="hinge" ctrlrange="-1 1"/></actuator></mujoco>"""
 """Covered by MuJoCo C alone."""
 
 HELD = """<mujoco><option timestep="0.01"/><worldbody><body name="hand" mocap="true" pos=".1 0 .5"><geom size=".02"

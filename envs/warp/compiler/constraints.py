@@ -19,6 +19,7 @@ from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
 from mage_diffsim.envs.warp.compiler.rows import pushing
+from mage_diffsim.envs.warp.compiler.searches import SEARCHES, Search, given
 
 SINGLE = 1e-6
 """Takes the place of mjMINVAL in float32: a shorter vector, made of unit vectors or relative to the geoms' size, is a
@@ -48,6 +49,10 @@ class Contact:
     """J along normal and tangents and about the spins, [nv] each."""
     absent: Any = False
     """Condition: the geoms have no such contact where they are, however close."""
+    search: Search | None = None
+    """What finds the features of the geoms' contacts, one by one, of which this is one."""
+    given: Sequence[Any] = ()
+    """What the search is given."""
     copies: int = 1
     """How many contacts it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -94,8 +99,17 @@ def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
 
 
 def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
-    """All possible contacts of a pair; a vector of unit vectors shorter than ``noise`` has no direction."""
+    """All possible contacts of a pair, but one that stands for all if they are searched.
+
+    A vector of unit vectors shorter than ``noise`` has no direction.
+    """
     first, second = (_geom(kinematics, pair, side) for side in (0, 1))
+    if pair.kinds in SEARCHES:
+        search = SEARCHES[pair.kinds]
+        features = kinematics.features(search.features)
+        found = search.contact(features, first, second, noise)._replace(absent=less(features[0], 0.5))
+        contact = _contact(kinematics, pair, noise, found)
+        return [dataclasses.replace(contact, search=search, given=given(first, second, pair.margin))]
     every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
     return [c for c in every if c.present is not False]
 

@@ -65,7 +65,7 @@ class ContactLoops:
         return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a]))
 
     def _number_of_items(self, n: int) -> int:
-        return sum(len(k.pairs) for k in self.kinds if k.cone == self.cones[n])
+        return sum(len(k.pairs) * (k.search.slots if k.search else 1) for k in self.kinds if k.cone == self.cones[n])
 
     def _size(self, n: int) -> int:
         """Numbers in a record of group n."""
@@ -182,7 +182,8 @@ class ContactLoops:
     @functools.cached_property
     def used(self) -> list[int]:
         """The numbers of a geom's place that any item uses."""
-        every = [x for k in self.kinds for x in inputs_of([k.item.near, k.item.present, k.item.record, k.item.power])]
+        needed = [[k.item.near, k.item.present, k.item.record, k.item.power, k.item.given] for k in self.kinds]
+        every = inputs_of(needed)
         return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})
 
     @contextlib.contextmanager
@@ -225,9 +226,17 @@ class ContactLoops:
     @contextlib.contextmanager
     def present(self, w: Writer, k: int, declared: set[str]) -> Iterator[tuple[set[str], str]]:
         """A context whose code runs if a kind's contact is present in any lane; yields its condition, too."""
-        item, declared = self.kinds[k].item, set(declared)
+        item, search, declared = self.kinds[k].item, self.kinds[k].search, set(declared)
         with w.block("", fresh=True), contextlib.ExitStack() as blocks:
             self._number(w, k)
+            if search:
+                declare(w, item.given, declared)
+                w.compute(*item.given)
+                w(f"const vec given[] = {{{', '.join(map(vector, item.given))}}};")
+                w(f"vec features[{search.slots}][{search.features}];")
+                w(f"const int slots = {search.name}(given, features);")
+                blocks.enter_context(w.loop("int slot = 0; slot < slots; ++slot"))
+                w("const vec* const feature = features[slot];")
             for condition, sense in ((item.absent, "!"), (item.present, "")):
                 if not isinstance(condition, bool):
                     declare(w, condition, declared)

@@ -65,6 +65,10 @@ class Kinematics:
         rotation = al.product(self.rotation[body], al.constant_rotation(place.rotation))
         return self.point(body, al.constant(place.position)), rotation
 
+    def features(self, n: int) -> al.Vector:
+        """What a search finds of one contact: only the kinematics of a pair alone have them."""
+        raise NotImplementedError
+
     def relative(self, body: int, at: al.Vector, other: int) -> al.Vector:
         """A point relative to the origin of a body's tree, from the origin of another body's tree."""
         if self.tree[body] == self.tree[other]:

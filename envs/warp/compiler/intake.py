@@ -16,6 +16,7 @@ from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
+from mage_diffsim.envs.warp.compiler.searches import SEARCHES
 from mage_diffsim.errors import InputError
 
 
@@ -192,7 +193,7 @@ def refusals(model: Any) -> Iterator[Refusal]:
         kinds = kind_of(model, found.geoms[0]), kind_of(model, found.geoms[1])
         pair = " and ".join(f"{name('GEOM', g)!r}" for g in found.geoms)
         pair = f"geoms {pair}"
-        if kinds not in COLLISIONS:
+        if kinds not in COLLISIONS and kinds not in SEARCHES:
             what = f"a contact of {kinds[0]} with {kinds[1]}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
 

@@ -19,6 +19,7 @@ from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, less, maximum, minimum, mul, sub
 from mage_diffsim.envs.warp.compiler.intake import Model, Pair
 from mage_diffsim.envs.warp.compiler.repeat import join, signature
+from mage_diffsim.envs.warp.compiler.searches import Search
 
 FRAME = 15
 """Numbers of a body's place: rotation row by row, position, the tree's origin."""
@@ -46,6 +47,10 @@ class Two(Kinematics):
         """As :meth:`Kinematics.geom`."""
         x = self.graph.inputs(f"geom{side + 1}_", GEOM)
         return x[:3], [x[3:6], x[6:9], x[9:12]]
+
+    def features(self, n: int) -> al.Vector:
+        """As :meth:`Kinematics.features`."""
+        return self.graph.inputs("feature_", n)
 
     def origin(self, body: int) -> al.Vector:
         """As :meth:`Kinematics.origin`."""
@@ -85,6 +90,8 @@ class Item:
     """By way: what the contact pushes with."""
     power: Any
     """The contact's force times the motion lam."""
+    given: list[Any]
+    """What the search for its features is given, if there is one."""
 
 
 @dataclasses.dataclass
@@ -93,6 +100,8 @@ class Kind:
 
     item: Item
     cone: Cone
+    search: Search | None
+    """What finds the features of its contacts, one by one."""
     pairs: list[int]
     """The pair of each item."""
     numbers: dict[str, tuple[float, ...]]
@@ -101,18 +110,19 @@ class Kind:
 
 def kinds(model: Model, exact: bool) -> list[Kind]:
     """The kinds of a model's contacts."""
-    groups: dict[Any, list[tuple[int, Item, Cone]]] = {}
+    groups: dict[Any, list[tuple[int, Item, Contact]]] = {}
     for number, pair in enumerate(model.pairs):
         two = Two(Graph(), model, pair)
         for contact in contacts_of(two, two.pair, SMALLEST if exact else SINGLE):
             item = _item(two, contact)
-            key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone
-            groups.setdefault(key, []).append((number, item, contact.cone))
+            key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone, contact.search
+            groups.setdefault(key, []).append((number, item, contact))
     found = []
     for members in groups.values():
         fields = [[getattr(item, f.name) for f in dataclasses.fields(item)] for _, item, _ in members]
         values, numbers = join(Graph(), fields, "number_")
-        found.append(Kind(Item(*values), members[0][2], [n for n, _, _ in members], numbers))
+        contact = members[0][2]
+        found.append(Kind(Item(*values), contact.cone, contact.search, [n for n, _, _ in members], numbers))
     return found
 
 
@@ -130,6 +140,7 @@ def _item(two: Two, contact: Contact) -> Item:
         record=[*contact.offsets(two.motions("v")), *contact.record(contact.cone)],
         forces=forces,
         power=power,
+        given=list(contact.given),
     )
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("mujoco")
 from mage_diffsim.model_checks import rows
 from mage_diffsim.model_checks.apart import Ended
 from tests.learner.cli.commands import assert_one_sentence, run
-from tests.model_checks.tiny_models import BOXES, FALLING, PASSIVE, SLIDER
+from tests.model_checks.tiny_models import FALLING, PASSIVE, SLIDER, STONES
 
 URDF = """<robot name="arm"><link name="base"/><link name="arm"><inertial><mass value="1"/><inertia ixx="1" iyy="1"
  izz="1" ixy="0" ixz="0" iyz="0"/></inertial><collision><geometry><mesh filename="package://arm/arm.stl"/></geometry>
@@ -26,7 +26,7 @@ def folder(tmp_path):
     (made / "parts").mkdir(parents=True)
     texts = {
         "slider": SLIDER,
-        "boxes": BOXES,
+        "stones": STONES,
         "passive": PASSIVE,
         "copy": SLIDER,
         "scene": '<mujoco><include file="parts/floor.xml"/></mujoco>',
@@ -52,23 +52,23 @@ def table(path):
 
 
 def test_every_element_that_is_in_the_way_is_named(folder, tmp_path, capsys):
-    assert run("check-model", folder / "boxes.xml", "--no-compile", "--csv", tmp_path / "out" / "a.csv") == 0
+    assert run("check-model", folder / "stones.xml", "--no-compile", "--csv", tmp_path / "out" / "a.csv") == 0
     text = words(capsys)
     assert "3 bodies, 3 joints (2 free, 1 hinge)" in text and "nq 15, nv 13, nu 1, na 0" in text
-    assert "6 pairs (2 plane-box, 2 sphere-box" in text
+    assert "6 pairs (2 plane-mesh, 2 sphere-mesh" in text
     assert "warp does not cover the model" in text and "mujoco covers the model" in text
-    assert "- a contact of box with box, 1x: geoms 'one' and 'two'" in text
+    assert "- a contact of mesh with mesh, 1x: geoms 'one' and 'two'" in text
     found = table(tmp_path / "out" / "a.csv")
-    assert tuple(found["boxes", "warp"]) == rows.FIELDS
-    assert "a contact of box with box (1)" in found["boxes", "warp"]["in_the_way"]
-    assert found["boxes", "mujoco"]["status"] == "covered" and found["boxes", "mujoco"]["in_the_way"] == ""
-    assert (found["boxes", "warp"]["nv"], found["boxes", "warp"]["pairs"]) == ("13", "6")
+    assert tuple(found["stones", "warp"]) == rows.FIELDS
+    assert "a contact of mesh with mesh (1)" in found["stones", "warp"]["in_the_way"]
+    assert found["stones", "mujoco"]["status"] == "covered" and found["stones", "mujoco"]["in_the_way"] == ""
+    assert (found["stones", "warp"]["nv"], found["stones", "warp"]["pairs"]) == ("13", "6")
 
 
 def test_a_folder_is_searched_and_what_is_no_model_is_listed(folder, tmp_path, capsys):
     assert run("check-model", folder, "--no-compile", "--csv", tmp_path / "a.csv") == 0
     text = words(capsys)
-    assert "boxes: warp refused, mjx" in text and "copy: warp covered" in text
+    assert "stones: warp refused, mjx" in text and "copy: warp covered" in text
     parts, _, broken = text.partition("Not a model by itself")[2].partition("Cannot be checked")
     for file, why in (
         ("parts/floor", r"it is included by scene\.xml"),
@@ -85,7 +85,7 @@ def test_a_folder_is_searched_and_what_is_no_model_is_listed(folder, tmp_path, c
     ):
         assert re.search(f"│ {file} +│ {why}", broken), file
     found = table(tmp_path / "a.csv")
-    assert {model for model, _ in found} == {"boxes", "copy", "passive"}
+    assert {model for model, _ in found} == {"stones", "copy", "passive"}
     assert found["passive", "mujoco"]["status"].startswith("refused: the model has no actuator")
 
 
