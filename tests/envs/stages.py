@@ -42,6 +42,14 @@ def states(m, n=20, seed=0):
         yield data
 
 
+def moment(m, data):
+    """MuJoCo's actuator_moment, [nactuator, nv]."""
+    found = np.zeros((m.nactuator, m.nv))
+    sparse = data.actuator_moment, data.moment_rownnz, data.moment_rowadr, data.moment_colind
+    load_mujoco().mju_sparse2dense(found, *sparse)
+    return found
+
+
 def values_of(data):
     values = {f"q{i}": x for i, x in enumerate(data.qpos)}
     values |= {f"v{i}": x for i, x in enumerate(data.qvel)}

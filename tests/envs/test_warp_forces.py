@@ -16,16 +16,9 @@ from mage_diffsim.envs.warp.compiler.graph import evaluate  # noqa: E402
 from mage_diffsim.envs.warp.compiler.transmissions import transmission  # noqa: E402
 from tests.envs.force_models import MODELS, Forceful  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
-from tests.envs.stages import assert_close, compiled, states, values_of  # noqa: E402
+from tests.envs.stages import assert_close, compiled, moment, states, values_of  # noqa: E402
 
 N = 100
-
-
-def dense(m, data):
-    """MuJoCo's actuator_moment."""
-    moment = np.zeros((m.nactuator, m.nv))
-    mujoco.mju_sparse2dense(moment, data.actuator_moment, data.moment_rownnz, data.moment_rowadr, data.moment_colind)
-    return moment
 
 
 FIELDS = ("qfrc_passive", "qfrc_actuator", "actuator_length", "actuator_velocity", "actuator_force")
@@ -40,7 +33,7 @@ def sampled(model):
         every.append(values_of(data))
         for name in FIELDS:
             fields[name].append(getattr(data, name).copy())
-        fields["moment"].append(dense(m, data).reshape(-1))
+        fields["moment"].append(moment(m, data).reshape(-1))
     return {name: np.array([x[name] for x in every]) for name in every[0]}, {k: np.array(x) for k, x in fields.items()}
 
 
@@ -92,6 +85,18 @@ def test_negative_gravity_compensation_acts_beside_positive_only(other):
     found = evaluate(forces.passive(Coordinates(kinematics, q), v).total(kinematics), values_of(data))
     assert_close(found, data.qfrc_passive)
     assert data.qfrc_passive.any() == bool(other)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_joints_range_of_forces_without_0_counts_only_with_actuation(disabled):
+    mjcf = f"""<mujoco><option><flag actuation="{"disable" if disabled else "enable"}"/></option><worldbody><body><joint
+    name="a" actuatorfrcrange="1 2"/><geom size=".1" pos="0 0 .1"/></body></worldbody><actuator><motor joint="a"
+    ctrlrange="-1 0"/></actuator></mujoco>"""
+    _, m, kinematics, q, v, u = compiled(type("Ranged", (Body,), {"name": "Ranged", "mjcf": mjcf}))
+    data = next(states(m))
+    found = forces.actuation(Coordinates(kinematics, q), v, u).total(kinematics)
+    assert_close(evaluate(found, values_of(data)), data.qfrc_actuator)
+    assert (data.qfrc_actuator[0] == 0.0) == disabled
 
 
 @pytest.mark.parametrize("ends", ["-2 1", ".5 2", "-2 -.5"])

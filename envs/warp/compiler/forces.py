@@ -121,6 +121,8 @@ def actuation(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any], 
             sum is outside the range.
     """
     m = coordinates.model
+    if not m.nactuator or m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ACTUATION:
+        return none(m)  # whatever the ranges
     found = _unlimited(coordinates, v, drive, scaled=True)
     ranges = {
         int(m.jnt_dofadr[j]): tuple(float(x) for x in m.jnt_actfrcrange[j])
@@ -148,8 +150,6 @@ def _unlimited(coordinates: Coordinates, v: Sequence[Any], drive: Sequence[Any],
     kinematics, m = coordinates.kinematics, coordinates.model
     found = none(m)
     flags, given = load_mujoco().mjtDisableBit, int(m.opt.disableflags)
-    if not m.nactuator or given & flags.mjDSBL_ACTUATION:
-        return found
     for coordinate, force, speed in actuator_forces(coordinates, v, drive, scaled).values():
         found.act(coordinate, force, speed)
     if given & flags.mjDSBL_SPRING and given & flags.mjDSBL_DAMPER:
