@@ -10,8 +10,9 @@ D is how smooth forces change with velocities, as far as the integrator takes it
 | implicitfast | dampers, actuators and the fluid; of a tree that is one free joint, the bias, too |
 | implicit | dampers, actuators, the fluid and the bias |
 
-As in MuJoCo, D has no entries but those of a degree of freedom with itself, its ancestors and its descendants. Where D
-holds the bias, it is not symmetric.
+As in MuJoCo, D has no entries but those of a degree of freedom with itself, its ancestors and its descendants; in
+implicitfast none where MuJoCo's M has no place, as between the slides of a body alone. Where D holds the bias, it is
+not symmetric.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Implicit:
         model, m = kinematics.model, coordinates.model
         self.timestep = float(m.opt.timestep)
         self._kinematics, self._mass, self._v, self._related = kinematics, mass, list(v), related(m)
+        if model.integrator == "implicitfast":
+            alone = (d for d in range(m.nv) if m.dof_simplenum[d] and not floats(kinematics, int(m.dof_bodyid[d])))
+            for d in alone:
+                self._related[d] = [d]
         self._joint_forces: list[Any] = [0.0] * m.nv
         """The forces at joints whose change D is, [nv]."""
         self._loads: list[Spatial] = [(al.ZERO, al.ZERO)] * m.nbody
