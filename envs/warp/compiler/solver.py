@@ -150,9 +150,9 @@ class Solver:
             self.hessian = Matrix("H", self.nv, entries)
         impedances = (pair.impedance for pair in kinematics.model.pairs)
         stiff = max([*map(stiffness_of, impedances), *(row.stiffness for row in rows)], default=0.0) > STIFF
-        self.refined = stiff or any(not row.bounded for row in rows)
-        """Whether exact steps go on until one is short. The Hessian has few digits of the mass matrix where rows are
-        much stiffer; the gradient has them, so that each step takes off what rounding left of the last."""
+        self.refined = (stiff and not exact) or any(not row.bounded for row in rows)
+        """Whether exact steps go on until one is short. In float32 the Hessian has few digits of the mass matrix where
+        rows are much stiffer; the gradient has them, so that each step takes off what rounding left of the last."""
         self.tolerance, self.rounding = (1e-10, 1e-14) if exact else (1e-5, 1e-8 if stiff else 1e-6)
 
     def declare(self, w: Writer, which: str) -> None:
