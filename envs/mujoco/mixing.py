@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,28 @@ def contact_pairs(model: Any) -> list[ContactPair]:
     named = {frozenset(pair.geoms) for pair in explicit}
     others = [_mixed(model, g1, g2) for g1, g2 in colliding_geoms(model) if frozenset((g1, g2)) not in named]
     return [pair for pair in explicit + others if _can_act(model, *pair.geoms)]
+
+
+def sweep_order(model: Any, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The numbers of pairs of geoms in the order in which MuJoCo lists their contacts.
+
+    Args:
+        model: a ``mujoco.MjModel``.
+        pairs: geoms in the order of :func:`contact_pairs`.
+    """
+    explicit = {frozenset((int(model.pair_geom1[i]), int(model.pair_geom2[i]))): i for i in range(model.npair)}
+    midphase = not model.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_MIDPHASE
+
+    def key(n: int) -> tuple[int, ...]:
+        geoms = pairs[n]
+        bodies = sorted(int(model.geom_bodyid[g]) for g in geoms)
+        by_body = tuple(sorted(geoms, key=lambda g: (model.geom_bodyid[g], g)))
+        # What the midphase finds is sorted by geoms, the one of the lower type first.
+        sorts = midphase and all(model.body_bvhadr[b] >= 0 for b in bodies)
+        number = explicit.get(frozenset(geoms), int(model.npair))
+        return (*bodies, number, *(geoms if sorts else by_body))
+
+    return sorted(range(len(pairs)), key=key)
 
 
 def _can_act(model: Any, g1: int, g2: int) -> bool:

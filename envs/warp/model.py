@@ -216,7 +216,7 @@ class ModelKernels:
                 self._built[which] = built
                 self._stack[which] = OWN_STACK + frame
             load_module(self._built[which], device)
-            scratch = 0 if which == "adjoint" or self._program.local else self._records
+            scratch = self._records if self._program.arrays_of(which) and not self._program.local else 0
             self._loaded[which, device] = Loaded(self._built[which], scratch, self._stack[which])
             return self._loaded[which, device]
 

@@ -88,7 +88,8 @@ class _Maker(Draws):
             option, 0.1, jacobian=lambda: self._pick(("dense", "sparse")), solver=lambda: self._pick(("CG", "PGS"))
         )
         self._set(option, 0.1, actuatorgroupdisable=lambda: self._pick(("0", "1", "1 2")), magnetic="0 1 0")
-        self._set(option, 0.04, noslip_iterations="3", o_margin=".01")
+        self._set(option, 0.15, noslip_iterations="3")
+        self._set(option, 0.04, o_margin=".01")
         flags = self._some(DISABLE, 3) if self._maybe(0.5) else []
         enabled = self._some(ENABLE, 2) if self._maybe(0.05) else []
         if flags or enabled:

@@ -325,7 +325,6 @@ def refused(mjcf, **attributes):
     ("change", "reason"),
     [
         (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
-        (("<option ", '<option noslip_iterations="3" '), "noslip iterations"),
         (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
         (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of capsule with cylinder"),
         (('<motor joint="hip" gear="20"', '<general joint="hip" gaintype="user"'), "whose gain is of type user"),

@@ -46,6 +46,14 @@ class Cone(ABC):
         """Expressions of what the contact pushes with along each way."""
 
     @abstractmethod
+    def bounds(self, values: Sequence[Any], *numbers: Any) -> list[Any]:
+        """Expressions of what bounds friction where the forces that push apart are given (:mod:`.noslip`)."""
+
+    @abstractmethod
+    def losses(self, values: Sequence[Any], *numbers: Any) -> Any:
+        """Expression of half the sum of force^2 R over MuJoCo's rows."""
+
+    @abstractmethod
     def push(self, w: Writer) -> None:
         """Emit force{t} and its derivatives h{t}_{u} (t <= u) from value{t} and the numbers.
 
@@ -99,6 +107,24 @@ class Pyramid(Cone):
             whole = add(whole, add(up, down))
             along.append(sub(up, down))
         return [whole, *along]
+
+    def _edges(self, values: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """By way of friction, how far its two edges are pushed in."""
+        found = []
+        for sideways in values[1:]:
+            pair = add(values[0], sideways), sub(values[0], sideways)
+            found.append(tuple(where(less(value, 0.0), neg(value), 0.0) for value in pair))
+        return found
+
+    def bounds(self, values: Sequence[Any], *numbers: Any) -> list[Any]:
+        return [mul(numbers[0], add(up, down)) for up, down in self._edges(values)]
+
+    def losses(self, values: Sequence[Any], *numbers: Any) -> Any:
+        plain = where(less(values[0], 0.0), values[0], 0.0)
+        whole = mul(float(self.plain), mul(plain, plain))
+        for up, down in self._edges(values):
+            whole = add(whole, add(mul(up, up), mul(down, down)))
+        return mul(mul(0.5, numbers[0]), whole)
 
     def push(self, w: Writer) -> None:
         w("vec force0 = splat(0), h0_0 = splat(0);")
@@ -163,6 +189,16 @@ class Elliptic(Cone):
 
         share = div(mul(slope, mantle), length)
         return [force(neg(mantle), normal), *(force(mul(share, value), value) for value in across)]
+
+    def bounds(self, values: Sequence[Any], *numbers: Any) -> list[Any]:
+        return self.forces(values, *numbers)[:1]
+
+    def losses(self, values: Sequence[Any], *numbers: Any) -> Any:
+        weight, square = numbers[0], 0.0
+        for force in self.forces(values, *numbers):
+            square = add(square, mul(force, force))
+        there = less(0.0, weight)
+        return where(there, div(mul(0.5, square), where(there, weight, 1.0)), 0.0)
 
     def push(self, w: Writer) -> None:
         ways = self.ways[1:]

@@ -73,7 +73,10 @@ class Contact:
 
     def along(self, motions: Sequence[Spatial]) -> list[Any]:
         """The motion of the second body relative to the first: along normal and tangents, about the spins."""
-        first, second = (motions[b] for b in self.pair.bodies)
+        return self.between(*(motions[b] for b in self.pair.bodies))
+
+    def between(self, first: Spatial, second: Spatial) -> list[Any]:
+        """The same, given the motions of the two bodies."""
         motion = al.minus(at_point(second, self.points[1]), at_point(first, self.points[0]))
         turn = al.minus(second[0], first[0])
         linear = [al.dot(way, motion) for way in (self.normal, *self.tangents)]
@@ -88,8 +91,15 @@ class Contact:
 
     def forces(self, accelerations: Sequence[Spatial], velocities: Sequence[Spatial]) -> list[Any]:
         """What the contact pushes with along its rows, given the bodies' motions."""
-        values = [add(x, y) for x, y in zip(self.along(accelerations), self.offsets(velocities), strict=True)]
-        return self.cone.forces(values, *self.record(self.cone))
+        return self.cone.forces(self.values(accelerations, velocities), *self.record(self.cone))
+
+    def values(self, accelerations: Sequence[Spatial], velocities: Sequence[Spatial]) -> list[Any]:
+        """J a - aref of its rows."""
+        return [add(x, y) for x, y in zip(self.along(accelerations), self.offsets(velocities), strict=True)]
+
+    def bounds(self, accelerations: Sequence[Spatial], velocities: Sequence[Spatial]) -> list[Any]:
+        """What bounds friction in the noslip solver, given the bodies' motions."""
+        return self.cone.bounds(self.values(accelerations, velocities), *self.record(self.cone))
 
 
 def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
@@ -150,7 +160,9 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
     ways = [(t, False) for t in tangents] + [(axis, True) for axis in (normal, *tangents)]
     scaled = [(al.times(way, scale * mu), turning) for (way, turning), mu in zip(ways, pair.friction, strict=False)]
     with_rows = [(way, turning, row(way, turning)) for way, turning in scaled]
-    moving = [(way, turning, r) for way, turning, r in with_rows if not all(is_zero(x) for x in r)]
+    # The noslip solver's update of elliptic friction depends on the number of ways.
+    every = pair.elliptic and kinematics.model.noslip
+    moving = [(way, turning, r) for way, turning, r in with_rows if every or not all(is_zero(x) for x in r)]
     return Contact(
         pair=pair,
         present=less(distance, pair.margin),

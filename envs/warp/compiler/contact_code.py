@@ -118,6 +118,8 @@ class ContactCode:
                 cone = Elliptic(ways) if any(cone.curved for cone in cones) else Pyramid(ways, dim)
                 self.groups.append(Group(tuple(sorted(dofs)), some, cone))
         self.cones = [group.cone for group in self.groups]
+        self.slots: dict[int, int] = {}
+        """For the noslip solver, the number in ``slot`` of the first copy of each contact (:mod:`.contact_slots`)."""
 
     @property
     def records(self) -> dict[str, tuple[int, int]]:
@@ -142,12 +144,13 @@ class ContactCode:
                         w.compute(*(x for b in c.pair.bodies for x in self._axes[b]))
                         w.compute(*constant_part(c.present, c.numbers))
                         with w.copies(c.copies, c.numbers):
-                            self._record(w, n, c, self._offsets[number])
+                            self._record(w, n, number)
             compute(body)
 
-    def _record(self, w: Writer, n: int, c: Contact, offset: Sequence[Any]) -> None:
+    def _record(self, w: Writer, n: int, number: int) -> None:
         """Emit that a contact of group n, if it is present in any lane, gets a record."""
         group = self.groups[n]
+        c, offset = group.contacts[number], self._offsets[number]
         (present,) = w.compute(c.present)
         with w.block(f"if (any({present}))"):
             rows = [[row[d] for d in group.dofs] for row in c.rows]
@@ -159,6 +162,8 @@ class ContactCode:
             w.compute(*values)
             for place, x in zip(places, values, strict=True):
                 w(f"contact{n}[touching{n}][{place}] = {vector(x)};")
+            if self.slots:
+                w(f"slot[{self.slots[number]}{' + copy' if c.copies > 1 else ''}] = touching{n};")
             w(f"++touching{n};")
 
     def add(self, w: Writer, hessian: Any) -> None:
@@ -170,7 +175,7 @@ class ContactCode:
     @staticmethod
     def _add(w: Writer, record: str, group: Group, hessian: Any) -> None:
         ways, dofs = group.cone.ways, group.dofs
-        ContactCode._numbers(w, record, group)
+        ContactCode.numbers(w, record, group)
         for t in ways:
             for place, i in enumerate(dofs):
                 w(f"const vec row{t}_{i} = {record}[{t * len(dofs) + place}];")
@@ -203,13 +208,13 @@ class ContactCode:
                 self._along(w, f"contact{n}[k]", group)
 
     @staticmethod
-    def _numbers(w: Writer, record: str, group: Group) -> None:
+    def numbers(w: Writer, record: str, group: Group) -> None:
         for name, place in group.numbers.items():
             w(f"const vec {name} = {record}[{place}];")
 
     @staticmethod
     def _along(w: Writer, record: str, group: Group) -> None:
-        ContactCode._numbers(w, record, group)
+        ContactCode.numbers(w, record, group)
         for t in range(1 + group.kinds):
             w(f"const vec value{t} = {record}[{group.value + t}], step{t} = {record}[{group.step + t}];")
         group.cone.along(w)

@@ -18,8 +18,9 @@ from mage_diffsim.envs.warp.compiler.cones import Cone
 from mage_diffsim.envs.warp.compiler.derivatives import jvp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import Graph, Node, is_zero, reachable
-from mage_diffsim.envs.warp.compiler.pairs import BODY, FRAME, GEOM, Item, Kind, kinds
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, is_zero
+from mage_diffsim.envs.warp.compiler.noslip_records import sliding
+from mage_diffsim.envs.warp.compiler.pairs import AXES, BODY, FRAME, GEOM, along_of, declare, inputs_of, kinds
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rigid import geom_place
 
@@ -53,26 +54,39 @@ class ContactLoops:
         self.lists = list(dict.fromkeys(lists))
         numbers = {x: n for n, x in enumerate(self.lists)}
         self.list_of = [numbers[x] for x in lists]
-        self.capacity, wanted = [], sum(self._size(n) * self._number_of_items(n) for n in range(len(self.cones)))
+        self.ranks: list[list[int]] = []
+        """For the noslip solver, the number in ``slot`` of each item of each kind (:mod:`.contact_slots`)."""
+        self.capacity, wanted = [], sum(self._total(n) * self._number_of_items(n) for n in range(len(self.cones)))
         for n in range(len(self.cones)):
             share = 1.0 if wanted <= most else most / wanted
             self.capacity.append(int(self._number_of_items(n) * share))
 
     def _moved(self, first: int, second: int) -> tuple[tuple[int, int], ...]:
-        """(degree of freedom, 0 or 1 for the body that it moves), ascending, of those that do not move both alike."""
+        """(degree of freedom, 0 or 1 for the body that it moves), ascending; for the noslip solver also 2 for both."""
         k = self.kinematics
         a, b = set(k.chain(first)), set(k.chain(second))
-        return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a]))
+        both = a & b if k.model.noslip else ()
+        return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a] + [(d, 2) for d in both]))
 
     def _number_of_items(self, n: int) -> int:
         return sum(len(k.pairs) * (k.search.slots if k.search else 1) for k in self.kinds if k.cone == self.cones[n])
 
+    def longest(self, n: int) -> int:
+        """Degrees of freedom of an item of group n at most."""
+        return max(len(self.lists[self.list_of[p]]) for k in self.kinds if k.cone == self.cones[n] for p in k.pairs)
+
     def _size(self, n: int) -> int:
         """Numbers in a record of group n."""
-        longest = max(len(self.lists[self.list_of[p]]) for k in self.kinds if k.cone == self.cones[n] for p in k.pairs)
-        return self._head(n) + len(self.cones[n].ways) * longest
+        return self.head(n) + len(self.cones[n].ways) * self.longest(n)
 
-    def _head(self, n: int) -> int:
+    def _total(self, n: int) -> int:
+        """The same with those in a record of the noslip solver."""
+        if not self.kinematics.model.noslip:
+            return self._size(n)
+        sweeps = int(self.kinematics.model.model.opt.noslip_iterations)
+        return self._size(n) + sliding(n + 1, self.cones[n], self.longest(n), 1).width("adjoint", sweeps)
+
+    def head(self, n: int) -> int:
         """The place in a record of the rows of J."""
         return 3 * len(self.cones[n].ways) + len(self.cones[n].numbers)
 
@@ -114,7 +128,7 @@ class ContactLoops:
         for n, kind in enumerate(self.kinds):
             values = list(zip(*kind.numbers.values(), strict=True))
             w.table(f"number{n}", [x for row in values for x in row], "real")
-        if which != "adjoint":
+        if which != "adjoint" or self.ranks:
             begin = [0]
             for x in self.lists:
                 begin.append(begin[-1] + len(x))
@@ -264,32 +278,38 @@ class ContactLoops:
                     with self.present(w, k, near) as (declared, present):
                         w(f"mark[({self._first_word(n)} + i / 32) / words]")
                         w(f"    .words[({self._first_word(n)} + i / 32) % words] |= 1u << i % 32;")
-                        self._found(w, self.kinds[k], declared, present)
+                        self._found(w, k, declared, present)
 
-    def _found(self, w: Writer, kind: Kind, declared: set[str], present: str) -> None:
-        group = self.cones.index(kind.cone)
+    def _found(self, w: Writer, k: int, declared: set[str], present: str) -> None:
+        group = self.cones.index(self.kinds[k].cone)
         if self.capacity[group] == self._number_of_items(group):
-            self._record(w, group, kind.item, declared)
+            self._record(w, group, k, declared)
             return
         with w.block(f"if (touching{group} == {self.capacity[group]})"):
             w(f"failed = failed | {present};")
         with w.block("else"):
-            self._record(w, group, kind.item, declared)
+            self._record(w, group, k, declared)
 
-    def _record(self, w: Writer, group: int, item: Item, declared: set[str]) -> None:
-        ways, head = len(item.rows), self._head(group)
+    def _record(self, w: Writer, group: int, k: int, declared: set[str]) -> None:
+        item = self.kinds[k].item
+        ways, head = len(item.rows), self.head(group)
+        if self.ranks:
+            w(f"slot[rank{k}[i]] = touching{group};")
         declare(w, item.record, declared)
         w.compute(*item.record)
         w(f"vec* const own = record{group}[touching{group}];")
         for i, x in enumerate(item.record):
             w(f"own[{i if i < ways else 2 * ways + i}] = {vector(x)};")
         w(f"vec* row = own + {head};")
-        self.each_dof(w, [[row[side] for row in item.rows] for side in (0, 1)], declared, "*row++ = splat(0) + {};")
+        rest = f"for (int t = 0; t < {ways}; ++t) *row++ = splat(0);" if self.ranks else ""
+        self.each_dof(
+            w, [[row[side] for row in item.rows] for side in (0, 1)], declared, "*row++ = splat(0) + {};", rest
+        )
         w(f"list{group}[touching{group}++] = entry[4];")
 
     @staticmethod
-    def each_dof(w: Writer, values: Sequence[Sequence[Any]], declared: set[str], line: str) -> None:
-        """Emit ``line`` for each degree of freedom that moves an item, and each value that belongs to its side."""
+    def each_dof(w: Writer, values: Sequence[Sequence[Any]], declared: set[str], line: str, rest: str = "") -> None:
+        """Emit ``line`` for each degree of freedom and value of its side; ``rest`` where it moves both sides."""
         fixed = [x for side in values for value in side for x in constant_part(value, AXES)]
         declare(w, fixed, declared)
         w.compute(*fixed)
@@ -303,6 +323,8 @@ class ContactLoops:
                         declare(w, wanted, set(declared))
                         for text in w.compute(*wanted):
                             w(line.format(text))
+            if rest:
+                w(f"if (list_side[p] == 2) {{ {rest} }}")
 
     def add(self, w: Writer, hessian: Any) -> None:
         """Add the contacts to gradient and Hessian, and write their values at a."""
@@ -311,7 +333,7 @@ class ContactLoops:
             with w.loop(f"int k = 0; k < touching{n}; ++k"):
                 self._rows(w, n)
                 self._values(w, ways, "value", [f"record[{t}]" for t in cone.ways], "a", ways)
-                self._numbers(w, cone)
+                self.numbers(w, cone)
                 cone.push(w)
                 w("int p = 0;")
                 with w.loop("; p + 1 < count; p += 2"):
@@ -363,47 +385,16 @@ class ContactLoops:
                 w(f"const vec* const record = record{n}[k];")
                 for t in cone.ways:
                     w(f"const vec value{t} = record[{ways + t}], step{t} = record[{2 * ways + t}];")
-                self._numbers(w, cone)
+                self.numbers(w, cone)
                 cone.along(w)
 
     def _rows(self, w: Writer, n: int) -> None:
         """Declare of record k: where it is, its rows, and its degrees of freedom."""
-        w(f"vec* const record = record{n}[k]; const vec* const row = record + {self._head(n)};")
+        w(f"vec* const record = record{n}[k]; const vec* const row = record + {self.head(n)};")
         w(f"const int begin = list_begin[list{n}[k]], count = list_begin[list{n}[k] + 1] - begin;")
         w("const int* const dof = list_dof + begin;")
 
     @staticmethod
-    def _numbers(w: Writer, cone: Cone) -> None:
+    def numbers(w: Writer, cone: Cone) -> None:
         for i, name in enumerate(cone.numbers):
             w(f"const vec {name} = record[{3 * len(cone.ways) + i}];")
-
-
-AXES = frozenset(f"{kind}axis{i}_{k}" for kind in ("", "along_") for i in (1, 2) for k in range(6))
-
-
-def along_of(*expressions: Any) -> dict[Node, Any]:
-    """The inputs that expressions depend on and that have tangents, with the inputs that stand for these."""
-    moving = ("at_", "geom", "body", "axis")
-    found = [node for node in inputs_of(list(expressions)) if node.args[0].startswith(moving)]
-    return {node: node.graph.input(f"along_{node.args[0]}") for node in found}
-
-
-def inputs_of(expressions: Any) -> list[Node]:
-    """The inputs that an expression, or a structure of expressions, depends on."""
-    return [node for node in reachable(_flat(expressions)) if node.kind == "input"]
-
-
-def _flat(x: Any) -> list[Any]:
-    return [y for part in x for y in _flat(part)] if isinstance(x, (list, tuple)) else [x]
-
-
-def declare(w: Writer, expressions: Any, declared: set[str]) -> None:
-    """Declare the inputs that expressions depend on, but those that are declared already."""
-    for node in inputs_of(expressions):
-        name: str = node.args[0]
-        if name not in declared:
-            declared.add(name)
-            array, i = name.rsplit("_", 1)
-            if name in AXES:
-                array = f"{array[:-5]}own_axis"
-            w(f"const vec {name} = {f'splat({array}[{i}])' if array in ('number', 'there') else f'{array}[{i}]'};")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops, along_of, declare
+from mage_diffsim.envs.warp.compiler import noslip_tangents
+from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
+from mage_diffsim.envs.warp.compiler.contact_slots import LoopSlots
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer
-from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, mul
-from mage_diffsim.envs.warp.compiler.pairs import GEOM, Item
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, is_zero, mul
+from mage_diffsim.envs.warp.compiler.noslip import NoSlip
+from mage_diffsim.envs.warp.compiler.noslip_records import sliding
+from mage_diffsim.envs.warp.compiler.noslip_reverse import close_slide, open_slide
+from mage_diffsim.envs.warp.compiler.pairs import GEOM, Item, along_of, declare
 
 
 def reverse(loops: ContactLoops, w: Writer) -> None:
@@ -22,7 +27,10 @@ def reverse(loops: ContactLoops, w: Writer) -> None:
         with loops.items(w, n, found=True) as near:
             for k in together:
                 with loops.present(w, k, near) as (declared, present):
-                    found = {node.args[0]: x for node, x in vjp([(loops.kinds[k].item.power, 1.0)]).items()}
+                    item = loops.kinds[k].item
+                    found = {node.args[0]: x for node, x in vjp([(item.power, 1.0), (item.slide, 1.0)]).items()}
+                    if not is_zero(item.slide):
+                        _slide(loops, w, k, found, declared, present)
                     found = {name: x for name, x in found.items() if name.startswith(("geom", "body"))}
                     declare(w, list(found.values()), declared)
                     for name, text in zip(found, w.compute(*found.values()), strict=True):
@@ -40,6 +48,25 @@ def reverse(loops: ContactLoops, w: Writer) -> None:
             w(f"by_body[carrier[g]][{node.args[0].split('_')[1]}] += {text};")
 
 
+def _slide(loops: ContactLoops, w: Writer, k: int, found: Mapping[str, Any], declared: set[str], present: str) -> None:
+    """Emit what the noslip solver gathered of an item of kind k, and add to the derivatives by axes.
+
+    Args:
+        loops, w, k: the contacts, where the code is written, the kind.
+        found: the derivatives by the item's inputs.
+        declared: the inputs that are declared; those that are declared here come to it.
+        present: code of whether the item is there.
+    """
+    n = loops.cones.index(loops.kinds[k].cone)
+    g, side = sliding(n + 1, loops.cones[n], loops.longest(n), 1), LoopSlots(loops).open_record(w, k)
+    open_slide(w, g, side)
+    by_slide = {int(name[6:]): x for name, x in found.items() if name.startswith("slide_")}
+    declare(w, list(found.values()), declared)
+    texts = w.compute(*by_slide.values())
+    masked = [f"select({present}, splat(0) + {text}, splat(0))" for text in texts]
+    close_slide(w, g, side, dict(zip(by_slide, masked, strict=True)))
+
+
 def tangent(loops: ContactLoops, w: Writer) -> None:
     """Add to force{i} the tangents of the contacts' generalised forces, given the arrays' tangents."""
     for n, together in enumerate(loops.together):
@@ -48,6 +75,29 @@ def tangent(loops: ContactLoops, w: Writer) -> None:
                 with loops.present(w, k, near) as (declared, present):
                     line = f"force_[dof] += select({present}, splat(0) + {{}}, splat(0));"
                     loops.each_dof(w, _push_tangents(loops.kinds[k].item), declared, line)
+
+
+def slide_tangent(noslip: NoSlip, slots: LoopSlots, w: Writer) -> None:
+    """Emit the tangents of J, and of what else the noslip solver reads of contacts, given the arrays' tangents."""
+    loops = slots.loops
+    for n, together in enumerate(loops.together):
+        with loops.items(w, n, found=True, along=True) as near:
+            for k in together:
+                item = loops.kinds[k].item
+                if len(item.rows) == 1:
+                    continue
+                with loops.present(w, k, near) as (declared, present):
+                    slots.open_record(w, k)
+                    g, ways = noslip.groups[loops.cones.index(loops.kinds[k].cone) + 1], len(item.rows)
+                    parts = [item.record[1:ways], item.forces[1:], item.bounds]
+                    changes = [jvp(x, along_of(x)) for x in parts]
+                    declare(w, changes, declared)
+                    masked = f"select({present}, splat(0) + {{}}, splat(0))"
+                    noslip_tangents.store(w, g, masked, *changes)
+                    w(f"vec* to = own + {g.place('hat', 'along_')};")
+                    rows = [[row[side] for row in item.rows[1:]] for side in (0, 1)]
+                    rows = [jvp(x, along_of(x)) for x in rows]
+                    loops.each_dof(w, rows, declared, f"*to++ = {masked};", f"to += {g.ways};")
 
 
 def _push_tangents(item: Item) -> list[list[Any]]:

@@ -79,6 +79,11 @@ class Model:
     """Inertia of the bodies, without those that are welded to another."""
 
     @property
+    def noslip(self) -> bool:
+        """Whether sweeps of the noslip solver follow the solve."""
+        return self.model.opt.noslip_iterations > 0
+
+    @property
     def runge_kutta(self) -> bool:
         """Whether steps have four passes."""
         return self.integrator == "RK4"
@@ -139,6 +144,15 @@ FORBIDDEN = {
 }
 """Features that are not covered: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
+ORDERED = frozenset(
+    (
+        *(("plane", kind) for kind in ("sphere", "capsule", "ellipsoid")),
+        *(("sphere", kind) for kind in ("sphere", "capsule", "cylinder", "box")),
+        ("capsule", "capsule"),
+    )
+)
+"""Pairs of geoms whose contacts have one order in every state, in which MuJoCo's noslip solver sweeps over them."""
+
 DISABLED = frozenset(
     (
         *("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART"),
@@ -166,8 +180,6 @@ def refusals(model: Any) -> Iterator[Refusal]:
     integrator = _integrator(mujoco, model)
     if integrator not in INTEGRATORS:
         yield Refusal(f"integrator {integrator.lower()}", f"integrator {integrator.lower()}")
-    if option.noslip_iterations:
-        yield Refusal("noslip iterations", "noslip iterations")
     for flag, change in flags_beyond(mujoco, option, DISABLED, ENABLED):
         yield Refusal(f"option flag {flag} {change}", f"option flag {flag} {change}")
     flags = mujoco.mjtDisableBit
@@ -193,8 +205,11 @@ def refusals(model: Any) -> Iterator[Refusal]:
         kinds = kind_of(model, found.geoms[0]), kind_of(model, found.geoms[1])
         pair = " and ".join(f"{name('GEOM', g)!r}" for g in found.geoms)
         pair = f"geoms {pair}"
+        what = f"a contact of {kinds[0]} with {kinds[1]}"
         if kinds not in COLLISIONS and kinds not in SEARCHES:
-            what = f"a contact of {kinds[0]} with {kinds[1]}"
+            yield Refusal(f"{what}: {pair}", what, (pair,))
+        elif option.noslip_iterations > 0 and kinds not in ORDERED and (found.dim > 1 or kinds in SEARCHES):
+            what = f"noslip iterations with {what}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
 
 

@@ -52,6 +52,7 @@ class Integration:
             for i in range(s.nv):
                 w(f"c{i} = {h} * lv{i};")
             s.implicit.adjoint(w)
+            self.sweeps.slide_back(w)
             s.solver.solve_kept(w, "x")
             self.sweeps.residuals(w, "lq{0} += {1}; lv{0} += {2};", meanwhile)
         for i in range(s.na):
@@ -98,6 +99,7 @@ class Integration:
                 found = vjp(zip(s.rates, s.graph.inputs("to_v", s.nv), strict=True))
                 names = [f"{to}{i}" for to in ("lway", "to_v") for i in s.turning]
                 w.assign(names, [found.get(x[i], 0.0) for x in (s.way, s.v) for i in s.turning])
+        self.sweeps.slide_back(w)
         s.solver.solve_kept(w, "x")
         self.sweeps.residuals(w, "lq{0} = splat(0) + {1}; lv{0} = to_v{0} + {2};", meanwhile)
         with w.block("if (stage == 0)"):

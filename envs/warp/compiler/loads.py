@@ -27,6 +27,8 @@ class Load:
     """How many loads it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Variables in which the copies differ, and their values in each."""
+    contact: int | None = None
+    """The number of the contact that it is of, if the noslip solver has a record of it."""
 
 
 def along(

@@ -16,8 +16,10 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.cones import Cone
 from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, less, maximum, minimum, mul, sub
+from mage_diffsim.envs.warp.compiler.emit import Writer
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, less, maximum, minimum, mul, reachable, sub
 from mage_diffsim.envs.warp.compiler.intake import Model, Pair
+from mage_diffsim.envs.warp.compiler.noslip_records import power as slide_power
 from mage_diffsim.envs.warp.compiler.repeat import join, signature
 from mage_diffsim.envs.warp.compiler.searches import Search
 
@@ -92,6 +94,10 @@ class Item:
     """The contact's force times the motion lam."""
     given: list[Any]
     """What the search for its features is given, if there is one."""
+    bounds: list[Any]
+    """For the noslip solver, what bounds friction (:func:`.noslip_records.start_of`)."""
+    slide: Any
+    """For it, the scalar of :func:`.noslip_records.power`."""
 
 
 @dataclasses.dataclass
@@ -104,25 +110,28 @@ class Kind:
     """What finds the features of its contacts, one by one."""
     pairs: list[int]
     """The pair of each item."""
+    places: list[int]
+    """The place of each item among the possible contacts of its pair."""
     numbers: dict[str, tuple[float, ...]]
     """Variables in which the items differ, and their values in each."""
 
 
 def kinds(model: Model, exact: bool) -> list[Kind]:
     """The kinds of a model's contacts."""
-    groups: dict[Any, list[tuple[int, Item, Contact]]] = {}
+    groups: dict[Any, list[tuple[int, Item, Contact, int]]] = {}
     for number, pair in enumerate(model.pairs):
         two = Two(Graph(), model, pair)
-        for contact in contacts_of(two, two.pair, SMALLEST if exact else SINGLE):
+        for at, contact in enumerate(contacts_of(two, two.pair, SMALLEST if exact else SINGLE)):
             item = _item(two, contact)
             key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone, contact.search
-            groups.setdefault(key, []).append((number, item, contact))
+            groups.setdefault(key, []).append((number, item, contact, at))
     found = []
     for members in groups.values():
-        fields = [[getattr(item, f.name) for f in dataclasses.fields(item)] for _, item, _ in members]
+        fields = [[getattr(item, f.name) for f in dataclasses.fields(item)] for _, item, *_ in members]
         values, numbers = join(Graph(), fields, "number_")
-        contact = members[0][2]
-        found.append(Kind(Item(*values), contact.cone, contact.search, [n for n, _, _ in members], numbers))
+        contact, numbered = members[0][2], [n for n, *_ in members]
+        places = [at for *_, at in members]
+        found.append(Kind(Item(*values), contact.cone, contact.search, numbered, places, numbers))
     return found
 
 
@@ -131,6 +140,8 @@ def _item(two: Two, contact: Contact) -> Item:
     forces, along = contact.forces(two.motions("a"), two.motions("v")), contact.along(two.motions("x"))
     for force, motion in zip(forces, along, strict=True):
         power = add(power, mul(force, motion))
+    a, v = two.motions("a"), two.motions("v")
+    slides = two.model.noslip and len(contact.rows) > 1
     return Item(
         near=_near(two),
         closer=_closer(two),
@@ -141,6 +152,8 @@ def _item(two: Two, contact: Contact) -> Item:
         forces=forces,
         power=power,
         given=list(contact.given),
+        bounds=contact.bounds(a, v) if slides else [],
+        slide=slide_power(contact, a, v, lambda name, i: two.graph.input(f"{name}_{i}")) if slides else 0.0,
     )
 
 
@@ -177,3 +190,34 @@ def _closer(two: Two) -> Any:
         reach = 1.001 * (radius + float(m.geom_rbound[pair.geoms[beside]])) + pair.margin
         beyond.append(sub(al.dot(gap, gap), reach * abs(reach)))
     return less(maximum(*beyond), 0.0)
+
+
+AXES = frozenset(f"{kind}axis{i}_{k}" for kind in ("", "along_") for i in (1, 2) for k in range(6))
+
+
+def along_of(*expressions: Any) -> dict[Node, Any]:
+    """The inputs that expressions depend on and that have tangents, with the inputs that stand for these."""
+    moving = ("at_", "geom", "body", "axis")
+    found = [node for node in inputs_of(list(expressions)) if node.args[0].startswith(moving)]
+    return {node: node.graph.input(f"along_{node.args[0]}") for node in found}
+
+
+def inputs_of(expressions: Any) -> list[Node]:
+    """The inputs that an expression, or a structure of expressions, depends on."""
+    return [node for node in reachable(_flat(expressions)) if node.kind == "input"]
+
+
+def _flat(x: Any) -> list[Any]:
+    return [y for part in x for y in _flat(part)] if isinstance(x, (list, tuple)) else [x]
+
+
+def declare(w: Writer, expressions: Any, declared: set[str]) -> None:
+    """Declare the inputs that expressions depend on, but those that are declared already."""
+    for node in inputs_of(expressions):
+        name: str = node.args[0]
+        if name not in declared:
+            declared.add(name)
+            array, i = name.rsplit("_", 1)
+            if name in AXES:
+                array = f"{array[:-5]}own_axis"
+            w(f"const vec {name} = {f'splat({array}[{i}])' if array in ('number', 'there') else f'{array}[{i}]'};")

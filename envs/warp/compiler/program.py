@@ -57,8 +57,11 @@ class Program:
         """Shapes of the arrays of records of contacts that touch."""
         self.vector = lanes * size
         """Bytes of a ``vec``."""
-        self.memory = sum(rows * columns for rows, columns in self.arrays.values())
-        """Numbers per environment in the arrays."""
+        self.memory = max(
+            sum(rows * columns for rows, columns in self.arrays_of(which).values())
+            for which in ("forward", "adjoint", "tangent")
+        )
+        """Numbers per environment in the arrays of a kernel."""
         self.tile = WARP if lanes == 1 else lanes
         """Environments whose tapes are interleaved: number n of each, then number n + 1."""
         self.tape = self.step.passes * self.step.size + self.step.nq + 1
@@ -104,7 +107,8 @@ class Program:
         self._tape(w, "adjoint")
         for place, name in enumerate(s.names("q", s.nq)):
             w(f"{name} = kept({s.passes}, {place});")
-        w(f"const mask failed = kept({s.passes}, {s.nq}) > real(0);")
+        # The noslip solver finds contacts again.
+        w(f"{'const ' if s.noslip is None else ''}mask failed = kept({s.passes}, {s.nq}) > real(0);")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("lact", s.na)])
         w.declare([*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap))])
         if s.model.runge_kutta:
@@ -182,18 +186,24 @@ class Program:
                 w(f"vec v{i} = load(state.data, {s.width}, {s.nq + i});")
             for i in range(s.na):
                 w(f"vec act{i} = load(state.data, {s.width}, {s.nq + s.nv + i});")
-            begin = 0
-            for name, shape in self.arrays.items():
-                w.array(name, shape, None if self.local else begin)
-                begin += shape[0] * shape[1]
         else:
             w.declare([*s.names("q", s.nq), *s.names("v"), *s.names("act", s.na)])
+        begin = 0
+        for name, shape in self.arrays_of(which).items():
+            w.array(name, shape, None if self.local else begin)
+            begin += shape[0] * shape[1]
         for i in range(len(s.mocap)):
             w(f"const vec mocap{i} = load(state.data, {s.width}, {s.nq + s.nv + s.na + i});")
         for i in range(s.nu):
             w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
         s.declare(w, which)
         return w
+
+    def arrays_of(self, which: str) -> dict[str, tuple[int, int]]:
+        """The arrays of a kernel and their shapes: records of contacts, and of the noslip solver."""
+        if self.step.noslip is None:
+            return self.arrays if which != "adjoint" else {}
+        return self.arrays | self.step.noslip.arrays(which)
 
     def _tape(self, w: Writer, which: str) -> None:
         """The functions ``kept``, the place on this thread's tape of a variable of a pass, and ``keep``, to write it.

@@ -200,15 +200,7 @@ class Solver:
             w: where the code is written.
             smooth: forces other than the constraints', [nv].
         """
-
-        def compute(body: int) -> None:
-            for d in self.body_dofs[body]:
-                w.compute(*self.mass[d], *self.stiff[d], smooth[d])
-                for row in self.rows:
-                    if max(row.direction) == d:
-                        w.compute(*row.direction.values(), row.sign, row.weight, row.offset)
-
-        self.contacts.find(w, compute)
+        self.find(w, smooth)
         if isinstance(self.contacts, ContactLoops) and isinstance(self.hessian, Hessian):
             self.hessian.link(w, len(self.contacts.cones))
         w("mask done = splat(1) < splat(0);")
@@ -244,6 +236,18 @@ class Solver:
             w("done = done | !changed | still;")
             w(f"if (!any(!done{' | curved' if curved else ''})) break;")
         w("failed = failed | !done;")
+
+    def find(self, w: Writer, smooth: Sequence[Any] = ()) -> None:
+        """Emit mass matrix, rows, the contacts that are present, and the other forces ``smooth`` if given."""
+
+        def compute(body: int) -> None:
+            for d in self.body_dofs[body]:
+                w.compute(*self.mass[d], *self.stiff[d], *smooth[d : d + 1])
+                for row in self.rows:
+                    if max(row.direction) == d:
+                        w.compute(*row.direction.values(), row.sign, row.weight, row.offset)
+
+        self.contacts.find(w, compute)
 
     def _system(self, w: Writer, smooth: Sequence[Any]) -> None:
         """Gradient and Hessian at a: ``s`` = M a - smooth, x = -gradient."""

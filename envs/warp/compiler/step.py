@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
-from mage_diffsim.envs.warp.compiler import activation, cost, manifold
+from mage_diffsim.envs.warp.compiler import activation, cost, manifold, noslip_forward
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.armature import armatures, with_armatures
 from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts
@@ -22,6 +22,7 @@ from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, mul
 from mage_diffsim.envs.warp.compiler.implicit import Implicit
 from mage_diffsim.envs.warp.compiler.intake import Model
+from mage_diffsim.envs.warp.compiler.noslip import NoSlip
 from mage_diffsim.envs.warp.compiler.repeat import joined
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows
 from mage_diffsim.envs.warp.compiler.solver import Solver
@@ -83,6 +84,10 @@ class Step:
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
         self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, looped)
+        noslip = NoSlip(self.kinematics, self.mass, self.rows, code) if model.noslip else None
+        self.noslip = None if noslip is None or noslip.empty else noslip
+        self.solved = self.a if self.noslip is None else graph.inputs("solved", self.nv)
+        """The accelerations that the solver finds; a{i} are those after the sweeps of the noslip solver."""
         self.way = graph.inputs("way", self.nv)
         rotations = manifold.coordinates(model)[1] if model.runge_kutta else []
         self.turning = [d + i for _, d in rotations for i in range(3)]
@@ -98,6 +103,7 @@ class Step:
     def kept(self) -> list[str]:
         """The variables of a pass that the adjoint reads from the tape."""
         names = [*self.names("q", self.nq), *self.names("v"), *self.names("a"), *self.names("act", self.na)]
+        names += self.names("solved") if self.noslip is not None else []
         if self.turning:
             names += [f"{name}{i}" for name in ("way", "rate") for i in self.turning]
         if self.model.runge_kutta:
@@ -113,6 +119,8 @@ class Step:
         forward = which != "adjoint"
         self.solver.declare(w, which)
         self.implicit.declare(w)
+        if self.noslip is not None:
+            self.noslip.declare(w, which)
         if self.model.runge_kutta and forward:
             w.declare([*self.names("start_q", self.nq), *self.names("start_v")])
             w.declare([*self.names("sum_v"), *self.names("sum_a"), *self.names("before")])
@@ -132,7 +140,12 @@ class Step:
             self.watch_state(w)
         if self.model.runge_kutta:
             self._extrapolate(w)
+        if self.noslip is not None:
+            self.noslip.clear(w)
         self.solver.solve(w, self.smooth)
+        if self.noslip is not None:
+            with w.block(""):
+                noslip_forward.solve(self.noslip, w)
         with w.block(first):
             self._watch(w, self.names("a"))
         if not self.model.runge_kutta:

@@ -18,14 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import contact_sweeps, manifold
+from mage_diffsim.envs.warp.compiler import contact_sweeps, manifold, noslip_reverse, noslip_tangents
 from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
+from mage_diffsim.envs.warp.compiler.contact_slots import CodeSlots, LoopSlots
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, reachable, sub
 from mage_diffsim.envs.warp.compiler.loads import Load, along
+from mage_diffsim.envs.warp.compiler.noslip import NoSlip
+from mage_diffsim.envs.warp.compiler.noslip_records import power as slide_power
+from mage_diffsim.envs.warp.compiler.noslip_records import start_of
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rows import Row
 from mage_diffsim.envs.warp.compiler.step import Step
@@ -39,8 +43,8 @@ class Sweeps:
         graph = s.graph
         self.lam, self.mu, self.e = graph.inputs("x", s.nv), graph.inputs("c", s.nv), graph.inputs("e", s.nv)
         kinematics = s.kinematics
-        self._motions = [kinematics.velocities(x) for x in (s.a, s.v, self.lam)]
-        self._dynamic = accelerations(kinematics, s.v, s.a)
+        self._motions = [kinematics.velocities(x) for x in (s.solved, s.v, self.lam)]
+        self._dynamic = accelerations(kinematics, s.v, s.solved)
         motions = [*self._motions, *self._dynamic]
         tests = [(self._motions[2], wrenches(kinematics, *self._dynamic))]
         if s.implicit.matrix is not None:
@@ -56,10 +60,19 @@ class Sweeps:
             for motion, x in zip(self._motions[2][b], load, strict=True):
                 self._powers[b] = sub(self._powers[b], al.dot(motion, x))
         pulls = [along(p.coordinate, p.force, self._motions[2], self.lam, p.bodies) for p in s.forces.pulls]
-        moving, test = (self._motions[0], s.a), (self._motions[2], self.lam)
+        moving, test = (self._motions[0], s.solved), (self._motions[2], self.lam)
         inertial = [x for tendon in s.armatures for x in tendon.loads(kinematics, self._dynamic, moving, test)]
-        self.loads = [*map(self._load, s.contacts), *map(self._row_load, s.rows_across), *pulls, *inertial]
+        contacts = [self._load(n, c) for n, c in enumerate(s.contacts)]
+        self.loads = [*contacts, *map(self._row_load, s.rows_across), *pulls, *inertial]
         """What acts between bodies: part of G1."""
+        if s.noslip is not None:
+            for number, row in enumerate(s.noslip.rows):
+                if row.coordinate.bodies:
+                    by_row, by_offset, by_force = noslip_reverse.row_seeds(s.noslip, number, graph)
+                    motions.append(kinematics.velocities(by_row))
+                    change = row.coordinate.rate(motions[-1], by_row)
+                    change = add(change, add(mul(by_offset, row.offset), mul(by_force, self._row_force(row))))
+                    self.loads.append(Load(row.coordinate.bodies, change, [0.0] * s.nv))
         self.implicit_loads = s.implicit.pulls(s.a, self.e, self.mu)
         """The same of G2, whose test motion is mu."""
         self.lact = graph.inputs("to_rate" if s.model.runge_kutta else "lact", s.na)
@@ -86,6 +99,7 @@ class Sweeps:
         s, kinematics, m = self.step, self.step.kinematics, self.step.m
         joints = vjp(
             [
+                *self._slide_seeds(),
                 *zip(self._joint_forces(), self.lam, strict=True),
                 *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
                 *zip(s.act_rates if s.model.runge_kutta else s.acted(), self.lact, strict=True),
@@ -115,10 +129,11 @@ class Sweeps:
                 if max(load.bodies) == body:
                     frames = self._frames_of(load)
                     found = vjp([(load.power, 1.0)], cuts=frames)
+                    slides = {x.args[0]: by for x, by in found.items() if str(x.args[0]).startswith("slide[")}
                     found = {x: by for x, by in found.items() if x in frames or x in moving or x in self.targets}
                     w.compute(*frames, *constant_part(load.present, load.numbers))
                     names = [self.targets.get(x) or gather(frames.get(x, 0), x) for x in found]
-                    with self._present(w, load) as present:
+                    with self._present(w, load) as present, self._slide(w, load, slides, present):
                         for name, text in zip(names, w.compute(*found.values()), strict=True):
                             w(f"{name} += {present.format(text)};")
             parent, frame = int(m.body_parentid[body]), set(self._frames[body])
@@ -132,6 +147,8 @@ class Sweeps:
                 for node in self._frames[body]
                 if node not in outer
             ]
+            if s.noslip is not None:
+                seeds += noslip_reverse.axis_seeds(s.noslip, s.graph, body)
             so_far = [(node, gathered[body, node]) for node in self._frames[body] if (body, node) in gathered]
             reached = [(node, x) for node, x in (*own.items(), *so_far) if node in outer or node not in frame]
             passed: dict[Node, Any] = {}
@@ -178,7 +195,7 @@ class Sweeps:
         s = self.step
         forces = list(s.forces.joints)
         for row in s.rows_at_joints:
-            force = row.force(self._motions[0], s.a, self._dynamic)
+            force = self._row_force(row)
             for d, share in row.direction.items():
                 forces[d] = add(forces[d], mul(share, force))
         return forces
@@ -188,7 +205,7 @@ class Sweeps:
         s = self.step
         at_bodies = project(s.kinematics, s.forces.bodies)
         forces = [add(a, b) for a, b in zip(self._joint_forces(), at_bodies, strict=True)]
-        return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.a), forces, strict=True)]
+        return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.solved), forces, strict=True)]
 
     def _places(self, motions: Sequence[Sequence[Spatial]]) -> list[list[Node]]:
         """The nodes of each moving body's frame: its place and its motions, on which all else depends."""
@@ -201,19 +218,64 @@ class Sweeps:
             frames.append([found[i] for i in sorted(found)] if tree else [])
         return frames
 
-    def _load(self, c: Contact) -> Load:
+    def _load(self, number: int, c: Contact) -> Load:
         """The contact as a load; its power is its force times the relative motion lam at it."""
         power: Any = 0.0
         forces: list[Any] = [0.0] * self.step.nv
         for force, row, motion in zip(c.forces(*self._motions[:2]), c.rows, c.along(self._motions[2]), strict=True):
             power = add(power, mul(force, motion))
             forces = [add(total, mul(x, force)) for total, x in zip(forces, row, strict=True)]
-        return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers)
+        slides = self.step.noslip is not None and len(c.rows) > 1
+        if slides:
+            given = self.step.graph.input
+            a, v, _ = self._motions
+            power = add(power, slide_power(c, a, v, lambda name, i: given(f"{name}[{i}]")))
+        return Load(c.pair.bodies, power, forces, c.present, c.copies, c.numbers, number if slides else None)
+
+    def _row_force(self, row: Row) -> Any:
+        return row.force(self._motions[0], self.step.solved, self._dynamic)
 
     def _row_load(self, row: Row) -> Load:
         """A row across bodies as a load."""
-        force = row.force(self._motions[0], self.step.a, self._dynamic)
-        return along(row.coordinate, force, self._motions[2], self.lam)
+        return along(row.coordinate, self._row_force(row), self._motions[2], self.lam)
+
+    # -- the noslip solver --
+
+    def slide_back(self, w: Writer) -> None:
+        """Emit the derivative x{i} by the solver's accelerations from that by those after the noslip solver."""
+        s = self.step
+        if s.noslip is not None:
+            with w.block(""):
+                s.noslip.clear(w)
+                s.solver.find(w)
+                noslip_reverse.reverse(s.noslip, w)
+
+    def _slide_seeds(self) -> list[tuple[Any, Any]]:
+        """What the noslip solver depends on beside contacts and tendons, with minus the derivatives by it."""
+        s = self.step
+        if s.noslip is None:
+            return []
+        seeds = noslip_reverse.mass_seeds(s.noslip, s.graph)
+        for number, row in enumerate(s.noslip.rows):
+            if not row.coordinate.bodies:
+                by_row, by_offset, by_force = noslip_reverse.row_seeds(s.noslip, number, s.graph)
+                seeds += [(x, by_row[d]) for d, x in row.direction.items()]
+                seeds += [(row.offset, by_offset), (self._row_force(row), by_force)]
+        return seeds
+
+    @contextlib.contextmanager
+    def _slide(self, w: Writer, load: Load, slides: dict[str, Any], present: str) -> Iterator[None]:
+        """A context for the code of a load: with what the noslip solver knows of a contact, if it is one's."""
+        noslip = self.step.noslip
+        if noslip is None or load.contact is None:
+            yield
+            return
+        group, side = noslip.group_of(load.contact), noslip.slots.open_record(w, load.contact)
+        noslip_reverse.open_slide(w, group, side)
+        yield
+        texts = w.compute(*slides.values())
+        values = {int(name[6:-1]): present.format(text) for name, text in zip(slides, texts, strict=True)}
+        noslip_reverse.close_slide(w, group, side, values)
 
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and without RK4 de in c{i}.
@@ -237,10 +299,33 @@ class Sweeps:
         for i, text in enumerate(w.compute(*jvp(self._optimum(), tangents))):
             w(f"x{i} = force{i} - {text};")
         s.solver.hessian.solve(w, "x")
+        if s.noslip is not None:
+            with w.block(""):
+                self._slide_tangents(w, s.noslip, tangents)
         if s.model.runge_kutta:
             return
         s.implicit.vector(w, "c")
         s.implicit.tangent(w, s.a, self.e, tangents)
+
+    def _slide_tangents(self, w: Writer, noslip: NoSlip, tangents: dict[Node, Any]) -> None:
+        """Emit the tangents x{i} after the noslip solver from those of the solver's accelerations."""
+        slots = noslip.slots
+        noslip_tangents.begin(noslip, w)
+        if isinstance(slots, LoopSlots):
+            contact_sweeps.slide_tangent(noslip, slots, w)
+        for load in self.loads:
+            if load.contact is None or not isinstance(slots, CodeSlots):
+                continue
+            c, g = self.step.contacts[load.contact], noslip.group_of(load.contact)
+            dofs = slots.code.groups[g.number - 1].dofs
+            with self._present(w, load) as present:
+                slots.open_record(w, load.contact)
+                parts = start_of(c, self._motions[0], self._motions[1])
+                noslip_tangents.store(w, g, present, *(jvp(x, tangents) for x in parts))
+                for t, row in enumerate(c.rows[1:]):
+                    for p, text in enumerate(w.compute(*jvp([row[d] for d in dofs], tangents))):
+                        w(f"own[{g.place('hat', 'along_') + t + g.ways * p}] = {present.format(text)};")
+        noslip_tangents.tangent(noslip, w, tangents)
 
     def tangents(self) -> dict[Node, Any]:
         """The tangents of a pass's inputs."""
