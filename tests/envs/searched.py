@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from mage_diffsim.bridges.warp import launch, load_module, load_warp
+from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts_of
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import prelude
 from mage_diffsim.envs.warp.compiler.geoms import Geom
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
@@ -70,6 +73,36 @@ class Searched:
 
 def _columns(expressions: Sequence[Any], values: dict[str, np.ndarray], n: int) -> np.ndarray:
     return np.stack([np.broadcast_to(x, n) for x in evaluate(expressions, values)], 1)
+
+
+searched = functools.cache(Searched)
+
+
+class Slots(Kinematics):
+    """The kinematics of a whole model, in which each contact that a search can find has inputs for its features."""
+
+    def __init__(self, graph: Graph, *arguments: Any) -> None:
+        self._graph, self._inputs = graph, []
+        super().__init__(*arguments)
+        self.contacts: list[Contact] = []
+        self._slots = []
+        for pair in self.model.pairs:
+            for slot in range(SEARCHES[pair.kinds].slots if pair.kinds in SEARCHES else 1):
+                self.contacts += contacts_of(self, pair, 1e-15)
+                if pair.kinds in SEARCHES:
+                    self._slots.append((self.contacts[-1], self._inputs[-1], slot))
+
+    def features(self, n: int) -> list[Any]:
+        self._inputs.append(self._graph.inputs(f"feature{len(self._inputs)}_", n))
+        return self._inputs[-1]
+
+    def with_features(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The values of inputs [n], with those of the features that the searches find."""
+        n, found = len(next(iter(values.values()))), dict(values)
+        for contact, inputs, slot in self._slots:
+            rows = searched(contact.pair.kinds).features(_columns(contact.given, values, n))
+            found |= {x.args[0]: rows[:, slot, k] for k, x in enumerate(inputs)}
+        return found
 
 
 class Judge:

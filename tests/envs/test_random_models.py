@@ -16,12 +16,13 @@ mujoco = pytest.importorskip("mujoco")
 from mage_diffsim.envs.mujoco.convergence import with_solver  # noqa: E402
 from mage_diffsim.envs.mujoco.loading import load_simulation  # noqa: E402
 from mage_diffsim.envs.mujoco.model import Simulation, quiet  # noqa: E402
-from mage_diffsim.envs.warp.compiler import activation, armature, constraints, dynamics, forces, intake  # noqa: E402
+from mage_diffsim.envs.warp.compiler import activation, armature, dynamics, forces, intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, evaluate, mul, sub  # noqa: E402
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.random_models import random_model  # noqa: E402
+from tests.envs.searched import Slots  # noqa: E402
 from tests.envs.stages import (  # noqa: E402
     assert_close,
     assert_contacts_are_those_of_mujoco_c,
@@ -67,6 +68,7 @@ def check(text: str) -> str | None:
     values = {name: np.stack([x[name] for x in map(values_of, found)]) for name in values_of(found[0])}
     stages = Stages(model)
     expressions = stages.expressions()
+    values = stages.kinematics.with_features(values)
     numbers = iter(evaluate([x for part in expressions.values() for x in part], values))
     arrays = {
         name: np.stack([np.broadcast_to(next(numbers), len(found)) for _ in part], 1)
@@ -114,7 +116,7 @@ class Stages:
         u, act = g.inputs("u", m.nu), g.inputs("act", m.na)
         self.act = act
         self.v = v
-        self.kinematics = dynamics.Kinematics(model, q, g.inputs("mocap", 7 * m.nmocap))
+        self.kinematics = Slots(g, model, q, g.inputs("mocap", 7 * m.nmocap))
         coordinates = Coordinates(self.kinematics, q)
         self.rates = activation.rates(model, u, act)
         self.passive = forces.passive(coordinates, v)
@@ -125,7 +127,7 @@ class Stages:
         for tendon in tendons:
             self.bias = [add(x, y) for x, y in zip(self.bias, tendon.bias(self.kinematics, v), strict=True)]
         self.rows = scalar_rows(coordinates, v)
-        self.contacts = constraints.contacts(self.kinematics)
+        self.contacts = self.kinematics.contacts
 
     def expressions(self) -> dict[str, list[Any]]:
         k, m = self.kinematics, self.m

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics  # noqa: E402
-from tests.envs.searched import Judge, Searched, same, states  # noqa: E402
+from tests.envs.searched import Judge, same, searched, states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import (  # noqa: E402
     assert_adjoint_and_tangents_agree,
@@ -28,7 +27,6 @@ REACHES = {
     "capsule": lambda size, way: size[0] + size[1] * abs(way[2]),
 }
 """How far a geom extends along a direction, given in its frame."""
-searched = functools.cache(Searched)
 
 
 def sizes_of(kind, rng):
