@@ -143,9 +143,11 @@ def test_generated_pairs_touch_and_push_as_in_mujoco_c(name):
         seen[len(normals)] += noise <= BOUND
 
     check()
-    contacts = {("capsule", "capsule"): 2, ("plane", "capsule"): 2, ("plane", "box"): 4, ("plane", "cylinder"): 4}
-    contacts = contacts.get(at.pair.kinds, 1) if at.pair in PAIRS.values() else 1
-    assert all(seen[n] >= 3 for n in range(contacts + 1)), f"states in which C itself is exact, by contacts: {seen}"
+    # A cylinder on a plane has three contacts only where it is short.
+    contacts = {("capsule", "capsule"): (0, 1, 2), ("plane", "capsule"): (0, 1, 2), ("plane", "box"): range(5)}
+    contacts |= {("plane", "cylinder"): (0, 1, 2, 4)}
+    expected = contacts.get(at.pair.kinds, (0, 1)) if at.pair in PAIRS.values() else (0, 1)
+    assert all(seen[n] >= 3 for n in expected), f"states in which C itself is exact, by contacts: {seen}"
 
 
 @pytest.mark.parametrize("name", ALL)
