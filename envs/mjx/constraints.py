@@ -288,7 +288,7 @@ class Constraints:
                 stiff[:, 1:] = 0.0
                 damping[:, 1:] = friction_damping(model, parameter("solreffriction"), impedance)[:, None]
         position = distance - jnp.asarray(parameter("margin"), kind)
-        active = position < 0.0
+        active = distance < jnp.asarray(np.minimum(parameter("margin"), parameter("reach")), kind)
         position = jnp.where(active, position, 0.0)
         jacobian = jacobian * active[:, None, None]
         d_r = curve(impedance, position)

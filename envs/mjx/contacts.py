@@ -42,7 +42,9 @@ class Group:
     bodies: np.ndarray
     """[k, 2]."""
     margin: np.ndarray
-    """Distance below which a contact acts [m], [k]."""
+    """Distance below which a contact acts, where MuJoCo finds it [m], [k]."""
+    reach: np.ndarray
+    """Distance below which MuJoCo finds it [m], [k]."""
     friction: np.ndarray
     """[k, 5]."""
     solref: np.ndarray
@@ -82,7 +84,7 @@ def groups(model: Any) -> tuple[Group, ...]:
         COLLISIONS[kinds]
         columns = {
             name: np.array([getattr(pair, name) for pair in same])
-            for name in ("geoms", "margin", "friction", "solref", "solreffriction", "solimp")
+            for name in ("geoms", "margin", "reach", "friction", "solref", "solreffriction", "solimp")
         }
         made.append(Group(kinds, dim, bodies=np.asarray(model.geom_bodyid)[columns["geoms"]], **columns))
     return tuple(made)

@@ -29,7 +29,9 @@ class ContactPair(NamedTuple):
     dim: int
     """condim: 1, 3, 4 or 6."""
     margin: float
-    """Distance below which the contact acts [m]."""
+    """Distance below which the contact acts, where MuJoCo finds it [m]."""
+    reach: float
+    """Distance below which MuJoCo finds it: the margin plus the gap [m]."""
     friction: np.ndarray
     """Sliding along both tangents, torsional, rolling about both tangents; :data:`LEAST_FRICTION` or more, [5]."""
     solref: np.ndarray
@@ -97,6 +99,7 @@ def _explicit(model: Any, i: int) -> ContactPair:
         geoms=(g1, g2),
         dim=int(model.pair_dim[i]),
         margin=float(model.pair_margin[i]),
+        reach=float(model.pair_margin[i] + model.pair_gap[i]),
         friction=np.maximum(model.pair_friction[i], LEAST_FRICTION),
         solref=model.pair_solref[i],
         solreffriction=model.pair_solreffriction[i],
@@ -118,10 +121,12 @@ def _mixed(model: Any, g1: int, g2: int) -> ContactPair:
         r1, r2 = model.geom_solref[g1], model.geom_solref[g2]
         solref = mix * r1 + (1.0 - mix) * r2 if r1[0] > 0.0 and r2[0] > 0.0 else np.minimum(r1, r2)
         solimp = mix * model.geom_solimp[g1] + (1.0 - mix) * model.geom_solimp[g2]
+    margin = float(model.geom_margin[g1] + model.geom_margin[g2])
     return ContactPair(
         geoms=(g1, g2),
         dim=int(dim),
-        margin=float(model.geom_margin[g1] + model.geom_margin[g2]),
+        margin=margin,
+        reach=margin + float(model.geom_gap[g1] + model.geom_gap[g2]),
         friction=np.maximum(friction, LEAST_FRICTION)[[0, 0, 1, 2, 2]],
         solref=solref,
         solreffriction=np.zeros(2),

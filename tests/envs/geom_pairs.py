@@ -44,7 +44,8 @@ class Pair:
     """As in MJCF; of a plane, empty."""
     attributes: str = ""
     margin: float = 0.0
-    """Of the pair [m]: the sum of the geoms' margins."""
+    """Distance below which the contact acts [m]: the sum of the geoms' margins, and of their gaps if those are
+    negative."""
 
 
 PAIRS = {
@@ -53,7 +54,7 @@ PAIRS = {
         Pair("logs", ("capsule", "capsule"), ((0.1, 0.4), (0.1, 0.3))),
         Pair("equal sticks", ("capsule", "capsule"), ((0.05, 0.2), (0.05, 0.2)), 'margin=".02" condim="1"', 0.04),
         Pair("stick and stub", ("capsule", "capsule"), ((0.03, 0.5), (0.2, 0.05)), 'margin=".05" gap=".03"', 0.1),
-        Pair("ball and log", ("sphere", "capsule"), ((0.15,), (0.1, 0.3)), 'margin=".01"', 0.02),
+        Pair("ball and log", ("sphere", "capsule"), ((0.15,), (0.1, 0.3)), 'margin=".02" gap="-.01"', 0.02),
         Pair("balls", ("sphere", "sphere"), ((0.15,), (0.1,)), 'margin=".01" gap=".005"', 0.02),
         Pair("log on plane", ("plane", "capsule"), ((), (0.1, 0.3)), 'margin=".01"', 0.02),
         Pair("ball on plane", ("plane", "sphere"), ((), (0.1,)), 'condim="1"'),

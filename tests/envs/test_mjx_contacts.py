@@ -104,7 +104,7 @@ def test_generated_pairs_touch_as_in_mujoco_c(name):
                 continue
             noise = max((abs(other - expected).max(initial=0.0) for other in near), default=0.0)
             distance, place, frame = (np.asarray(x) for x in collide(positions, rotations))
-            inside = distance < np.repeat(group.margin, group.slots)
+            inside = distance < np.repeat(np.minimum(group.margin, group.reach), group.slots)
             found = np.concatenate([distance[:, None], place, frame[:, 0]], axis=1)[inside]
             assert len(found) == len(expected)
             if noise < 1e-9:

@@ -32,7 +32,7 @@ class Contact:
 
     pair: Pair
     present: Any
-    """Condition: closer than the margin."""
+    """Condition: close enough to push."""
     weight: Any
     """D of each edge of a pyramid, otherwise of the normal; 0 where the contact is not present."""
     push: Any
@@ -119,7 +119,7 @@ def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contac
         features = kinematics.features(search.features)
         found = search.contact(features, first, second, noise)._replace(absent=less(features[0], 0.5))
         contact = _contact(kinematics, pair, noise, found)
-        return [dataclasses.replace(contact, search=search, given=given(first, second, pair.margin))]
+        return [dataclasses.replace(contact, search=search, given=given(first, second, pair.reach))]
     every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
     return [c for c in every if c.present is not False]
 
@@ -147,6 +147,8 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
     elif pair.friction:
         inverse_weight *= (1.0 + pair.friction[0] ** 2) * 2.0 * pair.slope * pair.slope
     weight, push = pushing(pair.impedance, sub(distance, pair.margin), inverse_weight)
+    if pair.reach < pair.margin:
+        weight = where(less(distance, pair.reach), weight, 0.0)
 
     def row(way: al.Vector, turning: bool = False) -> list[Any]:
         values: list[Any] = [0.0] * kinematics.model.model.nv
@@ -165,7 +167,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
     moving = [(way, turning, r) for way, turning, r in with_rows if every or not all(is_zero(x) for x in r)]
     return Contact(
         pair=pair,
-        present=less(distance, pair.margin),
+        present=less(distance, min(pair.margin, pair.reach)),
         weight=weight,
         push=push,
         points=points,  # type: ignore[arg-type]

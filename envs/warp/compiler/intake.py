@@ -39,7 +39,9 @@ class Pair:
     slope: float
     """friction[0] / sqrt(impratio), by which friction is stiffer than the normal; 0 without friction."""
     margin: float
-    """Contacts at a larger distance do not push [m]. (Gaps only let MuJoCo report contacts earlier.)"""
+    """Contacts at a larger distance do not push [m]."""
+    reach: float
+    """MuJoCo lists no contacts at a larger distance [m]: the margin plus the gap, which may be negative."""
     inverse_weight: float
     impedance: Impedance
     friction_damping: float
@@ -255,6 +257,7 @@ def _pairs(model: Any) -> list[Pair]:
                 friction=friction,
                 slope=friction[0] / math.sqrt(max(SMALLEST, model.opt.impratio)) if friction else 0.0,
                 margin=given.margin,
+                reach=given.reach,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),
                 impedance=impedance.single(),
                 friction_damping=friction_damping(model, given.solreffriction, impedance).item(),

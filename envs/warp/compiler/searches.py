@@ -18,10 +18,10 @@ GIVEN = 28
 """Numbers that a search is given."""
 
 
-def given(first: Geom, second: Geom, margin: float) -> list[Any]:
-    """The second geom's centre relative to the first's, both frames row by row, both sizes, and the margin."""
+def given(first: Geom, second: Geom, reach: float) -> list[Any]:
+    """The second geom's centre relative to the first's, both frames by rows, both sizes, and how far MuJoCo looks."""
     frames = [x for geom in (first, second) for row in geom.frame for x in row]
-    return [*al.minus(second.centre, first.centre), *frames, *first.size, *second.size, margin]
+    return [*al.minus(second.centre, first.centre), *frames, *first.size, *second.size, reach]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
