@@ -82,6 +82,12 @@ def sweep_order(model: Any, pairs: Sequence[tuple[int, int]]) -> list[int]:
     return sorted(range(len(pairs)), key=key)
 
 
+def inert_pairs(model: Any) -> list[ContactPair]:
+    """The explicit pairs of a ``mujoco.MjModel`` whose contacts cannot act, though MuJoCo lists those in the gap."""
+    explicit = [_explicit(model, i) for i in range(model.npair)] if contacts_enabled(model) else []
+    return [pair for pair in explicit if not _can_act(model, *pair.geoms)]
+
+
 def _can_act(model: Any, g1: int, g2: int) -> bool:
     """Whether the two can come close enough for a contact, and a contact can move something."""
     w1, w2 = (int(model.body_weldid[model.geom_bodyid[g]]) for g in (g1, g2))

@@ -176,10 +176,13 @@ class _Maker(Draws):
     def _contact_parameters(self, geom: ET.Element) -> None:
         self._set(geom, 0.4, condim=lambda: self._pick("1346"), friction=self._friction)
         self._set(geom, 0.15, priority=lambda: self._pick("12"), solmix=lambda: self._pick(("0", "1", "3")))
-        self._set(geom, 0.2, margin=lambda: self._positive(0.005, 0.1), gap=lambda: self._positive(0.005, 0.05))
+        self._set(geom, 0.2, margin=lambda: self._positive(0.005, 0.1), gap=self._gap)
         self._set(geom, 0.25, solref=self._solref, solimp=self._solimp)
         if geom.get("contype") is None:
             self._set(geom, 0.15, contype=lambda: self._pick("0123"), conaffinity=lambda: self._pick("0123"))
+
+    def _gap(self) -> str:
+        return self._between(-0.02, 0.0) if self._maybe(0.1) else self._positive(0.005, 0.2)
 
     def _friction(self, n: int = 3) -> str:
         sizes = (1.5, 0.2, 0.05) if n == 3 else (1.5, 1.5, 0.2, 0.05, 0.05)
@@ -203,7 +206,7 @@ class _Maker(Draws):
         pair.set("geom1", self._pick(geoms))
         pair.set("geom2", self._pick(geoms))
         self._set(pair, 0.5, condim=lambda: self._pick("1346"), friction=lambda: self._friction(5))
-        self._set(pair, 0.3, margin=lambda: self._positive(0.005, 0.1), gap=lambda: self._positive(0.005, 0.05))
+        self._set(pair, 0.3, margin=lambda: self._positive(0.005, 0.1), gap=self._gap)
         self._set(pair, 0.3, solref=self._solref, solimp=self._solimp, solreffriction=self._solref)
 
     def _exclude(self) -> None:
@@ -292,11 +295,12 @@ class _Maker(Draws):
     # -- actuators --
 
     def _actuator(self) -> None:
-        tag = "adhesion" if self._maybe(0.01) else self._pick(ACTUATORS)
+        tag = "adhesion" if self._maybe(0.05) else self._pick(ACTUATORS)
         actuator = self._add(self._part["actuator"], tag, "a")
         if tag == "adhesion":
-            actuator.set("body", self._pick(self._named("b")))
+            actuator.set("body", self._pick([*self._named("b"), "world"]))
             actuator.set("ctrlrange", "0 1")
+            self._set(actuator, 0.7, gain=lambda: self._positive(0.5, 50), forcerange=lambda: self._range(20.0))
             return
         self._transmission(actuator)
         getattr(self, f"_{tag}", lambda _: None)(actuator)
@@ -304,12 +308,14 @@ class _Maker(Draws):
             low = "0" if tag == "damper" else self._between(-2, -0.5)
             actuator.set("ctrlrange", f"{low} {self._between(0.5, 2)}")
         self._set(actuator, 0.25, forcerange=lambda: self._range(3.0), group=lambda: self._pick("012"))
-        if actuator.get("site") is None and actuator.get("cranksite") is None:
+        if not {"site", "cranksite", "body"}.intersection(actuator.keys()):
             self._set(actuator, 0.1, armature=lambda: self._positive(0.01, 0.1))
             self._set(actuator, 0.1, damping=lambda: self._pick(("0", ".3", "1", ".1 .2")))
 
     def _transmission(self, actuator: ET.Element) -> None:
         ways = ["joint", "joint", "jointinparent", "tendon", "site", "refsite", "crank"]
+        if actuator.tag == "general":
+            ways.append("body")
         if actuator.tag == "muscle":
             ways = ["joint", "tendon"]
         way, sites = self._pick(ways), self._named("s")
@@ -321,6 +327,8 @@ class _Maker(Draws):
             actuator.set(way, self._pick(self._joints[kind]))
         elif way == "tendon":
             actuator.set("tendon", self._pick(self._named("t")))
+        elif way == "body":
+            actuator.set("body", self._pick([*self._named("b"), "world"]))
         elif way == "crank":
             actuator.set("cranksite", self._pick(sites))
             actuator.set("slidersite", self._pick(sites))

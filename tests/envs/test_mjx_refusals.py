@@ -47,6 +47,10 @@ def refused(mjcf):
         (('<geom type="plane"', '<geom type="box"'), "of a capsule .* with a box"),
         (("<option ", '<option actuatorgroupdisable="0" '), "MJX ignores actuatorgroupdisable of actuator '"),
         (
+            ("<actuator>", '<actuator><adhesion body="torso" ctrlrange="0 1"/>'),
+            "no transmission of type body: actuator '",
+        ),
+        (
             ('<actuator><motor joint="hip"', CORD + '<actuator><motor tendon="cord"'),
             "no derivative of actuatorfrcrange of tendon cord where its actuators pull with 0 in sum",
         ),

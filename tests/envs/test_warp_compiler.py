@@ -329,10 +329,6 @@ def refused(mjcf, **attributes):
         (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of capsule with cylinder"),
         (('<motor joint="hip" gear="20"', '<general joint="hip" gaintype="user"'), "whose gain is of type user"),
         (
-            ('<motor joint="hip" gear="20" ctrlrange="-1 1"', '<adhesion body="trunk" ctrlrange="0 1"'),
-            "whose transmission is of type body",
-        ),
-        (
             ("<actuator>", TENDON.format('springlength="1" stiffness="2 3"')),
             "nonlinear tendon stiffness of tendon 'tendon0'",
         ),

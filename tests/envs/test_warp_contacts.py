@@ -12,6 +12,7 @@ from hypothesis import given, settings
 mujoco = pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.mujoco.convergence import with_solver  # noqa: E402
+from mage_diffsim.envs.mujoco.mixing import SMALLEST  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, dynamics, intake  # noqa: E402
 from mage_diffsim.envs.warp.compiler.derivatives import jvp  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate  # noqa: E402
@@ -159,7 +160,7 @@ def test_derivatives_are_finite_and_float32_is_close(name):
     ways = np.random.default_rng(0).normal(size=at.m.nq).tolist()
     found = []
     for real in (np.float64, np.float32):
-        contacts = constraints.contacts(at.kinematics, real == np.float64)
+        contacts = constraints.contacts(at.kinematics, SMALLEST if real == np.float64 else constraints.SINGLE)
         outputs = [x for c in contacts for x in (c.weight, c.push, *c.normal, *(x for p in c.points for x in p))]
         outputs += [x for c in contacts for row in c.rows for x in row]
         outputs += jvp(outputs, dict(zip(at.q, ways, strict=True)))

@@ -20,7 +20,15 @@ from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.loops import Branches, linked
 from mage_diffsim.envs.warp.compiler.repeat import Different, join, signature
 from mage_diffsim.errors import InputError
-from tests.envs.warp_models import PILE, Leg, Pile, Solids, physics_of, samples, scaled
+from tests.envs.warp_models import (
+    PILE,
+    Leg,
+    Pile,
+    Solids,
+    assert_loops_are_those_of_mujoco_c_and_of_contacts_written_out,
+    physics_of,
+    samples,
+)
 
 
 def test_expressions_that_differ_in_numbers_are_joined():
@@ -114,30 +122,12 @@ class RoundPile(Pile):
 
 
 @pytest.mark.parametrize("model", [Pile, RoundPile], ids=str)
-def test_a_step_in_loops_is_that_of_mujoco_c_and_its_derivatives_those_of_contacts_written_out(
-    model, looped, monkeypatch
-):
+def test_a_step_in_loops_is_that_of_mujoco_c_and_its_derivatives_those_of_contacts_written_out(model, monkeypatch):
     if model is RoundPile:
         monkeypatch.setattr(implicit, "WRITTEN", -1)
         monkeypatch.setattr(program, "STREAMED", 0)
         monkeypatch.setattr(program, "LEAST_STREAMED", 0)
-    task, state, action = samples(model)
-    reference = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
-    cotangent = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    def derivatives(physics):
-        x, u = state.clone().requires_grad_(), action.clone().requires_grad_()
-        output = physics.step(x, u)
-        return output.detach(), torch.cat(torch.autograd.grad(output, (x, u), cotangent), -1)
-
-    found, adjoint = derivatives(make_physics(task, "warp", dtype=torch.float64))
-    assert scaled(found - reference, reference).max() < 1e-10
-    _, tangent = derivatives(make_physics(task, "warp", dtype=torch.float64, derivative="jvp"))
-    monkeypatch.setattr(cost, "LOOPED", 1e9)
-    monkeypatch.setattr(warp_model, "_shared", {})
-    _, written = derivatives(make_physics(task, "warp", dtype=torch.float64))
-    for other in (tangent, written):
-        assert scaled(adjoint - other, other).max() < 1e-10
+    assert_loops_are_those_of_mujoco_c_and_of_contacts_written_out(model, monkeypatch)
 
 
 def test_arrays_take_stack_and_on_a_gpu_local_memory(looped, monkeypatch):

@@ -9,6 +9,8 @@ import torch
 from mage_diffsim.envs import make_physics, make_task
 from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
+from mage_diffsim.envs.warp import model as warp_model
+from mage_diffsim.envs.warp.compiler import cost
 from tests.envs.small_models import Body, jacobian
 
 # Two trees in free space, no contacts: a ball joint, two hinges on one body, a slide in the middle of a chain, turned
@@ -215,3 +217,22 @@ def assert_adjoint_and_tangents_agree(model):
     adjoint = jacobian(physics_of(model).step, state[:CHECKED], action[:CHECKED])
     tangents = jacobian(physics_of(model, derivative="jvp").step, state[:CHECKED], action[:CHECKED])
     assert scaled(adjoint - tangents, adjoint).max() <= 1e-10
+
+
+def assert_loops_are_those_of_mujoco_c_and_of_contacts_written_out(model, monkeypatch):
+    """Compare a step in loops with MuJoCo C, and its derivatives with those of contacts written out."""
+    task, state, action = samples(model)
+    reference = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
+    cotangent = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def derivatives(looped, derivative=None):
+        monkeypatch.setattr(cost, "LOOPED", -1.0 if looped else 1e9)
+        monkeypatch.setattr(warp_model, "_shared", {})
+        x, u = state.clone().requires_grad_(), action.clone().requires_grad_()
+        output = make_physics(task, "warp", dtype=torch.float64, derivative=derivative).step(x, u)
+        return output.detach(), torch.cat(torch.autograd.grad(output, (x, u), cotangent), -1)
+
+    found, adjoint = derivatives(looped=True)
+    assert scaled(found - reference, reference).max() < 1e-10
+    for other in (derivatives(looped=True, derivative="jvp")[1], derivatives(looped=False)[1]):
+        assert scaled(adjoint - other, other).max() < 1e-10

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from mage_diffsim.envs.mujoco.mixing import inert_pairs
 from mage_diffsim.envs.mujoco.model import load_mujoco
 
 GAINS = ("FIXED", "AFFINE", "MUSCLE")
 BIASES = ("NONE", "AFFINE", "MUSCLE")
 RATES = ("NONE", "INTEGRATOR", "FILTER", "FILTEREXACT", "MUSCLE")
-TRANSMISSIONS = ("JOINT", "JOINTINPARENT", "TENDON", "SITE", "SLIDERCRANK")
+TRANSMISSIONS = ("JOINT", "JOINTINPARENT", "TENDON", "SITE", "SLIDERCRANK", "BODY")
 """What is covered of MuJoCo's types of gain, bias, activation and transmission."""
 
 
@@ -29,6 +30,10 @@ def refused_actuator(m: Any, i: int) -> str | None:
         kind = full.split("_", 1)[1]
         if kind not in covered:
             return f"whose {what} is of type {kind.lower()}"
+    if mujoco.mjtTrn(m.actuator_trntype[i]) == mujoco.mjtTrn.mjTRN_BODY and not idle(m, i):
+        for pair in inert_pairs(m):
+            if pair.reach > pair.margin and int(m.actuator_trnid[i, 0]) in m.geom_bodyid[list(pair.geoms)]:
+                return "which counts contacts in the gap of geoms that cannot move against each other"
     if m.actuator_actnum[i] and period(m, i) > 0.0:
         return "which integrates the set point of a rotation"
     return None

@@ -53,6 +53,8 @@ class Contact:
     """What finds the features of the geoms' contacts, one by one, of which this is one."""
     given: Sequence[Any] = ()
     """What the search is given."""
+    listed: Any = False
+    """Condition: MuJoCo lists it, if only because it is in the gap."""
     copies: int = 1
     """How many contacts it stands for (:mod:`.repeat`)."""
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -102,10 +104,9 @@ class Contact:
         return self.cone.bounds(self.values(accelerations, velocities), *self.record(self.cone))
 
 
-def contacts(kinematics: Kinematics, exact: bool = True) -> list[Contact]:
-    """All possible contacts of the model's pairs; ``exact`` means float64."""
-    pairs, noise = kinematics.model.pairs, SMALLEST if exact else SINGLE
-    return [c for pair in pairs for c in contacts_of(kinematics, pair, noise)]
+def contacts(kinematics: Kinematics, noise: float = SMALLEST) -> list[Contact]:
+    """All possible contacts of the model's pairs; ``noise`` as in :func:`contacts_of`."""
+    return [c for pair in kinematics.model.pairs for c in contacts_of(kinematics, pair, noise)]
 
 
 def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
@@ -113,6 +114,11 @@ def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contac
 
     A vector of unit vectors shorter than ``noise`` has no direction.
     """
+    return [c for c in listed_contacts(kinematics, pair, noise) if c.present is not False]
+
+
+def listed_contacts(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
+    """As :func:`contacts_of`, with those that are never closer than the gap, and do not push."""
     first, second = (_geom(kinematics, pair, side) for side in (0, 1))
     if pair.kinds in SEARCHES:
         search = SEARCHES[pair.kinds]
@@ -121,7 +127,7 @@ def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contac
         contact = _contact(kinematics, pair, noise, found)
         return [dataclasses.replace(contact, search=search, given=given(first, second, pair.reach))]
     every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
-    return [c for c in every if c.present is not False]
+    return [c for c in every if c.listed is not False]
 
 
 def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
@@ -176,6 +182,7 @@ def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> 
         spins=tuple(way for way, turning, _ in moving if turning),
         rows=(row(normal), *(r for *_, r in moving)),
         absent=absent,
+        listed=less(distance, pair.reach),
     )
 
 

@@ -9,23 +9,22 @@ the array ``record{n}``; ``touching{n}`` counts them; ``list{n}`` has the number
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.adhesion_loops import AdhesionLoops
 from mage_diffsim.envs.warp.compiler.cones import Cone
-from mage_diffsim.envs.warp.compiler.derivatives import jvp
+from mage_diffsim.envs.warp.compiler.contact_places import ContactPlaces
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import Graph, Node, is_zero
+from mage_diffsim.envs.warp.compiler.graph import is_zero
 from mage_diffsim.envs.warp.compiler.noslip_records import sliding
-from mage_diffsim.envs.warp.compiler.pairs import AXES, BODY, FRAME, GEOM, along_of, declare, inputs_of, kinds
+from mage_diffsim.envs.warp.compiler.pairs import AXES, BODY, GEOM, declare, inputs_of, kinds
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rigid import geom_place
 
 
-class ContactLoops:
+class ContactLoops(ContactPlaces):
     """The contacts of one model.
 
     Args:
@@ -40,9 +39,10 @@ class ContactLoops:
         self, kinematics: Kinematics, exact: bool, velocities: Sequence[Spatial], most: int, words: int
     ) -> None:
         model = kinematics.model
-        self.kinematics, self.pairs, self._velocities = kinematics, model.pairs, velocities
+        self.kinematics, self.pairs, self.velocities = kinematics, model.pairs, velocities
         self.words = words
         self.kinds = kinds(model, exact)
+        self.adhesion = AdhesionLoops(self)
         pairs = list(dict.fromkeys(tuple(k.pairs) for k in self.kinds))
         self.together = [[n for n, k in enumerate(self.kinds) if tuple(k.pairs) == x] for x in pairs]
         """Numbers of the kinds whose items are of the same pairs."""
@@ -105,7 +105,7 @@ class ContactLoops:
         nv = int(self.kinematics.model.model.nv)
         found = {"body": (len(self.bodies), BODY), "geom": (len(self.geoms), GEOM), "axis": (nv, 6)}
         if which == "adjoint":
-            found |= {"by_body": found["body"], "by_geom": found["geom"]}
+            found |= {f"by_{name}": found[name] for name in ("body", "geom", *(["axis"] if self.adhesion else []))}
         if which == "tangent":
             found |= {f"along_{name}": shape for name, shape in found.items()}
         return found
@@ -128,77 +128,14 @@ class ContactLoops:
         for n, kind in enumerate(self.kinds):
             values = list(zip(*kind.numbers.values(), strict=True))
             w.table(f"number{n}", [x for row in values for x in row], "real")
-        if which != "adjoint" or self.ranks:
+        self.adhesion.declare(w, which)
+        if which != "adjoint" or self.ranks or self.adhesion:
             begin = [0]
             for x in self.lists:
                 begin.append(begin[-1] + len(x))
             w.table("list_begin", begin)
             w.table("list_dof", [d for x in self.lists for d, _ in x])
             w.table("list_side", [side for x in self.lists for _, side in x])
-
-    def place(
-        self,
-        w: Writer,
-        motions: Sequence[Sequence[Spatial]],
-        axes: bool,
-        tangents: Mapping[Node, Any] | None = None,
-    ) -> None:
-        """Emit the arrays of places and motions, and of the axes if wanted.
-
-        Args:
-            w: where the code is written.
-            motions: the bodies' motions at v, and at a and lam if needed.
-            axes: whether the axes are needed.
-            tangents: those of q, v and so on, if the arrays' tangents ``along_body`` and so on are needed, too.
-        """
-        values = {f"body[{n}]": self.values(body, motions) for n, body in enumerate(self.bodies)}
-        if axes:
-            values |= {f"axis[{d}]": [*axis[0], *axis[1]] for d, axis in enumerate(self.kinematics.axes)}
-        for row, x in values.items():
-            self._store(w, row, x)
-            if tangents is not None:
-                self._store(w, f"along_{row}", jvp(x, tangents))
-        geom, used = self.geom(), self.used
-        with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
-            w("const vec* const at = body[carrier[g]]; const real* const there = mount + 12 * g;")
-            declared: set[str] = set()
-            self._place_geoms(w, "geom", [geom[i] for i in used], declared)
-            if tangents is not None:
-                w("const vec* const along_at = along_body[carrier[g]];")
-                self._place_geoms(w, "along_geom", jvp([geom[i] for i in used], along_of(geom)), declared)
-
-    def _place_geoms(self, w: Writer, array: str, values: Sequence[Any], declared: set[str]) -> None:
-        declare(w, values, declared)
-        for i, text in zip(self.used, w.compute(*values), strict=True):
-            w(f"{array}[g][{i}] = {text};")
-
-    def values(self, body: int, motions: Sequence[Sequence[Spatial]]) -> list[Any]:
-        """The numbers of a body in the array ``body``."""
-        k = self.kinematics
-        values = [*(x for row in k.rotation[body] for x in row), *k.position[body], *k.origin(body)]
-        return values + [x for kind in motions for vector in kind[body] for x in vector]
-
-    @staticmethod
-    def _store(w: Writer, row: str, values: Sequence[Any]) -> None:
-        w.compute(*values)
-        for i, x in enumerate(values):
-            w(f"{row}[{i}] = {vector(x)};")
-
-    @staticmethod
-    def geom() -> list[Any]:
-        """The place of a geom from the place of its body, ``at``, and where it is there."""
-        graph = Graph()
-        body, mount = graph.inputs("at_", FRAME), graph.inputs("there_", 12)
-        rotation, own = [body[0:3], body[3:6], body[6:9]], [mount[3:6], mount[6:9], mount[9:12]]
-        centre = al.plus(body[9:12], al.apply(rotation, mount[:3]))
-        return [*centre, *(x for row in al.product(rotation, own) for x in row)]
-
-    @functools.cached_property
-    def used(self) -> list[int]:
-        """The numbers of a geom's place that any item uses."""
-        needed = [[k.item.near, k.item.present, k.item.record, k.item.power, k.item.given] for k in self.kinds]
-        every = inputs_of(needed)
-        return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})
 
     @contextlib.contextmanager
     def items(self, w: Writer, n: int, found: bool, along: bool = False) -> Iterator[set[str]]:
@@ -238,9 +175,10 @@ class ContactLoops:
             yield {x for x in declared if not x.startswith("number")}
 
     @contextlib.contextmanager
-    def present(self, w: Writer, k: int, declared: set[str]) -> Iterator[tuple[set[str], str]]:
-        """A context whose code runs if a kind's contact is present in any lane; yields its condition, too."""
+    def present(self, w: Writer, k: int, declared: set[str], listed: bool = False) -> Iterator[tuple[set[str], str]]:
+        """A context whose code runs if a kind's contact is present, or listed, in any lane; yields this condition."""
         item, search, declared = self.kinds[k].item, self.kinds[k].search, set(declared)
+        there = item.listed if listed else item.present
         with w.block("", fresh=True), contextlib.ExitStack() as blocks:
             self._number(w, k)
             if search:
@@ -251,11 +189,11 @@ class ContactLoops:
                 w(f"const int slots = {search.name}(given, features);")
                 blocks.enter_context(w.loop("int slot = 0; slot < slots; ++slot"))
                 w("const vec* const feature = features[slot];")
-            for condition, sense in ((item.absent, "!"), (item.present, "")):
+            for condition, sense in ((item.absent, "!"), (there, "")):
                 if not isinstance(condition, bool):
                     declare(w, condition, declared)
                     blocks.enter_context(w.block(f"if (any({sense}{w.compute(condition)[0]}))"))
-            yield declared, reference(item.present)
+            yield declared, reference(there)
 
     def _number(self, w: Writer, k: int) -> None:
         w(f"const real* const number = number{k} + {len(self.kinds[k].numbers)} * i;")
@@ -266,21 +204,30 @@ class ContactLoops:
 
     def find(self, w: Writer, compute: Callable[[int], None]) -> None:
         """As :meth:`.ContactCode.find`."""
-        for body in reversed(range(self.kinematics.model.model.nbody)):
+        bodies = reversed(range(self.kinematics.model.model.nbody))
+        for body in [] if self.adhesion else bodies:
             compute(body)
-        self.place(w, [self._velocities], axes=True)
+        self.place(w, [self.velocities], axes=True)
+        self.adhesion.clear(w)
         for n in range(len(self.cones)):
             w(f"int touching{n} = 0; int list{n}[{self.capacity[n]}];")
         w(f"for (int i = 0; i < {self.marks}; ++i) mark[i].number = splat(0);")
         for n, together in enumerate(self.together):
             with self.items(w, n, found=False) as near:
                 for k in together:
-                    with self.present(w, k, near) as (declared, present):
+                    with self.present(w, k, near, listed=self.kinds[k].counts) as (declared, present):
                         w(f"mark[({self._first_word(n)} + i / 32) / words]")
                         w(f"    .words[({self._first_word(n)} + i / 32) % words] |= 1u << i % 32;")
-                        self._found(w, k, declared, present)
+                        if self.kinds[k].counts:
+                            self.adhesion.found(w, k, declared, present)
+                        else:
+                            self.record(w, k, declared, present)
+        self.adhesion.finish(w)
+        for body in bodies if self.adhesion else []:
+            compute(body)
 
-    def _found(self, w: Writer, k: int, declared: set[str], present: str) -> None:
+    def record(self, w: Writer, k: int, declared: set[str], present: str) -> None:
+        """Emit that a contact that is present in any lane gets a record."""
         group = self.cones.index(self.kinds[k].cone)
         if self.capacity[group] == self._number_of_items(group):
             self._record(w, group, k, declared)

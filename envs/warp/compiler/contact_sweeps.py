@@ -20,12 +20,15 @@ from mage_diffsim.envs.warp.compiler.pairs import GEOM, Item, along_of, declare
 
 def reverse(loops: ContactLoops, w: Writer) -> None:
     """Emit ``by_body``: the derivative of the contacts' power by the bodies' places and motions."""
-    for name in ("by_body", "by_geom"):
+    for name in (x for x in loops.arrays("adjoint") if x.startswith("by_")):
         rows, columns = loops.arrays("adjoint")[name]
         w(f"for (int i = 0; i < {rows * columns}; ++i) {name}[0][i] = splat(0);")
     for n, together in enumerate(loops.together):
         with loops.items(w, n, found=True) as near:
             for k in together:
+                if loops.kinds[k].counts:
+                    loops.adhesion.reverse(w, k, near)
+                    continue
                 with loops.present(w, k, near) as (declared, present):
                     item = loops.kinds[k].item
                     found = {node.args[0]: x for node, x in vjp([(item.power, 1.0), (item.slide, 1.0)]).items()}
@@ -71,7 +74,7 @@ def tangent(loops: ContactLoops, w: Writer) -> None:
     """Add to force{i} the tangents of the contacts' generalised forces, given the arrays' tangents."""
     for n, together in enumerate(loops.together):
         with loops.items(w, n, found=True, along=True) as near:
-            for k in together:
+            for k in filter(lambda k: loops.kinds[k].acts, together):
                 with loops.present(w, k, near) as (declared, present):
                     line = f"force_[dof] += select({present}, splat(0) + {{}}, splat(0));"
                     loops.each_dof(w, _push_tangents(loops.kinds[k].item), declared, line)
@@ -113,8 +116,8 @@ def _push_tangents(item: Item) -> list[list[Any]]:
 
 def seeds(loops: ContactLoops, body: int, graph: Graph, motions: Sequence[Sequence[Spatial]]) -> list[tuple[Any, Node]]:
     """What a body's place and motions are, with the derivative that :meth:`reverse` found by each."""
-    if body not in loops.bodies:
-        return []
-    n = loops.bodies.index(body)
-    values = loops.values(body, motions)
-    return [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(values)]
+    found = loops.adhesion.seeds(body, graph)
+    if body in loops.bodies:
+        n = loops.bodies.index(body)
+        found += [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(loops.values(body, motions))]
+    return found

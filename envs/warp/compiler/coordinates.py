@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
@@ -106,10 +107,18 @@ def summed(loads: Iterable[tuple[int, Spatial]]) -> dict[int, Spatial]:
 
 
 class Coordinates:
-    """The coordinates of a model at positions q; each is made when first asked for."""
+    """The coordinates of a model; each is made when first asked for.
 
-    def __init__(self, kinematics: Kinematics, q: Sequence[Any]) -> None:
+    Args:
+        kinematics: where the bodies are.
+        q: the positions.
+        noise: for contacts, a vector of unit vectors shorter than this has no direction.
+        looped: whether contacts are in loops.
+    """
+
+    def __init__(self, kinematics: Kinematics, q: Sequence[Any], noise: float = SMALLEST, looped: bool = False) -> None:
         self.kinematics, self.model = kinematics, kinematics.model.model
+        self.noise, self.looped = noise, looped
         self.q = list(q)
         self.joint = functools.cache(self._joint)
         self.tendon = functools.cache(self._tendon)

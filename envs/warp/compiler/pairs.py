@@ -13,8 +13,9 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.adhesion import adhesive_bodies
 from mage_diffsim.envs.warp.compiler.cones import Cone
-from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of
+from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of, listed_contacts
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, less, maximum, minimum, mul, reachable, sub
@@ -98,6 +99,10 @@ class Item:
     """For the noslip solver, what bounds friction (:func:`.noslip_records.start_of`)."""
     slide: Any
     """For it, the scalar of :func:`.noslip_records.power`."""
+    listed: Any = False
+    """Condition: the contact counts for actuators on the geoms' bodies, if there are any (:mod:`.adhesion_loops`)."""
+    pull: Any = 0.0
+    """The second body's motion relative to the first, along the normal, at the motions ``motion1`` and ``motion2``."""
 
 
 @dataclasses.dataclass
@@ -115,27 +120,43 @@ class Kind:
     numbers: dict[str, tuple[float, ...]]
     """Variables in which the items differ, and their values in each."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether any of its items counts for an actuator on a body."""
+        return self.item.listed is not False
+
+    @property
+    def acts(self) -> bool:
+        """Whether the contacts can push; others only count for an actuator on a body."""
+        return self.item.present is not False
+
 
 def kinds(model: Model, exact: bool) -> list[Kind]:
     """The kinds of a model's contacts."""
-    groups: dict[Any, list[tuple[int, Item, Contact, int]]] = {}
+    groups: dict[Any, list[tuple[int, Item, Contact, int, bool]]] = {}
+    adhesive, noise = set(adhesive_bodies(model.model)), SMALLEST if exact else SINGLE
     for number, pair in enumerate(model.pairs):
         two = Two(Graph(), model, pair)
-        for at, contact in enumerate(contacts_of(two, two.pair, SMALLEST if exact else SINGLE)):
-            item = _item(two, contact)
+        counts = not adhesive.isdisjoint(int(model.model.geom_bodyid[g]) for g in pair.geoms)
+        for at, contact in enumerate((listed_contacts if counts else contacts_of)(two, two.pair, noise)):
+            item = _item(two, contact, counts)
+            item = _counted(two, contact, item) if adhesive else item
             key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone, contact.search
-            groups.setdefault(key, []).append((number, item, contact, at))
+            groups.setdefault(key, []).append((number, item, contact, at, counts))
     found = []
     for members in groups.values():
-        fields = [[getattr(item, f.name) for f in dataclasses.fields(item)] for _, item, *_ in members]
-        values, numbers = join(Graph(), fields, "number_")
+        items = [item for _, item, *_ in members]
+        if not any(counts for *_, counts in members):
+            items = [dataclasses.replace(item, listed=False, pull=0.0) for item in items]
+        values, numbers = join(Graph(), [[getattr(x, f.name) for f in dataclasses.fields(x)] for x in items], "number_")
         contact, numbered = members[0][2], [n for n, *_ in members]
-        places = [at for *_, at in members]
+        places = [at for *_, at, _ in members]
         found.append(Kind(Item(*values), contact.cone, contact.search, numbered, places, numbers))
     return found
 
 
-def _item(two: Two, contact: Contact) -> Item:
+def _item(two: Two, contact: Contact, counts: bool) -> Item:
+    """The item of a contact; ``counts`` says whether it counts for an actuator on a body."""
     power: Any = 0.0
     forces, along = contact.forces(two.motions("a"), two.motions("v")), contact.along(two.motions("x"))
     for force, motion in zip(forces, along, strict=True):
@@ -143,8 +164,8 @@ def _item(two: Two, contact: Contact) -> Item:
     a, v = two.motions("a"), two.motions("v")
     slides = two.model.noslip and len(contact.rows) > 1
     return Item(
-        near=_near(two),
-        closer=_closer(two),
+        near=_near(two, counts),
+        closer=_closer(two, counts),
         absent=contact.absent,
         present=contact.present,
         rows=tuple(row[:2] for row in contact.rows),
@@ -157,22 +178,34 @@ def _item(two: Two, contact: Contact) -> Item:
     )
 
 
-def _near(two: Two) -> Any:
-    """Whether spheres around the geoms, or one around the second and the plane, are closer than the margin.
+def _counted(two: Two, contact: Contact, item: Item) -> Item:
+    """The item with what an actuator on a body needs of its contact."""
+    motions = [_spatial(two.graph.inputs(f"motion{i}_", 6)) for i in (1, 2)]
+    return dataclasses.replace(item, listed=contact.listed, pull=contact.along([REST, *motions])[0])
+
+
+def _near(two: Two, in_gap: bool) -> Any:
+    """Whether spheres around the geoms, or one around the second and the plane, are closer than the margin, or than the
+    gap, too.
 
     The spheres are a thousandth larger than need be, which allows for float32 far from the world's origin.
     """
     m, pair = two.model.model, two.pair
     (first, frame), (second, _) = two.geom(pair, 0), two.geom(pair, 1)
     apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
-    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + pair.margin
+    margin = _margin(pair, in_gap)
+    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + margin
     if pair.kinds[0] == "plane":
         return less(al.dot(al.column(frame, 2), apart), reach)
     reach += 1.001 * float(m.geom_rbound[pair.geoms[0]])
     return less(al.dot(apart, apart), reach * abs(reach))
 
 
-def _closer(two: Two) -> Any:
+def _margin(pair: Pair, in_gap: bool) -> float:
+    return max(pair.margin, pair.reach) if in_gap else pair.margin
+
+
+def _closer(two: Two, in_gap: bool) -> Any:
     """Of two capsules, whether the sphere around each is closer to the other; True of other geoms.
 
     It leaves few of the pairs whose spheres are near, and takes a tenth of the operations of nearest points.
@@ -180,6 +213,7 @@ def _closer(two: Two) -> Any:
     m, pair = two.model.model, two.pair
     if pair.kinds != ("capsule", "capsule"):
         return True
+    margin = _margin(pair, in_gap)
     (first, frame), (second, other) = two.geom(pair, 0), two.geom(pair, 1)
     apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
     beyond = []
@@ -187,7 +221,7 @@ def _closer(two: Two) -> Any:
         radius, half = (float(x) for x in m.geom_size[pair.geoms[geom]][:2])
         along = maximum(minimum(al.dot(axis, apart), half), -half)
         gap = al.minus(apart, al.times(axis, along))
-        reach = 1.001 * (radius + float(m.geom_rbound[pair.geoms[beside]])) + pair.margin
+        reach = 1.001 * (radius + float(m.geom_rbound[pair.geoms[beside]])) + margin
         beyond.append(sub(al.dot(gap, gap), reach * abs(reach)))
     return less(maximum(*beyond), 0.0)
 

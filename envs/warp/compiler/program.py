@@ -119,6 +119,8 @@ class Program:
             for place, name in enumerate(s.kept):
                 w(f"{name} = kept(pass, {place});")
             s.solver.recall(w, len(s.kept))
+            if s.adhesion:
+                s.adhesion.again(w)
             if not s.model.runge_kutta and not s.implicit.kept:
                 s.implicit.solve(w)
             self.integration.reverse(w, functools.partial(self._fetch, w))

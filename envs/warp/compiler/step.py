@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
 from mage_diffsim.envs.warp.compiler import activation, cost, manifold, noslip_forward
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.adhesion_loops import AdhesionLoops
 from mage_diffsim.envs.warp.compiler.armature import armatures, with_armatures
-from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts
+from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts
 from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates
@@ -62,7 +64,8 @@ class Step:
         """What the actuators' gains multiply."""
         self.act_rates = activation.rates(model, self.u, self.act)
         self.kinematics = Kinematics(model, self.q, self.mocap)
-        coordinates = Coordinates(self.kinematics, self.q)
+        noise, looped = SMALLEST if exact else SINGLE, cost.looped(model)
+        coordinates = Coordinates(self.kinematics, self.q, noise, looped)
         self.armatures = armatures(coordinates)
         self.mass = with_armatures(m, mass_matrix(self.kinematics), self.armatures)
         bias = inverse_dynamics(self.kinematics, self.v, [0.0] * self.nv)
@@ -76,11 +79,13 @@ class Step:
         velocities = self.kinematics.velocities(self.v)
         self.contacts: list[Contact] = []
         code: ContactCode | ContactLoops
-        looped = cost.looped(model)
+        self.adhesion: AdhesionLoops | None = None
+        """What the code computes of actuators on bodies, if contacts are in loops."""
         if looped:
             code = ContactLoops(self.kinematics, exact, velocities, records, words)
+            self.adhesion = code.adhesion or None
         else:
-            self.contacts = joined(graph, contacts(self.kinematics, exact))
+            self.contacts = joined(graph, contacts(self.kinematics, noise))
             code = ContactCode(self.kinematics, self.contacts, velocities)
         self.solver = Solver(self.kinematics, self.mass, self.rows, code, exact)
         self.implicit = Implicit(coordinates, self.mass, self.armatures, self.v, self.drive, looped)

@@ -97,21 +97,25 @@ class Sweeps:
             meanwhile: what emits other code, once for each body.
         """
         s, kinematics, m = self.step, self.step.kinematics, self.step.m
-        joints = vjp(
-            [
-                *self._slide_seeds(),
-                *zip(self._joint_forces(), self.lam, strict=True),
-                *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
-                *zip(s.act_rates if s.model.runge_kutta else s.acted(), self.lact, strict=True),
-            ]
-        )
+        at_joints = [
+            *self._slide_seeds(),
+            *zip(self._joint_forces(), self.lam, strict=True),
+            *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
+            *zip(s.act_rates if s.model.runge_kutta else s.acted(), self.lact, strict=True),
+        ]
+        joints = vjp(at_joints)
         for name, text in zip(
             self.targets.values(), w.compute(*(joints.get(x, 0.0) for x in self.targets)), strict=True
         ):
             w(f"{name} += {text};")
         loops, (a, v, lam) = s.solver.contacts, self._motions
         if isinstance(loops, ContactLoops):
-            loops.place(w, [v, a, lam], axes=False)
+            if s.adhesion:
+                across = [(load.power, 1.0) for load in (*self.loads, *self.implicit_loads)]
+                by_rows = vjp([*at_joints, *across])
+                s.adhesion.clear(w, "by_")
+                w.assign(s.adhesion.names("by_"), [by_rows.get(x, 0.0) for x in s.adhesion.inputs(s.graph)])
+            loops.place(w, [v, a, lam], axes=s.adhesion is not None)
             contact_sweeps.reverse(loops, w)
         gathered: dict[tuple[int, Node], Node] = {}
         moving = {*s.q, *s.v}
@@ -213,6 +217,8 @@ class Sweeps:
         frames: list[list[Node]] = []
         for b, tree in enumerate(kinematics.tree):
             vectors = [*kinematics.rotation[b], kinematics.position[b], kinematics.origin(b)]
+            if self.step.adhesion:
+                vectors += [way for d in kinematics.dofs(b) for way in kinematics.axes[d]]
             vectors += [vector for motion in motions for vector in motion[b]]
             found = {x.index: x for vector in vectors for x in vector if isinstance(x, Node)}
             frames.append([found[i] for i in sorted(found)] if tree else [])
@@ -292,6 +298,7 @@ class Sweeps:
             w.vectors(("force",), s.nv)
             s.solver.contacts.place(w, [self._motions[1], self._motions[0]], axes=True, tangents=tangents)
             contact_sweeps.tangent(s.solver.contacts, w)
+            s.solver.contacts.adhesion.tangent(w)
         for load in self.loads:
             with self._present(w, load) as present:
                 for i, text in enumerate(w.compute(*jvp(load.forces, tangents))):
@@ -332,4 +339,8 @@ class Sweeps:
         s, inputs = self.step, self.step.graph.inputs
         pushed = manifold.pushed(s.model, s.q, inputs("tq", s.nv))
         rest = [*inputs("tv", s.nv), *inputs("tu", s.nu), *inputs("tact", s.na), *inputs("tmocap", len(s.mocap))]
-        return dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap), (*pushed, *rest), strict=True))
+        found = dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap), (*pushed, *rest), strict=True))
+        if s.adhesion:
+            names = map(s.graph.input, s.adhesion.names("t"))
+            found |= dict(zip(s.adhesion.inputs(s.graph), names, strict=True))
+        return found

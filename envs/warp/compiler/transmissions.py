@@ -7,6 +7,7 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.adhesion import adhesion, given_row
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates, between, combination
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sqrt, sub, where
@@ -25,6 +26,10 @@ def transmission(coordinates: Coordinates, actuator: int) -> Coordinate:
     if kind == kinds.mjTRN_SLIDERCRANK:
         slider, rod = int(m.actuator_trnid[actuator, 1]), float(m.actuator_cranklength[actuator])
         return combination([(gear[0], _slider_crank(coordinates.kinematics, target, slider, rod))], m.nv)
+    if kind == kinds.mjTRN_BODY:
+        if coordinates.looped:
+            return given_row(coordinates.kinematics, coordinates.q[0].graph, target)
+        return adhesion(coordinates.kinematics, target, coordinates.noise)
     return _joint(coordinates, target, gear, kind == kinds.mjTRN_JOINTINPARENT)
 
 
