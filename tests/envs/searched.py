@@ -26,7 +26,7 @@ class Searched:
     """The search of two kinds of geoms, compiled for float64 on a CPU; on a GPU it has one lane."""
 
     def __init__(self, kinds: tuple[str, str], lanes: int = 8) -> None:
-        self.search, self.lanes = SEARCHES[kinds], lanes
+        self.kinds, self.search, self.lanes = kinds, SEARCHES[kinds], lanes
         self.width = self.search.slots * self.search.features
         code = f"""{prelude("double", lanes)}
 {self.search.helper("double", lanes)}
@@ -56,7 +56,7 @@ class Searched:
         names = ("first", "second")
         x = [graph.inputs(name, 12) for name in names]
         first, second = (Geom(y[:3], [y[3:6], y[6:9], y[9:]], tuple(s)) for y, s in zip(x, sizes.tolist(), strict=True))
-        numbers: list[Any] = given(first, second, margin)
+        numbers: list[Any] = given(self.kinds, first, second, margin)
         contact = self.search.contact(graph.inputs("feature", self.search.features), first, second, 1e-15)
         values = {f"{name}{k}": places[:, i, k] for i, name in enumerate(names) for k in range(12)}
         found = self.features(_columns(numbers, values, len(places)))
@@ -108,12 +108,12 @@ class Slots(Kinematics):
 class Judge:
     """MuJoCo C's contacts of two geoms on free bodies."""
 
-    def __init__(self, kinds: tuple[str, str], sizes: np.ndarray, margin: float) -> None:
+    def __init__(self, kinds: tuple[str, str], sizes: np.ndarray, margin: float, option: str = "") -> None:
         bodies = "".join(
             f'<body><freejoint/><geom type="{kind}" size="{" ".join(map(repr, size))}" margin="{margin / 2!r}"/></body>'
             for kind, size in zip(kinds, sizes.tolist(), strict=True)
         )
-        self.m = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
+        self.m = mujoco.MjModel.from_xml_string(f"<mujoco><option {option}/><worldbody>{bodies}</worldbody></mujoco>")
         self.d = mujoco.MjData(self.m)
 
     def contacts(self, qpos: np.ndarray) -> np.ndarray:
@@ -128,11 +128,11 @@ class Judge:
         """Centre and frame of the geoms at the last state [2, 12]."""
         return np.concatenate([self.d.geom_xpos, self.d.geom_xmat], 1)
 
-    def wavers(self, qpos: np.ndarray, rng: np.random.Generator) -> bool:
+    def wavers(self, qpos: np.ndarray, rng: np.random.Generator, bound: float = 1e-9) -> bool:
         """Whether rounding errors of the positions, 2e-14, give other contacts."""
         expected = self.contacts(qpos)
         nudged = (qpos + 2e-14 * rng.integers(-1, 2, qpos.shape) for _ in range(60))
-        return any(not same(self.contacts(other), expected) for other in nudged)
+        return any(not same(self.contacts(other), expected, bound) for other in nudged)
 
 
 def same(found: np.ndarray, expected: np.ndarray, bound: float = 1e-9) -> bool:

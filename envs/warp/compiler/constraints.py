@@ -125,7 +125,8 @@ def listed_contacts(kinematics: Kinematics, pair: Pair, noise: float) -> list[Co
         features = kinematics.features(search.features)
         found = search.contact(features, first, second, noise)._replace(absent=less(features[0], 0.5))
         contact = _contact(kinematics, pair, noise, found)
-        return [dataclasses.replace(contact, search=search, given=given(first, second, pair.reach))]
+        needed = given(pair.kinds, first, second, pair.reach)
+        return [dataclasses.replace(contact, search=search, given=needed)]
     every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
     return [c for c in every if c.listed is not False]
 

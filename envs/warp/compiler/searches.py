@@ -7,21 +7,25 @@ makes of a contact is an expression, whose derivative is that of the contact whi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import box_box, capsule_box
+from mage_diffsim.envs.warp.compiler import box_box, capsule_box, convex, convex_search
+from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 
-GIVEN = 28
+GIVEN = 30
 """Numbers that a search is given."""
 
 
-def given(first: Geom, second: Geom, reach: float) -> list[Any]:
-    """The second geom's centre relative to the first's, both frames by rows, both sizes, and how far MuJoCo looks."""
+def given(kinds: tuple[str, str], first: Geom, second: Geom, reach: float) -> list[Any]:
+    """The second geom's centre relative to the first's, both frames by rows, both sizes, how far MuJoCo looks, and the
+    numbers of both kinds in :data:`.convex_shapes.KINDS`."""
     frames = [x for geom in (first, second) for row in geom.frame for x in row]
-    return [*al.minus(second.centre, first.centre), *frames, *first.size, *second.size, reach]
+    numbers = [reach, *(float(KINDS.index(kind)) for kind in kinds)]
+    return [*al.minus(second.centre, first.centre), *frames, *first.size, *second.size, *numbers]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,5 +85,16 @@ SEARCHES = {
         features=len(box_box.FEATURES),
         contact=box_box.contact,
     ),
+    **{
+        kinds: Search(
+            name="search_convex",
+            code=convex_search.SEARCH,
+            thresholds=convex.THRESHOLDS,
+            slots=1,
+            features=len(convex_search.FEATURES),
+            contact=functools.partial(convex.contact, kinds),
+        )
+        for kinds in convex.SMOOTH
+    },
 }
 """The search of two kinds of geoms."""

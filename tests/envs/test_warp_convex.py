@@ -1,0 +1,173 @@
+"""Contacts of convex geoms: searches, steps and derivatives beside MuJoCo C and central differences."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+
+mujoco = pytest.importorskip("mujoco")
+pytest.importorskip("warp")
+
+from mage_diffsim.envs import make_physics  # noqa: E402
+from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
+from mage_diffsim.envs.warp.compiler import convex  # noqa: E402
+from tests.envs.searched import Judge, Searched, same, states  # noqa: E402
+from tests.envs.small_models import Body  # noqa: E402
+from tests.envs.warp_models import assert_adjoint_and_tangents_agree, physics_of, samples, scaled  # noqa: E402
+
+EXACT = 'ccd_tolerance="1e-14" ccd_iterations="900"'
+"""MuJoCo C then has distances to 1e-12 and, as a distance changes little with the normal, normals to 1e-6."""
+REACHES = {
+    "sphere": lambda size, way: size[0],
+    "capsule": lambda size, way: size[0] + size[1] * abs(way[2]),
+    "ellipsoid": lambda size, way: np.linalg.norm(size * way),
+    "cylinder": lambda size, way: size[0] * np.hypot(way[0], way[1]) + size[1] * abs(way[2]),
+    "box": lambda size, way: size @ abs(way),
+}
+"""How far a geom extends along a direction, given in its frame."""
+OUTSIDE = {
+    "sphere": lambda size, x: np.linalg.norm(x) - size[0],
+    "capsule": lambda size, x: np.linalg.norm([x[0], x[1], max(abs(x[2]) - size[1], 0.0)]) - size[0],
+    "ellipsoid": lambda size, x: (np.linalg.norm(x / size) - 1.0) * size.min(),
+    "cylinder": lambda size, x: max(np.hypot(x[0], x[1]) - size[0], abs(x[2]) - size[1]),
+    "box": lambda size, x: (abs(x) - size).max(),
+}
+"""How far a point is outside a geom, in its frame; negative inside."""
+
+
+def sizes_of(kind, rng):
+    if kind == "sphere":
+        return [rng.uniform(0.03, 0.3), 0.0, 0.0]
+    if kind in ("capsule", "cylinder"):
+        return [rng.uniform(0.03, 0.25), rng.choice([0.02, rng.uniform(0.05, 0.5)]), 0.0]
+    return list(rng.uniform(0.05, 0.4, 3))
+
+
+def unfit(contact, kinds, sizes, places):
+    """How far the surface points of a contact are from being of their geoms, and farthest along the normal."""
+    worst, (distance, point, normal) = 0.0, (contact[0], contact[1:4], contact[4:])
+    for kind, size, place, sign in zip(kinds, sizes, places, (1.0, -1.0), strict=True):
+        frame, way = place[3:].reshape(3, 3), sign * normal
+        x = point - 0.5 * distance * way - place[:3]
+        short = REACHES[kind](size, frame.T @ way) - way @ x
+        worst = max(worst, abs(short), OUTSIDE[kind](size, frame.T @ x))
+    return worst
+
+
+def gap(normal, kinds, sizes, places):
+    """How far the geoms are apart along a normal."""
+    reaches = zip(kinds, sizes, places, strict=True)
+    reach = sum(REACHES[kind](size, place[3:].reshape(3, 3).T @ normal) for kind, size, place in reaches)
+    return normal @ (places[1][:3] - places[0][:3]) - reach
+
+
+def difference(ours, theirs, kinds, sizes, places):
+    """What is different about MuJoCo C's contacts, if not a rounding error."""
+    if len(ours) and len(theirs):
+        along = gap(theirs[0, 4:], kinds, sizes, places)
+        if len(theirs) == 1 and abs(along - theirs[0, 0]) > 1e-10:
+            return "C did not find the distance along its normal"
+        if abs(along - gap(ours[0, 4:], kinds, sizes, places)) < 1e-4 * min(x for size in sizes for x in size if x):
+            return "two ways out that are equally short"
+    return None
+
+
+def some(every, count):
+    """Pairs of kinds; all but the first are slow."""
+    return [pytest.param(kinds, count, marks=() if kinds == every[0] else pytest.mark.slow) for kinds in every]
+
+
+@pytest.mark.parametrize(("kinds", "count"), some(convex.SMOOTH[::-1], 500), ids=str)
+def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
+    """10,000 states. The accuracy of C's normals is that of its tolerance, by the angle's square."""
+    rng, search = np.random.default_rng(0), Searched(kinds)
+    seen, different = collections.Counter(), collections.Counter()
+    for model in range(20):
+        margin, sizes = (0.0, 0.02)[model % 2], np.array([sizes_of(kind, rng) for kind in kinds])
+        judge = Judge(kinds, sizes, margin, EXACT)
+        positions = states(rng, lambda i, way, s=sizes: REACHES[kinds[i]](s[i], way), count)
+        expected, every = [], []
+        for qpos in positions:
+            expected.append(judge.contacts(qpos))
+            every.append(judge.places())
+        found = search.contacts(np.array(every), sizes, margin)
+        for qpos, ours, theirs, places in zip(positions, found, expected, every, strict=True):
+            seen[len(theirs)] += 1
+            if len(ours) == 1:
+                assert unfit(ours[0], kinds, sizes, places) <= 1e-12
+            if not same(ours, theirs, 1e-4) or (len(ours) == 1 and not same(ours[:, :1], theirs[:, :1], 1e-10)):
+                why = difference(ours, theirs, kinds, sizes, places)
+                different[why or ("wavers" if judge.wavers(qpos, rng, 1e-7) else "unknown")] += 1
+    assert different["unknown"] <= 20 * count // 1000 and different.total() < 20 * count // 20, different
+    assert seen[0] > count and seen[1] > count
+    one_by_one = Searched(kinds, 1).contacts(np.array(every), sizes, margin)
+    assert all(np.array_equal(a, b) for a, b in zip(found, one_by_one, strict=True))
+
+
+class Ovals(Body):
+    """Two ellipsoids on a box, a capsule and a ball that fall on them, and a cylinder that swings against them."""
+
+    name, frame_skip = "Ovals", 2
+    mjcf = f"""<mujoco><option timestep=".005" {EXACT}/><default><geom density="300"/></default><worldbody>
+<geom type="box" size="2 2 .1" pos="0 0 -.1"/>
+<body pos="0 0 .205"><freejoint/>
+  <geom type="ellipsoid" size=".3 .25 .2" contype="7" conaffinity="7" condim="4" friction=".8 .01 .01"/></body>
+<body pos=".05 .02 .53"><freejoint/><geom type="ellipsoid" size=".2 .15 .12" contype="7" conaffinity="7"/></body>
+<body pos="-.2 .02 .53" euler="80 20 0"><freejoint/><geom type="capsule" size=".08 .1" margin=".01"/></body>
+<body pos=".3 0 .3"><freejoint/><geom size=".1" contype="2" conaffinity="2"/></body>
+<body pos="0 .4 .3" euler="40 20 0"><joint name="push" type="slide" axis="0 1 .3" damping="5"/>
+  <joint type="hinge" axis="1 0 1"/><geom type="cylinder" size=".1 .2" contype="4" conaffinity="4"/></body>
+</worldbody><actuator><motor joint="push" gear="100" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+MODELS = [Ovals]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_convex_geoms_step_as_in_mujoco_c(model):
+    """To the accuracy of C's normals."""
+    task, state, action = samples(model)
+    expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
+    error = scaled(physics_of(model).step(state, action) - expected, expected).sort().values
+    assert error[-3] <= 1e-4 and error.median() <= 1e-6, error[-10:]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_derivatives_of_convex_geoms_are_those_of_their_step(model):
+    """Central differences of the step, of fourth order, along random ways."""
+    task, state, action = samples(model)
+    step, generator = physics_of(model).step, torch.Generator().manual_seed(0)
+    weights = torch.randn(state.shape, dtype=torch.float64, generator=generator)
+    x = state.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((step(x, action) * weights).sum(), x)
+    assert torch.isfinite(gradient).all()
+    for _ in range(4):
+        way = torch.randn(state.shape, dtype=torch.float64, generator=generator)
+        way = (with_unit_quaternions(task.simulation, state + 1e-7 * way) - state) / 1e-7
+
+        def along(h, way=way):
+            moved = with_unit_quaternions(task.simulation, state + h * way)
+            return (step(moved, action) * weights).sum(1)
+
+        h = 1e-6
+        expected = (8.0 * (along(h) - along(-h)) - (along(2.0 * h) - along(-2.0 * h))) / (12.0 * h)
+        error = ((gradient * way).sum(1) - expected).abs() / expected.abs().clamp(min=1.0)
+        assert error.sort().values[-5] <= 1e-6, error.sort().values[-10:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_adjoint_and_tangents_of_convex_geoms_agree(model):
+    assert_adjoint_and_tangents_agree(model)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_convex_geoms_in_float32_are_close_to_float64(model):
+    _, state, action = samples(model)
+    expected = physics_of(model).step(state, action)
+    found = physics_of(model, torch.float32).step(state.float(), action.float())
+    error = scaled(found.double() - expected, expected).sort().values
+    assert torch.isfinite(found).all() and error[-3] <= 1e-4, error[-5:]
