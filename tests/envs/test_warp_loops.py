@@ -13,11 +13,13 @@ from mage_diffsim.envs import make_physics
 from mage_diffsim.envs.warp import model as warp_model
 from mage_diffsim.envs.warp.compiler import cost, implicit, pairs, program
 from mage_diffsim.envs.warp.compiler.constraints import contacts_of
+from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.envs.warp.compiler.loops import Branches, linked
+from mage_diffsim.envs.warp.compiler.pairs import inputs_of
 from mage_diffsim.envs.warp.compiler.repeat import Different, join, signature
 from mage_diffsim.errors import InputError
 from tests.envs.warp_models import (
@@ -77,6 +79,19 @@ def test_items_are_the_contacts_of_their_pairs(model):
             absent += not present.any()
     assert number == sum(len(contacts_of(kinematics, pair, 1e-15)) for pair in found.pairs) and absent < number
     assert left or not any(pair.kinds == ("capsule", "capsule") for pair in found.pairs)
+
+
+def test_places_of_geoms_have_all_numbers_that_contacts_read():
+    read_model, graph = read(Solids().simulation), Graph()
+    kinematics = Kinematics(read_model, graph.inputs("q", read_model.model.nq))
+    rest = [([0.0] * 3, [0.0] * 3)] * read_model.model.nbody
+    loops = ContactLoops(kinematics, True, rest, 1 << 20, 16)
+    for kind in loops.kinds:
+        item = kind.item
+        needed = inputs_of([item.near, item.present, item.record, item.forces, item.power])
+        assert {int(x.args[0].split("_")[1]) for x in needed if x.args[0].startswith("geom")} <= set(loops.used)
+    with pytest.raises(ValueError, match="several graphs"):
+        inputs_of([Graph().input("a"), Graph().input("b")])
 
 
 def test_links_are_the_fill_in_of_elimination():

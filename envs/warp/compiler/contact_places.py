@@ -84,6 +84,5 @@ class ContactPlaces:
     @functools.cached_property
     def used(self) -> list[int]:
         """The numbers of a geom's place that any item uses."""
-        items = [k.item for k in self.kinds]
-        every = inputs_of([[x.near, x.present, x.record, x.power, x.given, x.listed, x.pull] for x in items])
+        every = [x for kind in self.kinds for x in inputs_of(list(vars(kind.item).values()))]
         return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})

@@ -243,9 +243,15 @@ def maximum(a: Any, b: Any) -> Any:
 
 
 def reachable(outputs: Iterable[Any], known: frozenset[int] | set[int] = frozenset()) -> list[Node]:
-    """The nodes that the expressions depend on, in the order of evaluation, without ``known`` ones and theirs."""
+    """The nodes that the expressions depend on, in the order of evaluation, without ``known`` ones and theirs.
+
+    Raises:
+        ValueError: the expressions are of several graphs, whose nodes have the same numbers.
+    """
     found: dict[int, Node] = {}
     stack = [x for x in outputs if isinstance(x, Node)]
+    if len({id(x.graph) for x in stack}) > 1:
+        raise ValueError("expressions of several graphs")
     while stack:
         node = stack.pop()
         if node.index in found or node.index in known:
