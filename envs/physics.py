@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -122,6 +122,7 @@ class Physics(abc.ABC):
         derivative: str | None = None,
         residuals: str = "recompute",
         solver: str = "converged",
+        parameters: Collection[str] = (),
     ) -> None:
         offered = self.derivatives_of(task)
         if derivative is not None and derivative not in offered:
@@ -138,7 +139,12 @@ class Physics(abc.ABC):
                 + (f"use backend {others}, or " if others else "use ")
                 + f"solver {self.solvers[0]!r}"
             )
+        self._check_names(task, parameters)
         self.task = task
+        self.parameter_names = tuple(name for name in self.parameters_of(task) if name in parameters)
+        """The numbers of the model that :meth:`step` takes as inputs, in the order of :meth:`parameters_of`."""
+        self._numbers: dict[str, Tensor] = {}
+        """The model's own, by name; set by :meth:`_build`."""
         self.dtype = dtype
         self.device = indexed(device)
         self.derivative = derivative or offered[0]
@@ -158,18 +164,25 @@ class Physics(abc.ABC):
             MissingExtra: a package is not installed.
         """
 
-    def step(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+    def step(
+        self,
+        state: Float[Tensor, "N S"],
+        action: Float[Tensor, "N A"],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Float[Tensor, "N S"]:
         """The state one ``task.dt`` later.
 
         Args:
             state: simulator states, shape [N, S], this physics' dtype and device.
             action: actions, shape [N, A], clipped to [-1, 1] here.
+            parameters: numbers of the model by name, of :attr:`parameter_names`: tensors in the units and shapes of
+                :meth:`parameters`, or with an axis of N before. Those that are not given are the model's own.
 
         Returns:
-            next states, shape [N, S], differentiable with respect to both inputs.
+            next states, shape [N, S], differentiable with respect to all inputs.
 
         Raises:
-            InputError: no tensor was given, or a shape, dtype or device is not this physics' own.
+            InputError: no tensor was given, or a name, shape, dtype or device is not this physics' own.
         """
         self._check("state", state, self.task.state_dim)
         self._check("action", action, self.task.action_dim)
@@ -177,7 +190,14 @@ class Physics(abc.ABC):
             raise InputError(
                 f"{self}: {state.shape[0]} states but {action.shape[0]} actions; give one action per state"
             )
-        return self._advance(state, action.clamp(-1.0, 1.0))
+        action = action.clamp(-1.0, 1.0)
+        if parameters or self.parameter_names:
+            return self._advance_with(state, action, self._row(parameters or {}, len(state)))
+        return self._advance(state, action)
+
+    def parameters(self) -> dict[str, Float[Tensor, "..."]]:
+        """The model's own numbers that :meth:`step` takes as inputs, by name: copies, in MuJoCo's shapes and units."""
+        return {name: x.clone() for name, x in self._numbers.items()}
 
     def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
         """Draws ``n`` initial states by :meth:`.Task.reset`, in this physics' dtype and on its device.
@@ -193,6 +213,11 @@ class Physics(abc.ABC):
         """The derivative sources this backend offers for a task, its default first."""
         return cls.derivatives
 
+    @classmethod
+    def parameters_of(cls, task: Task) -> tuple[str, ...]:
+        """The names of the model's numbers that this backend can take as inputs of a step."""
+        return ()
+
     @classmethod  # noqa: B027  most cover every task that names them
     def check_covers(cls, task: Task) -> None:
         """Check that this backend can simulate the task, without compiling anything.
@@ -206,11 +231,49 @@ class Physics(abc.ABC):
     def _advance(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
         """The backend's step; the action lies within [-1, 1]."""
 
+    def _advance_with(
+        self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"], parameters: Float[Tensor, "N P"]
+    ) -> Float[Tensor, "N S"]:
+        """The step of a backend that has :meth:`parameters_of`; parameters are in a row, name by name."""
+        raise NotImplementedError
+
+    def _row(self, given: Mapping[str, Any], rows: int) -> Float[Tensor, "N P"]:
+        """The parameters of each environment in a row."""
+        for name in given:
+            if name not in self.parameter_names:
+                remedy = "name it in make_physics(..., parameters=...)"
+                raise unknown_name(f"parameter of {self}", name, self.parameter_names, remedy=remedy)
+        parts = []
+        for name, own in self._numbers.items():
+            x = given.get(name, own)
+            if not isinstance(x, Tensor):
+                raise InputError(f"{self}: parameter {name} is {described(x)}; accepted is a torch tensor")
+            if x.shape not in (own.shape, (rows, *own.shape)):
+                accepted = f"{tuple(own.shape)} and {(rows, *own.shape)}"
+                raise InputError(f"{self}: parameter {name} has shape {tuple(x.shape)}; accepted are {accepted}")
+            self._check_kind(f"parameter {name}", x)
+            parts.append(x.expand(rows, *own.shape).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    @classmethod
+    def _check_names(cls, task: Task, parameters: Collection[str]) -> None:
+        """Check that the constructor's parameters are names that the backend offers."""
+        offered = cls.parameters_of(task)
+        if isinstance(parameters, str) or not isinstance(parameters, Collection):
+            raise InputError(f"parameters is {described(parameters)}; accepted are several names, as in a tuple")
+        for name in parameters:
+            if name not in offered:
+                what, remedy = f"parameter of backend {cls.backend}", "use backend warp with a MuJoCo task"
+                raise unknown_name(f"{what} of task {task.name}", name, offered, remedy=remedy)
+
     def _check(self, what: str, x: Any, width: int) -> None:
         if not isinstance(x, Tensor):  # every step comes here, so no sentence is written before it is needed
             raise InputError(f"{self}: {what} is {described(x)}; accepted is a torch tensor")
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"{self}: {what} has shape {tuple(x.shape)}; accepted is (N, {width})")
+        self._check_kind(what, x)
+
+    def _check_kind(self, what: str, x: Tensor) -> None:
         if x.dtype != self.dtype or x.device != self.device:
             raise InputError(
                 f"{self}: {what} is {x.dtype} on {x.device}; this physics takes {self.dtype} on {self.device}"
@@ -224,6 +287,7 @@ class Physics(abc.ABC):
             "derivative": self.derivative,
             "residuals": self.residuals,
             "solver": self.solver,
+            "parameters": self.parameter_names,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -277,6 +341,7 @@ def make_physics(
     derivative: str | None = None,
     residuals: str = "recompute",
     solver: str = "converged",
+    parameters: Collection[str] = (),
 ) -> Physics:
     """Makes the physics of ``task``, whose ``step`` is a torch operation with gradients for state and action.
 
@@ -292,10 +357,12 @@ def make_physics(
         residuals: ``recompute`` or ``keep``, see :attr:`Physics.residual_policies`.
         solver: ``converged`` makes all backends of a task one function. ``model`` stops the solver of a model's
             constraints where the model says, as Gymnasium's environments do; see :attr:`Physics.solvers`.
+        parameters: numbers of a MuJoCo model that are to be inputs of a step, by their names in MuJoCo's ``mjModel``
+            (:meth:`Physics.parameters_of`); backend ``warp`` alone has any.
 
     Raises:
         InputError: ``task`` is not a task object whose class is complete; it has no such backend, or the backend no
-            such derivative source, residual policy or solver.
+            such derivative source, residual policy, solver or parameter.
         MissingExtra: the backend's package is not installed.
     """
     require_task(task)
@@ -303,7 +370,7 @@ def make_physics(
         backend = next(iter(backends_of(task)), "torch")
     require_backend(task, backend)
     options: dict[str, Any] = dict(dtype=dtype, device=device, derivative=derivative, residuals=residuals)
-    return load(BACKENDS[backend])(task, solver=solver, **options)
+    return load(BACKENDS[backend])(task, solver=solver, parameters=parameters, **options)
 
 
 def step_of(physics: Physics, *, observed: bool = False) -> Callable[[Tensor], Tensor]:

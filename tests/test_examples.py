@@ -90,6 +90,19 @@ def test_trajectory_optimisation_raises_every_return(tmp_path, capfd):
         assert after > before + 2
 
 
+def test_masses_and_friction_are_identified_from_trajectories(tmp_path, capfd):
+    pytest.importorskip("warp")
+    printed = run("identify_parameters", "--updates 50", tmp_path, capfd)
+    for first, *_, last in (numbers("masses # %", printed), numbers("friction # %", printed)):
+        assert last < 0.2 * first
+
+
+def test_a_policy_trained_on_drawn_models_does_better_on_others(tmp_path, capfd):
+    pytest.importorskip("warp")
+    before, after = numbers("mean return #", run("domain_randomisation", "--iterations 20", tmp_path, capfd))
+    assert after > before + 1.0
+
+
 def test_ppo_raises_the_return(tmp_path, capfd):
     pytest.importorskip("warp")
     before, after = numbers("return #", run("ppo", "--iterations 10", tmp_path, capfd))

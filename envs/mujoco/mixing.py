@@ -40,6 +40,8 @@ class ContactPair(NamedTuple):
     """0 where solref serves, [2]."""
     solimp: np.ndarray
     """[5]."""
+    rough: tuple[int, ...] = ()
+    """The geoms whose friction it is the larger of; () of an explicit pair."""
 
 
 def kind_of(model: Any, geom: int) -> str:
@@ -115,8 +117,10 @@ def _explicit(model: Any, i: int) -> ContactPair:
 
 def _mixed(model: Any, g1: int, g2: int) -> ContactPair:
     """Two geoms with their parameters mixed as MuJoCo's mj_contactParam does."""
+    rough = (g1, g2)
     if model.geom_priority[g1] != model.geom_priority[g2]:
         g = g1 if model.geom_priority[g1] > model.geom_priority[g2] else g2
+        rough = (g,)
         dim, friction, solref, solimp = (
             getattr(model, f"geom_{field}")[g] for field in ("condim", "friction", "solref", "solimp")
         )
@@ -137,6 +141,7 @@ def _mixed(model: Any, g1: int, g2: int) -> ContactPair:
         solref=solref,
         solreffriction=np.zeros(2),
         solimp=solimp,
+        rough=rough,
     )
 
 

@@ -14,7 +14,7 @@ from mage_diffsim.envs.mujoco.model import Simulation
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.envs.task import Task
-from mage_diffsim.envs.warp.compiler import cost
+from mage_diffsim.envs.warp.compiler import cost, parameters
 from mage_diffsim.envs.warp.compiler.intake import read
 from mage_diffsim.shapes import Float, Tensor
 
@@ -57,7 +57,9 @@ class WarpPhysics(Physics):
 
             name_gap(made, self.solver)
             self.simulation = made
-            kernels = ModelOp(made, self.dtype, self.device, tangents=self.derivative == "jvp")
+            kernels = ModelOp(made, self.dtype, self.device, self.derivative == "jvp", self.parameter_names)
+            own = {name: parameters.numbers(made.model, name) for name in self.parameter_names}
+            self._numbers = {name: torch.tensor(x, dtype=self.dtype, device=self.device) for name, x in own.items()}
         else:
             kernels = written = made(self.dtype)
             assert isinstance(written, WarpOp)
@@ -69,6 +71,10 @@ class WarpPhysics(Physics):
         return ("adjoint", "jvp") if _of_model(task) else cls.derivatives
 
     @classmethod
+    def parameters_of(cls, task: Task) -> tuple[str, ...]:
+        return parameters.NAMES if _of_model(task) else ()
+
+    @classmethod
     def check_covers(cls, task: Task) -> None:
         if _of_model(task):
             cost.check(read(implementation(task, cls.backend)))
@@ -77,6 +83,13 @@ class WarpPhysics(Physics):
         if self.simulation is None:
             return self._op(state, action)
         return self._op(with_unit_quaternions(self.simulation, state), self.task.scale_action(action))
+
+    def _advance_with(
+        self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"], parameters: Float[Tensor, "N P"]
+    ) -> Float[Tensor, "N S"]:
+        assert self.simulation is not None
+        given = torch.cat([self.task.scale_action(action), parameters], dim=1)
+        return self._op(with_unit_quaternions(self.simulation, state), given)
 
 
 def _of_model(task: Task) -> bool:

@@ -20,11 +20,12 @@ from mage_diffsim.bridges.fd import check_rows
 from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import fits, workers
 from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, load_warp
-from mage_diffsim.envs.mujoco.model import Simulation
+from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
 from mage_diffsim.envs.warp.blocks import Blocks
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.intake import read
+from mage_diffsim.envs.warp.compiler.parameters import NAMES, WRITTEN
 from mage_diffsim.envs.warp.compiler.program import Program
 from mage_diffsim.errors import InputError, TooLarge
 from mage_diffsim.shapes import Float, Tensor
@@ -129,15 +130,18 @@ _scratch = _Scratch()
 class ModelKernels:
     """The kernels of one model in one dtype on one kind of device; each is compiled when first asked for."""
 
-    def __init__(self, simulation: Simulation, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, simulation: Simulation, dtype: torch.dtype, device: torch.device, parameters: tuple[str, ...] = ()
+    ) -> None:
         self.name = f"Warp {simulation.name}"
-        self.controls = int(simulation.model.nu)
         self.lanes = VECTOR // dtype.itemsize if device.type == "cpu" else 1
         self._dtype, self._memory = dtype, MEMORY[device.type]
-        self._model = read(simulation)
+        self._model = read(simulation, parameters)
         cost.check(self._model)
+        self._check_parameters()
         with _uncollected():
             self._program = Program(self._model, "double" if dtype == torch.float64 else "float", self.lanes)
+        self.controls = self._program.step.controls
         self.tile = self._program.tile
         self._check_memory(simulation)
         self._blocks = Blocks(dtype)
@@ -146,6 +150,26 @@ class ModelKernels:
         self._built: dict[str, Any] = {}
         self._loaded: dict[tuple[str, torch.device], Loaded] = {}
         self._lock = threading.RLock()
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that the code for this model does not take."""
+        model, adhesion = self._model.model, load_mujoco().mjtTrn.mjTRN_BODY
+        for beyond, what in (
+            (self._model.noslip, "noslip iterations"),
+            ((model.actuator_trntype == adhesion).any(), "actuators on bodies"),
+        ):
+            if self._model.parameters and beyond:
+                raise InputError(
+                    f"task {self._model.simulation.name}: a model with {what} takes no parameters; accepted are models "
+                    "without"
+                )
+        beyond = [name for name in self._model.parameters if name in WRITTEN]
+        if beyond and cost.looped(self._model):
+            others = ", ".join(name for name in NAMES if name not in WRITTEN)
+            raise InputError(
+                f"task {self._model.simulation.name}: {beyond[0]} cannot be a parameter of a model as large as this, "
+                f"whose contacts are in loops; accepted are {others}"
+            )
 
     @property
     def _records(self) -> int:
@@ -237,18 +261,22 @@ _shared: dict[tuple[Any, ...], ModelKernels] = {}
 _shared_lock = threading.Lock()
 
 
-def _kernels_of(simulation: Simulation, dtype: torch.dtype, device: torch.device) -> ModelKernels:
+def _kernels_of(
+    simulation: Simulation, dtype: torch.dtype, device: torch.device, parameters: tuple[str, ...]
+) -> ModelKernels:
     """The kernels of an equal model, made once per process."""
-    key = (simulation.fingerprint, dtype, device.type)
+    key = (simulation.fingerprint, dtype, device.type, parameters)
     with _shared_lock:
         if key not in _shared:
-            _shared[key] = ModelKernels(simulation, dtype, device)
+            _shared[key] = ModelKernels(simulation, dtype, device, parameters)
         return _shared[key]
 
 
 @final
 class ModelOp(Op):
-    """``(state [N, S], control [N, nu]) -> next state [N, S]``, quaternions of unit length in and out.
+    """``(state [N, S], control [N, nu + P]) -> next state [N, S]``, quaternions of unit length in and out.
+
+    The last P columns of control are the parameters, one field's numbers after the other.
 
     Readouts in the given state are ignored and have derivative 0. A state whose constraint solver does not converge
     gives NaN in its row of value and derivative; a state that is not finite gives a row that is not finite.
@@ -259,13 +287,21 @@ class ModelOp(Op):
         device: where the kernels run.
         tangents: whether derivatives come from tangents, one forward sweep per component wanted, instead of the
             adjoint.
+        parameters: the fields of the model that are inputs, in the order of :data:`.parameters.NAMES`.
 
     Raises:
         InputError: the compiler does not cover the model.
     """
 
-    def __init__(self, simulation: Simulation, dtype: torch.dtype, device: torch.device, tangents: bool) -> None:
-        self._kernels = _kernels_of(simulation, dtype, device)
+    def __init__(
+        self,
+        simulation: Simulation,
+        dtype: torch.dtype,
+        device: torch.device,
+        tangents: bool,
+        parameters: tuple[str, ...] = (),
+    ) -> None:
+        self._kernels = _kernels_of(simulation, dtype, device, parameters)
         self._dtype, self._tangents, self.keeps = dtype, tangents, not tangents
         self._moving = simulation.moving
         self.name = self._kernels.name

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from mage_diffsim.envs.mujoco.mixing import inert_pairs
 from mage_diffsim.envs.mujoco.model import load_mujoco
+from mage_diffsim.envs.warp.compiler.graph import less, number, sqrt, where
 
 GAINS = ("FIXED", "AFFINE", "MUSCLE")
 BIASES = ("NONE", "AFFINE", "MUSCLE")
@@ -54,20 +53,30 @@ def disabled(m: Any, actuator: int) -> bool:
     return 0 <= group <= 30 and bool(m.opt.disableactuator & (1 << group))
 
 
-def period(m: Any, i: int) -> float:
-    """After what length a position servo on a rotation in space is back where it was [rad]; 0 for other actuators."""
+def period(m: Any, i: int) -> Any:
+    """After what length a position servo on a rotation in space is back where it was [rad]; 0 for other actuators.
+
+    Where the model's numbers are inputs, it is an expression.
+    """
     mujoco = load_mujoco()
     transmissions, joints, rates = mujoco.mjtTrn, mujoco.mjtJoint, mujoco.mjtDyn
     servo = (
         m.actuator_gaintype[i] == mujoco.mjtGain.mjGAIN_FIXED
         and m.actuator_biastype[i] == mujoco.mjtBias.mjBIAS_AFFINE
-        and m.actuator_gainprm[i, 0] == -m.actuator_biasprm[i, 1]
         and rates(m.actuator_dyntype[i]) in (rates.mjDYN_NONE, rates.mjDYN_INTEGRATOR)
     )
     gear, kind, target = m.actuator_gear[i], transmissions(m.actuator_trntype[i]), int(m.actuator_trnid[i, 0])
-    if servo and kind == transmissions.mjTRN_SITE and m.actuator_trnid[i, 1] >= 0 and not np.any(gear[:3]):
-        return 2.0 * math.pi * float(np.linalg.norm(gear[3:]))
+    at_site = kind == transmissions.mjTRN_SITE and m.actuator_trnid[i, 1] >= 0
     at_joint = kind in (transmissions.mjTRN_JOINT, transmissions.mjTRN_JOINTINPARENT)
-    if servo and at_joint and m.jnt_type[target] == joints.mjJNT_BALL:
-        return 2.0 * math.pi * float(np.linalg.norm(gear[:3]))
-    return 0.0
+    if not servo or not (at_site or (at_joint and m.jnt_type[target] == joints.mjJNT_BALL)):
+        return 0.0
+    turned = [number(x) for x in (gear[3:] if at_site else gear[:3])]
+    square = turned[0] * turned[0] + turned[1] * turned[1] + turned[2] * turned[2]
+    some = less(0.0, square)
+    length = where(some, sqrt(where(some, square, 1.0)), 0.0)
+    # The gain is minus the bias by length, and nothing acts along a line.
+    to_be_zero = [number(m.actuator_gainprm[i, 0]) + number(m.actuator_biasprm[i, 1])]
+    to_be_zero += [number(x) for x in gear[:3]] if at_site else []
+    for x in to_be_zero:
+        length = where(less(x, 0.0), 0.0, where(less(0.0, x), 0.0, length))
+    return 2.0 * math.pi * length

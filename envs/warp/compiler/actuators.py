@@ -19,6 +19,7 @@ from mage_diffsim.envs.warp.compiler.graph import (
     maximum,
     minimum,
     mul,
+    number,
     sub,
     where,
 )
@@ -60,7 +61,7 @@ def _force(m: Any, i: int, length: Any, speed: Any, given: Any) -> Any:
     gains, biases = load_mujoco().mjtGain, load_mujoco().mjtBias
     low, high = (float(x) for x in m.actuator_lengthrange[i])
     muscle = float(m.actuator_acc0[i]), low, high
-    factor: Any = float(gain[0])
+    factor: Any = number(gain[0])
     if m.actuator_gaintype[i] == gains.mjGAIN_AFFINE:
         factor = _affine(gain, length, speed)
     elif m.actuator_gaintype[i] == gains.mjGAIN_MUSCLE:
@@ -71,8 +72,10 @@ def _force(m: Any, i: int, length: Any, speed: Any, given: Any) -> Any:
     elif m.actuator_biastype[i] == biases.mjBIAS_MUSCLE:
         rest = muscle_bias(length, *muscle, bias)
     turn = period(m, i)
-    if turn > 0.0:  # the nearest of the equivalent set points
-        given = sub(given, mul(turn, floor(add(div(sub(given, length), turn), 0.5))))
+    turns = less(0.0, turn)
+    if turns is not False:  # the nearest of the equivalent set points
+        whole = mul(turn, floor(add(div(sub(given, length), where(turns, turn, 1.0)), 0.5)))
+        given = sub(given, where(turns, whole, 0.0))
     return add(mul(factor, given), rest)
 
 
@@ -83,7 +86,7 @@ def clip(x: Any, low: float, high: float) -> Any:
 
 
 def _affine(parameters: Any, length: Any, speed: Any) -> Any:
-    constant, by_length, by_speed = (float(x) for x in parameters[:3])
+    constant, by_length, by_speed = (number(x) for x in parameters[:3])
     return add(add(constant, mul(by_length, length)), mul(by_speed, speed))
 
 
@@ -102,12 +105,12 @@ def _share(forces: Sequence[Any], ends: Any, scaled: bool) -> Any:
 # -- muscles: parameters (range[2], force, scale, lmin, lmax, vmax, fpmax, fvmax) as in MuJoCo's documentation --
 
 
-def _muscle(length: Any, acc0: float, low: float, high: float, parameters: Any) -> tuple[float, float, Any]:
+def _muscle(length: Any, acc0: float, low: float, high: float, parameters: Any) -> tuple[Any, Any, Any]:
     """(peak force, optimal length, length over the optimal one)."""
-    first, last, force, scale = (float(x) for x in parameters[:4])
-    force = force if force >= 0.0 else scale / max(SMALLEST, acc0)
-    optimum = (high - low) / max(SMALLEST, last - first)
-    return force, optimum, add(first, div(sub(length, low), max(SMALLEST, optimum)))
+    first, last, force, scale = (number(x) for x in parameters[:4])
+    force = where(less(force, 0.0), scale / max(SMALLEST, acc0), force)
+    optimum = (high - low) / maximum(last - first, SMALLEST)
+    return force, optimum, add(first, div(sub(length, low), maximum(optimum, SMALLEST)))
 
 
 def muscle_gain(length: Any, speed: Any, acc0: float, low: float, high: float, parameters: Any) -> Any:
@@ -120,20 +123,20 @@ def muscle_gain(length: Any, speed: Any, acc0: float, low: float, high: float, p
         parameters: gainprm.
     """
     force, optimum, x = _muscle(length, acc0, low, high, parameters)
-    least, most, fastest, _, stretched = (float(y) for y in parameters[4:9])
+    least, most, fastest, _, stretched = (number(y) for y in parameters[4:9])
     half, back = 0.5 * (least + 1.0), 0.5 * (1.0 + most)
 
-    def square(numerator: Any, width: float) -> Any:
-        share = div(numerator, max(SMALLEST, width))
+    def square(numerator: Any, width: Any) -> Any:
+        share = div(numerator, maximum(width, SMALLEST))
         return mul(0.5, mul(share, share))
 
     rising = where(less(half, x), sub(1.0, square(sub(1.0, x), 1.0 - half)), square(sub(x, least), half - least))
     falling = where(less(back, x), square(sub(most, x), most - back), sub(1.0, square(sub(x, 1.0), back - 1.0)))
     by_length = where(less(1.0, x), falling, rising)
     by_length = where(less(x, least), 0.0, where(less(most, x), 0.0, by_length))
-    rate, y = div(speed, max(SMALLEST, optimum * fastest)), stretched - 1.0
+    rate, y = div(speed, maximum(optimum * fastest, SMALLEST)), stretched - 1.0
     shortening = where(less(-1.0, rate), mul(add(rate, 1.0), add(rate, 1.0)), 0.0)
-    lengthening = sub(stretched, div(mul(sub(y, rate), sub(y, rate)), max(SMALLEST, y)))
+    lengthening = sub(stretched, div(mul(sub(y, rate), sub(y, rate)), maximum(y, SMALLEST)))
     lengthening = where(less(y, rate), stretched, lengthening)
     return mul(-force, mul(by_length, where(less(0.0, rate), lengthening, shortening)))
 
@@ -141,9 +144,9 @@ def muscle_gain(length: Any, speed: Any, acc0: float, low: float, high: float, p
 def muscle_bias(length: Any, acc0: float, low: float, high: float, parameters: Any) -> Any:
     """The passive force of a muscle, MuJoCo's mju_muscleBias; parameters as in :func:`muscle_gain`."""
     force, _, x = _muscle(length, acc0, low, high, parameters)
-    most, passive = float(parameters[5]), float(parameters[7])
+    most, passive = number(parameters[5]), number(parameters[7])
     back = 0.5 * (1.0 + most)
-    width = max(SMALLEST, back - 1.0)
+    width = maximum(back - 1.0, SMALLEST)
     near, far = div(sub(x, 1.0), width), div(sub(x, back), width)
     curve = where(less(back, x), add(0.5, far), mul(0.5, mul(near, near)))
     return mul(-force * passive, where(less(1.0, x), curve, 0.0))

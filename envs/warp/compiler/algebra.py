@@ -7,7 +7,21 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
-from mage_diffsim.envs.warp.compiler.graph import ROUNDING, add, atan2, div, is_zero, less, mul, neg, sqrt, sub, where
+from mage_diffsim.envs.warp.compiler.graph import (
+    ROUNDING,
+    Node,
+    add,
+    atan2,
+    div,
+    is_zero,
+    less,
+    mul,
+    neg,
+    number,
+    sqrt,
+    sub,
+    where,
+)
 
 Vector = list[Any]
 Matrix = list[list[Any]]
@@ -17,7 +31,12 @@ IDENTITY: Matrix = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
 def constant(values: Any) -> Vector:
-    """A vector of numbers; components that are rounding errors of the others become 0."""
+    """A vector of numbers; components that are rounding errors of the others become 0.
+
+    Where the model's numbers are inputs, nothing is taken for a rounding error.
+    """
+    if any(isinstance(x, Node) for x in values):
+        return [number(x) for x in values]
     values = np.asarray(values, dtype=np.float64)
     small = np.abs(values) < ROUNDING * np.abs(values).max(initial=0.0)
     return [float(x) for x in np.where(small, 0.0, values)]
@@ -141,7 +160,7 @@ def line_direction(v: Vector, otherwise: Vector, smallest: float = SMALLEST) -> 
     return direction(v, otherwise, smallest)
 
 
-def guarded_norm(v: Vector, smallest: float = SMALLEST) -> tuple[Any, Any]:
+def guarded_norm(v: Vector, smallest: Any = SMALLEST) -> tuple[Any, Any]:
     """|v|, with derivative 0 where it is below ``smallest``; and |v| with 1 in place of such lengths."""
     square = dot(v, v)
     short = less(square, smallest**2)

@@ -13,7 +13,8 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, related
-from mage_diffsim.envs.warp.compiler.graph import add, mul, sub
+from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, neg, sub
+from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.loads import Load, along, along_chains
 from mage_diffsim.envs.warp.compiler.tendons import second
 
@@ -23,7 +24,7 @@ class Armature:
     """The armature of a tendon."""
 
     tendon: int
-    inertia: float
+    inertia: Any
     """With that of the tendon's actuators [kg]."""
     coordinate: Coordinate
     """The tendon's length."""
@@ -57,7 +58,7 @@ class Armature:
         """
         if self.moves:
             drift = sub(second(kinematics, self.tendon, *dynamic), self.coordinate.rate(*moving))
-            yield along(self.coordinate, mul(-self.inertia, drift), *test)
+            yield along(self.coordinate, mul(neg(self.inertia), drift), *test)
             yield from self.inertial(kinematics, moving, test)
 
     def inertial(
@@ -68,13 +69,27 @@ class Armature:
     ) -> Iterator[Load]:
         """The same without the bias."""
         if self.moves:
-            yield along_chains(self.coordinate, -self.inertia, moving, test, related(kinematics.model.model))
+            yield along_chains(self.coordinate, neg(self.inertia), moving, test, related(kinematics.model.model))
 
 
 def armatures(coordinates: Coordinates) -> list[Armature]:
     """The armatures of the model's tendons. MuJoCo has none of tendons that touch geoms."""
     every = enumerate(coordinates.kinematics.model.tendon_armature)
-    return [Armature(t, inertia, coordinates.tendon(t)) for t, inertia in every if inertia]
+    return [Armature(t, inertia, coordinates.tendon(t)) for t, inertia in every if not is_zero(inertia)]
+
+
+def resisted(model: Model, tendons: Sequence[Armature], x: Sequence[Any]) -> list[Any]:
+    """The forces at joints with which armature that is an input resists accelerations x, [nv]; where it is a number,
+    or that of a tendon that moves with the bodies, 0."""
+    both = zip(model.armature, x, strict=True)
+    found = [mul(inertia, y) if isinstance(inertia, Node) else 0.0 for inertia, y in both]
+    for tendon in tendons:
+        if not tendon.moves and isinstance(tendon.inertia, Node):
+            row = tendon.coordinate.row
+            for i, near in enumerate(related(model.model)):
+                for j in near:
+                    found[i] = add(found[i], mul(mul(tendon.inertia, mul(row[i], row[j])), x[j]))
+    return found
 
 
 def with_armatures(m: Any, mass: Sequence[Sequence[Any]], tendons: Sequence[Armature]) -> list[list[Any]]:

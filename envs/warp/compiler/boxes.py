@@ -38,7 +38,7 @@ def sphere_box(sphere: Geom, box: Geom, noise: float) -> Iterator[Found]:
     yield Found(distance, al.plus(sphere.centre, al.times(normal, add(sphere.size[0], mul(0.5, distance)))), normal)
 
 
-def _nearest_face(centre: al.Vector, size: tuple[float, ...]) -> tuple[Any, al.Vector]:
+def _nearest_face(centre: al.Vector, size: tuple[Any, ...]) -> tuple[Any, al.Vector]:
     """How deep a point of a box is below its nearest face, and that face's normal, inwards.
 
     Of faces that are equally near it is the first in the order -x, x, -y, y, -z, z.

@@ -10,7 +10,19 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.boxes import plane_box, sphere_box
 from mage_diffsim.envs.warp.compiler.cylinders import plane_cylinder, sphere_cylinder
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, clip, on_plane, shortest
-from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, less, maximum, mul, neg, sqrt, sub, where
+from mage_diffsim.envs.warp.compiler.graph import (
+    absolute,
+    add,
+    div,
+    is_constant,
+    less,
+    maximum,
+    mul,
+    neg,
+    sqrt,
+    sub,
+    where,
+)
 
 
 def _plane_sphere(plane: Geom, sphere: Geom, noise: float) -> Iterator[Found]:
@@ -26,7 +38,7 @@ def _plane_capsule(plane: Geom, capsule: Geom, noise: float) -> Iterator[Found]:
         yield _plane_ball(plane, centre, capsule.size[0])._replace(hint=capsule.axis)
 
 
-def _plane_ball(plane: Geom, centre: al.Vector, radius: float) -> Found:
+def _plane_ball(plane: Geom, centre: al.Vector, radius: Any) -> Found:
     distance = sub(al.dot(plane.axis, al.minus(centre, plane.centre)), radius)
     return Found(distance, al.minus(centre, al.times(plane.axis, add(radius, mul(0.5, distance)))), plane.axis)
 
@@ -110,7 +122,7 @@ def _capsule_points(geoms: tuple[Geom, Geom]) -> list[_Place]:
     # The squared sine, without the cancellation of 1 - cosine^2.
     square = al.dot(across, across)
     skew = less(PARALLEL**2, square)
-    ends = [(2.0 * h) ** 2 <= SMALLEST for h in halves]
+    ends = [is_constant(h) and (2.0 * h) ** 2 <= SMALLEST for h in halves]
 
     def place(x1: Any) -> tuple[al.Vector, al.Vector, Any]:
         """The point of the second segment nearest to x1 on the first; if that is an end, the first's nearest to it.

@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.cones import Cone, Elliptic, Pyramid
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
-from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, number, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
 from mage_diffsim.envs.warp.compiler.rows import pushing
 from mage_diffsim.envs.warp.compiler.searches import SEARCHES, Search, given
@@ -136,7 +136,7 @@ def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
     at, frame = kinematics.geom(pair, side)
     centre = kinematics.relative(pair.bodies[side], at, pair.origin)
     size = kinematics.model.model.geom_size[pair.geoms[side]]
-    return Geom(centre, frame, tuple(float(x) for x in size))
+    return Geom(centre, frame, tuple(number(x) for x in size))
 
 
 def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> Contact:

@@ -50,7 +50,7 @@ class Coordinate:
         return total
 
 
-def combination(terms: Sequence[tuple[float, Coordinate]], nv: int) -> Coordinate:
+def combination(terms: Sequence[tuple[Any, Coordinate]], nv: int) -> Coordinate:
     """The sum of numbers times coordinates."""
     length = 0.0
     for share, term in terms:

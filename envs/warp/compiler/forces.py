@@ -7,15 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.actuators import actuator_forces, clip
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial, at_point, project
-from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, maximum, mul, number, sqrt, sub, where
 from mage_diffsim.envs.warp.compiler.rigid import carrier
 
 
@@ -181,7 +179,7 @@ def _springs(coordinates: Coordinates, forces: list[Any]) -> None:
     """Add the forces of joint springs."""
     m, q = coordinates.model, coordinates.q
     for j, kind in enumerate(coordinates.kinematics.model.joint_kinds):
-        stiffness, d, at = float(m.jnt_stiffness[j]), int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j])
+        stiffness, d, at = number(m.jnt_stiffness[j]), int(m.jnt_dofadr[j]), int(m.jnt_qposadr[j])
         if not stiffness:
             continue
         stretch = []
@@ -216,9 +214,9 @@ def _weightless(kinematics: Kinematics) -> list[Spatial]:
     if not m.flg_gravcomp:  # negative compensation counts only beside positive
         return loads
     for b in range(1, m.nbody):
-        share = float(m.body_mass[b] * m.body_gravcomp[b])
+        share = mul(number(m.body_mass[b]), float(m.body_gravcomp[b]))
         body, place = carrier(m, b)
-        if share and kinematics.tree[body]:
+        if not is_zero(share) and kinematics.tree[body]:
             force = [-share * x for x in kinematics.model.gravity]
             centre = kinematics.point(body, al.constant(place.inside(m.body_ipos[b], m.body_iquat[b]).position))
             loads[body] = _sum(loads[body], (al.cross(centre, force), force))
@@ -244,25 +242,26 @@ def drag(kinematics: Kinematics, v: Sequence[Any]) -> list[Spatial]:
     if density <= 0.0 and viscosity <= 0.0:
         return loads
     for b, velocity in enumerate(kinematics.velocities(v)):
-        mass = float(m.body_mass[b])
-        if mass < SMALLEST or kinematics.tree[b] == 0:
+        mass, moments = number(m.body_mass[b]), [number(x) for x in m.body_inertia[b]]
+        light = less(mass, SMALLEST)
+        if light is True or kinematics.tree[b] == 0:
             continue
-        moments = m.body_inertia[b]
-        box = np.sqrt([max(SMALLEST, moments.sum() - 2.0 * moments[i]) / mass * 6.0 for i in range(3)])
+        squares = (maximum(moments[0] + moments[1] + moments[2] - 2.0 * x, SMALLEST) for x in moments)
+        box = [where(light, 0.0, sqrt(square / where(light, 1.0, mass) * 6.0)) for square in squares]
         frame = al.product(kinematics.rotation[b], al.constant_rotation(al.rotation(m.body_iquat[b])))
         back, c = al.transpose(frame), kinematics.point(b, al.constant(m.body_ipos[b]))
         spin = al.apply(back, velocity[0])
         drift = al.apply(back, al.minus(at_point(velocity, c), al.constant(m.opt.wind)))
         torque, force = al.ZERO, al.ZERO
         if viscosity > 0.0:
-            diameter = float(box.mean())
+            diameter = (box[0] + box[1] + box[2]) / 3.0
             torque = al.times(spin, -math.pi * diameter**3 * viscosity)
             force = al.times(drift, -3.0 * math.pi * diameter * viscosity)
         if density > 0.0:
             for i in range(3):
                 j, k = (i + 1) % 3, (i + 2) % 3
-                area = density * float(box[j] * box[k])
-                arm = density * float(box[i] * (box[j] ** 4 + box[k] ** 4))
+                area = density * (box[j] * box[k])
+                arm = density * (box[i] * (box[j] ** 4 + box[k] ** 4))
                 force = al.plus(force, _along(i, mul(-0.5 * area, mul(absolute(drift[i]), drift[i]))))
                 torque = al.plus(torque, _along(i, mul(-arm / 64.0, mul(absolute(spin[i]), spin[i]))))
         world_force = al.apply(frame, force)

@@ -16,7 +16,7 @@ class Geom(NamedTuple):
     """Relative to an origin that both share [m]."""
     frame: al.Matrix
     """The geom's axes in columns."""
-    size: tuple[float, ...]
+    size: tuple[Any, ...]
     """As in MJCF, 0 where its kind has fewer than three [m]."""
 
     @property
@@ -57,6 +57,6 @@ def clip(x: Any, bound: Any) -> Any:
     return maximum(minimum(x, bound), -bound)
 
 
-def shortest(noise: float, first: Geom, second: Geom) -> float:
+def shortest(noise: float, first: Geom, second: Geom) -> Any:
     """The length [m] below which a vector between points of two geoms has no direction."""
     return noise if noise == SMALLEST else noise * sum((*first.size, *second.size))

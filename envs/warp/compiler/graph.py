@@ -82,10 +82,18 @@ class Node:
     def __neg__(self) -> Any:
         return neg(self)
 
+    def __pow__(self, exponent: float | int) -> Any:
+        return power(self, float(exponent))
+
 
 def is_constant(x: Any) -> bool:
     """Whether the expression is a number."""
     return not isinstance(x, Node)
+
+
+def number(x: Any) -> Any:
+    """A number of the model as an expression: a float, or the input that stands for it (:mod:`.parameters`)."""
+    return x if isinstance(x, Node) else float(x)
 
 
 def is_zero(x: Any) -> bool:

@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.armature import Armature
+from mage_diffsim.envs.warp.compiler.armature import Armature, resisted
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, accelerations, project, related, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, neg, sub
+from mage_diffsim.envs.warp.compiler.graph import Node, add, is_zero, mul, neg, sub, where
 from mage_diffsim.envs.warp.compiler.loads import Load, along_chains
 from mage_diffsim.envs.warp.compiler.loops import WRITTEN, LoopedMatrix
 from mage_diffsim.envs.warp.compiler.solver import Matrix, times_mass
@@ -63,8 +63,9 @@ class Implicit:
         """The bodies' motions that these loads depend on."""
         self._biased: set[int] = set()
         """The bodies whose bias is in D."""
-        if model.implicit_damping:
-            self._joint_forces = [mul(-x, y) for x, y in zip(model.damping, v, strict=True)]
+        if model.implicit_damping is not False:
+            dampers = (mul(-x, y) for x, y in zip(model.damping, v, strict=True))
+            self._joint_forces = [where(model.implicit_damping, x, 0.0) for x in dampers]
         if model.integrator in ("implicit", "implicitfast"):
             forces = smooth(coordinates, v, u, limited=False)
             self._joint_forces, self._loads = forces.joints, list(forces.bodies)
@@ -164,6 +165,7 @@ class Implicit:
             return
         inertial = project(self._kinematics, self.loads(a, e))
         residual = [sub(x, y) for x, y in zip(inertial, self.joint_forces(e), strict=True)]
+        residual = [add(x, y) for x, y in zip(residual, self.resistance(a, e), strict=True)]
         for pull in self.pulls(a, e, e):
             residual = [sub(x, y) for x, y in zip(residual, pull.forces, strict=True)]
         values = w.compute(*jvp(residual, tangents))
@@ -182,6 +184,13 @@ class Implicit:
         for force, near in zip(self._joint_forces, self._related, strict=True):
             found += jvp([force], {self._v[j]: e[j] for j in near})
         return [mul(self.timestep, x) for x in found]
+
+    def resistance(self, a: Sequence[Any], e: Sequence[Any]) -> list[Any]:
+        """G2's part that depends on parameters alone: what armature resists e - a with, [nv]."""
+        gap = [sub(x, y) for x, y in zip(e, a, strict=True)]
+        if self.matrix is None:
+            return [0.0] * len(gap)
+        return resisted(self._kinematics.model, self._armatures, gap)
 
     def pulls(self, a: Sequence[Any], e: Sequence[Any], mu: Sequence[Any]) -> list[Load]:
         """-G2's part along coordinates: h times the change by e of the forces between bodies, less what accelerates

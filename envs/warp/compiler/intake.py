@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
-from mage_diffsim.envs.mujoco.mixing import SMALLEST, contact_pairs, kind_of
+from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, SMALLEST, ContactPair, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond, with_first
+from mage_diffsim.envs.warp.compiler import parameters as fields
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
+from mage_diffsim.envs.warp.compiler.graph import Graph, less, maximum, mul, number
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.envs.warp.compiler.searches import SEARCHES
 from mage_diffsim.errors import InputError
@@ -34,9 +36,9 @@ class Pair:
     """condim: 1 without friction, else 3, 4 or 6."""
     elliptic: bool
     """Whether its friction cone is elliptic; otherwise it is a pyramid."""
-    friction: tuple[float, ...]
+    friction: tuple[Any, ...]
     """Along both tangents, about the normal, about both tangents; the first dim - 1 of these."""
-    slope: float
+    slope: Any
     """friction[0] / sqrt(impratio), by which friction is stiffer than the normal; 0 without friction."""
     margin: float
     """Contacts at a larger distance do not push [m]."""
@@ -59,26 +61,29 @@ class Model:
 
     simulation: Simulation
     model: Any
-    """``mujoco.MjModel``, for the numbers of the tree: positions, axes, masses, damping."""
+    """``mujoco.MjModel``, or a view of it (:mod:`.parameters`), for the numbers of the tree: positions, axes, masses,
+    damping."""
     integrator: str
     """"Euler", "RK4", "implicit" or "implicitfast"."""
-    implicit_damping: bool
-    """Whether Euler takes joint damping at the velocity after the step."""
-    gravity: tuple[float, float, float]
+    implicit_damping: Any
+    """Condition: Euler takes joint damping at the velocity after the step."""
+    gravity: tuple[Any, Any, Any]
     """[m/s^2]; 0 where it is disabled."""
     pairs: tuple[Pair, ...]
-    armature: tuple[float, ...]
+    armature: tuple[Any, ...]
     """Of each degree of freedom, with that of its joint's actuators [kg or kg m^2]."""
-    damping: tuple[float, ...]
+    damping: tuple[Any, ...]
     """Of each degree of freedom, with that of its joint's actuators [N s/m or N m s]."""
-    tendon_armature: tuple[float, ...]
+    tendon_armature: tuple[Any, ...]
     """Of each tendon, with that of its actuators [kg]."""
-    tendon_damping: tuple[float, ...]
+    tendon_damping: tuple[Any, ...]
     """Of each tendon, with that of its actuators [N s/m]."""
     joint_kinds: tuple[str, ...]
     """"hinge", "slide", "ball" or "free"."""
     bodies: tuple[Rigid, ...]
     """Inertia of the bodies, without those that are welded to another."""
+    parameters: tuple[str, ...] = ()
+    """The fields whose numbers are inputs of a step (:mod:`.parameters`)."""
 
     @property
     def noslip(self) -> bool:
@@ -90,20 +95,36 @@ class Model:
         """Whether steps have four passes."""
         return self.integrator == "RK4"
 
+    def on(self, graph: Graph) -> Model:
+        """The model with a graph's inputs in place of the parameters' numbers."""
+        if not self.parameters:
+            return self
+        return _of(self.simulation, fields.with_inputs(graph, self.model, self.parameters), self.parameters)
 
-def read(simulation: Simulation) -> Model:
+
+def read(simulation: Simulation, parameters: tuple[str, ...] = ()) -> Model:
     """Read a compiled model.
+
+    Args:
+        simulation: the model.
+        parameters: the fields whose numbers are inputs of a step, in the order of :data:`.parameters.NAMES`.
 
     Raises:
         InputError: the first element found that the compiler does not cover, by name.
     """
-    mujoco, model = load_mujoco(), simulation.model
+    model = simulation.model
     refusal = next(refusals(model), None)
     if refusal is not None:
         raise InputError(
             f"task {simulation.name}: the Warp compiler does not cover this model ({refusal.sentence}): use backend "
             "mujoco (or mjx, if that covers it)"
         )
+    return _of(simulation, model, parameters)
+
+
+def _of(simulation: Simulation, model: Any, parameters: tuple[str, ...]) -> Model:
+    """What the later stages read of an ``MjModel`` or a view of it."""
+    mujoco = load_mujoco()
     weightless = model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
     x, y, z = (0.0, 0.0, 0.0) if weightless else model.opt.gravity
     integrator = INTEGRATORS[_integrator(mujoco, model)]
@@ -113,17 +134,25 @@ def read(simulation: Simulation) -> Model:
         simulation=simulation,
         model=model,
         integrator=integrator,
-        # MuJoCo leaves damping explicit where none is positive.
-        implicit_damping=not explicit and bool(np.any(model.dof_damping > 0.0) or np.any(model.jnt_actuatorid != -1)),
-        gravity=(float(x), float(y), float(z)),
-        pairs=tuple(_pairs(model)),
+        implicit_damping=not explicit and (bool(np.any(model.jnt_actuatorid != -1)) or _any_damping(model)),
+        gravity=(number(x), number(y), number(z)),
+        pairs=tuple(_pairs(simulation.model, model)),
         armature=with_actuators(model, "armature"),
         damping=with_actuators(model, "damping"),
         tendon_armature=with_actuators(model, "armature", tendons=True),
         tendon_damping=with_actuators(model, "damping", tendons=True),
         joint_kinds=tuple(_joint_kind(mujoco, model, j) for j in range(model.njnt)),
         bodies=tuple(rigid_bodies(model)),
+        parameters=parameters,
     )
+
+
+def _any_damping(model: Any) -> Any:
+    """The condition that a joint's damping is positive: MuJoCo leaves damping explicit where none is."""
+    largest: Any = 0.0
+    for x in model.dof_damping:
+        largest = maximum(largest, number(x))
+    return less(0.0, largest)
 
 
 INTEGRATORS = {"EULER": "Euler", "RK4": "RK4", "IMPLICIT": "implicit", "IMPLICITFAST": "implicitfast"}
@@ -236,15 +265,15 @@ def _joint_kind(mujoco: Any, model: Any, joint: int) -> str:
     return mujoco.mjtJoint(model.jnt_type[joint]).name.removeprefix("mjJNT_").lower()
 
 
-def _pairs(model: Any) -> list[Pair]:
-    """The pairs of geoms whose contacts can act."""
+def _pairs(own: Any, model: Any) -> list[Pair]:
+    """The pairs of geoms whose contacts can act, of an ``MjModel`` with its own numbers and the one that is read."""
     elliptic = model.opt.cone == load_mujoco().mjtCone.mjCONE_ELLIPTIC
     pairs = []
-    for given in contact_pairs(model):
+    for given in contact_pairs(own):
         g1, g2 = given.geoms
         (first, at), (second, there) = geom_place(model, g1), geom_place(model, g2)
         own = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
-        friction = tuple(float(x) for x in given.friction[: given.dim - 1])
+        friction = _friction(model, given)[: given.dim - 1]
         impedance = Impedance.of(model, given.solref, given.solimp)
         pairs.append(
             Pair(
@@ -266,16 +295,28 @@ def _pairs(model: Any) -> list[Pair]:
     return pairs
 
 
-def with_actuators(model: Any, name: str, tendons: bool = False) -> tuple[float, ...]:
+def _friction(model: Any, pair: ContactPair) -> tuple[Any, ...]:
+    """The five coefficients of friction of a pair."""
+    if not pair.rough or model.geom_friction.dtype != object:
+        return tuple(float(x) for x in pair.friction)
+    largest: list[Any] = [LEAST_FRICTION] * 3
+    for g in pair.rough:
+        largest = [maximum(x, y) for x, y in zip(largest, model.geom_friction[g], strict=True)]
+    sliding, torsional, rolling = largest
+    return sliding, sliding, torsional, rolling, rolling
+
+
+def with_actuators(model: Any, name: str, tendons: bool = False) -> tuple[Any, ...]:
     """Armature or damping of each degree of freedom or tendon, with what its actuators add (MuJoCo's
     mj_actuatorArmature)."""
     kinds = load_mujoco().mjtTrn
-    found = [float(x) for x in getattr(model, f"{'tendon' if tendons else 'dof'}_{name}")]
+    found = [number(x) for x in getattr(model, f"{'tendon' if tendons else 'dof'}_{name}")]
     driving = (kinds.mjTRN_TENDON,) if tendons else (kinds.mjTRN_JOINT, kinds.mjTRN_JOINTINPARENT)
     for i in range(model.nactuator):
         if kinds(model.actuator_trntype[i]) in driving:
             target = int(model.actuator_trnid[i, 0])
             places = (target,) if tendons else (d for d in range(model.nv) if model.dof_jntid[d] == target)
+            gear = number(model.actuator_gear[i, 0])
             for place in places:
-                found[place] += float(getattr(model, f"actuator_{name}")[i] * model.actuator_gear[i, 0] ** 2)
+                found[place] = found[place] + mul(float(getattr(model, f"actuator_{name}")[i]), mul(gear, gear))
     return tuple(found)

@@ -13,7 +13,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.model import MeanVelocity
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
-from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude
+from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude, reference
 from mage_diffsim.envs.warp.compiler.graph import add, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.integration import Integration
@@ -72,7 +72,10 @@ class Program:
         """Whether the arrays are local variables; otherwise they lie in memory that ``scratch`` is the address of."""
 
     def forward(self) -> str:
-        """(state, control) -> next_state, and the tape unless its address is 0."""
+        """(state, control) -> next_state, and the tape unless its address is 0.
+
+        Parameters are the last columns of control, here and in the other kernels.
+        """
         s = self.step
         w = self._begin("forward")
         self._tape(w, "forward")
@@ -110,7 +113,9 @@ class Program:
         # The noslip solver finds contacts again.
         w(f"{'const ' if s.noslip is None else ''}mask failed = kept({s.passes}, {s.nq}) > real(0);")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("lact", s.na)])
-        w.declare([*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap))])
+        given = s.given
+        gathered = [self.sweeps.targets[x] for x in given.values()]
+        w.declare([*gathered, *s.names("gmocap", len(s.mocap))])
         if s.model.runge_kutta:
             self.integration.declare(w)
         with w.block("", fresh=True):
@@ -129,7 +134,8 @@ class Program:
         values = [*gradient, *s.graph.inputs("lv", s.nv), *s.graph.inputs("lact", s.na)]
         values += s.graph.inputs("gmocap", len(s.mocap))
         self._store(w, "state_gradient", s.width, [*w.compute(*values), *["real(0)"] * (s.width - len(values))])
-        self._store(w, "control_gradient", s.nu, s.names("gu", s.nu))
+        by_control = dict(zip(given, gathered, strict=True))
+        self._store(w, "control_gradient", s.controls, [by_control.get(i, "real(0)") for i in range(s.controls)])
         return w.text
 
     def tangent(self) -> str:
@@ -145,8 +151,8 @@ class Program:
             w(f"tv{i} = load(state_tangent.data, {s.width}, {s.nq + i});")
         for i, name in enumerate((*s.names("tact", s.na), *s.names("tmocap", len(s.mocap)))):
             w(f"vec {name} = load(state_tangent.data, {s.width}, {s.nq + s.nv + i});")
-        for i in range(s.nu):
-            w(f"const vec tu{i} = load(control_tangent.data, {s.nu}, {i});")
+        for i, x in s.given.items():
+            w(f"const vec t{reference(x)} = load(control_tangent.data, {s.controls}, {i});")
         if s.model.runge_kutta:
             for prefix in ("start_tq", "start_tv", "sum_tv", "sum_ta", "tway", "trate"):
                 w.declare(s.names(prefix))
@@ -196,8 +202,8 @@ class Program:
             begin += shape[0] * shape[1]
         for i in range(len(s.mocap)):
             w(f"const vec mocap{i} = load(state.data, {s.width}, {s.nq + s.nv + s.na + i});")
-        for i in range(s.nu):
-            w(f"const vec u{i} = load(control.data, {s.nu}, {i});")
+        for i, x in s.given.items():
+            w(f"const vec {reference(x)} = load(control.data, {s.controls}, {i});")
         s.declare(w, which)
         return w
 

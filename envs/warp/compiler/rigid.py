@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.graph import Node, add, div, less, mul, number, sub, where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Place:
 class Rigid:
     """Inertia of a body with all that is welded to it; 0 for the others."""
 
-    mass: float
+    mass: Any
     centre: al.Vector
     """The centre of mass in the body's frame [m]."""
     inertia: al.Matrix
@@ -66,17 +67,31 @@ def site_place(m: Any, site: int) -> tuple[int, Place]:
 
 def rigid_bodies(m: Any) -> list[Rigid]:
     """The inertia of every body of an ``MjModel``."""
-    parts: list[list[tuple[float, np.ndarray, np.ndarray]]] = [[] for _ in range(m.nbody)]
+    parts: list[list[Part]] = [[] for _ in range(m.nbody)]
     for b in range(1, m.nbody):
         root, place = carrier(m, b)
         centre = place.inside(m.body_ipos[b], m.body_iquat[b])
-        turned = centre.rotation @ np.diag(m.body_inertia[b]) @ centre.rotation.T
-        parts[root].append((float(m.body_mass[b]), centre.position, turned))
+        turned = _turned(centre.rotation, m.body_inertia[b])
+        parts[root].append((number(m.body_mass[b]), centre.position, turned))
     return [NOTHING, *(_joined(p) if p else NOTHING for p in parts[1:])]
 
 
-def _joined(parts: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> Rigid:
-    """The inertia of parts: (mass, centre of mass, inertia about it)."""
+Part = tuple[Any, np.ndarray, np.ndarray]
+"""(mass, centre of mass, inertia about it); arrays of expressions where the model's numbers are inputs."""
+
+
+def _turned(rotation: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The inertia tensor with principal moments along the columns of a rotation."""
+    if moments.dtype != object:
+        return rotation @ np.diag(moments) @ rotation.T
+    axes = np.array(al.constant_rotation(rotation))
+    return (axes[:, None, :] * axes[None, :, :]) @ moments
+
+
+def _joined(parts: Sequence[Part]) -> Rigid:
+    """The inertia of parts."""
+    if any(isinstance(own, Node) or at.dtype == object or turned.dtype == object for own, at, turned in parts):
+        return _joined_inputs(parts)
     mass = sum(part[0] for part in parts)
     if mass == 0.0:
         return Rigid(0.0, al.constant(parts[0][1]), al.constant_matrix(sum(part[2] for part in parts)))
@@ -89,3 +104,23 @@ def _joined(parts: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> Rigid:
         arm = at - centre
         inertia += turned + own * (arm @ arm * np.eye(3) - np.outer(arm, arm))
     return Rigid(mass, al.constant(centre), al.constant_matrix(inertia))
+
+
+def _joined_inputs(parts: Sequence[Part]) -> Rigid:
+    """The inertia of parts some of whose numbers are inputs; where nothing has mass, the centre is the origin."""
+    if len(parts) == 1:
+        ((mass, at, turned),) = parts
+        return Rigid(mass, al.constant(at), al.constant_matrix(turned))
+    mass, moment = 0.0, al.ZERO
+    for own, at, _ in parts:
+        mass, moment = add(mass, own), al.plus(moment, al.times(al.constant(at), own))
+    some = less(0.0, mass)
+    centre = [div(x, where(some, mass, 1.0)) for x in moment]
+    inertia: al.Matrix = [al.ZERO] * 3
+    for own, at, turned in parts:
+        arm = al.minus(al.constant(at), centre)
+        square = al.dot(arm, arm)
+        for i, row in enumerate(al.constant_matrix(turned)):
+            shift = [mul(own, sub(square if i == j else 0.0, mul(arm[i], arm[j]))) for j in range(3)]
+            inertia[i] = al.plus(inertia[i], al.plus(row, shift))
+    return Rigid(mass, centre, inertia)

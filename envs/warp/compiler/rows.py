@@ -27,6 +27,7 @@ from mage_diffsim.envs.warp.compiler.graph import (
     minimum,
     mul,
     neg,
+    number,
     power,
     sub,
     where,
@@ -46,9 +47,9 @@ class Row:
     """D; 0 where the row is not there."""
     offset: Any
     """-aref."""
-    low: float
+    low: Any
     """The least force: 0 for a limit, -inf for an equality, minus the loss for friction."""
-    high: float
+    high: Any
     """The largest force."""
     stiffness: float
     """The largest ratio of D to what the row acts on, see :func:`stiffness_of`."""
@@ -67,7 +68,7 @@ class Row:
     @property
     def bounded(self) -> bool:
         """Whether the row has more than one zone."""
-        return self.low > -math.inf or self.high < math.inf
+        return self.low != -math.inf or self.high != math.inf
 
     @property
     def direction(self) -> dict[int, Any]:
@@ -109,7 +110,7 @@ def impedance(parameters: Impedance, depth: Any) -> Any:
     return add(low, mul(high - low, curve))
 
 
-def weight_of(d: Any, inverse_weight: float) -> Any:
+def weight_of(d: Any, inverse_weight: Any) -> Any:
     """D of a row with impedance d."""
     return div(1.0, maximum(div(mul(inverse_weight, sub(1.0, d)), d), SMALLEST))
 
@@ -120,7 +121,7 @@ def stiffness_of(parameters: Impedance) -> float:
     return d / (1.0 - d)
 
 
-def pushing(parameters: Impedance, distance: Any, inverse_weight: float) -> tuple[Any, Any]:
+def pushing(parameters: Impedance, distance: Any, inverse_weight: Any) -> tuple[Any, Any]:
     """(D, k d(r) r) of a row at the (negative) distance from its margin; both 0 at a distance of 0 and more."""
     inside = less(distance, 0.0)
     depth = where(inside, neg(distance), 0.0)
@@ -236,7 +237,7 @@ class _Rows:
         given = parameters.single()
         weight = weight_of(impedance(given, 0.0), float(inverse_weight))
         offset = mul(given.damping, self._rate(along))
-        return Row(along, weight, offset, -float(loss), float(loss), stiffness_of(given))
+        return Row(along, weight, offset, neg(number(loss)), number(loss), stiffness_of(given))
 
     def _limits(self) -> Iterator[Row]:
         m, kinds = self._m, self._coordinates.kinematics.model.joint_kinds

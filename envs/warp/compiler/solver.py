@@ -19,7 +19,7 @@ from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import is_zero
+from mage_diffsim.envs.warp.compiler.graph import is_zero, neg
 from mage_diffsim.envs.warp.compiler.loops import Branches, Hessian
 from mage_diffsim.envs.warp.compiler.rows import Row, stiffness_of
 
@@ -246,6 +246,8 @@ class Solver:
                 for row in self.rows:
                     if max(row.direction) == d:
                         w.compute(*row.direction.values(), row.sign, row.weight, row.offset)
+                        if row.bounded and not row.one_sided:
+                            w.compute(neg(row.high), neg(row.low))
 
         self.contacts.find(w, compute)
 

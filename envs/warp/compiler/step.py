@@ -10,7 +10,7 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
-from mage_diffsim.envs.warp.compiler import activation, cost, manifold, noslip_forward
+from mage_diffsim.envs.warp.compiler import activation, cost, manifold, noslip_forward, parameters
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.adhesion_loops import AdhesionLoops
 from mage_diffsim.envs.warp.compiler.armature import armatures, with_armatures
@@ -21,7 +21,7 @@ from mage_diffsim.envs.warp.compiler.coordinates import Coordinates
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
-from mage_diffsim.envs.warp.compiler.graph import Graph, add, mul
+from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, mul
 from mage_diffsim.envs.warp.compiler.implicit import Implicit
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.noslip import NoSlip
@@ -39,7 +39,8 @@ class Step:
     """The expressions of one model, and the code of a pass.
 
     Variables of the code: q{i}, v{i}, a{i} positions, velocities, accelerations; e{i} the acceleration that moves the
-    velocity (:mod:`.implicit`); act{i} activations; u{i} controls and mocap{i} mocap poses, which a step leaves alone.
+    velocity (:mod:`.implicit`); act{i} activations; u{i} controls, mocap{i} mocap poses and parameter{i} parameters
+    (:mod:`.parameters`), which a step leaves alone.
 
     Args:
         model: the model.
@@ -49,17 +50,18 @@ class Step:
     """
 
     def __init__(self, model: Model, exact: bool, records: int, words: int) -> None:
+        graph = self.graph = Graph()
+        model = self.model = model.on(graph)
         m = self.m = model.model
-        self.model = model
         self.nq, self.nv, self.nu, self.na = int(m.nq), int(m.nv), int(m.nu), int(m.na)
         self.timestep = float(m.opt.timestep)
         self.stages = 4 if model.runge_kutta else 1
         self.passes = self.stages * model.simulation.frame_skip
         self.width = len(model.simulation.state_names)
-        graph = self.graph = Graph()
         self.q, self.v, self.a = graph.inputs("q", self.nq), graph.inputs("v", self.nv), graph.inputs("a", self.nv)
         self.u, self.act = graph.inputs("u", self.nu), graph.inputs("act", self.na)
         self.mocap = graph.inputs("mocap", 7 * int(m.nmocap))
+        self.parameters = parameters.inputs(graph, model.simulation.model, model.parameters)
         self.drive = activation.inputs(model, self.u, self.act)
         """What the actuators' gains multiply."""
         self.act_rates = activation.rates(model, self.u, self.act)
@@ -98,6 +100,18 @@ class Step:
         self.turning = [d + i for _, d in rotations for i in range(3)]
         """The degrees of freedom of rotations in RK4; ``way{i}`` is the displacement since the step's start."""
         self.rates = manifold.rates(model, self.way, self.v) if self.turning else self.v
+
+    @property
+    def given(self) -> dict[int, Node]:
+        """The controls and those parameters that anything depends on, by their column in the kernels' controls."""
+        needed = {x for node in self.graph.nodes for x in node.args if isinstance(x, Node)}
+        found = {self.nu + i: x for i, x in enumerate(self.parameters) if x in needed}
+        return {**dict(enumerate(self.u)), **found}
+
+    @property
+    def controls(self) -> int:
+        """Width of the kernels' controls: the parameters come after MuJoCo's."""
+        return self.nu + len(self.parameters)
 
     @property
     def size(self) -> int:

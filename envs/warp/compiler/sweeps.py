@@ -19,13 +19,14 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import contact_sweeps, manifold, noslip_reverse, noslip_tangents
+from mage_diffsim.envs.warp.compiler.armature import resisted
 from mage_diffsim.envs.warp.compiler.constraints import Contact
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.contact_slots import CodeSlots, LoopSlots
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
 from mage_diffsim.envs.warp.compiler.dynamics import Spatial, accelerations, inverse_dynamics, project, wrenches
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference
-from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, reachable, sub
+from mage_diffsim.envs.warp.compiler.graph import Node, add, mul, neg, reachable, sub
 from mage_diffsim.envs.warp.compiler.loads import Load, along
 from mage_diffsim.envs.warp.compiler.noslip import NoSlip
 from mage_diffsim.envs.warp.compiler.noslip_records import power as slide_power
@@ -78,7 +79,8 @@ class Sweeps:
         self.lact = graph.inputs("to_rate" if s.model.runge_kutta else "lact", s.na)
         """The derivative by what a pass makes of the activations: their rates in RK4, otherwise the next ones."""
         gathering = [*s.names("gu", s.nu), *s.names("gmocap", len(s.mocap)), *s.names("to_act", s.na)]
-        self.targets = dict(zip((*s.u, *s.mocap, *s.act), gathering, strict=True))
+        gathering += s.names("gparameter", len(s.parameters))
+        self.targets = dict(zip((*s.u, *s.mocap, *s.act, *s.parameters), gathering, strict=True))
         """Inputs on which bodies and joints depend without moving them, and the variables that gather the derivatives
         by them."""
         self._frames = self._places(motions)
@@ -101,13 +103,14 @@ class Sweeps:
             *self._slide_seeds(),
             *zip(self._joint_forces(), self.lam, strict=True),
             *zip(s.implicit.joint_forces(self.e), self.mu, strict=True),
+            *((x, neg(lam)) for x, lam in zip(resisted(s.model, s.armatures, s.solved), self.lam, strict=True)),
+            *((x, neg(mu)) for x, mu in zip(s.implicit.resistance(s.a, self.e), self.mu, strict=True)),
             *zip(s.act_rates if s.model.runge_kutta else s.acted(), self.lact, strict=True),
         ]
         joints = vjp(at_joints)
-        for name, text in zip(
-            self.targets.values(), w.compute(*(joints.get(x, 0.0) for x in self.targets)), strict=True
-        ):
-            w(f"{name} += {text};")
+        reached = [x for x in self.targets if x in joints]
+        for x, text in zip(reached, w.compute(*(joints[x] for x in reached)), strict=True):
+            w(f"{self.targets[x]} += {text};")
         loops, (a, v, lam) = s.solver.contacts, self._motions
         if isinstance(loops, ContactLoops):
             if s.adhesion:
@@ -205,10 +208,11 @@ class Sweeps:
         return forces
 
     def _optimum(self) -> list[Any]:
-        """G1 without contacts, and without what does not depend on q, v and u."""
+        """G1 without contacts, and without what does not depend on q, v, u and parameters."""
         s = self.step
         at_bodies = project(s.kinematics, s.forces.bodies)
         forces = [add(a, b) for a, b in zip(self._joint_forces(), at_bodies, strict=True)]
+        forces = [sub(x, y) for x, y in zip(forces, resisted(s.model, s.armatures, s.solved), strict=True)]
         return [sub(x, f) for x, f in zip(inverse_dynamics(s.kinematics, s.v, s.solved), forces, strict=True)]
 
     def _places(self, motions: Sequence[Sequence[Spatial]]) -> list[list[Node]]:
@@ -286,7 +290,8 @@ class Sweeps:
     def forward(self, w: Writer) -> None:
         """Emit the tangents of a pass, before it moves q and v: da in x{i}, and without RK4 de in c{i}.
 
-        Variables: tq{i}, tv{i}, tact{i}, tmocap{i} and tu{i} are the tangents of q, v, act, mocap poses and controls.
+        Variables: tq{i}, tv{i}, tact{i}, tmocap{i}, tu{i} and tparameter{i} are the tangents of q, v, act, mocap poses,
+        controls and parameters.
         """
         s = self.step
         tangents = self.tangents()
@@ -339,7 +344,8 @@ class Sweeps:
         s, inputs = self.step, self.step.graph.inputs
         pushed = manifold.pushed(s.model, s.q, inputs("tq", s.nv))
         rest = [*inputs("tv", s.nv), *inputs("tu", s.nu), *inputs("tact", s.na), *inputs("tmocap", len(s.mocap))]
-        found = dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap), (*pushed, *rest), strict=True))
+        rest += inputs("tparameter", len(s.parameters))
+        found = dict(zip((*s.q, *s.v, *s.u, *s.act, *s.mocap, *s.parameters), (*pushed, *rest), strict=True))
         if s.adhesion:
             names = map(s.graph.input, s.adhesion.names("t"))
             found |= dict(zip(s.adhesion.inputs(s.graph), names, strict=True))

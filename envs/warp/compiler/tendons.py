@@ -11,7 +11,7 @@ from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial, at_point
-from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, less, mul, sqrt, sub, where
+from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, is_constant, less, mul, number, sqrt, sub, where
 from mage_diffsim.envs.warp.compiler.rigid import Place, geom_place, site_place
 from mage_diffsim.envs.warp.compiler.wrapping import Bend, Point, around, every, inside, negated
 
@@ -113,8 +113,8 @@ def _wrapped(kinematics: Kinematics, ends: tuple[_Site, _Site], wrap: int) -> _P
     """A span that may touch a geom. The geom bears what both ends' forces leave."""
     m = kinematics.model.model
     body, place = geom_place(m, int(m.wrap_objid[wrap]))
-    radius, side = float(m.geom_size[int(m.wrap_objid[wrap]), 0]), round(float(m.wrap_prm[wrap]))
-    if radius < SMALLEST:
+    radius, side = number(m.geom_size[int(m.wrap_objid[wrap]), 0]), round(float(m.wrap_prm[wrap]))
+    if is_constant(radius) and radius < SMALLEST:
         return _straight(kinematics, ends)
     frame = al.product(kinematics.rotation[body], al.constant_rotation(place.rotation))
     centre = kinematics.point(body, al.constant(place.position))
@@ -143,7 +143,7 @@ _Touched = tuple[Any, tuple[al.Vector, al.Vector], Any]
 """(whether a path touches a geom, where it reaches and leaves the geom, the length between)."""
 
 
-def _around_sphere(points: Sequence[al.Vector], radius: float, side: al.Vector | None) -> _Touched:
+def _around_sphere(points: Sequence[al.Vector], radius: Any, side: al.Vector | None) -> _Touched:
     """The path between two points in the frame of a sphere, in the plane of the points and the centre."""
     x = al.direction(points[0], al.IDENTITY[0])
     a, b, c = (absolute(component) for component in x)
@@ -157,7 +157,7 @@ def _around_sphere(points: Sequence[al.Vector], radius: float, side: al.Vector |
     return bend.touches, (first, second), bend.length
 
 
-def _around_cylinder(points: Sequence[al.Vector], radius: float, side: al.Vector | None) -> _Touched:
+def _around_cylinder(points: Sequence[al.Vector], radius: Any, side: al.Vector | None) -> _Touched:
     """The path between two points in the frame of a cylinder along z, of a constant slope."""
     ends = [point[:2] for point in points]
     bend = _bend(ends, points, radius, side, None if side is None else side[:2])
@@ -173,7 +173,7 @@ def _around_cylinder(points: Sequence[al.Vector], radius: float, side: al.Vector
 
 
 def _bend(
-    ends: Sequence[Point], points: Sequence[al.Vector], radius: float, side: al.Vector | None, flat: Point | None
+    ends: Sequence[Point], points: Sequence[al.Vector], radius: Any, side: al.Vector | None, flat: Point | None
 ) -> Bend:
     """How the path bends in the plane; ``flat`` is the side site's place there."""
     away = [negated(less(al.dot(point, point), SMALLEST**2)) for point in points]

@@ -10,7 +10,7 @@ from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.adhesion import adhesion, given_row
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates, between, combination
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
-from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sqrt, sub, where
+from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, number, sqrt, sub, where
 from mage_diffsim.envs.warp.compiler.rigid import site_place
 
 
@@ -18,7 +18,7 @@ def transmission(coordinates: Coordinates, actuator: int) -> Coordinate:
     """The coordinate of an actuator; its rate is MuJoCo's actuator_velocity, which may not be that of its length."""
     m, kinds = coordinates.model, load_mujoco().mjtTrn
     kind, target = int(m.actuator_trntype[actuator]), int(m.actuator_trnid[actuator, 0])
-    gear = [float(x) for x in m.actuator_gear[actuator]]
+    gear = [number(x) for x in m.actuator_gear[actuator]]
     if kind == kinds.mjTRN_TENDON:
         return combination([(gear[0], coordinates.tendon(target))], m.nv)
     if kind == kinds.mjTRN_SITE:
@@ -33,7 +33,7 @@ def transmission(coordinates: Coordinates, actuator: int) -> Coordinate:
     return _joint(coordinates, target, gear, kind == kinds.mjTRN_JOINTINPARENT)
 
 
-def _joint(coordinates: Coordinates, joint: int, gear: list[float], in_parent: bool) -> Coordinate:
+def _joint(coordinates: Coordinates, joint: int, gear: list[Any], in_parent: bool) -> Coordinate:
     m = coordinates.model
     kind = coordinates.kinematics.model.joint_kinds[joint]
     if kind in ("hinge", "slide"):
@@ -50,7 +50,7 @@ def _joint(coordinates: Coordinates, joint: int, gear: list[float], in_parent: b
     return Coordinate(length, row)
 
 
-def _site(kinematics: Kinematics, q: Sequence[Any], site: int, reference: int, gear: list[float]) -> Coordinate:
+def _site(kinematics: Kinematics, q: Sequence[Any], site: int, reference: int, gear: list[Any]) -> Coordinate:
     """A force and a torque (gear) on a site, in its axes or, relative to a reference site, in that site's axes."""
     m = kinematics.model.model
     body, place = site_place(m, site)

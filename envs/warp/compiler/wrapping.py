@@ -55,7 +55,7 @@ def negated(condition: Any) -> Any:
     return less(where(condition, 1.0, 0.0), 0.5)
 
 
-def around(ends: Sequence[Point], radius: float, side: Point | None) -> Bend:
+def around(ends: Sequence[Point], radius: Any, side: Point | None) -> Bend:
     """The shortest path on the outside of the circle.
 
     With ``side``, and if that lies between the directions away from both ends, it is the path around that side. This
@@ -83,7 +83,7 @@ def around(ends: Sequence[Point], radius: float, side: Point | None) -> Bend:
     return Bend(possible, first, second, mul(radius, where(less(turn, 0.0), add(2.0 * math.pi, turn), turn)))
 
 
-def inside(ends: Sequence[Point], radius: float) -> Bend:
+def inside(ends: Sequence[Point], radius: Any) -> Bend:
     """The path that touches the circle in one point, as that of a tendon in a ring."""
     apart = _minus(ends[1], ends[0])
     square = _dot(apart, apart)
@@ -138,13 +138,13 @@ def _nearest(ends: Sequence[Point], square: Any) -> Any:
     return neg(div(_dot(_minus(ends[1], ends[0]), ends[0]), square))
 
 
-def _where_possible(possible: Any, ends: Sequence[Point], radius: float) -> list[Point]:
+def _where_possible(possible: Any, ends: Sequence[Point], radius: Any) -> list[Point]:
     """The ends; where no path around them is possible, others for which everything is finite."""
     others = (2.0 * radius, 0.0), (0.5 * radius, 2.0 * radius)
     return [_choose(possible, end, other) for end, other in zip(ends, others, strict=True)]
 
 
-def _tangent(end: Point, radius: float, sign: Any) -> Point:
+def _tangent(end: Point, radius: Any, sign: Any) -> Point:
     """One of the two points in which a line from a point outside touches the circle."""
     square = _dot(end, end)
     rest = sub(square, radius**2)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import add, is_constant, mul
+from mage_diffsim.envs.warp.compiler.graph import add, is_constant, mul, neg
 from mage_diffsim.envs.warp.compiler.rows import Row
 
 
@@ -59,11 +59,11 @@ def at(w: Writer, n: int, row: Row, hessian: Any) -> None:
 def _between(w: Writer, row: Row, pull: str, suffix: str) -> str:
     """Emit active, high and low of a row with two ends; returns code of minus its force."""
     w(f"const vec linear{suffix} = {product(row.weight, pull)};")
-    w(f"const mask high{suffix} = linear{suffix} <= {literal(-row.high)};")
-    w(f"const mask low{suffix} = linear{suffix} >= {literal(-row.low)};")
+    w(f"const mask high{suffix} = linear{suffix} <= {reference(neg(row.high))};")
+    w(f"const mask low{suffix} = linear{suffix} >= {reference(neg(row.low))};")
     w(f"const vec active{suffix} = select(high{suffix} | low{suffix}, splat(0), {vector(row.weight)});")
-    at_low = f"select(low{suffix}, splat({literal(-row.low)}), linear{suffix})"
-    return f"select(high{suffix}, splat({literal(-row.high)}), {at_low})"
+    at_low = f"select(low{suffix}, {vector(neg(row.low))}, linear{suffix})"
+    return f"select(high{suffix}, {vector(neg(row.high))}, {at_low})"
 
 
 def along_unbounded(w: Writer, rows: Sequence[Row]) -> tuple[str, str]:
