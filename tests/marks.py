@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
+LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Pusher")
 """Tasks whose Warp kernels take about ten seconds to compile, or more."""
 
 

@@ -317,6 +317,10 @@ def test_the_two_forms_of_a_quaternions_derivative_are_inverse():
 TENDON = '<tendon><fixed {}><joint joint="hip" coef="1"/></fixed></tendon><actuator>'
 
 
+STONE = """<asset><mesh name="stone" vertex="0 0 0 .1 0 0 0 .1 0 0 0 .1"/></asset><worldbody>
+<geom type="mesh" mesh="stone"/>"""
+
+
 def refused(mjcf, **attributes):
     return type("Refused", (Body,), {"name": "Refused", "mjcf": mjcf, **attributes})
 
@@ -326,7 +330,7 @@ def refused(mjcf, **attributes):
     [
         (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
         (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
-        (('type="capsule" size=".06"', 'type="cylinder" size=".06"'), "a contact of capsule with cylinder"),
+        (('<worldbody><geom type="plane" size="9 9 1"/>', STONE), "a contact of capsule with mesh"),
         (('<motor joint="hip" gear="20"', '<general joint="hip" gaintype="user"'), "whose gain is of type user"),
         (
             ("<actuator>", TENDON.format('springlength="1" stiffness="2 3"')),
@@ -340,11 +344,6 @@ def test_what_the_compiler_does_not_cover_is_refused_by_name(change, reason):
     with pytest.raises(InputError, match="the Warp compiler does not cover this model") as caught:
         intake.read(refused(LEG.replace(*change))().simulation)
     assert reason in str(caught.value) and "use backend mujoco" in str(caught.value)
-
-
-def test_pusher_is_refused():
-    with pytest.raises(InputError, match="a contact of capsule with cylinder"):
-        intake.read(make_task("Pusher").simulation)
 
 
 def test_excluded_and_welded_bodies_do_not_collide():

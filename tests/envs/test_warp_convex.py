@@ -13,7 +13,7 @@ pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
-from mage_diffsim.envs.warp.compiler import convex  # noqa: E402
+from mage_diffsim.envs.warp.compiler import convex, convex_faces  # noqa: E402
 from tests.envs.searched import Judge, Searched, same, states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import assert_adjoint_and_tangents_agree, physics_of, samples, scaled  # noqa: E402
@@ -71,7 +71,9 @@ def difference(ours, theirs, kinds, sizes, places):
         if len(theirs) == 1 and abs(along - theirs[0, 0]) > 1e-10:
             return "C did not find the distance along its normal"
         if abs(along - gap(ours[0, 4:], kinds, sizes, places)) < 1e-4 * min(x for size in sizes for x in size if x):
-            return "two ways out that are equally short"
+            return "two ways out that are equally short, or corners that are equally far apart"
+        if len(theirs) > 1 and ours[:, 4:].mean(0) @ theirs[0, 4:] < np.cos(2 * convex_faces.TOLERANCE):
+            return "C cut a side of a cylinder that stands on its cap"
     return None
 
 
@@ -80,7 +82,9 @@ def some(every, count):
     return [pytest.param(kinds, count, marks=() if kinds == every[0] else pytest.mark.slow) for kinds in every]
 
 
-@pytest.mark.parametrize(("kinds", "count"), some(convex.SMOOTH[::-1], 500), ids=str)
+@pytest.mark.parametrize(
+    ("kinds", "count"), [*some(convex.SMOOTH[::-1], 500), *some(convex_faces.FLAT[::-1], 500)], ids=str
+)
 def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
     """10,000 states. The accuracy of C's normals is that of its tolerance, by the angle's square."""
     rng, search = np.random.default_rng(0), Searched(kinds)
@@ -96,13 +100,13 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
         found = search.contacts(np.array(every), sizes, margin)
         for qpos, ours, theirs, places in zip(positions, found, expected, every, strict=True):
             seen[len(theirs)] += 1
-            if len(ours) == 1:
+            if kinds in convex.SMOOTH and len(ours):
                 assert unfit(ours[0], kinds, sizes, places) <= 1e-12
             if not same(ours, theirs, 1e-4) or (len(ours) == 1 and not same(ours[:, :1], theirs[:, :1], 1e-10)):
                 why = difference(ours, theirs, kinds, sizes, places)
                 different[why or ("wavers" if judge.wavers(qpos, rng, 1e-7) else "unknown")] += 1
     assert different["unknown"] <= 20 * count // 1000 and different.total() < 20 * count // 20, different
-    assert seen[0] > count and seen[1] > count
+    assert seen[0] > count and seen[1] > count and (kinds in convex.SMOOTH or seen[2] > count)
     one_by_one = Searched(kinds, 1).contacts(np.array(every), sizes, margin)
     assert all(np.array_equal(a, b) for a, b in zip(found, one_by_one, strict=True))
 
@@ -123,15 +127,38 @@ class Ovals(Body):
 </worldbody><actuator><motor joint="push" gear="100" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 
-MODELS = [Ovals]
+class Drums(Body):
+    """A drum that stands and one that lies on a box, capsule, drum and box on the first; another hits them."""
+
+    name, frame_skip = "Drums", 2
+    mjcf = f"""<mujoco><option timestep=".005" {EXACT}/><default><geom density="300"/></default><worldbody>
+<geom type="box" size="2 2 .1" pos="0 0 -.1"/>
+<body pos="0 0 .098"><freejoint/><geom type="cylinder" size=".3 .1" contype="3" conaffinity="3"/></body>
+<body pos="-.5 .4 .118" euler="90 0 0"><freejoint/><geom type="cylinder" size=".12 .2" margin=".01" condim="4"/></body>
+<body pos="-.05 .15 .276" euler="0 90 0"><freejoint/>
+  <geom type="capsule" size=".08 .1" contype="2" conaffinity="2"/></body>
+<body pos="0 -.1 .276" euler="90 0 0"><freejoint/><geom type="cylinder" size=".08 .1"/></body>
+<body pos=".2 .1 .24"><freejoint/><geom type="box" size=".08 .08 .04"/></body>
+<body pos="-.6 -.2 .25" euler="0 80 10"><joint name="push" type="slide" axis="1 0 0" damping="5"/>
+  <geom type="cylinder" size=".1 .2" contype="3" conaffinity="3"/></body>
+</worldbody><actuator><motor joint="push" gear="250" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+MODELS = [Ovals, pytest.param(Drums, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_convex_geoms_step_as_in_mujoco_c(model):
-    """To the accuracy of C's normals."""
+    """To the accuracy of C's normals, and to what C's own step changes from starts moved by 1e-12: a drum that stands
+    has contacts at four of 16 corners, and a rounding error decides at which."""
     task, state, action = samples(model)
-    expected = make_physics(task, "mujoco", dtype=torch.float64).step(state, action)
-    error = scaled(physics_of(model).step(state, action) - expected, expected).sort().values
+    reference, generator = make_physics(task, "mujoco", dtype=torch.float64), torch.Generator().manual_seed(0)
+    expected = reference.step(state, action)
+    noise = torch.zeros(len(state), dtype=torch.float64)
+    for _ in range(8):
+        moved = state + 1e-12 * torch.randn(state.shape, dtype=torch.float64, generator=generator)
+        noise = noise.maximum(scaled(reference.step(moved, action) - expected, expected))
+    error = (scaled(physics_of(model).step(state, action) - expected, expected) - 3.0 * noise).sort().values
     assert error[-3] <= 1e-4 and error.median() <= 1e-6, error[-10:]
 
 
@@ -152,14 +179,14 @@ def test_derivatives_of_convex_geoms_are_those_of_their_step(model):
             moved = with_unit_quaternions(task.simulation, state + h * way)
             return (step(moved, action) * weights).sum(1)
 
-        h = 1e-6
+        h = 1e-7
         expected = (8.0 * (along(h) - along(-h)) - (along(2.0 * h) - along(-2.0 * h))) / (12.0 * h)
         error = ((gradient * way).sum(1) - expected).abs() / expected.abs().clamp(min=1.0)
         assert error.sort().values[-5] <= 1e-6, error.sort().values[-10:]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("model", [Ovals, Drums], ids=str)
 def test_adjoint_and_tangents_of_convex_geoms_agree(model):
     assert_adjoint_and_tangents_agree(model)
 
@@ -170,4 +197,4 @@ def test_convex_geoms_in_float32_are_close_to_float64(model):
     expected = physics_of(model).step(state, action)
     found = physics_of(model, torch.float32).step(state.float(), action.float())
     error = scaled(found.double() - expected, expected).sort().values
-    assert torch.isfinite(found).all() and error[-3] <= 1e-4, error[-5:]
+    assert torch.isfinite(found).all() and error[-5] <= 1e-4, error[-10:]

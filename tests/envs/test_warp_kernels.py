@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("mujoco")
 wp = pytest.importorskip("warp")
 from mage_diffsim.bridges.warp import launch, load_module, load_warp  # noqa: E402
-from mage_diffsim.envs import BatchedEnv, make_physics, make_task  # noqa: E402
+from mage_diffsim.envs import BatchedEnv, make_physics  # noqa: E402
 from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import intake, program  # noqa: E402
 from mage_diffsim.envs.warp.compiler.emit import prelude  # noqa: E402
@@ -199,8 +199,6 @@ def test_wrong_dtypes_sources_and_models_are_refused():
     numbers = r"would keep \d+ KiB for a tape of 100000 simulator steps per action, and 4096 are .* lower frame_skip"
     with pytest.raises(InputError, match=numbers):
         make_physics(deep, "warp")
-    with pytest.raises(InputError, match=r"does not cover this model .*cylinder.* use backend mujoco"):
-        make_physics(make_task("Pusher"), "warp")
 
 
 def test_a_batched_environment_runs_on_it():

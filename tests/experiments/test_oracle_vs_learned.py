@@ -36,7 +36,7 @@ def test_default_cells_are_the_eight_of_the_comparison(oracle_vs_learned):
     assert {c.config.preset for c in cells} == {"cpu"} and len({c.config.steps for c in cells}) == 1
 
 
-@pytest.mark.parametrize(("task", "backend"), [("HalfCheetah", "warp"), ("Pusher", "mujoco")])
+@pytest.mark.parametrize(("task", "backend"), [("HalfCheetah", "warp"), ("Pusher", "warp")])
 def test_mujoco_tasks_have_one_oracle_unless_more_are_asked_for(oracle_vs_learned, task, backend):
     cells = oracle_vs_learned.OracleVsLearned(tasks=(task,)).cells()
     assert {c.simulator for c in cells} == {None, backend}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
+from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.cones import Cone, Elliptic, Pyramid
@@ -125,7 +126,8 @@ def listed_contacts(kinematics: Kinematics, pair: Pair, noise: float) -> list[Co
         features = kinematics.features(search.features)
         found = search.contact(features, first, second, noise)._replace(absent=less(features[0], 0.5))
         contact = _contact(kinematics, pair, noise, found)
-        needed = given(pair.kinds, first, second, pair.reach)
+        several = not kinematics.model.model.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_MULTICCD
+        needed = given(pair.kinds, first, second, pair.reach, several)
         return [dataclasses.replace(contact, search=search, given=needed)]
     every = (_contact(kinematics, pair, noise, found) for found in COLLISIONS[pair.kinds](first, second, noise))
     return [c for c in every if c.listed is not False]

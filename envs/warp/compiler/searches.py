@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import box_box, capsule_box, convex, convex_search
+from mage_diffsim.envs.warp.compiler import box_box, capsule_box, convex, convex_faces, convex_search
 from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 
-GIVEN = 30
+GIVEN = 31
 """Numbers that a search is given."""
 
 
-def given(kinds: tuple[str, str], first: Geom, second: Geom, reach: float) -> list[Any]:
-    """The second geom's centre relative to the first's, both frames by rows, both sizes, how far MuJoCo looks, and the
-    numbers of both kinds in :data:`.convex_shapes.KINDS`."""
+def given(kinds: tuple[str, str], first: Geom, second: Geom, reach: float, several: bool = True) -> list[Any]:
+    """The second geom's centre relative to the first's, both frames by rows, both sizes, how far MuJoCo looks, the
+    numbers of both kinds in :data:`.convex_shapes.KINDS`, and 1 if its flag ``multiccd`` is enabled, else 0."""
     frames = [x for geom in (first, second) for row in geom.frame for x in row]
-    numbers = [reach, *(float(KINDS.index(kind)) for kind in kinds)]
+    numbers = [reach, *(float(KINDS.index(kind)) for kind in kinds), float(several)]
     return [*al.minus(second.centre, first.centre), *frames, *first.size, *second.size, *numbers]
 
 
@@ -95,6 +95,17 @@ SEARCHES = {
             contact=functools.partial(convex.contact, kinds),
         )
         for kinds in convex.SMOOTH
+    },
+    **{
+        kinds: Search(
+            name="search_flat",
+            code=convex_faces.SEARCH_FLAT,
+            thresholds=convex_faces.THRESHOLDS,
+            slots=convex_faces.SLOTS,
+            features=len(convex_search.FEATURES) + len(convex_faces.CLIPPED),
+            contact=functools.partial(convex_faces.contact, kinds),
+        )
+        for kinds in convex_faces.FLAT
     },
 }
 """The search of two kinds of geoms."""
