@@ -15,6 +15,7 @@ KINDS = {
     "jnt": "JOINT",
     "nflex": "FLEX",
     "nplugin": "PLUGIN",
+    "pair": "PAIR",
     "tendon": "TENDON",
 }
 """First word of the name of a field of ``mujoco.MjModel`` to the kind of its elements in ``mujoco.mjtObj``."""

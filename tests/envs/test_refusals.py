@@ -28,6 +28,15 @@ def test_fields_name_their_elements():
     }
 
 
+def test_sticky_geoms_and_pairs_are_named():
+    text = """<mujoco><worldbody><body name="a"><joint/><geom name="gum" size=".1" adhesion="1"/></body><body name="b">
+     <joint/><geom name="ball" size=".1"/></body></worldbody><contact><pair name="gum on ball" geom1="gum" geom2="ball"
+     adhesion="2"/></contact></mujoco>"""
+    found = {r.feature: r.elements for r in refusals(mujoco.MjModel.from_xml_string(text))}
+    assert found["contact adhesion"] == ("geom 'gum'",)
+    assert found["contact adhesion of pairs"] == ("pair 'gum on ball'",)
+
+
 def test_everything_that_the_warp_compiler_does_not_cover_is_named():
     every = list(refusals(MANY))
     assert "nonlinear joint damping of joint 'b'" in [r.sentence for r in every]
