@@ -68,4 +68,20 @@ class Hung(Body):
     name, mjcf = "Hung", HUNG
 
 
+class SlippingHung(Body):
+    """With sweeps of the noslip solver."""
+
+    name, mjcf = "SlippingHung", HUNG.replace("<option ", '<option noslip_iterations="3" ')
+
+
+class SlippingCrawler(Body):
+    name, mjcf = "SlippingCrawler", CRAWLER.format('noslip_iterations="4" cone="elliptic"')
+
+
+class FarCrawler(Body):
+    """With contacts that count from more than a metre away."""
+
+    name, mjcf = "FarCrawler", CRAWLER.format("").replace('gap=".1"', 'gap="1.5"')
+
+
 CRAWLERS = (Crawler, RoundCrawler, ImplicitCrawler, FastCrawler, StagedCrawler)

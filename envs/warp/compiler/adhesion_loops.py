@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.adhesion import adhesive_bodies, dofs_of
-from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
+from mage_diffsim.envs.warp.compiler.derivatives import jvp
 from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import Graph, Node
 from mage_diffsim.envs.warp.compiler.pairs import along_of, declare
@@ -136,49 +136,39 @@ class AdhesionLoops:
             self._each(w, act, along=True)
             self.finish(w, "t")
 
-    def reverse(self, w: Writer, k: int, near: set[str]) -> None:
-        """Add what a kind's item gives to by_geom, by_body and by_axis, given the rows' derivative ``by_moment_``.
+    def open(self, w: Writer, k: int, declared: set[str]) -> list[tuple[Any, Any]]:
+        """Emit what the reverse sweep of a kind's item starts from, given the rows' derivative ``by_moment_``.
 
-        It is the derivative of the contact's power, where the contact is present, and of its motion along the normal,
-        where the contact counts, if ``by_moment_`` are the velocities. The degrees of freedom that move both bodies
-        alike are left out.
+        Returns:
+            expressions with the derivatives by them: the contact's power (and :attr:`.Item.slide`), where the contact
+            is present, and its motion along the normal, where it counts, if ``by_moment_`` are the velocities. The
+            degrees of freedom that move both bodies alike are left out.
         """
         kind = self._loops.kinds[k]
-        with self._loops.present(w, k, near, listed=True) as (declared, listed):
-            w(f"const int* const stuck = stuck{k} + 2 * i; const int a = stuck[0], b = stuck[1];")
-            for name in ("motion1[6]", "motion2[6]", "by_motion[2][6]"):
-                w(f"vec {name};")
-            w("for (int i = 0; i < 6; ++i) motion1[i] = motion2[i] = by_motion[0][i] = by_motion[1][i] = splat(0);")
-            each = "int p = list_begin[entry[4]]; p < list_begin[entry[4] + 1]; ++p"
-            w("auto speed = [&](int dof) -> vec {")
-            w("    return moment_share[a] * by_moment_[a][dof] + moment_share[b] * by_moment_[b][dof];")
-            w("};")
-            with w.loop(each):
-                w("const int d = list_dof[p]; const vec x = speed(d);")
-                w("vec* const motion = list_side[p] ? motion2 : motion1;")
-                w("for (int i = 0; i < 6; ++i) motion[i] += x * axis[d][i];")
-            powers = [(kind.item.pull, 1.0)]
-            if kind.acts:
-                declare(w, kind.item.present, declared)
-                w(f"const vec acts = select({w.compute(kind.item.present)[0]}, splat(1), splat(0));")
-                powers.append((kind.item.power, kind.item.power.graph.input("acts")))
-            found = {node.args[0]: x for node, x in vjp(powers).items()}
-            found = {name: x for name, x in found.items() if name.startswith(("geom", "body", "motion"))}
-            declare(w, list(found.values()), declared | {"acts"})
-            for name, text in zip(found, w.compute(*found.values()), strict=True):
-                array, i = name.split("_")
-                side = int(array[-1]) - 1
-                row = f"by_{array[:-1]}[entry[{side + 2 * (array[:-1] == 'body')}]]"
-                row = f"by_motion[{side}]" if array.startswith("motion") else row
-                w(f"{row}[{i}] += select({listed}, splat(0) + {text}, splat(0));")
-            with w.loop(each):
-                w("const int d = list_dof[p]; const vec x = speed(d);")
-                w("for (int i = 0; i < 6; ++i) by_axis[d][i] += x * by_motion[list_side[p]][i];")
+        w(f"const int* const stuck = stuck{k} + 2 * i; const int a = stuck[0], b = stuck[1];")
+        for name in ("motion1[6]", "motion2[6]", "by_motion[2][6]"):
+            w(f"vec {name};")
+        w("for (int i = 0; i < 6; ++i) motion1[i] = motion2[i] = by_motion[0][i] = by_motion[1][i] = splat(0);")
+        w("auto speed = [&](int dof) -> vec {")
+        w("    return moment_share[a] * by_moment_[a][dof] + moment_share[b] * by_moment_[b][dof];")
+        w("};")
+        with w.loop(self._EACH):
+            w("if (list_side[p] > 1) continue; const int d = list_dof[p]; const vec x = speed(d);")
+            w("vec* const motion = list_side[p] ? motion2 : motion1;")
+            w("for (int i = 0; i < 6; ++i) motion[i] += x * axis[d][i];")
+        powers: list[tuple[Any, Any]] = [(kind.item.pull, 1.0)]
+        if kind.acts:
+            declare(w, kind.item.present, declared)
+            w(f"const vec acts = select({w.compute(kind.item.present)[0]}, splat(1), splat(0));")
+            declared.add("acts")
+            acts = kind.item.power.graph.input("acts")
+            powers += [(kind.item.power, acts), (kind.item.slide, acts)]
+        return powers
 
-    def seeds(self, body: int, graph: Graph) -> list[tuple[Any, Node]]:
-        """A body's joint axes, with the derivative that :meth:`reverse` found by each of their numbers."""
-        if not self:
-            return []
-        k = self._loops.kinematics
-        numbers = ((d, i, x) for d in k.dofs(body) for i, x in enumerate(x for way in k.axes[d] for x in way))
-        return [(x, graph.input(f"by_axis[{d}][{i}]")) for d, i, x in numbers]
+    def close(self, w: Writer) -> None:
+        """Add to by_axis, given the derivative by the contact's motion, ``by_motion``."""
+        with w.loop(self._EACH):
+            w("if (list_side[p] > 1) continue; const int d = list_dof[p]; const vec x = speed(d);")
+            w("for (int i = 0; i < 6; ++i) by_axis[d][i] += x * by_motion[list_side[p]][i];")
+
+    _EACH = "int p = list_begin[entry[4]]; p < list_begin[entry[4] + 1]; ++p"

@@ -143,7 +143,7 @@ def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
 
 def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> Contact:
     distance, point, normal, hint, absent = found
-    distance = where(absent, pair.margin + 1.0, distance)
+    distance = where(absent, max(pair.margin, pair.reach) + 1.0, distance)
     first, second = pair.bodies
     there = al.plus(kinematics.origin(pair.origin), point)
     points = tuple(

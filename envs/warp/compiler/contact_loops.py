@@ -105,7 +105,8 @@ class ContactLoops(ContactPlaces):
         nv = int(self.kinematics.model.model.nv)
         found = {"body": (len(self.bodies), BODY), "geom": (len(self.geoms), GEOM), "axis": (nv, 6)}
         if which == "adjoint":
-            found |= {f"by_{name}": found[name] for name in ("body", "geom", *(["axis"] if self.adhesion else []))}
+            pulled = ["axis"] if self.ranks or self.adhesion else []
+            found |= {f"by_{name}": found[name] for name in ("body", "geom", *pulled)}
         if which == "tangent":
             found |= {f"along_{name}": shape for name, shape in found.items()}
         return found

@@ -95,7 +95,7 @@ class CodeSlots(Slots):
         for n, group in enumerate(self.code.groups):
             w.table(f"dofs{n}", group.dofs)
         if which == "adjoint":
-            w(f"vec axis[{self._nv}][6];")
+            w(f"vec axis[{self._nv}][6]; vec by_axis[{self._nv}][6];")
             w.table("moves", [int(d in chain) for chain in self._chains for d in range(self._nv)])
 
     def dofs(self, w: Writer, n: int) -> None:

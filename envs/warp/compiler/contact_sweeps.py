@@ -26,20 +26,23 @@ def reverse(loops: ContactLoops, w: Writer) -> None:
     for n, together in enumerate(loops.together):
         with loops.items(w, n, found=True) as near:
             for k in together:
-                if loops.kinds[k].counts:
-                    loops.adhesion.reverse(w, k, near)
-                    continue
-                with loops.present(w, k, near) as (declared, present):
-                    item = loops.kinds[k].item
-                    found = {node.args[0]: x for node, x in vjp([(item.power, 1.0), (item.slide, 1.0)]).items()}
-                    if not is_zero(item.slide):
+                kind = loops.kinds[k]
+                with loops.present(w, k, near, listed=kind.counts) as (declared, present):
+                    powers = [(kind.item.power, 1.0), (kind.item.slide, 1.0)]
+                    if kind.counts:
+                        powers = loops.adhesion.open(w, k, declared)
+                    found = {node.args[0]: x for node, x in vjp(powers).items()}
+                    if kind.acts and not is_zero(kind.item.slide):
                         _slide(loops, w, k, found, declared, present)
-                    found = {name: x for name, x in found.items() if name.startswith(("geom", "body"))}
+                    found = {name: x for name, x in found.items() if name.startswith(("geom", "body", "motion"))}
                     declare(w, list(found.values()), declared)
                     for name, text in zip(found, w.compute(*found.values()), strict=True):
                         array, i = name.split("_")
-                        row = f"by_{array[:-1]}[entry[{int(array[-1]) - 1 + 2 * (array[:-1] == 'body')}]]"
-                        w(f"{row}[{i}] += select({present}, splat(0) + {text}, splat(0));")
+                        array, side = array[:-1], int(array[-1]) - 1
+                        row = f"[{side}]" if array == "motion" else f"[entry[{side + 2 * (array == 'body')}]]"
+                        w(f"by_{array}{row}[{i}] += select({present}, splat(0) + {text}, splat(0));")
+                    if kind.counts:
+                        loops.adhesion.close(w)
     values, used = loops.geom(), loops.used
     with w.loop(f"int g = 0; g < {len(loops.geoms)}; ++g", fresh=True):
         w("const vec* const by = by_geom[g]; const real* const there = mount + 12 * g;")
@@ -85,7 +88,7 @@ def slide_tangent(noslip: NoSlip, slots: LoopSlots, w: Writer) -> None:
     loops = slots.loops
     for n, together in enumerate(loops.together):
         with loops.items(w, n, found=True, along=True) as near:
-            for k in together:
+            for k in filter(lambda k: loops.kinds[k].acts, together):
                 item = loops.kinds[k].item
                 if len(item.rows) == 1:
                     continue
@@ -116,8 +119,7 @@ def _push_tangents(item: Item) -> list[list[Any]]:
 
 def seeds(loops: ContactLoops, body: int, graph: Graph, motions: Sequence[Sequence[Spatial]]) -> list[tuple[Any, Node]]:
     """What a body's place and motions are, with the derivative that :meth:`reverse` found by each."""
-    found = loops.adhesion.seeds(body, graph)
-    if body in loops.bodies:
-        n = loops.bodies.index(body)
-        found += [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(loops.values(body, motions))]
-    return found
+    if body not in loops.bodies:
+        return []
+    n = loops.bodies.index(body)
+    return [(x, graph.input(f"by_body[{n}][{i}]")) for i, x in enumerate(loops.values(body, motions))]

@@ -105,8 +105,6 @@ class NoSlip:
             w(f"vec change_[{size}]; for (int i = 0; i < {size}; ++i) change_[i] = splat(0);")
             w.table("kin_begin", [sum(map(len, self.related[:i])) for i in range(self.nv + 1)])
             w.table("kin", [d for x in self.related for d in x])
-        if which == "adjoint":
-            w(f"vec by_axis[{self.nv}][6];")
         w(f"vec reach_[{self.trees}]; vec gain_[{self.trees}]; vec first_[{self.trees}]; vec label_[{self.trees}];")
         w(f"vec inertia_[{self.trees}];")
         pairs, numbers = self.kinematics.model.pairs, max(1, self.stride * len(self.ranks))

@@ -31,7 +31,7 @@ def reverse(n: NoSlip, w: Writer) -> None:
             w.compute(*axis[0], *axis[1])
             for j, x in enumerate((*axis[0], *axis[1])):
                 w(f"axis[{d}][{j}] = {vector(x)};")
-    w(f"for (int i = 0; i < {6 * n.nv}; ++i) by_axis[0][i] = splat(0);")
+        w(f"for (int i = 0; i < {6 * n.nv}; ++i) by_axis[0][i] = splat(0);")
     prepare(n, w)
     sweep(n, w, history=True)
     for i in range(n.nv):
@@ -173,16 +173,6 @@ def mass_seeds(n: NoSlip, graph: Graph) -> list[tuple[Any, Any]]:
         (x, mul(-1.0 if i == j else -2.0, graph.input(f"change_[{place(i, j)}]")))
         for i, row in enumerate(n.mass)
         for j, x in enumerate(row[: i + 1])
-        if isinstance(x, Node)
-    ]
-
-
-def axis_seeds(n: NoSlip, graph: Graph, body: int) -> list[tuple[Any, Any]]:
-    """The axes of a body's joints, and the derivative by each that contacts gather."""
-    return [
-        (x, graph.input(f"by_axis[{d}][{j}]"))
-        for d in n.kinematics.dofs(body)
-        for j, x in enumerate((*n.kinematics.axes[d][0], *n.kinematics.axes[d][1]))
         if isinstance(x, Node)
     ]
 

@@ -154,8 +154,8 @@ class Sweeps:
                 for node in self._frames[body]
                 if node not in outer
             ]
-            if s.noslip is not None:
-                seeds += noslip_reverse.axis_seeds(s.noslip, s.graph, body)
+            if s.noslip is not None or s.adhesion is not None:
+                seeds += self._axis_seeds(body)
             so_far = [(node, gathered[body, node]) for node in self._frames[body] if (body, node) in gathered]
             reached = [(node, x) for node, x in (*own.items(), *so_far) if node in outer or node not in frame]
             passed: dict[Node, Any] = {}
@@ -190,6 +190,16 @@ class Sweeps:
             (present,) = w.compute(load.present)
             with w.block(f"if (any({present}))"):
                 yield f"select({present}, splat(0) + {{}}, splat(0))"
+
+    def _axis_seeds(self, body: int) -> list[tuple[Any, Any]]:
+        """The axes of a body's joints, and the derivative by each that contacts gather."""
+        s = self.step
+        return [
+            (x, s.graph.input(f"by_axis[{d}][{j}]"))
+            for d in s.kinematics.dofs(body)
+            for j, x in enumerate((*s.kinematics.axes[d][0], *s.kinematics.axes[d][1]))
+            if isinstance(x, Node)
+        ]
 
     def _frames_of(self, load: Load) -> dict[Node, int]:
         """The nodes of its bodies' frames that a load depends on, and the body of each."""
