@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler.emit import Writer
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
 from mage_diffsim.envs.warp.compiler.loads import Load
 from mage_diffsim.envs.warp.compiler.sweeps import Sweeps
-from tests.envs.warp_models import Leg, Pile
+from tests.envs.warp_models import Leg, Pile, Solids
 
 
 def contacts_of(model):
@@ -31,7 +31,13 @@ def expressions(c):
     return [c.present, c.weight, c.push, *c.normal, *itertools.chain(*c.points, *c.tangents, *c.rows)]
 
 
-@pytest.mark.parametrize("model", ["HalfCheetah", "Ant", Leg, Pile], ids=str)
+def test_corners_of_a_box_are_one_contact_and_points_of_a_cylinder_two():
+    *_, joined = contacts_of(Solids)
+    copies = {kinds: [c.copies for c in joined if c.pair.kinds == ("plane", kinds)] for kinds in ("box", "cylinder")}
+    assert copies == {"box": [4], "cylinder": [2, 2]}
+
+
+@pytest.mark.parametrize("model", ["HalfCheetah", "Ant", Leg, Pile, Solids], ids=str)
 def test_a_joined_contact_is_each_of_its_copies(model):
     read, _, every, joined = contacts_of(model)
     assert len(joined) < len(every) == sum(c.copies for c in joined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +18,12 @@ def plane_box(plane: Geom, box: Geom, noise: float) -> Iterator[Found]:
     high as the centre.
     """
     del noise
-    normal = box.inside(plane.axis)
-    for corner in range(4):
-        place = [(1.0 if corner & 1 << k else -1.0) * size for k, size in enumerate(box.size)]
-        above = less(0.0, al.dot(normal, place))
+    # A sum's terms are in the order of their making. All products come first, so that all corners have the same form.
+    heights = [(mul(-size, x), mul(size, x)) for size, x in zip(box.size, box.inside(plane.axis), strict=True)]
+    for corner in itertools.product((0, 1), (0, 1), (0,)):
+        x, y, z = (height[side] for height, side in zip(heights, corner, strict=True))
+        above = less(0.0, add(add(x, y), z))
+        place = [size if side else -size for size, side in zip(box.size, corner, strict=True)]
         yield on_plane(plane, box, [where(above, -x, x) for x in place])
 
 

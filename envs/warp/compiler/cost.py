@@ -36,6 +36,9 @@ MEMORY = 2.0
 LOOPED = 15.0
 """Seconds from which contacts are in loops instead of written out."""
 
+LENGTHS = {("plane", "capsule"): 2, ("capsule", "capsule"): 2, ("plane", "box"): 2, ("plane", "cylinder"): 3}
+"""Kinds of two geoms whose contacts have more code than one of two spheres, to how many times as much."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -78,9 +81,7 @@ def _written(model: Model) -> Cost:
         return Cost(float("inf"), float("inf"))
     m, chains = model.model, _chains(model.model)
     moved = [chains[pair.bodies[0]] | chains[pair.bodies[1]] for pair in model.pairs]
-    # A capsule has two ends on a plane, and two capsules may touch side by side.
-    twice = [pair.kinds in (("plane", "capsule"), ("capsule", "capsule")) for pair in model.pairs]
-    contacts = sum(len(x) * (1 + two) for x, two in zip(moved, twice, strict=True))
+    contacts = sum(len(x) * LENGTHS.get(pair.kinds, 1) for x, pair in zip(moved, model.pairs, strict=True))
     rows = [0] * m.nv
     for i, _ in filled(m.nv, {(i, j) for x in {*moved, *chains} for i in x for j in x}):
         rows[i] += 1
