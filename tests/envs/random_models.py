@@ -100,7 +100,7 @@ class _Maker(Draws):
         world = self._part["worldbody"]
         self._add(world, "site", "s", pos=self._between(-0.5, 0.5, 3), euler=self._between(-90, 90, 3))
         if self._maybe(0.75):
-            floor = self._add(world, "geom", "g", type="plane", size="9 9 1")
+            floor = self._add(world, "geom", "g", type="plane", size="9 9 1", conaffinity="13")
             self._set(floor, 0.2, euler=lambda: self._between(-20, 20, 3))
             self._contact_parameters(floor)
 
@@ -166,8 +166,11 @@ class _Maker(Draws):
         else:
             geom.set("size", size if kind == "sphere" else self._between(0.04, 0.12, 3))
             geom.set("pos", self._between(-0.2, 0.2, 3))
-        if kind not in ("sphere", "capsule") and self._maybe(0.9):
-            geom.set("contype", "0")
+        if kind == "sphere":
+            geom.set("conaffinity", "5")
+        elif kind != "capsule" and self._maybe(0.9):
+            # Those of what they touch: planes, and but for ellipsoids spheres.
+            geom.set("contype", "8" if kind == "ellipsoid" else "4")
             geom.set("conaffinity", "0")
         self._set(geom, 0.2, density=lambda: self._between(100, 2000), mass=lambda: self._between(0.1, 3))
         self._set(geom, 0.02, fluidshape="ellipsoid")
