@@ -133,6 +133,7 @@ MODELS: dict[str, str] = {
     "compile_mib": "largest memory of the process until then, with all imports [MiB]",
     "count": "visited states at which the backend is compared with MuJoCo C",
     "diverged_in_c": "visited states besides, from which MuJoCo C diverges",
+    "ill_posed": "visited states besides, from which rounding errors change MuJoCo C's own step",
     "value_median": "error of the next state against MuJoCo C with a converged solver, relative where that is above 1",
     "value_worst": "the same, worst state",
     "action_clean": "clean states of the derivative by the action",

@@ -79,6 +79,8 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         states = f"{row['count']} visited states"
         if row["diverged_in_c"]:
             states += f"; MuJoCo C itself diverges from {row['diverged_in_c']} more"
+        if row["ill_posed"]:
+            states += f"; rounding errors change MuJoCo C's own step from {row['ill_posed']} more"
         if row["value_worst"] is not None:
             yield (
                 "values",

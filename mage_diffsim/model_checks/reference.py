@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mage_diffsim.envs.differences import TrueJacobian, true_jacobians
+from mage_diffsim.envs.differences import TrueJacobian, true_jacobians, value_error
 from mage_diffsim.envs.mujoco.controls import control_ranges
 from mage_diffsim.envs.mujoco.convergence import with_solver
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.sampling import INSIDE
-from mage_diffsim.shapes import Float, Int, Tensor
+from mage_diffsim.shapes import Bool, Float, Int, Tensor
 
 Kind = Literal["visited", "thrown"]
 KINDS: tuple[Kind, ...] = ("visited", "thrown")
@@ -28,6 +28,8 @@ NOISE = 0.02
 """Standard deviation of positions and velocities at the start of a rollout."""
 SPEED = 5.0
 """Largest velocity of a thrown state [m/s, rad/s]."""
+NUDGE, MOVED = 1e-14, 1e-10
+"""A state is ill-posed if changes of its positions by NUDGE, relative above 1, move C's next state by MOVED."""
 
 
 class Points(NamedTuple):
@@ -85,6 +87,20 @@ class Reference:
                 if any(w.number for w in data.warning):
                     row[:] = np.nan
         return rows
+
+    def ill_posed(self, points: Points) -> Bool[Tensor, " N"]:
+        """States from which rounding errors change C's own step, as that of a cylinder that stands on end."""
+        here, rng = torch.from_numpy(self.step(points)), np.random.default_rng(0)
+        moved = torch.zeros(len(here), dtype=torch.float64)
+        positions = points.state[:, self._q]
+        for _ in range(4):
+            by = NUDGE * rng.choice([-1.0, 1.0], positions.shape) * np.maximum(1.0, np.abs(positions))
+            for change in (by, -by):
+                near = points.state.copy()
+                near[:, self._q] += change
+                step = torch.from_numpy(self.step(points._replace(state=near)))
+                moved = torch.maximum(moved, value_error(step, here))
+        return here.isfinite().all(1) & (moved > MOVED)
 
     def contacts(self, points: Points) -> Int[Tensor, " N"]:
         """Number of contacts that push at each state."""

@@ -11,7 +11,7 @@ pytest.importorskip("mujoco")
 from mage_diffsim.envs.mujoco import MujocoPhysics
 from mage_diffsim.model_checks.comparing import compare
 from mage_diffsim.model_checks.finding import task_of
-from mage_diffsim.model_checks.reference import KINDS, Reference
+from mage_diffsim.model_checks.reference import KINDS, Points, Reference
 from tests.model_checks.tiny_models import FALLING, HELD
 
 
@@ -76,3 +76,16 @@ def test_what_diverges_in_c_is_counted_and_not_judged(tmp_path):
     physics = MujocoPhysics(task_of(path), dtype=torch.float64)
     found = compare(physics, points.joined(), value, reference.truth(points), reference.tangents(points))
     assert found["count"] + found["diverged_in_c"] == 4 and found["nonfinite_values"] == 0
+
+
+STANDING = """<mujoco><worldbody><geom type="plane" size="9 9 1"/><body pos="0 0 .1"><joint type="slide" axis="0 0 1"/>
+ <joint name="tilt" axis="0 1 0"/><joint axis="1 0 0"/><geom type="cylinder" size=".1 .1"/></body></worldbody><actuator>
+ <motor joint="tilt" gear="20" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+def test_a_cylinder_on_end_is_ill_posed_where_rounding_decides_where_its_rim_touches(tmp_path):
+    path = tmp_path / "standing.xml"
+    path.write_text(STANDING)
+    state = np.array([[-1e-3, tilt, 0.5 * tilt, 0.0, 0.0, 0.0] for tilt in (1e-10, 1e-8, 0.1, 1.0)])
+    found = Reference(path).ill_posed(Points(state, np.ones((4, 1))))
+    assert found.tolist() == [True, True, False, False]
