@@ -114,7 +114,10 @@ def test_a_folder_is_searched_measured_apart_and_gone_on_with(tmp_path, monkeypa
     assert run(options) == 0
     text = (out / "summary.md").read_text()
     assert "second | the same model as deep/first" in text and "it has no joint" in text
-    assert "it is an include (mujocoinclude)" in text and str(tmp_path) not in text.replace(f"{folder}", "").split("Command")[0]
+    assert (
+        "it is an include (mujocoinclude)" in text
+        and str(tmp_path) not in text.replace(f"{folder}", "").split("Command")[0]
+    )
     assert text.index("mujoco: 1 of 1 models measured, 0 crashed or not done") < text.index("## ")
     with (out / "results.csv").open() as file:
         assert [row["states"] for row in csv.DictReader(file)] == list(KINDS)
