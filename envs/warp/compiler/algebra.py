@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,13 @@ def minus(a: Vector, b: Vector) -> Vector:
 def times(a: Vector, s: Any) -> Vector:
     """a s."""
     return [mul(x, s) for x in a]
+
+
+def choose(condition: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """Vector a where the condition holds, b elsewhere; or a matrix."""
+    return [
+        choose(condition, x, y) if isinstance(x, list) else where(condition, x, y) for x, y in zip(a, b, strict=True)
+    ]
 
 
 def column(m: Matrix, i: int) -> Vector:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
+from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, meeting, turned
 from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sub, where
 
 SLOTS = 8
@@ -257,21 +257,17 @@ def contact(features: al.Vector, first_box: Geom, second_box: Geom, noise: float
     crossing, first, reference = (less(0.5, f[name]) for name in ("crossing", "first", "reference"))
     stopped, other_stopped = less(0.5, f["stopped"]), less(0.5, f["other_stopped"])
 
-    def turned(name: str, by_first: Any) -> al.Vector:
-        rows = zip(first_box.frame, second_box.frame, strict=True)
-        frame = [[where(by_first, x, y) for x, y in zip(*both, strict=True)] for both in rows]
-        return al.apply(frame, [f[f"{name}{i}"] for i in range(3)])
+    def vector(name: str, by_first: Any) -> al.Vector:
+        return turned(first_box, second_box, by_first, [f[f"{name}{i}"] for i in range(3)])
 
-    start, way, other = turned("start", first), turned("way", first), turned("other", less(f["first"], 0.5))
-    face = turned("face", reference)
+    start, way, other = vector("start", first), vector("way", first), vector("other", less(f["first"], 0.5))
+    face = vector("face", reference)
     # From here, places are relative to the centre of the line's own box, and the other box is ``beyond``.
     beyond = al.times(al.minus(second_box.centre, first_box.centre), where(first, 1.0, -1.0))
     slope = al.dot(other, way)
 
     # Where the line meets the other box's plane, and how high that is above the face.
-    meets = less(SMALLEST * SMALLEST, mul(slope, slope))
-    length = div(sub(add(f["bound"], al.dot(other, beyond)), al.dot(other, start)), where(meets, slope, 1.0))
-    corner = al.plus(start, al.times(way, where(meets, length, 0.0)))
+    corner = meeting(start, way, other, add(f["bound"], al.dot(other, beyond)))
     own = less(0.5, add(mul(f["first"], f["reference"]), mul(sub(1.0, f["first"]), sub(1.0, f["reference"]))))
     height = sub(al.dot(face, al.minus(corner, [where(own, 0.0, x) for x in beyond])), f["height"])
     at_face = al.minus(corner, al.times(face, mul(0.5, height)))
@@ -288,8 +284,8 @@ def contact(features: al.Vector, first_box: Geom, second_box: Geom, noise: float
     gap = al.dot(across, al.minus(ends[1], ends[0]))
 
     middle = al.times(al.plus(*ends), 0.5)
-    point = [where(crossing, x, y) for x, y in zip(middle, at_face, strict=True)]
-    centre = [where(first, x, y) for x, y in zip(first_box.centre, second_box.centre, strict=True)]
+    point = al.choose(crossing, middle, at_face)
+    centre = al.choose(first, first_box.centre, second_box.centre)
     outward = al.times(face, where(reference, 1.0, -1.0))
-    normal = [where(crossing, x, y) for x, y in zip(across, outward, strict=True)]
+    normal = al.choose(crossing, across, outward)
     return Found(where(crossing, gap, height), al.plus(centre, point), normal)

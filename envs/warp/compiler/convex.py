@@ -10,7 +10,7 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.convex_search import FEATURES
-from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
+from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, turned
 from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sub, where
 
 SMOOTH = (
@@ -69,9 +69,7 @@ def contact(kinds: tuple[str, str], features: al.Vector, first: Geom, second: Ge
     flats, normal = [], start
     for j in (1, 2):
         of_second = less(0.5, f[f"of_second{j}"])
-        rows = zip(first.frame, second.frame, strict=True)
-        frame = [[where(of_second, y, x) for x, y in zip(*both, strict=True)] for both in rows]
-        flats.append(al.apply(frame, vector(f"flat{j}_")))
+        flats.append(turned(second, first, of_second, vector(f"flat{j}_")))
         residual = add(al.dot(start, flats[-1]), al.dot(apart, vector(f"across{j}_")))
         normal = al.plus(normal, al.times(vector(f"lift{j}_"), residual))
     normal = al.direction(normal, al.IDENTITY[2])
@@ -85,12 +83,9 @@ def contact(kinds: tuple[str, str], features: al.Vector, first: Geom, second: Ge
     one = al.plus(one, al.times(flats[0], where(crossing, div(al.dot(apart, towards), slope), 0.0)))
     by_second = less(0.5, f["by_second"])
     half = mul(0.5, distance)
-    points = zip(
-        al.plus(one, al.times(normal, add(half, radius[0]))),
-        al.minus(other, al.times(normal, add(half, radius[1]))),
-        strict=True,
-    )
-    return Found(distance, [where(by_second, y, x) for x, y in points], normal)
+    of_first = al.plus(one, al.times(normal, add(half, radius[0])))
+    of_second = al.minus(other, al.times(normal, add(half, radius[1])))
+    return Found(distance, al.choose(by_second, of_second, of_first), normal)
 
 
 def _farthest(kind: str, geom: Geom, normal: al.Vector, place: al.Vector, turn: Any) -> al.Vector:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import convex
 from mage_diffsim.envs.warp.compiler.convex_search import FEATURES, SEARCH
-from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
-from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, meeting, turned
+from mage_diffsim.envs.warp.compiler.graph import add, less, mul, sub, where
 
 TOLERANCE = 0.0889
 """Angle below which faces and edges lie together [rad]."""
@@ -343,31 +342,23 @@ def contact(kinds: tuple[str, str], features: al.Vector, first: Geom, second: Ge
     f = dict(zip(CLIPPED, features[n:], strict=True))
     clipped, faces, reference, own, beside = (less(0.5, f[x]) for x in CLIPPED[:5])
 
-    def turned(name: str, by_first: Any) -> al.Vector:
-        rows = zip(first.frame, second.frame, strict=True)
-        frame = [[where(by_first, x, y) for x, y in zip(*both, strict=True)] for both in rows]
-        return al.apply(frame, [f[f"{name}{i}"] for i in range(3)])
+    def vector(name: str, by_first: Any) -> al.Vector:
+        return turned(first, second, by_first, [f[f"{name}{i}"] for i in range(3)])
 
     # The line, relative to the centre of its geom.
-    start, way, other = turned("start", own), turned("way", own), turned("other", less(f["first"], 0.5))
+    start, way, other = vector("start", own), vector("way", own), vector("other", less(f["first"], 0.5))
     apart = al.minus(second.centre, first.centre)
     beyond = al.times(apart, where(own, 1.0, -1.0))
     side = where(own, 1.0, -1.0)
-    centre, axis = (
-        [where(own, x, y) for x, y in zip(*both, strict=True)]
-        for both in ((first.centre, second.centre), (first.axis, second.axis))
-    )
+    centre, axis = al.choose(own, first.centre, second.centre), al.choose(own, first.axis, second.axis)
     out = al.times(whole.normal, mul(side, sub(f["rest"], mul(0.5, whole.distance))))
     witness = al.plus(al.minus(whole.point, centre), out)
     across = al.minus(witness, al.times(axis, al.dot(axis, witness)))
     start = al.plus(start, [where(beside, x, 0.0) for x in across])
-    slope = al.dot(other, way)
-    meets = less(SMALLEST * SMALLEST, mul(slope, slope))
-    length = div(sub(add(f["bound"], al.dot(other, beyond)), al.dot(other, start)), where(meets, slope, 1.0))
-    corner = al.plus(start, al.times(way, where(meets, length, 0.0)))
+    corner = meeting(start, way, other, add(f["bound"], al.dot(other, beyond)))
 
     # On the face.
-    face = turned("face", reference)
+    face = vector("face", reference)
     same = less(0.5, add(mul(f["first"], f["reference"]), mul(sub(1.0, f["first"]), sub(1.0, f["reference"]))))
     height = sub(al.dot(face, al.minus(corner, [where(same, 0.0, x) for x in beyond])), f["height"])
     outward = al.times(face, where(reference, 1.0, -1.0))
@@ -377,6 +368,5 @@ def contact(kinds: tuple[str, str], features: al.Vector, first: Geom, second: Ge
     between = al.minus(al.times(normal, mul(0.5, where(faces, distance, -f["rest"]))), al.times(face, mul(height, 0.5)))
     lower = al.minus(corner, al.times(face, where(faces, mul(0.5, height), 0.0)))
     point = al.plus(centre, al.plus(lower, between))
-    pairs = zip(point, whole.point, strict=True), zip(normal, whole.normal, strict=True)
-    point, normal = ([where(clipped, x, y) for x, y in both] for both in pairs)
+    point, normal = al.choose(clipped, point, whole.point), al.choose(clipped, normal, whole.normal)
     return Found(where(clipped, distance, whole.distance), point, normal)

@@ -47,7 +47,7 @@ def sphere_cylinder(sphere: Geom, cylinder: Geom, noise: float) -> Iterator[Foun
     # MuJoCo's direction of two points in one place.
     known = where(at_cap, 1.0, where(at_side, from_axis, where(on_rim, 0.0, from_rim)))
     otherwise = al.direction(al.cross(sphere.axis, cylinder.axis), al.IDENTITY[0], noise)
-    normal = [where(less(known, short), b, a) for a, b in zip(normal, otherwise, strict=True)]
+    normal = al.choose(less(known, short), otherwise, normal)
     gap = where(at_cap, beyond, where(at_side, beside, where(on_rim, 0.0, from_rim)))
     distance = sub(gap, sphere.size[0])
     yield Found(distance, al.plus(sphere.centre, al.times(normal, add(sphere.size[0], mul(0.5, distance)))), normal)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.graph import add, maximum, minimum, mul
+from mage_diffsim.envs.warp.compiler.graph import add, div, less, maximum, minimum, mul, sub, where
 
 
 class Geom(NamedTuple):
@@ -42,6 +42,19 @@ class Found(NamedTuple):
     """Direction of the first tangent where MuJoCo gives one, else None."""
     absent: Any = False
     """Condition: the geoms have no such contact where they are, however close."""
+
+
+def turned(first: Geom, second: Geom, by_first: Any, v: al.Vector) -> al.Vector:
+    """A vector that is given in the first geom's frame, or in the second's where the condition fails."""
+    return al.apply(al.choose(by_first, first.frame, second.frame), v)
+
+
+def meeting(start: al.Vector, way: al.Vector, normal: al.Vector, bound: Any) -> al.Vector:
+    """Where a line meets the plane {normal . x = bound}; ``start`` where it is parallel to that, as without a way."""
+    slope = al.dot(normal, way)
+    meets = less(SMALLEST * SMALLEST, mul(slope, slope))
+    length = div(sub(bound, al.dot(normal, start)), where(meets, slope, 1.0))
+    return al.plus(start, al.times(way, where(meets, length, 0.0)))
 
 
 def on_plane(plane: Geom, geom: Geom, lowest: al.Vector) -> Found:

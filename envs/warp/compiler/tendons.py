@@ -130,8 +130,8 @@ def _wrapped(kinematics: Kinematics, ends: tuple[_Site, _Site], wrap: int) -> _P
     touches, touched, turn = (_around_sphere if sphere else _around_cylinder)(points, radius, beside)
     reached, left = (al.plus(centre, al.apply(frame, x)) for x in touched)
     start, end = (_at(kinematics, *site, body) for site in ends)
-    there = al.minus([where(touches, x, y) for x, y in zip(reached, end, strict=True)], start)
-    onwards = al.minus(end, [where(touches, x, y) for x, y in zip(left, start, strict=True)])
+    there = al.minus(al.choose(touches, reached, end), start)
+    onwards = al.minus(end, al.choose(touches, left, start))
     forces = al.times(al.direction(there, al.IDENTITY[0]), -1.0), al.direction(onwards, al.IDENTITY[0])
     loads = [_pulled(kinematics, site, force) for site, force in zip(ends, forces, strict=True)]
     torque = al.plus(al.cross(start, forces[0]), al.cross(end, forces[1]))
@@ -190,8 +190,5 @@ def _bend(
 
 def _chosen(condition: Any, a: Bend, b: Bend) -> Bend:
     touches = less(0.5, where(condition, where(a.touches, 1.0, 0.0), where(b.touches, 1.0, 0.0)))
-    first, second = (
-        [where(condition, x, y) for x, y in zip(p, q, strict=True)]
-        for p, q in ((a.first, b.first), (a.second, b.second))
-    )
+    first, second = al.choose(condition, a.first, b.first), al.choose(condition, a.second, b.second)
     return Bend(touches, first, second, where(condition, a.length, b.length))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
+from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.graph import (
     absolute,
     add,
@@ -102,11 +103,11 @@ def inside(ends: Sequence[Point], radius: Any) -> Bend:
     angle = reflection(a, b, atan2(absolute(cross), _dot(*ends)))
     found = every(apart_seen, less(0.0, angle))
     ahead = less(0.0, cross)
-    start = _choose(ahead, *([mul(x, share) for x in end] for end, share in zip(ends, (a, b), strict=True)))
+    start = al.choose(ahead, *([mul(x, share) for x in end] for end, share in zip(ends, (a, b), strict=True)))
     turn = sub(angle, _arcsine(mul(sin(angle), where(ahead, a, b))))
     s, c = sin(turn), cos(turn)
     touch = [sub(mul(c, start[0]), mul(s, start[1])), add(mul(s, start[0]), mul(c, start[1]))]
-    point = _choose(found, touch, [mul(radius, x) for x in middle])
+    point = al.choose(found, touch, [mul(radius, x) for x in middle])
     return Bend(possible, point, point, 0.0)
 
 
@@ -122,15 +123,11 @@ def _minus(a: Point, b: Point) -> Point:
     return [sub(x, y) for x, y in zip(a, b, strict=True)]
 
 
-def _choose(condition: Any, a: Point, b: Point) -> Point:
-    return [where(condition, x, y) for x, y in zip(a, b, strict=True)]
-
-
 def _unit(a: Point) -> Point:
     """a / |a|; x where a is shorter than mjMINVAL."""
     square = _dot(a, a)
     short = less(square, SMALLEST**2)
-    return _choose(short, (1.0, 0.0), [div(x, sqrt(where(short, 1.0, square))) for x in a])
+    return al.choose(short, (1.0, 0.0), [div(x, sqrt(where(short, 1.0, square))) for x in a])
 
 
 def _nearest(ends: Sequence[Point], square: Any) -> Any:
@@ -141,7 +138,7 @@ def _nearest(ends: Sequence[Point], square: Any) -> Any:
 def _where_possible(possible: Any, ends: Sequence[Point], radius: Any) -> list[Point]:
     """The ends; where no path around them is possible, others for which everything is finite."""
     others = (2.0 * radius, 0.0), (0.5 * radius, 2.0 * radius)
-    return [_choose(possible, end, other) for end, other in zip(ends, others, strict=True)]
+    return [al.choose(possible, end, other) for end, other in zip(ends, others, strict=True)]
 
 
 def _tangent(end: Point, radius: Any, sign: Any) -> Point:
