@@ -113,8 +113,9 @@ class NoSlip:
             for rank, n in enumerate(found, self.ranks[p]):
                 groups[rank] = n + 1
                 trees[2 * rank : 2 * rank + 2] = self._trees_of_pair(p)
+                # A contact without friction may have a record with others; its rows are 0, whatever these numbers.
                 floors = [NEAR * x * x for x in pairs[p].friction]
-                constants[6 * rank : 6 * rank + 6] = [pairs[p].slope, *floors, *[0.0] * (5 - len(floors))]
+                constants[6 * rank : 6 * rank + 6] = [pairs[p].slope or 1.0, *floors, *[1.0] * (5 - len(floors))]
         w.table("slip_group", groups)
         w.table("slip_trees", trees)
         w.table("slip_constants", constants, "real")
