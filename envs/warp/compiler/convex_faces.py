@@ -14,6 +14,7 @@ from typing import Any
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler import convex
 from mage_diffsim.envs.warp.compiler.convex_search import FEATURES, SEARCH
+from mage_diffsim.envs.warp.compiler.convex_shapes import VECTORS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, meeting, turned
 from mage_diffsim.envs.warp.compiler.graph import add, less, mul, sub, where
 
@@ -46,23 +47,9 @@ SEARCH_FLAT = (
         enum {capsule = 1, cylinder = 3, box};
         if (!one(given, found)) return 0;
         if (given[30] == 0) return 1;
-        auto dot = [](const real* a, const real* b) -> real { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; };
-        auto magnitude = [](real x) -> real { return x < 0 ? -x : x; };
-        auto cross = [](const real* a, const real* b, real* y) {
-            for (int k = 0; k < 3; ++k) {
-                const int i = k == 2 ? 0 : k + 1, j = k == 0 ? 2 : k - 1;
-                y[k] = a[i] * b[j] - a[j] * b[i];
-            }
-        };
-        const real* frames[2] = {given + 3, given + 12};
-        auto outside = [&](int g, const real* v, real* y) {
-            for (int k = 0; k < 3; ++k) y[k] = dot(frames[g] + 3 * k, v);
-        };
-        auto inside = [&](int g, const real* v, real* y) {
-            const real* m = frames[g];
-            for (int k = 0; k < 3; ++k) y[k] = m[k] * v[0] + m[3 + k] * v[1] + m[6 + k] * v[2];
-        };
-
+"""
+    + VECTORS
+    + """
         // Which faces are at the contact: the code of one is 2 k, or 2 k + 1 if it looks along -k.
         const real* n = found + normal;
         int sides[2][3], count[2] = {0, 0}, dims[2] = {1, 1}, bits[2] = {0, 0};

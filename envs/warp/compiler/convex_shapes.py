@@ -10,10 +10,8 @@ from __future__ import annotations
 KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box")
 """Kinds of geoms; the code has their numbers in this order."""
 
-SHAPES = """
-        enum {sphere, capsule, ellipsoid, cylinder, box};
-        const real *apart = given, *frames[2] = {given + 3, given + 12}, *sizes[2] = {given + 21, given + 24};
-        const int kinds[2] = {(int)given[28], (int)given[29]};
+VECTORS = """
+        const real* frames[2] = {given + 3, given + 12};
         auto dot = [](const real* a, const real* b) -> real { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; };
         auto cross = [](const real* a, const real* b, real* y) {
             for (int k = 0; k < 3; ++k) {
@@ -22,7 +20,6 @@ SHAPES = """
             }
         };
         auto magnitude = [](real x) -> real { return x < 0 ? -x : x; };
-        auto inverse_length = [&](const real* a) -> real { return real(1) / sqrt{f}(dot(a, a)); };
         auto inside = [&](int g, const real* v, real* y) {
             const real* m = frames[g];
             for (int k = 0; k < 3; ++k) y[k] = m[k] * v[0] + m[3 + k] * v[1] + m[6 + k] * v[2];
@@ -30,6 +27,17 @@ SHAPES = """
         auto outside = [&](int g, const real* v, real* y) {
             for (int k = 0; k < 3; ++k) y[k] = dot(frames[g] + 3 * k, v);
         };
+"""
+"""Functions of vectors, and of the frames of the two geoms that ``given`` has (:func:`.searches.given`). ``inside``
+takes a vector to geom g's frame, and ``outside`` from there."""
+
+SHAPES = (
+    VECTORS
+    + """
+        enum {sphere, capsule, ellipsoid, cylinder, box};
+        const real *apart = given, *sizes[2] = {given + 21, given + 24};
+        const int kinds[2] = {(int)given[28], (int)given[29]};
+        auto inverse_length = [&](const real* a) -> real { return real(1) / sqrt{f}(dot(a, a)); };
         auto orthogonal = [&](const real* n, real* y) {  // to n, of length 1
             const int k = magnitude(n[0]) < real(0.6) ? 0 : magnitude(n[1]) < real(0.6) ? 1 : 2;
             for (int i = 0; i < 3; ++i) y[i] = real(i == k) - n[k] * n[i];
@@ -93,4 +101,5 @@ SHAPES = """
             return sum;
         };
 """
-"""Functions of the two geoms that ``given`` has (:func:`.searches.given`)."""
+)
+"""Functions of the two geoms that ``given`` has."""
