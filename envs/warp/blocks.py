@@ -21,6 +21,13 @@ KEPT = 2
 """Free blocks that are kept at most."""
 
 
+def aligned(length: int) -> np.ndarray:
+    """Bytes [length] of unknown numbers at a multiple of :data:`ALIGNED`, of numpy, which asks for huge pages."""
+    memory = np.empty(length + ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % ALIGNED
+    return memory[begin : begin + length]
+
+
 class Blocks:
     """Tensors of one dtype whose memory goes to the next ones when they are freed.
 
@@ -52,16 +59,9 @@ class Blocks:
                     return block
                 unfit.append(block)
         except IndexError:
-            return self._new(size)
+            return torch.from_numpy(aligned(size * self._dtype.itemsize)).view(self._dtype)
         finally:
             self.free[:0] = unfit
-
-    def _new(self, size: int) -> Tensor:
-        """A block of numpy's, which asks the system for huge pages."""
-        length = size * self._dtype.itemsize
-        memory = np.empty(length + ALIGNED, np.uint8)
-        begin = -memory.ctypes.data % ALIGNED
-        return torch.from_numpy(memory[begin : begin + length]).view(self._dtype)
 
     def _give_back(self, block: Tensor) -> None:
         self.free.append(block)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 
 from mage_diffsim.bridges.fd import check_rows
@@ -21,7 +20,7 @@ from mage_diffsim.bridges.op import Op, indexed
 from mage_diffsim.bridges.stack import fits, workers
 from mage_diffsim.bridges.warp import OWN_STACK, kernel, launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
-from mage_diffsim.envs.warp.blocks import Blocks
+from mage_diffsim.envs.warp.blocks import Blocks, aligned
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.intake import read
@@ -119,8 +118,8 @@ class _Scratch(threading.local):
     def at_least(self, n: int) -> int:
         """The address of ``n`` bytes or more, a multiple of a vector's size."""
         if self.bytes < n:
-            self._memory = np.empty(n + VECTOR, np.uint8)
-            self.bytes, self.address = n, -(-self._memory.ctypes.data // VECTOR) * VECTOR
+            self._memory = aligned(n)
+            self.bytes, self.address = n, self._memory.ctypes.data
         return self.address
 
 
