@@ -190,15 +190,19 @@ def _near(two: Two, in_gap: bool) -> Any:
 
     The spheres are a thousandth larger than need be, which allows for float32 far from the world's origin.
     """
-    m, pair = two.model.model, two.pair
-    (first, frame), (second, _) = two.geom(pair, 0), two.geom(pair, 1)
-    apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
-    margin = _margin(pair, in_gap)
-    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + margin
+    m, pair, (apart, axis, _) = two.model.model, two.pair, _apart(two)
+    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + _margin(pair, in_gap)
     if pair.kinds[0] == "plane":
-        return less(al.dot(al.column(frame, 2), apart), reach)
+        return less(al.dot(axis, apart), reach)
     reach += 1.001 * float(m.geom_rbound[pair.geoms[0]])
     return less(al.dot(apart, apart), reach * abs(reach))
+
+
+def _apart(two: Two) -> tuple[al.Vector, al.Vector, al.Vector]:
+    """The second geom's centre relative to the first's, and both z axes."""
+    (first, frame), (second, other) = two.geom(two.pair, 0), two.geom(two.pair, 1)
+    origins = [two.origin(body) for body in two.pair.bodies]
+    return al.minus(al.plus(second, origins[1]), al.plus(first, origins[0])), al.column(frame, 2), al.column(other, 2)
 
 
 def _margin(pair: Pair, in_gap: bool) -> float:
@@ -213,11 +217,8 @@ def _closer(two: Two, in_gap: bool) -> Any:
     m, pair = two.model.model, two.pair
     if pair.kinds != ("capsule", "capsule"):
         return True
-    margin = _margin(pair, in_gap)
-    (first, frame), (second, other) = two.geom(pair, 0), two.geom(pair, 1)
-    apart = al.minus(al.plus(second, two.origin(pair.bodies[1])), al.plus(first, two.origin(pair.bodies[0])))
-    beyond = []
-    for geom, beside, axis in ((0, 1, al.column(frame, 2)), (1, 0, al.column(other, 2))):
+    margin, (apart, *axes), beyond = _margin(pair, in_gap), _apart(two), []
+    for geom, beside, axis in zip((0, 1), (1, 0), axes, strict=True):
         radius, half = (float(x) for x in m.geom_size[pair.geoms[geom]][:2])
         along = maximum(minimum(al.dot(axis, apart), half), -half)
         gap = al.minus(apart, al.times(axis, along))
