@@ -6,6 +6,7 @@ its group is written to ``slot``. In code, ``rank`` is such a number, and ``k`` 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
@@ -28,6 +29,7 @@ class Slots(ABC):
     def sizes(self) -> list[tuple[int, int]]:
         """By group: entries of a row at most, and contacts at most."""
 
+    @property
     @abstractmethod
     def numbered(self) -> dict[int, list[tuple[int, int]]]:
         """By number of a pair, its possible contacts in MuJoCo's order: (group, number of the contact or kind)."""
@@ -58,7 +60,7 @@ class Slots(ABC):
 
         Args:
             w: where the code is written.
-            number: of the contact or kind, as in :meth:`numbered`.
+            number: of the contact or kind, as in :attr:`numbered`.
 
         Returns:
             code of which of the contact's bodies, 0 or 1, degree of freedom ``dof[p]`` moves; 2 if both.
@@ -78,6 +80,7 @@ class CodeSlots(Slots):
     def sizes(self) -> list[tuple[int, int]]:
         return [(len(g.dofs), sum(c.copies for c in g.contacts.values())) for g in self.code.groups]
 
+    @functools.cached_property
     def numbered(self) -> dict[int, list[tuple[int, int]]]:
         members = sorted((number, n, c) for n, g in enumerate(self.code.groups) for number, c in g.contacts.items())
         found: dict[int, list[tuple[int, int]]] = {}
@@ -87,7 +90,7 @@ class CodeSlots(Slots):
         return found
 
     def number(self, first: Mapping[int, int]) -> None:
-        for p, found in self.numbered().items():
+        for p, found in self.numbered.items():
             for rank, (_, number) in enumerate(found, first[p]):
                 self.code.slots.setdefault(number, rank)
 
@@ -127,6 +130,7 @@ class LoopSlots(Slots):
     def sizes(self) -> list[tuple[int, int]]:
         return [(self.loops.longest(n), self.loops.capacity[n]) for n in range(len(self.cones))]
 
+    @functools.cached_property
     def numbered(self) -> dict[int, list[tuple[int, int]]]:
         found: dict[int, dict[int, tuple[int, int]]] = {}
         for k, kind in enumerate(self.loops.kinds):

@@ -66,7 +66,7 @@ class NoSlip:
             self.groups.append(sliding(n + 1, cone, *self.slots.sizes[n]))
         self.islands = int(m.ntree) > 1 and not m.opt.disableflags & load_mujoco().mjtDisableBit.mjDSBL_ISLAND
         self.trees = int(m.ntree) if self.islands else 1
-        self.candidates = {p: [n for n, _ in x] for p, x in self.slots.numbered().items()}
+        self.candidates = {p: [n for n, _ in x] for p, x in self.slots.numbered.items()}
         """By number of a pair, the group of each of its possible contacts."""
         self.stride = max(map(len, self.candidates.values()), default=1)
         """Possible contacts of a pair at most."""
@@ -88,7 +88,7 @@ class NoSlip:
 
     def group_of(self, number: int) -> Sliding:
         """The records of a contact, or of a kind of contacts."""
-        return self.groups[1 + next(n for x in self.slots.numbered().values() for n, i in x if i == number)]
+        return self.groups[1 + next(n for x in self.slots.numbered.values() for n, i in x if i == number)]
 
     # -- what is declared once --
 
