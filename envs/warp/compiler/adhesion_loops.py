@@ -66,10 +66,15 @@ class AdhesionLoops:
 
     def _count(self, w: Writer, k: int, declared: set[str], listed: str) -> None:
         """Add an item of a kind to the sums and numbers of its geoms' bodies."""
-        w(f"const vec one = select({listed}, splat(1), splat(0));")
-        w(f"const int* const stuck = stuck{k} + 2 * i;")
+        self._one(w, k, listed)
         w("moment_share[stuck[0]] += one; moment_share[stuck[1]] += one;")
         self._add(w, "", self._rows(k), declared)
+
+    @staticmethod
+    def _one(w: Writer, k: int, listed: str) -> None:
+        """Declare ``one``, which is 1 where an item of a kind counts, and the rows of its geoms' bodies, ``stuck``."""
+        w(f"const vec one = select({listed}, splat(1), splat(0));")
+        w(f"const int* const stuck = stuck{k} + 2 * i;")
 
     def _rows(self, k: int) -> list[list[Any]]:
         """For either side, J along the normal of a degree of freedom."""
@@ -127,8 +132,7 @@ class AdhesionLoops:
         """Emit the rows' tangents tmoment{body}_{dof}, given the arrays' tangents."""
 
         def act(k: int, declared: set[str], listed: str) -> None:
-            w(f"const vec one = select({listed}, splat(1), splat(0));")
-            w(f"const int* const stuck = stuck{k} + 2 * i;")
+            self._one(w, k, listed)
             self._add(w, "t", [jvp(x, along_of(x)) for x in self._rows(k)], declared)
 
         if self:
