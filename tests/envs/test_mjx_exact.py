@@ -50,6 +50,13 @@ def converged(simulation, moving, control):
     return np.array(found)
 
 
+def assert_steps_are_those_of_mujoco_c(simulation, moving, control):
+    """Compares steps of MJX with MuJoCo C; returns the latter [n, simulation.moving]."""
+    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    return expected
+
+
 def thrown(simulation, spread, rows=ROWS):
     """States around the initial one, mocap poses too, and controls."""
     rng, model = np.random.default_rng(0), simulation.model
@@ -90,8 +97,7 @@ CAPPED = """<mujoco><option timestep="0.004"/><custom><numeric name="max_contact
 def test_custom_numbers_that_limit_mjx_drop_no_contact():
     simulation = simulation_of(CAPPED)
     moving, control = thrown(simulation, 0.1)
-    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    expected = assert_steps_are_those_of_mujoco_c(simulation, moving, control)
     assert np.abs(expected[:, simulation.nq + 2] - moving[:, simulation.nq + 2]).max() > 1.0, "they push"
 
 
@@ -130,8 +136,7 @@ def test_limits_of_joints_and_tendons_are_those_of_mujoco_c(integrator, flag):
     """Narrower than twice their margin too, where both ends push; across trees, tendons add no inertia."""
     simulation = simulation_of(LIMITS.replace("INTEGRATOR", integrator).replace("FLAG", flag))
     moving, control = thrown(simulation, 0.15)
-    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert_steps_are_those_of_mujoco_c(simulation, moving, control)
 
 
 def physics_of(mjcf):
@@ -239,8 +244,7 @@ def test_tendons_wrap_as_in_mujoco_c_without_a_sidesite_and_are_refused_with_one
     mjcf = WRAPPED.replace("TYPE", kind)
     simulation = simulation_of(mjcf.replace("SIDE", ""))
     moving, control = thrown(simulation, 1.0)
-    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert_steps_are_those_of_mujoco_c(simulation, moving, control)
     assert "MJX wraps tendon string by another rule" in refused(mjcf.replace("SIDE", 'sidesite="side"'))
 
 
@@ -259,8 +263,7 @@ STATIC = """<mujoco><worldbody><geom type="hfield" hfield="hills" contype="0" co
 def test_geoms_that_never_meet_and_sensors_are_not_refused():
     simulation = simulation_of(STATIC)
     moving, control = thrown(simulation, 0.3)
-    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert_steps_are_those_of_mujoco_c(simulation, moving, control)
 
 
 # Mocap bodies: before, between and after others; alone, with geoms that touch, with children that are fixed or move.
@@ -278,8 +281,7 @@ HELD = """<mujoco><worldbody><body name="first" mocap="true" pos="0 0 1"/><body 
 def test_what_hangs_on_a_mocap_body_moves_with_it():
     simulation = simulation_of(HELD)
     moving, control = thrown(simulation, 0.1)
-    found, expected = stepped(simulation, moving, control), converged(simulation, moving, control)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert_steps_are_those_of_mujoco_c(simulation, moving, control)
 
 
 @pytest.mark.parametrize(("one", "two"), [("capsule", "box"), ("capsule", "cylinder"), ("box", "box")])
