@@ -134,11 +134,19 @@ def all_finite(y: Tensor, inputs: dict[str, Tensor]) -> Outcome:
     return False, None, f"{int(bad.sum())} of {y.shape[0]} are not finite, e.g. at {row_text(inputs, i) or f'row {i}'}"
 
 
-def closeness(value: Tensor, truth: Tensor, tolerance: float, inputs: dict[str, Tensor], what: str) -> Outcome:
+def closeness(
+    value: Tensor,
+    truth: Tensor,
+    tolerance: float,
+    inputs: dict[str, Tensor],
+    what: str,
+    inexactness: Tensor | None = None,
+) -> Outcome:
     """Whether the rows of two tensors agree, see :func:`.value_error`. Two NaN agree: another check finds them."""
     value, truth = (y.reshape(len(y), -1).double() for y in (value, truth))
     same = (value == truth) | (value.isnan() & truth.isnan())
-    error = value_error(value.masked_fill(same, 0.0), truth.masked_fill(same, 0.0))
+    unknown = 0.0 if inexactness is None else inexactness.reshape(len(truth), -1).to(truth)
+    error = value_error(value.masked_fill(same, 0.0), truth.masked_fill(same, 0.0), unknown)
     i = int(error.argmax())
     worst = float(error[i])
     if worst <= tolerance:

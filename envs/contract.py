@@ -314,7 +314,9 @@ def _check_agreement(
                     p.step(state.to(p.dtype, copy=True), action.to(p.dtype, copy=True)) for p in (reference, other)
                 )
             inputs = {"state": state, "action": action}
-            return closeness(found, truth, tolerances.agreement, inputs, f"next states of {first} and {other.backend}")
+            unknown = reference.inexactness(state.to(reference.dtype), action.to(reference.dtype))
+            what = f"next states of {first} and {other.backend}"
+            return closeness(found, truth, tolerances.agreement, inputs, what, unknown)
 
         try:
             yield run_check(f"step {name}", "agreement", tolerances.agreement, agree)

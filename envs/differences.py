@@ -147,9 +147,11 @@ def jacobian_error(jacobian: Float[Tensor, "N Y K"], truth: Float[Tensor, "N Y K
     return error.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def value_error(value: Float[Tensor, "N Y"], truth: Float[Tensor, "N Y"]) -> Float[Tensor, " N"]:
-    """max|y - y_true| / max(1, |y_true|) of every row; infinite where y is not finite."""
-    error = (value.to(truth) - truth).abs() / truth.abs().clamp(min=1.0)
+def value_error(
+    value: Float[Tensor, "N Y"], truth: Float[Tensor, "N Y"], inexactness: Float[Tensor, "N Y"] | float = 0.0
+) -> Float[Tensor, " N"]:
+    """max|y - y_true| / max(1, |y_true|) of every row, beyond the truth's own error; infinite where y is not finite."""
+    error = ((value.to(truth) - truth).abs() - inexactness).clamp(min=0.0) / truth.abs().clamp(min=1.0)
     return error.amax(1).nan_to_num(nan=math.inf, posinf=math.inf)
 
 

@@ -208,6 +208,11 @@ class Physics(abc.ABC):
         require_generator(generator)
         return self.task.reset(n, generator).to(self.device, self.dtype)
 
+    def inexactness(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        """Errors of the next states that the simulator itself may make where it finds contacts; 0 if it is exact."""
+        del action
+        return torch.zeros_like(state)
+
     @classmethod
     def derivatives_of(cls, task: Task) -> tuple[str, ...]:
         """The derivative sources this backend offers for a task, its default first."""

@@ -79,7 +79,8 @@ def measure(model: Model, backend: str, options: Options) -> Iterator[dict[str, 
             if kind not in truths:
                 truths[kind] = reference.truth(here)
                 counts[kind] = reference.contacts(here), contacts_of(backend, simulation, here.state)
-            found = compare(physics, here.joined(), values[kind], truths[kind], reference.tangents(here))
+            known = values[kind], reference.inexactness(here), truths[kind]
+            found = compare(physics, here.joined(), *known, reference.tangents(here))
             in_c, seen = counts[kind]
             fine = values[kind].isfinite().all(1)
             found |= {"contacts_in_c": int(in_c.max()), "build_s": round(build, 1)}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.bridges.fd import FiniteDifference
-from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
+from mage_diffsim.envs.mujoco.convergence import inexactness, name_gap, with_solver
 from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
@@ -66,6 +66,19 @@ class MujocoPhysics(Physics):
         exact, control = state.to("cpu", torch.float64), self.task.scale_action(action.to("cpu", torch.float64))
         exact = with_unit_quaternions(self.simulation, exact)
         return self._op(*self.simulation.split(exact), control).to(state)
+
+    def inexactness(self, state: Float[Tensor, "N S"], action: Float[Tensor, "N A"]) -> Float[Tensor, "N S"]:
+        if self.solver != "converged":
+            return super().inexactness(state, action)
+        mujoco, model = load_mujoco(), with_solver(self.simulation.model, self.solver)
+        data, rows, found = mujoco.MjData(model), state.double().cpu().numpy(), state.new_zeros(len(state))
+        with quiet():
+            for i, (row, control) in enumerate(zip(rows, self.task.scale_action(action).tolist(), strict=True)):
+                mujoco.mj_resetData(model, data)
+                self.simulation.put(data, row)
+                data.ctrl[:] = control
+                found[i] = inexactness(model, data, self.simulation.frame_skip)
+        return found[:, None] * state.abs().clamp(min=1.0)
 
 
 class _Stepper:

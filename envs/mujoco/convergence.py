@@ -1,4 +1,4 @@
-"""Sets how far MuJoCo C's constraint solver goes, and measures what a model's own settings leave undone."""
+"""Sets how far MuJoCo C's solvers of constraints and contacts go, and measures what a model's own leave undone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco, quiet
 TOLERANCE = 1e-26
 """Solver tolerance of a converged step. With elliptic cones 1e-20 leaves 2e-11, which differences show as 1e-5; this
 leaves 1e-14 for a tenth more steps."""
+CONTACT_TOLERANCE, CONTACT_ITERATIONS = 1e-15, 900
+"""``ccd_tolerance`` [m] and ``ccd_iterations`` of a converged step. They belong to the search for contacts of
+ellipsoids, cylinders and meshes."""
+INEXACT = 1e-5
+"""Error of a next state, relative above 1, up to which MuJoCo C itself may be off where curved geoms touch. It finds
+distances to rounding, and normals to its root: 1e-8 to 1e-6."""
 NOTEWORTHY = 1e-4
 """A warning names a model whose own settings leave its steps farther than this from the converged ones."""
 ROLLOUTS, STEPS = 4, 16
@@ -24,7 +30,7 @@ _logger = logging.getLogger("mage_diffsim")
 
 
 def with_solver(model: Any, solver: str) -> Any:
-    """A copy of a ``mujoco.MjModel`` whose constraints are solved as ``solver`` says (see :attr:`.Physics.solvers`)."""
+    """A copy of a ``mujoco.MjModel`` that is solved as ``solver`` says (see :attr:`.Physics.solvers`)."""
     model = copy.copy(model)
     if solver == "converged":
         # The problem is convex: Newton's method and slower solvers have one solution.
@@ -32,7 +38,35 @@ def with_solver(model: Any, solver: str) -> Any:
         # A model made for speed may allow only a handful of each.
         model.opt.iterations = max(model.opt.iterations, 200)
         model.opt.ls_iterations = max(model.opt.ls_iterations, 100)
+        model.opt.ccd_tolerance = CONTACT_TOLERANCE
+        model.opt.ccd_iterations = max(model.opt.ccd_iterations, CONTACT_ITERATIONS)
     return model
+
+
+def inexactness(model: Any, data: Any, steps: int) -> float:
+    """Error of a converged step of MuJoCo C by the contacts that it finds: :data:`INEXACT`, or 0.
+
+    Contacts of an ellipsoid with anything but a plane, and of a cylinder with anything but a plane or a sphere, are not
+    exact.
+
+    Args:
+        model: a ``mujoco.MjModel`` that converges.
+        data: its ``mujoco.MjData``, with the state and the controls; it ends ``steps`` simulator steps later.
+        steps: simulator steps.
+    """
+    mujoco, found = load_mujoco(), 0.0
+    kinds = mujoco.mjtGeom
+    plane, sphere = int(kinds.mjGEOM_PLANE), int(kinds.mjGEOM_SPHERE)
+    exact = {int(kinds.mjGEOM_ELLIPSOID): (plane,), int(kinds.mjGEOM_CYLINDER): (plane, sphere)}
+    for left in reversed(range(-1, steps)):
+        mujoco.mj_fwdPosition(model, data)
+        for pair in {tuple(sorted(model.geom_type[list(g)])) for g in data.contact.geom if min(g) >= 0}:
+            for kind, other in (pair, pair[::-1]):
+                if kind in exact and other not in exact[kind]:
+                    found = INEXACT
+        if left >= 0:
+            mujoco.mj_step(model, data)
+    return found
 
 
 def solver_gap(simulation: Simulation) -> float:
@@ -115,5 +149,5 @@ def settings_text(model: Any) -> str:
     kind = load_mujoco().mjtSolver(option.solver).name.removeprefix("mjSOL_").lower()
     return (
         f"solver {kind}, iterations {option.iterations}, ls_iterations {option.ls_iterations}, tolerance "
-        f"{option.tolerance:g}"
+        f"{option.tolerance:g}, ccd_iterations {option.ccd_iterations}, ccd_tolerance {option.ccd_tolerance:g}"
     )

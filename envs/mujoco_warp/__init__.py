@@ -74,6 +74,9 @@ class _Stepper:
         mujoco, mujoco_warp, warp = load_mujoco(), _load(), load_warp()
         self.simulation = simulation
         self._host = with_solver(simulation.model, solver)
+        # Contacts are looked for in float32, in arrays that grow with the iterations.
+        own = simulation.model.opt
+        self._host.opt.ccd_tolerance, self._host.opt.ccd_iterations = own.ccd_tolerance, own.ccd_iterations
         # MuJoCo Warp has no automatic reset to disable, and refuses the flag.
         self._host.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self._device = warp.device_from_torch(device)

@@ -30,6 +30,7 @@ def compare(
     physics: Physics,
     x: Float[Tensor, "N X"],
     value: Float[Tensor, "N S"],
+    inexactness: Float[Tensor, "N S"],
     truths: Mapping[str, TrueJacobian],
     tangents: Float[Tensor, "N X T"],
 ) -> dict[str, Any]:
@@ -39,13 +40,15 @@ def compare(
         physics: the physics.
         x: state | action, float64.
         value: C's next states; not finite where C diverges.
+        inexactness: see :meth:`.Reference.inexactness`.
         truths: C's derivatives by :data:`BLOCKS`; a block without components is left out.
         tangents: derivative of ``x`` by the displacements of ``truths``.
 
     Returns:
         by name: ``count`` states, and ``diverged_in_c`` besides, of which ``finite_there`` are numbers here;
-        ``value_median`` and ``value_worst``; per block median and worst error at ``clean`` states, the worst ``beyond``
-        the error of the differences themselves, and number and worst error of ``kinks``; rows that are not finite.
+        ``value_median`` and ``value_worst``, and the worst ``value_beyond`` the inexactness; per block median and worst
+        error at ``clean`` states, the worst ``beyond`` the error of the differences themselves, and number and worst
+        error of ``kinks``; rows that are not finite.
     """
     step, x = step_of(physics), x.to(physics.device, physics.dtype)
     with torch.no_grad():
@@ -60,6 +63,7 @@ def compare(
     found["finite_there"] = int((~fine & finite).sum())
     found |= {"nonfinite_values": int((fine & ~finite).sum()), "nonfinite_gradients": int((fine[at] & ~smooth).sum())}
     found |= spread("value", value_error(mine, value)[fine & finite])
+    found["value_beyond"] = quantile(value_error(mine, value, inexactness)[fine & finite], 1.0)
     along, widths = jacobian @ tangents[at], {name: truth.jacobian.shape[2] for name, truth in truths.items()}
     for block, truth in truths.items():
         first = 0 if block == "state" else widths.get("state", 0)
@@ -75,7 +79,7 @@ def compare(
 
 def own_solver(reference: Reference, points: Points, value: Float[Tensor, "N S"]) -> dict[str, float]:
     """How far steps with the model's own solver settings are from the converged ones ``value``."""
-    own = torch.from_numpy(reference.step(points, converged=False))
+    own = torch.from_numpy(reference.step(points, reference.own))
     fine = value.isfinite().all(1) & own.isfinite().all(1)
     return spread("solver_gap", value_error(own, value)[fine])
 

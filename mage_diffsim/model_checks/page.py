@@ -82,10 +82,11 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if row["ill_posed"]:
             states += f"; rounding errors change MuJoCo C's own step from {row['ill_posed']} more"
         if row["value_worst"] is not None:
-            yield (
-                "values",
-                f"{row['value_worst']:.1e} from MuJoCo C at worst, median {row['value_median']:.1e}; {states}",
-            )
+            worst, beyond = row["value_worst"], row["value_beyond"]
+            text = f"{worst:.1e} from MuJoCo C at worst, median {row['value_median']:.1e}; {states}"
+            if beyond < worst:
+                text += f"; MuJoCo C's own contacts of curved geoms explain all but {beyond:.1e}"
+            yield "values", text
         else:
             yield "values", states
         for block in ("action", "state"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from mage_diffsim.envs.differences import TrueJacobian, true_jacobians, value_error
 from mage_diffsim.envs.mujoco.controls import control_ranges
-from mage_diffsim.envs.mujoco.convergence import with_solver
+from mage_diffsim.envs.mujoco.convergence import inexactness, with_solver
 from mage_diffsim.envs.mujoco.model import load_mujoco, quiet
 from mage_diffsim.envs.sampling import INSIDE
 from mage_diffsim.shapes import Bool, Float, Int, Tensor
@@ -68,16 +69,16 @@ class Reference:
         self._q, self._v, self._a, self._mocap = (slice(*ends[i : i + 2]) for i in range(4))
         self._width: int = ends[-1]
 
-    def step(self, points: Points, *, converged: bool = True) -> np.ndarray:
+    def step(self, points: Points, model: Any = None) -> np.ndarray:
         """The next states [N, S]; NaN where MuJoCo warns that it diverged.
 
         Args:
             points: states and actions.
-            converged: whether the solver converges; otherwise it takes the model's own settings.
+            model: one with other settings than :attr:`model`, whose solvers converge.
         """
-        mujoco, data, model = load_mujoco(), self._data, self.model if converged else self.own
+        mujoco, data, model = load_mujoco(), self._data, self.model if model is None else model
         rows = points.state.copy()
-        controls = self._centre + self._half * points.action
+        controls = self._controls(points)
         with quiet():
             for row, control in zip(rows, controls, strict=True):
                 self._place(model, row)
@@ -88,9 +89,23 @@ class Reference:
                     row[:] = np.nan
         return rows
 
+    def _controls(self, points: Points) -> np.ndarray:
+        return self._centre + self._half * points.action
+
+    def inexactness(self, points: Points) -> Float[Tensor, "N S"]:
+        """Errors of C's own next states, see :func:`.convergence.inexactness`."""
+        found = []
+        with quiet():
+            for row, control in zip(points.state, self._controls(points), strict=True):
+                self._place(self.model, row)
+                self._data.ctrl[:] = control
+                found.append(inexactness(self.model, self._data, 1) * np.maximum(1.0, np.abs(row)))
+        return torch.from_numpy(np.array(found).reshape(points.state.shape))
+
     def ill_posed(self, points: Points) -> Bool[Tensor, " N"]:
         """States from which rounding errors change C's own step, as that of a cylinder that stands on end."""
         here, rng = torch.from_numpy(self.step(points)), np.random.default_rng(0)
+        inexactness = self.inexactness(points)
         moved = torch.zeros(len(here), dtype=torch.float64)
         positions = points.state[:, self._q]
         for _ in range(4):
@@ -99,7 +114,7 @@ class Reference:
                 near = points.state.copy()
                 near[:, self._q] += change
                 step = torch.from_numpy(self.step(points._replace(state=near)))
-                moved = torch.maximum(moved, value_error(step, here))
+                moved = torch.maximum(moved, value_error(step, here, inexactness))
         return here.isfinite().all(1) & (moved > MOVED)
 
     def contacts(self, points: Points) -> Int[Tensor, " N"]:
@@ -190,8 +205,14 @@ class Reference:
     def _actions(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return rng.uniform(-INSIDE, INSIDE, (n, self.model.nu))
 
-    def truth(self, points: Points) -> dict[str, TrueJacobian]:
-        """True Jacobians by action and by state: along the tangents of positions and mocap poses, and by the rest."""
+    def truth(self, points: Points, exact: Callable[[Points], np.ndarray] | None = None) -> dict[str, TrueJacobian]:
+        """True Jacobians by action and by state: along the tangents of positions and mocap poses, and by the rest.
+
+        Args:
+            points: states and actions.
+            exact: a step whose differences are taken where C's own next states are not exact.
+        """
+        off = (self.inexactness(points) > 0.0).any(1).numpy()
         m, mujoco, n = self.model, load_mujoco(), len(points.state)
         ends = np.cumsum([0, m.nv, m.nv, m.na, 6 * m.nmocap, m.nu]).tolist()
         q, v, a, mocap, u = (slice(*ends[i : i + 2]) for i in range(5))
@@ -210,7 +231,11 @@ class Reference:
                     turned = np.ascontiguousarray(pose[3:])
                     mujoco.mju_quatIntegrate(turned, np.ascontiguousarray(shift[3:]), 1.0)
                     pose[3:] = turned
-            return torch.from_numpy(self.step(Points(state, points.action + by[:, u])))
+            there = Points(state, points.action + by[:, u])
+            found = self.step(there)
+            if exact is not None and off.any():
+                found[off] = exact(there)[off]
+            return torch.from_numpy(found)
 
         nothing = torch.zeros(n, ends[-1], dtype=torch.float64)
         blocks = {"action": range(ends[4], ends[5]), "state": range(ends[4])}

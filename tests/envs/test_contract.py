@@ -17,8 +17,7 @@ EVERYTHING = [
     for name in task_names()
     for backend in backends_of(make_task(name))
     # MJX takes a minute to compile: one small task here, all of them in test_mjx_tasks.py. MuJoCo Warp knows float32
-    # alone, see test_mujoco_warp.py. MuJoCo C finds Pusher's contacts of cylinders to its ccd_tolerance only, and steps
-    # differ by 3e-10; see test_warp_convex.py.
+    # alone, see test_mujoco_warp.py.
     if (backend != "mjx" or name == "InvertedPendulum") and backend != "mujoco-warp"
 ]
 FAST = [case for case in EVERYTHING if case[1] != "mjx" and case != ("Ant", "mujoco")]
