@@ -11,8 +11,10 @@ import torch
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
+from contact_pairs.finding import Judge, same, searched  # noqa: E402
+
 from mage_diffsim.envs import make_physics  # noqa: E402
-from tests.envs.searched import Judge, same, searched, states  # noqa: E402
+from tests.envs.searched import states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import (  # noqa: E402
     assert_adjoint_and_tangents_agree,

@@ -11,10 +11,12 @@ import torch
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
+from contact_pairs.finding import Judge, Searched, same  # noqa: E402
+
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
 from mage_diffsim.envs.warp.compiler import convex, convex_faces  # noqa: E402
-from tests.envs.searched import Judge, Searched, same, states  # noqa: E402
+from tests.envs.searched import states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import assert_adjoint_and_tangents_agree, physics_of, samples, scaled  # noqa: E402
 

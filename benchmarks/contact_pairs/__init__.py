@@ -1,0 +1,1 @@
+"""Contacts of two geoms alone: what backend ``warp`` finds, and MuJoCo C."""
