@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.emit import prelude
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
-from mage_diffsim.envs.warp.compiler.searches import GIVEN, SEARCHES, given
+from mage_diffsim.envs.warp.compiler.searches import GIVEN, given, search_of
 from mage_diffsim.envs.warp.model import build
 
 NOISE = 1e-15
@@ -64,7 +64,9 @@ class Searched:
     """The search of two kinds of geoms, compiled for float64 on a CPU; on a GPU it has one lane."""
 
     def __init__(self, kinds: tuple[str, str], lanes: int = 8) -> None:
-        self.kinds, self.search, self.lanes = kinds, SEARCHES[kinds], lanes
+        search = search_of(kinds, noslip=True)
+        assert search is not None
+        self.kinds, self.search, self.lanes = kinds, search, lanes
         self.width = self.search.slots * self.search.features
         code = f"""{prelude("double", lanes)}
 {self.search.helper("double", lanes)}

@@ -11,7 +11,7 @@ from contact_pairs.finding import columns, searched
 from mage_diffsim.envs.warp.compiler.constraints import Contact, contacts_of
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics
 from mage_diffsim.envs.warp.compiler.graph import Graph
-from mage_diffsim.envs.warp.compiler.searches import SEARCHES
+from mage_diffsim.envs.warp.compiler.searches import search_of
 
 mujoco = pytest.importorskip("mujoco")
 
@@ -25,9 +25,10 @@ class Slots(Kinematics):
         self.contacts: list[Contact] = []
         self._slots = []
         for pair in self.model.pairs:
-            for slot in range(SEARCHES[pair.kinds].slots if pair.kinds in SEARCHES else 1):
+            search = search_of(pair.kinds, self.model.noslip)
+            for slot in range(search.slots if search else 1):
                 self.contacts += contacts_of(self, pair, 1e-15)
-                if pair.kinds in SEARCHES:
+                if search:
                     self._slots.append((self.contacts[-1], self._inputs[-1], slot))
 
     def features(self, n: int) -> list[Any]:

@@ -21,7 +21,7 @@ from mage_diffsim.envs.warp.compiler.adhesion import adhesive_bodies, pairs_of  
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, evaluate, mul, sub  # noqa: E402
 from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
-from mage_diffsim.envs.warp.compiler.searches import SEARCHES  # noqa: E402
+from mage_diffsim.envs.warp.compiler.searches import search_of  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
 from tests.envs.random_models import random_model  # noqa: E402
 from tests.envs.searched import Slots  # noqa: E402
@@ -65,7 +65,7 @@ def check(text: str) -> str | None:
         model = intake.read(simulation)
     except InputError as error:
         return str(error)
-    searched = [pair for pair in model.pairs if pair.kinds in SEARCHES]
+    searched = [pair for pair in model.pairs if search_of(pair.kinds, model.noslip)]
     if any(pair in searched for body in adhesive_bodies(model.model) for pair in pairs_of(model, body)):
         return None  # An actuator counts the contacts that a search finds in compiled code alone.
     with quiet():

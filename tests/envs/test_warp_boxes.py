@@ -66,6 +66,26 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds):
     assert order > 0.9 * sum(len(b) > 1 for b in expected)
 
 
+RAMP = """<mujoco><worldbody><geom type="plane" size="9 9 1" euler="20 -35 0"/><body pos="0 0 .2"><freejoint/>
+ <geom type="box" size=".3 .2 .1" margin=".02"/></body></worldbody></mujoco>"""
+
+
+def test_corners_on_a_plane_are_found_in_mujocos_order():
+    """The noslip solver's sweeps depend on it."""
+    m = mujoco.MjModel.from_xml_string(RAMP)
+    d, rng, places, expected = mujoco.MjData(m), np.random.default_rng(0), [], []
+    for _ in range(1000):
+        turned = rng.normal(size=4) if rng.random() < 0.5 else [1.0, *rng.normal(0.0, 0.02, 3)]
+        d.qpos[:] = *rng.normal(0.0, 0.1, 3), *(turned / np.linalg.norm(turned))
+        mujoco.mj_fwdPosition(m, d)
+        places.append(np.concatenate([d.geom_xpos, d.geom_xmat], 1))
+        expected.append(np.array([[c.dist, *c.pos, *c.frame[:3]] for c in d.contact]).reshape(-1, 7))
+    found = searched(("plane", "box")).contacts(np.array(places), m.geom_size, 0.02)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-14)
+    assert {len(x) for x in expected} == {0, 1, 2, 3, 4}
+
+
 BOXES = """<mujoco><option timestep=".005" {option}/><default><geom density="100" {geom}/></default><worldbody>
 <geom type="box" size="2 2 .1" pos="0 0 -.1"/>
 <body pos="0 0 .205"><freejoint/><geom type="box" size=".3 .25 .2"/></body>

@@ -20,18 +20,31 @@ from mage_diffsim.envs.warp.compiler.intake import read, refusals  # noqa: E402
 from mage_diffsim.envs.warp.compiler.program import Program  # noqa: E402
 from tests.envs.row_models import Rubbing, Tied  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
-from tests.envs.warp_models import EllipticWheels, Pile, Rules, Trees, Wheels, physics_of, samples, scaled  # noqa: E402
+from tests.envs.test_warp_boxes import Boxes  # noqa: E402
+from tests.envs.warp_models import (  # noqa: E402
+    EllipticWheels,
+    Pile,
+    Rules,
+    Solids,
+    Trees,
+    Wheels,
+    physics_of,
+    samples,
+    scaled,
+)
 from tests.marks import slow_but  # noqa: E402
 
 CHECKED = 30
 """States at which derivatives are compared."""
 
+CAPSULE = '"capsule" size=".06" fromto="-.2 0 0 .2 0 .05"'
+BOX = '"box" size=".1 .1 .1" euler="0 12 20"'
 # A sled that rubs on its rail and slides on a ramp.
 SLED = """<mujoco><option timestep="0.004" {options}/><default><geom friction=".4 .05 .02" condim="{condim}"/></default>
  <worldbody><geom type="plane" size="9 9 1" euler="0 12 0"/><body pos="0 0 .1"><joint name="x" type="slide"
  axis="1 0 0" frictionloss="2"/><joint name="z" type="slide" axis="0 0 1"/><joint name="p" axis="0 1 0"
- frictionloss=".1"/><geom type="capsule" size=".06" fromto="-.2 0 0 .2 0 .05"/></body></worldbody><actuator><motor
- joint="x" gear="8" ctrlrange="-1 1"/></actuator></mujoco>"""
+ frictionloss=".1"/><geom type="capsule" size=".06" fromto="-.2 0 0 .2 0 .05"/></body></worldbody>
+ <actuator><motor joint="x" gear="8" ctrlrange="-1 1"/></actuator></mujoco>"""
 # A free body with a limb and a planar one that touch the ramp and one another; friction of joints, and of a tendon
 # between them.
 CRAWL = """<mujoco><option timestep="0.004" {options}/><default><geom friction=".4 .05 .02" density="300"
@@ -61,6 +74,7 @@ def model(name, mjcf, condim=3, **options):
 ISLAND = '<mujoco><option><flag island="disable"/></option>'
 Sled = model("Sled3", SLED, noslip_iterations=3)
 EllipticSled = model("EllipticSled", SLED, noslip_iterations=3, cone="elliptic", impratio=3)
+Corners = model("Corners", SLED.replace(CAPSULE, BOX), noslip_iterations=3)
 MODELS = (
     Sled,
     EllipticSled,
@@ -76,10 +90,14 @@ MODELS = (
     model("Together", ISLAND + Pile.mjcf.removeprefix("<mujoco>"), noslip_iterations=20, noslip_tolerance=1e-4),
     model("Joints", Rubbing.mjcf, noslip_iterations=20),
     model("Tendons", Tied.mjcf, noslip_iterations=5),
+    Corners,
+    model("Boxed", Boxes.mjcf, noslip_iterations=3),
+    model("Rolling", Solids.mjcf, noslip_iterations=3),
 )
+"""Contacts of boxes are searched, and in loops."""
 
 
-@pytest.mark.parametrize("model", slow_but([Sled], MODELS), ids=lambda m: m.name)
+@pytest.mark.parametrize("model", slow_but([Sled, Corners], MODELS), ids=lambda m: m.name)
 def test_a_step_and_its_derivatives_are_those_of_mujoco_c(model):
     """The few states next to a kink are not differentiable."""
     compare(model, physics_of(model), physics_of(model, derivative="jvp"))
@@ -168,17 +186,6 @@ def test_without_friction_there_is_nothing_to_do():
         assert not list(refusals(found.model))
         codes.append(Program(read(found), "double", 8))
     assert codes[0].forward() == codes[1].forward() and codes[0].adjoint() == codes[1].adjoint()
-
-
-@pytest.mark.parametrize(("shape", "size"), [("box", ".1 .1 .1"), ("cylinder", ".1 .1")])
-def test_contacts_whose_order_depends_on_the_state_are_refused(shape, size):
-    def found(condim, iterations):
-        mjcf = SLED.replace('type="capsule" size=".06" fromto="-.2 0 0 .2 0 .05"', f'type="{shape}" size="{size}"')
-        simulation = model("Solid", mjcf, condim=condim, noslip_iterations=iterations)().simulation
-        return [x.sentence for x in refusals(simulation.model)]
-
-    assert [x.split(":")[0] for x in found(3, 2)] == [f"noslip iterations with a contact of plane with {shape}"]
-    assert not found(1, 2) and not found(3, 0)
 
 
 def test_sweeps_need_no_record_where_nothing_is_kept():

@@ -27,6 +27,33 @@ def plane_box(plane: Geom, box: Geom, noise: float) -> Iterator[Found]:
         yield on_plane(plane, box, [where(above, -x, x) for x in place])
 
 
+IN_ORDER = """
+        const real *frame = given + 3, *box = given + 12, *size = given + 24;
+        real height = 0, up[3] = {0, 0, 0};
+        for (int k = 0; k < 3; ++k) height += frame[3 * k + 2] * given[k];
+        for (int k = 0; k < 3; ++k)
+            for (int i = 0; i < 3; ++i) up[k] += frame[3 * i + 2] * box[3 * i + k];
+        int n = 0;
+        for (int corner = 0; corner < 8 && n < 4; ++corner) {
+            real to[3], along = 0;
+            for (int k = 0; k < 3; ++k) to[k] = corner >> k & 1 ? 1 : -1;
+            for (int k = 0; k < 3; ++k) along += up[k] * to[k] * size[k];
+            if (along > 0 || height + along > given[27]) continue;
+            real* feature = found + 4 * n++;
+            feature[0] = 1;
+            for (int k = 0; k < 3; ++k) feature[k + 1] = to[k];
+        }
+        return n;
+"""
+"""The search for the corners of a box on a plane, in MuJoCo's order; features are 1 and the corner's signs."""
+
+
+def corner_on_plane(features: al.Vector, plane: Geom, box: Geom, noise: float) -> Found:
+    """The contact of a corner that :data:`IN_ORDER` found."""
+    del noise
+    return on_plane(plane, box, [mul(size, sign) for size, sign in zip(box.size, features[1:], strict=True)])
+
+
 def sphere_box(sphere: Geom, box: Geom, noise: float) -> Iterator[Found]:
     """The contact at the box's nearest point. A sphere whose centre is inside is pushed out of the nearest face."""
     centre = box.inside(al.minus(sphere.centre, box.centre))

@@ -20,7 +20,7 @@ from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, is_zero, less, mul, number, sub, where
 from mage_diffsim.envs.warp.compiler.intake import Pair
 from mage_diffsim.envs.warp.compiler.rows import pushing
-from mage_diffsim.envs.warp.compiler.searches import SEARCHES, Search, given
+from mage_diffsim.envs.warp.compiler.searches import Search, given, search_of
 
 SINGLE = 1e-6
 """Takes the place of mjMINVAL in float32: a shorter vector, made of unit vectors or relative to the geoms' size, is a
@@ -121,8 +121,8 @@ def contacts_of(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contac
 def listed_contacts(kinematics: Kinematics, pair: Pair, noise: float) -> list[Contact]:
     """As :func:`contacts_of`, with those that are never closer than the gap, and do not push."""
     first, second = (_geom(kinematics, pair, side) for side in (0, 1))
-    if pair.kinds in SEARCHES:
-        search = SEARCHES[pair.kinds]
+    search = search_of(pair.kinds, kinematics.model.noslip)
+    if search:
         features = kinematics.features(search.features)
         found = search.contact(features, first, second, noise)._replace(absent=less(features[0], 0.5))
         contact = _contact(kinematics, pair, noise, found)

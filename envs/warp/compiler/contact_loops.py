@@ -69,7 +69,11 @@ class ContactLoops(ContactPlaces):
         return tuple(sorted([(d, 0) for d in a - b] + [(d, 1) for d in b - a] + [(d, 2) for d in both]))
 
     def _number_of_items(self, n: int) -> int:
-        return sum(len(k.pairs) * (k.search.slots if k.search else 1) for k in self.kinds if k.cone == self.cones[n])
+        return sum(len(k.pairs) * k.slots for k in self.kinds if k.cone == self.cones[n])
+
+    def rank(self, k: int) -> str:
+        """Code of an item's number in ``slot``: of its contact, the nth one where they are searched."""
+        return f"rank{k}[i]{' + nth' if self.kinds[k].search else ''}"
 
     def longest(self, n: int) -> int:
         """Degrees of freedom of an item of group n at most."""
@@ -188,8 +192,8 @@ class ContactLoops(ContactPlaces):
                 w(f"const vec given[] = {{{', '.join(map(vector, item.given))}}};")
                 w(f"vec features[{search.slots}][{search.features}];")
                 w(f"const int slots = {search.name}(given, features);")
-                blocks.enter_context(w.loop("int slot = 0; slot < slots; ++slot"))
-                w("const vec* const feature = features[slot];")
+                blocks.enter_context(w.loop("int nth = 0; nth < slots; ++nth"))
+                w("const vec* const feature = features[nth];")
             for condition, sense in ((item.absent, "!"), (there, "")):
                 if not isinstance(condition, bool):
                     declare(w, condition, declared)
@@ -242,7 +246,7 @@ class ContactLoops(ContactPlaces):
         item = self.kinds[k].item
         ways, head = len(item.rows), self.head(group)
         if self.ranks:
-            w(f"slot[rank{k}[i]] = touching{group};")
+            w(f"slot[{self.rank(k)}] = touching{group};")
         declare(w, item.record, declared)
         w.compute(*item.record)
         w(f"vec* const own = record{group}[touching{group}];")

@@ -136,7 +136,8 @@ class LoopSlots(Slots):
         for k, kind in enumerate(self.loops.kinds):
             for p, at in zip(kind.pairs, kind.places, strict=True):
                 found.setdefault(p, {})[at] = self.cones.index(kind.cone), k
-        return {p: [x[at] for at in sorted(x)] for p, x in found.items()}
+        kinds = self.loops.kinds
+        return {p: [x[at] for at in sorted(x) for _ in range(kinds[x[at][1]].slots)] for p, x in found.items()}
 
     def number(self, first: Mapping[int, int]) -> None:
         kinds = self.loops.kinds
@@ -144,11 +145,13 @@ class LoopSlots(Slots):
 
     def declare(self, w: Writer, which: str) -> None:
         loops = self.loops
-        lists = [0] * (1 + max(rank for ranks in loops.ranks for rank in ranks))
+        last = max(rank + k.slots for k, ranks in zip(loops.kinds, loops.ranks, strict=True) for rank in ranks)
+        lists = [0] * last
         for k, (kind, ranks) in enumerate(zip(loops.kinds, loops.ranks, strict=True)):
             w.table(f"rank{k}", ranks)
             for p, rank in zip(kind.pairs, ranks, strict=True):
-                lists[rank] = loops.list_of[p]
+                for n in range(kind.slots):
+                    lists[rank + n] = loops.list_of[p]
         w.table("slip_list", lists)
 
     def dofs(self, w: Writer, n: int) -> None:
@@ -164,7 +167,7 @@ class LoopSlots(Slots):
         group = self.cones.index(self.loops.kinds[number].cone)
         # A contact beyond the capacity fails; it has a record of zeros.
         spare = self.loops.capacity[group]
-        w(f"const int rank = rank{number}[i];")
+        w(f"const int rank = {self.loops.rank(number)};")
         w(f"vec* const own = slip{group + 1}[slot[rank] < 0 ? {spare} : slot[rank]];")
         self.dofs(w, group)
         return "list_side[begin + p]"

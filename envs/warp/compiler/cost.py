@@ -23,7 +23,7 @@ import os
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler.intake import Model
-from mage_diffsim.envs.warp.compiler.searches import SEARCHES
+from mage_diffsim.envs.warp.compiler.searches import search_of
 from mage_diffsim.envs.warp.compiler.solver import filled
 from mage_diffsim.errors import TooLarge
 
@@ -77,7 +77,11 @@ def _chains(m: Any) -> list[frozenset[int]]:
 
 def _written(model: Model) -> Cost:
     """The cost of contacts and factors written out; infinite where they cannot be, or counting it would take long."""
-    if model.model.nv > 200 or len(model.pairs) > 2000 or any(pair.kinds in SEARCHES for pair in model.pairs):
+    if (
+        model.model.nv > 200
+        or len(model.pairs) > 2000
+        or any(search_of(pair.kinds, model.noslip) for pair in model.pairs)
+    ):
         return Cost(float("inf"), float("inf"))
     m, chains = model.model, _chains(model.model)
     moved = [chains[pair.bodies[0]] | chains[pair.bodies[1]] for pair in model.pairs]

@@ -15,7 +15,7 @@ from typing import Any
 
 from mage_diffsim.envs.warp.compiler import reflection
 from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
-from mage_diffsim.envs.warp.compiler.searches import SEARCHES
+from mage_diffsim.envs.warp.compiler.searches import EVERY
 
 PRELUDE = """
 #ifdef __clang__
@@ -183,7 +183,7 @@ def helpers(real: str, lanes: int) -> dict[str, str]:
             loop = f"vec result; for (int i = 0; i < lanes; ++i) result[i] = {call}; return result;"
             one = f"[]({vectors}) -> vec {{ auto one = {one} {loop} }};"
         found[f"each_{name}"] = f"    auto each_{name} = {one}"
-    return found | {search.name: search.helper(real, lanes) for search in SEARCHES.values()}
+    return found | {search.name: search.helper(real, lanes) for search in EVERY}
 
 
 STRAIGHT = 3000

@@ -176,15 +176,6 @@ FORBIDDEN = {
 }
 """Features that are not covered: field of ``mujoco.MjModel`` that is 0 without the feature, to its name."""
 
-ORDERED = frozenset(
-    (
-        *(("plane", kind) for kind in ("sphere", "capsule", "ellipsoid")),
-        *(("sphere", kind) for kind in ("sphere", "capsule", "cylinder", "box")),
-        ("capsule", "capsule"),
-    )
-)
-"""Pairs of geoms whose contacts have one order in every state, in which MuJoCo's noslip solver sweeps over them."""
-
 DISABLED = frozenset(
     (
         *("CONSTRAINT", "EQUALITY", "FRICTIONLOSS", "LIMIT", "CONTACT", "GRAVITY", "CLAMPCTRL", "WARMSTART"),
@@ -239,9 +230,6 @@ def refusals(model: Any) -> Iterator[Refusal]:
         pair = f"geoms {pair}"
         what = f"a contact of {kinds[0]} with {kinds[1]}"
         if kinds not in COLLISIONS and kinds not in SEARCHES:
-            yield Refusal(f"{what}: {pair}", what, (pair,))
-        elif option.noslip_iterations > 0 and kinds not in ORDERED and (found.dim > 1 or kinds in SEARCHES):
-            what = f"noslip iterations with {what}"
             yield Refusal(f"{what}: {pair}", what, (pair,))
 
 

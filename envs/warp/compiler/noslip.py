@@ -15,6 +15,7 @@ the trace of M there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,10 +69,10 @@ class NoSlip:
         self.trees = int(m.ntree) if self.islands else 1
         self.candidates = {p: [n for n, _ in x] for p, x in self.slots.numbered.items()}
         """By number of a pair, the group of each of its possible contacts."""
-        self.stride = max(map(len, self.candidates.values()), default=1)
-        """Possible contacts of a pair at most."""
         order = sweep_order(m, [pair.geoms for pair in model.pairs])
-        self.ranks = {p: self.stride * order.index(p) for p in range(len(model.pairs))}
+        *begin, self.numbers = itertools.accumulate((len(self.candidates.get(p, ())) for p in order), initial=0)
+        """The possible contacts."""
+        self.ranks = dict(zip(order, begin, strict=True))
         """The number of each pair's first contact."""
         if not self.empty:
             self.slots.number(self.ranks)
@@ -107,7 +108,7 @@ class NoSlip:
             w.table("kin", [d for x in self.related for d in x])
         w(f"vec reach_[{self.trees}]; vec gain_[{self.trees}]; vec first_[{self.trees}]; vec label_[{self.trees}];")
         w(f"vec inertia_[{self.trees}];")
-        pairs, numbers = self.kinematics.model.pairs, max(1, self.stride * len(self.ranks))
+        pairs, numbers = self.kinematics.model.pairs, max(1, self.numbers)
         groups, trees, constants = [-1] * numbers, [0] * (2 * numbers), [0.0] * (6 * numbers)
         for p, found in self.candidates.items():
             for rank, n in enumerate(found, self.ranks[p]):
@@ -210,7 +211,7 @@ class NoSlip:
 
     def clear(self, w: Writer) -> None:
         """Emit, before contacts are found, that none is."""
-        w(f"for (int i = 0; i < {max(1, self.stride * len(self.ranks))}; ++i) slot[i] = -1;")
+        w(f"for (int i = 0; i < {self.numbers}; ++i) slot[i] = -1;")
 
     def eliminate(self, w: Writer, g: Sliding, begin: int) -> None:
         """Emit S^-T x in place of a row x that begins at a place of a record."""

@@ -23,7 +23,7 @@ def prepare(n: NoSlip, w: Writer) -> None:
         w("for (int c = 0; c < columns; ++c) hat_[i] += lower[column[c]] * hat_[column[c]];")
         w("hat_[i] = over(hat_[i], half_[i]); start_[i] = hat_[i];")
     w("slipping = 0;")
-    with w.loop(f"int i = 0; i < {n.stride * len(n.ranks)}; ++i"):
+    with w.loop(f"int i = 0; i < {n.numbers}; ++i"):
         w("if (slot[i] >= 0) present[slipping++] = i;")
     with w.loop(f"int t = 0; t < {n.trees}; ++t"):
         w("first_[t] = splat(0); inertia_[t] = splat(0); label_[t] = splat(real(t));")

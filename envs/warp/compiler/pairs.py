@@ -121,6 +121,11 @@ class Kind:
     """Variables in which the items differ, and their values in each."""
 
     @property
+    def slots(self) -> int:
+        """Contacts of an item at most."""
+        return self.search.slots if self.search else 1
+
+    @property
     def counts(self) -> bool:
         """Whether any of its items counts for an actuator on a body."""
         return self.item.listed is not False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import box_box, capsule_box, convex, convex_faces, convex_search
+from mage_diffsim.envs.warp.compiler import box_box, boxes, capsule_box, convex, convex_faces, convex_search
 from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 
@@ -109,3 +109,20 @@ SEARCHES = {
     },
 }
 """The search of two kinds of geoms."""
+IN_ORDER = {
+    ("plane", "box"): Search(
+        name="search_plane_box",
+        code=boxes.IN_ORDER,
+        thresholds={"float": {}, "double": {}},
+        slots=4,
+        features=4,
+        contact=boxes.corner_on_plane,
+    ),
+}
+"""The search of kinds whose contacts, found without one, are not in MuJoCo's order. The noslip solver needs it."""
+EVERY = (*SEARCHES.values(), *IN_ORDER.values())
+
+
+def search_of(kinds: tuple[str, str], noslip: bool) -> Search | None:
+    """What finds the contacts of two kinds of geoms, if it is a search; ``noslip``: whether their order matters."""
+    return SEARCHES.get(kinds) or (IN_ORDER.get(kinds) if noslip else None)
