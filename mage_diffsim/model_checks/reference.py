@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ NOISE = 0.02
 SPEED = 5.0
 """Largest velocity of a thrown state [m/s, rad/s]."""
 NUDGE, MOVED = 1e-14, 1e-10
-"""A state is ill-posed if changes of its positions by NUDGE, relative above 1, move C's next state by MOVED."""
+"""A state is ill-posed if changes of its positions (relative above 1), or of geoms' places, by NUDGE move C's next
+state by MOVED."""
 
 
 class Points(NamedTuple):
@@ -108,13 +110,22 @@ class Reference:
         inexactness = self.inexactness(points)
         moved = torch.zeros(len(here), dtype=torch.float64)
         positions = points.state[:, self._q]
+
+        def take(near: Points, model: Any = None) -> Float[Tensor, " N"]:
+            return value_error(torch.from_numpy(self.step(near, model)), here, inexactness)
+
         for _ in range(4):
             by = NUDGE * rng.choice([-1.0, 1.0], positions.shape) * np.maximum(1.0, np.abs(positions))
             for change in (by, -by):
                 near = points.state.copy()
                 near[:, self._q] += change
-                step = torch.from_numpy(self.step(points._replace(state=near)))
-                moved = torch.maximum(moved, value_error(step, here, inexactness))
+                moved = moved.maximum(take(points._replace(state=near)))
+        # A geom that lies on a plane without a joint that lifts it.
+        by = NUDGE * rng.choice([-1.0, 1.0], self.model.geom_pos.shape)
+        for change in (by, -by):
+            model = copy.copy(self.model)
+            model.geom_pos += change
+            moved = moved.maximum(take(points, model))
         return here.isfinite().all(1) & (moved > MOVED)
 
     def contacts(self, points: Points) -> Int[Tensor, " N"]:

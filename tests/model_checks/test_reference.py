@@ -98,6 +98,20 @@ def test_a_cylinder_on_end_is_ill_posed_where_rounding_decides_where_its_rim_tou
     assert found.tolist() == [True, True, False, False]
 
 
+SLIDING = """<mujoco><worldbody><geom type="plane" size="9 9 1"/><body><joint type="slide" axis="1 0 0"/>
+ <joint name="turn" axis="0 0 1"/><geom size=".5" pos="0 0 HEIGHT"/></body></worldbody><actuator><motor joint="turn"
+ ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+@pytest.mark.parametrize(("height", "ill"), [(0.5, True), (0.499, False), (0.501, False)])
+def test_a_ball_on_a_plane_from_which_no_joint_lifts_it_is_ill_posed(tmp_path, height, ill):
+    """Rounding decides whether its friction holds it."""
+    path = tmp_path / "sliding.xml"
+    path.write_text(SLIDING.replace("HEIGHT", str(height)))
+    points = Points(np.array([[0.1, 0.2, 1.0, 2.0]]), np.ones((1, 1)))
+    assert Reference(path).ill_posed(points).tolist() == [ill]
+
+
 CURVED = """<mujoco><option timestep="0.005"/><worldbody><geom type="plane" size="9 9 1"/>
  <geom type="box" size=".3 .3 .1" pos="0 0 .1"/><body><freejoint/><geom type="ellipsoid" size=".2 .15 .1"/></body>
  <body pos="2 0 1"><joint name="h" axis="0 1 0"/><geom type="capsule" size=".1 .1"/></body></worldbody>
