@@ -162,6 +162,6 @@ def _cells(r: Mapping[str, Any]) -> list[str]:
         return "-" if r[name] is None else f"{r[name]:{form}}"
 
     kinks = "-" if r["count"] is None else "/".join(str(r[f"{b}_kinks"] or 0) for b in ("action", "state"))
-    errors = [number(f"{name}_worst") for name in ("value", "action", "state")]
+    errors = [number(name) for name in ("value_beyond", "action_worst", "state_worst")]
     cost = [number(name, ".3g") for name in ("compile_cpu_s", "compile_mib", "step_ms", "step_vjp_ms", "c_step_ms")]
     return [r["model"], r["backend"], r["status"], *errors, kinks, *cost]
