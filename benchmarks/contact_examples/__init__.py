@@ -1,0 +1,1 @@
+"""Modules of contact_gradients.py: one per example, each with `measure` and `paint`."""
