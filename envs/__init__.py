@@ -7,7 +7,7 @@ Importing this package imports torch only; jax, warp, mujoco and gymnasium are i
 """
 
 from mage_diffsim.envs.batched import BatchedEnv, Transition
-from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
+from mage_diffsim.envs.mujoco.model import BodyPosition, CentreOfMass, CentreOfMassVelocity, MeanVelocity, SitePosition
 from mage_diffsim.envs.mujoco.task import MujocoTask
 from mage_diffsim.envs.physics import BACKENDS, Physics, TorchPhysics, backends_of, make_physics
 from mage_diffsim.envs.registry import ENTRY_POINT_GROUP, make_task, register_task, task_names
@@ -19,6 +19,8 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "BatchedEnv",
     "BodyPosition",
+    "CentreOfMass",
+    "CentreOfMassVelocity",
     "MeanVelocity",
     "MujocoTask",
     "Physics",

@@ -31,6 +31,8 @@ _TASKS: dict[str, str | type[Task]] = {
     "Hopper": "mage_diffsim.envs.tasks.hopper:Hopper",
     "Walker2d": "mage_diffsim.envs.tasks.walker2d:Walker2d",
     "Ant": "mage_diffsim.envs.tasks.ant:Ant",
+    "Humanoid": "mage_diffsim.envs.tasks.humanoid:Humanoid",
+    "HumanoidStandup": "mage_diffsim.envs.tasks.humanoid_standup:HumanoidStandup",
     "Pusher": "mage_diffsim.envs.tasks.pusher:Pusher",
 }
 

@@ -10,6 +10,9 @@ import pytest
 LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Pusher")
 """Tasks whose Warp kernels take about ten seconds to compile, or more."""
 
+BORROWED = ("Humanoid", "HumanoidStandup")
+"""Tasks whose physics takes minutes to check on every backend, and has nothing that other tasks and models lack."""
+
 
 def slow_but(fast: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """The cases of ``pytest.mark.parametrize``, those outside ``fast`` with the mark slow."""

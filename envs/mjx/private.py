@@ -7,7 +7,7 @@ import importlib.metadata
 from typing import Any
 
 PRIVATE = {
-    "smooth": ("kinematics", "com_pos", "tendon", "crb", "transmission"),
+    "smooth": ("kinematics", "com_pos", "com_vel", "subtree_vel", "tendon", "crb", "transmission"),
     "support": ("jac",),
     "constraint": ("_efc_equality_joint", "_efc_equality_tendon"),
     "forward": ("fwd_velocity", "fwd_actuation"),

@@ -20,7 +20,15 @@ from mage_diffsim.envs.mjx.contacts import groups
 from mage_diffsim.envs.mjx.private import private
 from mage_diffsim.envs.mjx.solver import Problem, inverse_factor, solve, solve_with
 from mage_diffsim.envs.mjx.unsupported import refusals
-from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco
+from mage_diffsim.envs.mujoco.model import (
+    LARGEST,
+    BodyPosition,
+    CentreOfMass,
+    CentreOfMassVelocity,
+    Simulation,
+    SitePosition,
+    load_mujoco,
+)
 from mage_diffsim.errors import InputError
 
 mujoco: Any = load_mujoco()
@@ -169,11 +177,21 @@ class _Environment:
 
         carry = (start, velocity, act, jnp.zeros_like(velocity))
         (qpos, qvel, act, _), _ = lax.scan(substep, carry, None, length=self.simulation.frame_skip)
-        end = data
-        if self.simulation.bodies or self.simulation.sites:
-            end = self._kinematics(data.replace(qpos=qpos))
-        state = self.simulation.assemble(qpos, qvel, act, mocap, end.xpos, end.site_xpos, start, jnp.concatenate)
+        state = self.simulation.assemble(qpos, qvel, act, mocap, self._read(data, qpos, qvel), start, jnp.concatenate)
         return state * _nan_unless(_bounded(qpos, qvel), state)
+
+    def _read(self, data: Any, qpos: Array, qvel: Array) -> dict[type, Array]:
+        """What the readouts need, at the end of a step."""
+        if not self.simulation.reads_places:
+            return {}
+        end = self._kinematics(data.replace(qpos=qpos, qvel=qvel))
+        stages = ("com_pos",) if self.simulation.reads(CentreOfMass) else ()
+        if self.simulation.reads(CentreOfMassVelocity):
+            stages = ("com_pos", "com_vel", "subtree_vel")
+        for stage in stages:
+            end = private("smooth", stage)(self.model, end)
+        found = {BodyPosition: end.xpos, SitePosition: end.site_xpos, CentreOfMass: end.subtree_com}
+        return found | {CentreOfMassVelocity: end._impl.subtree_linvel}
 
     def _accelerate(
         self, data: Any, qpos: Array, qvel: Array, act: Array, warm: Array, first: Array | bool = True

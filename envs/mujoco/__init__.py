@@ -10,7 +10,7 @@ import torch
 
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.envs.mujoco.convergence import inexactness, name_gap, with_solver
-from mage_diffsim.envs.mujoco.model import LARGEST, Simulation, load_mujoco, quiet
+from mage_diffsim.envs.mujoco.model import FIELDS, LARGEST, CentreOfMassVelocity, Simulation, load_mujoco, quiet
 from mage_diffsim.envs.mujoco.task import MujocoTask, with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.errors import InputError
@@ -96,12 +96,14 @@ class _Stepper:
             name: self._batch.bind(name)
             for name in (
                 *("qpos", "qvel", "act", "mocap_pos", "mocap_quat", "ctrl", "qacc_warmstart", "time"),
-                *("qacc", "xpos", "site_xpos"),
+                *("qacc", "xpos", "site_xpos", "xipos", "subtree_com", "cvel"),
             )
         }
         # Positions of bodies are those before the last simulator step unless they are computed again.
-        positions = bool(simulation.bodies or simulation.sites)
-        self._stage = mujoco.mjtStage.mjSTAGE_POS if positions else mujoco.mjtStage.mjSTAGE_NONE
+        stages = mujoco.mjtStage
+        self._stage = stages.mjSTAGE_POS if simulation.reads_places else stages.mjSTAGE_NONE
+        if simulation.reads(CentreOfMassVelocity):
+            self._stage = stages.mjSTAGE_VEL
         self._lock = threading.Lock()  # a backward pass on a CUDA device runs in a thread of its own
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -130,8 +132,11 @@ class _Stepper:
                 failed[error.ids] = True
             # Not finite compares false.
             calm &= np.abs(bound["qacc"][:n]).max(axis=1) <= SUSPECT[1]
-        qpos, qvel, end, xpos, site_xpos = (bound[k][:n] for k in ("qpos", "qvel", "act", "xpos", "site_xpos"))
-        state = simulation.assemble(qpos, qvel, end, mocap, xpos, site_xpos, start, np.concatenate)
+        qpos, qvel, end = (bound[k][:n] for k in ("qpos", "qvel", "act"))
+        found = {kind: bound[field][:n] for kind, field in FIELDS.items() if field in bound}
+        if simulation.reads(CentreOfMassVelocity):
+            found[CentreOfMassVelocity] = self._centre_velocities(n)
+        state = simulation.assemble(qpos, qvel, end, mocap, found, start, np.concatenate)
         state[failed] = np.nan
         for x, most in ((qpos, LARGEST), (velocity, SUSPECT[0]), (qvel, SUSPECT[0])):
             calm &= np.abs(x).max(axis=1) <= most
@@ -141,6 +146,16 @@ class _Stepper:
         # MuJoCo sets all controls to 0 where one is not finite.
         state[~np.isfinite(control).all(axis=1)] = np.nan
         return state
+
+    def _centre_velocities(self, n: int) -> np.ndarray:
+        """``subtree_linvel`` of the first n environments, [n, nbody, 3], which MuJoCo computes for sensors alone."""
+        model = self._model
+        xipos, com, cvel = (self._bound[k][:n] for k in ("xipos", "subtree_com", "cvel"))
+        arm = xipos - com[:, model.body_rootid]
+        momentum = model.body_mass[:, None] * (cvel[..., 3:] + np.cross(cvel[..., :3], arm))
+        for body in reversed(range(1, model.nbody)):
+            momentum[:, model.body_parentid[body]] += momentum[:, body]
+        return momentum / np.maximum(model.body_subtreemass, load_mujoco().mjMINVAL)[:, None]
 
     def _warns(self, state: np.ndarray, control: np.ndarray, *end: np.ndarray) -> bool:
         """Whether MuJoCo warns of this row's step, or would of the next one, as unstable."""

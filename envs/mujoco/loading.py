@@ -18,6 +18,8 @@ from mage_diffsim.envs.mujoco.controls import (
 )
 from mage_diffsim.envs.mujoco.model import (
     BodyPosition,
+    CentreOfMass,
+    CentreOfMassVelocity,
     MeanVelocity,
     Simulation,
     SitePosition,
@@ -264,15 +266,15 @@ def _moving_names(mujoco: Any, model: Any, readouts: list[str]) -> tuple[list[st
 def _resolve(mujoco: Any, model: Any, where: str, key: str, readout: Any) -> tuple[type, int]:
     """A readout's kind, and the number of its element in the compiled model."""
     element, name = {
-        BodyPosition: ("BODY", getattr(readout, "body", None)),
+        **dict.fromkeys((BodyPosition, CentreOfMass, CentreOfMassVelocity), ("BODY", getattr(readout, "body", None))),
         SitePosition: ("SITE", getattr(readout, "site", None)),
         MeanVelocity: ("JOINT", getattr(readout, "joint", None)),
     }.get(type(readout), (None, None))
     coordinate = getattr(readout, "coordinate", 0)
     if element is None or not isinstance(name, str) or type(coordinate) is not int:
         raise InputError(
-            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition and MeanVelocity of a "
-            "name"
+            f"{where}: readout {key!r} is {readout!r}; accepted are BodyPosition, SitePosition, MeanVelocity, "
+            "CentreOfMass and CentreOfMassVelocity of a name"
         )
     kind = element.lower()
     i = mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{element}"), name)

@@ -44,7 +44,28 @@ class MeanVelocity:
     """Which of the joint's coordinates: 0, or 0 to 2 (x, y, z) of a free joint."""
 
 
-Readout = BodyPosition | SitePosition | MeanVelocity
+@dataclasses.dataclass(frozen=True)
+class CentreOfMass:
+    """World position (x, y, z) [m] of the centre of mass of a body with all that it carries, at the end of the step."""
+
+    body: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreOfMassVelocity:
+    """World velocity (x, y, z) [m/s] of that centre of mass at the end of the step."""
+
+    body: str
+
+
+FIELDS: dict[type, str] = {
+    BodyPosition: "xpos",
+    SitePosition: "site_xpos",
+    CentreOfMass: "subtree_com",
+    CentreOfMassVelocity: "subtree_linvel",
+}
+"""Kind of readout to the field of ``mujoco.MjData`` that has its vectors, of all bodies or sites."""
+Readout = BodyPosition | SitePosition | MeanVelocity | CentreOfMass | CentreOfMassVelocity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +123,14 @@ class Simulation:
         """The model's initial positions, [nq]."""
         return self.model.qpos0.copy()
 
-    @property
-    def bodies(self) -> tuple[int, ...]:
-        """The bodies whose positions are read out."""
-        return tuple(i for kind, i in self.readouts if kind is BodyPosition)
+    def reads(self, *kinds: type) -> bool:
+        """Whether there is a readout of one of these kinds."""
+        return any(kind in kinds for kind, _ in self.readouts)
 
     @property
-    def sites(self) -> tuple[int, ...]:
-        """The sites whose positions are read out."""
-        return tuple(i for kind, i in self.readouts if kind is SitePosition)
+    def reads_places(self) -> bool:
+        """Whether a readout needs more than qpos."""
+        return any(kind is not MeanVelocity for kind, _ in self.readouts)
 
     @property
     def fingerprint(self) -> str:
@@ -134,13 +154,13 @@ class Simulation:
         return qpos, qvel, act, mocap
 
     def assemble(
-        self, qpos: Any, qvel: Any, act: Any, mocap: Any, xpos: Any, site_xpos: Any, start: Any, concatenate: Any
+        self, qpos: Any, qvel: Any, act: Any, mocap: Any, found: Mapping[type, Any], start: Any, concatenate: Any
     ) -> Any:
         """Joins the state ``qpos | qvel | act | mocap | readouts`` from numpy, JAX or torch arrays with leading axes.
 
         Args:
             qpos, qvel, act, mocap: at the end of the step; mocap [..., 7 nmocap] has position and quaternion by turns.
-            xpos, site_xpos: all bodies' and sites' positions there, [..., number, 3].
+            found: vectors of all bodies or sites there, [..., number, 3], of the kinds of readouts that have one.
             start: qpos at the beginning of the step.
             concatenate: the function of the arrays' framework.
         """
@@ -149,7 +169,7 @@ class Simulation:
             if kind is MeanVelocity:
                 parts.append((qpos[..., i : i + 1] - start[..., i : i + 1]) / self.dt)
             else:
-                parts.append((xpos if kind is BodyPosition else site_xpos)[..., i, :])
+                parts.append(found[kind][..., i, :])
         return concatenate(parts, -1)
 
     def start(
@@ -170,15 +190,20 @@ class Simulation:
         mocap = mocap.copy()
         for quaternion in mocap.reshape(-1, 7)[:, 3:]:
             mujoco.mju_normalize4(quaternion)
-        xpos = np.zeros((len(qpos), self.model.nbody, 3))
-        site_xpos = np.zeros((len(qpos), self.model.nsite, 3))
+        found = {
+            kind: np.zeros((len(qpos), self.model.nsite if kind is SitePosition else self.model.nbody, 3))
+            for kind in {kind for kind, _ in self.readouts}
+        }
         for i, row in enumerate(qpos):
             mujoco.mj_normalizeQuat(self.model, row)
-            if self.bodies or self.sites:
-                self.put(data, np.concatenate([row, qvel[i], act[i], mocap[i]]))
-                mujoco.mj_kinematics(self.model, data)
-                xpos[i], site_xpos[i] = data.xpos, data.site_xpos
-        return self.assemble(qpos, qvel, act, mocap, xpos, site_xpos, qpos, np.concatenate)
+            if not self.reads_places:
+                continue
+            self.put(data, np.concatenate([row, qvel[i], act[i], mocap[i]]))
+            for stage in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_comVel, mujoco.mj_subtreeVel):
+                stage(self.model, data)
+            for kind in found.keys() & FIELDS.keys():
+                found[kind][i] = getattr(data, FIELDS[kind])
+        return self.assemble(qpos, qvel, act, mocap, found, qpos, np.concatenate)
 
     def put(self, data: Any, state: np.ndarray) -> None:
         """Write a state [S] into a ``mujoco.MjData``; its readouts are left out."""

@@ -55,7 +55,8 @@ class MujocoTask(Task):
     frame_skip: ClassVar[int]
     """Simulator steps per action; ``dt`` is this many timesteps of the model."""
     readouts: ClassVar[Mapping[str, Readout]] = {}
-    """Name to readout: :class:`BodyPosition`, :class:`SitePosition` or :class:`MeanVelocity`."""
+    """Name to readout: :class:`BodyPosition`, :class:`SitePosition`, :class:`MeanVelocity`, :class:`CentreOfMass` or
+    :class:`CentreOfMassVelocity`."""
     contact_margin: ClassVar[Literal["sum", "maximum"]] = "sum"
     """How the margins of two geoms make the margin of their contact. ``sum`` adds them, as MuJoCo does since 3.5;
     ``maximum`` takes the larger one, as earlier versions did, the paper's among them. It edits the model, which all
@@ -136,7 +137,7 @@ class MujocoTask(Task):
         return self.simulation.split(state)[3]
 
     def readout(self, state: Float[Tensor, "*batch S"], name: str) -> Float[Tensor, "*batch k"]:
-        """A readout in the state: three numbers of a position, one of a velocity.
+        """A readout in the state: one number of a mean velocity, three of the others.
 
         Raises:
             InputError: no readout of this name is declared.
@@ -170,7 +171,7 @@ class MujocoTask(Task):
         act: Float[Tensor, "n na"] | None = None,
         mocap: Float[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "n S"]:
-        """The state of a start: body and site positions as they are there, mean velocities 0, quaternions normalised.
+        """The state of a start: readouts as they are there, but mean velocities 0; quaternions normalised.
 
         Args:
             qpos: generalised positions, shape [n, nq].

@@ -11,7 +11,7 @@ import torch
 from mage_diffsim.bridges.fd import FiniteDifference
 from mage_diffsim.bridges.warp import check_device, load_warp, quiet
 from mage_diffsim.envs.mujoco.convergence import name_gap, with_solver
-from mage_diffsim.envs.mujoco.model import Simulation, load_mujoco
+from mage_diffsim.envs.mujoco.model import FIELDS, CentreOfMass, CentreOfMassVelocity, Simulation, load_mujoco
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.physics import Physics, implementation
 from mage_diffsim.errors import InputError, import_extra
@@ -105,7 +105,7 @@ class _Stepper:
                 n: warp.to_torch(getattr(data, n))
                 for n in (
                     *("qpos", "qvel", "act", "mocap_pos", "mocap_quat", "ctrl"),
-                    *("xpos", "site_xpos", "qacc_warmstart"),
+                    *(*FIELDS.values(), "qacc_warmstart"),
                 )
             }
             poses = mocap.reshape(rows, -1, 7)
@@ -119,7 +119,10 @@ class _Stepper:
             warp.to_torch(data.time).zero_()
             for _ in range(self.simulation.frame_skip):
                 mujoco_warp.step(self._model, data)
-            if self.simulation.bodies or self.simulation.sites:  # else they are those before the last simulator step
-                mujoco_warp.kinematics(self._model, data)
-            end, moved = (views["qpos"], views["qvel"], views["act"]), (views["xpos"], views["site_xpos"])
-            return self.simulation.assemble(*end, mocap, *moved, qpos, torch.cat)
+            stages = ["kinematics"] if self.simulation.reads_places else []
+            stages += ["com_pos"] if self.simulation.reads(CentreOfMass, CentreOfMassVelocity) else []
+            stages += ["com_vel", "subtree_vel"] if self.simulation.reads(CentreOfMassVelocity) else []
+            for stage in stages:  # else places are those before the last simulator step
+                getattr(mujoco_warp, stage)(self._model, data)
+            end, found = (views["qpos"], views["qvel"], views["act"]), {k: views[field] for k, field in FIELDS.items()}
+            return self.simulation.assemble(*end, mocap, found, qpos, torch.cat)

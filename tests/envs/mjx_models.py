@@ -10,7 +10,13 @@ import torch
 jax = pytest.importorskip("jax")
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
-from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition  # noqa: E402
+from mage_diffsim.envs.mujoco.model import (  # noqa: E402
+    BodyPosition,
+    CentreOfMass,
+    CentreOfMassVelocity,
+    MeanVelocity,
+    SitePosition,
+)
 from mage_diffsim.envs.physics import make_physics  # noqa: E402
 from tests.envs.small_models import Body, jacobian  # noqa: E402
 
@@ -85,6 +91,8 @@ class Leg(Small):
     readouts = {  # noqa: RUF012
         "speed": MeanVelocity("x"),
         "torso": BodyPosition("torso"),
+        "centre": CentreOfMass("torso"),
+        "drift": CentreOfMassVelocity("torso"),
         "foot": SitePosition("foot"),
     }
 

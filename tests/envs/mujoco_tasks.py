@@ -5,6 +5,8 @@ import torch
 from mage_diffsim.envs import BodyPosition, MeanVelocity, MujocoTask, SitePosition, make_physics, make_task, task_names
 
 TASKS = tuple(name for name in task_names() if isinstance(make_task(name), MujocoTask))
+OF_GYMNASIUM = tuple(name for name in TASKS if make_task(name).mjcf.startswith("gymnasium:"))
+"""Those that Gymnasium has, too."""
 
 
 def physics_of(task, **options):

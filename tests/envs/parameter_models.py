@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mage_diffsim.envs.mujoco import _Stepper
-from mage_diffsim.envs.mujoco.model import load_mujoco
+from mage_diffsim.envs.mujoco.model import CentreOfMass, CentreOfMassVelocity, load_mujoco
 from tests.envs.small_models import Body
 
 # A cart with a pendulum that carries a welded bob, a ball joint and a slide; in a fluid. Zeros that may become other
@@ -54,7 +54,9 @@ LEG = """<mujoco><option timestep="0.004" integrator="INTEGRATOR" cone="CONE" im
 
 
 def model(name: str, mjcf: str, integrator: str, cone: str = "pyramidal") -> type[Body]:
-    return type(name, (Body,), {"name": name, "mjcf": mjcf.replace("INTEGRATOR", integrator).replace("CONE", cone)})
+    mjcf = mjcf.replace("INTEGRATOR", integrator).replace("CONE", cone)
+    readouts = {"centre": CentreOfMass("cart"), "drift": CentreOfMassVelocity("pole")} if "cart" in mjcf else {}
+    return type(name, (Body,), {"name": name, "mjcf": mjcf, "readouts": readouts})
 
 
 def changed(simulation: Any, numbers: dict[str, np.ndarray]) -> Any:

@@ -7,10 +7,11 @@ import torch
 
 from mage_diffsim.envs import TorchPhysics, backends_of, contract, make_physics, make_task, physics, task_names
 from mage_diffsim.envs.contract import check_task
+from mage_diffsim.envs.sampling import WAYS, explore
 from mage_diffsim.envs.tasks.cartpole import CartPole
 from mage_diffsim.envs.tasks.pendulum import Pendulum
 from mage_diffsim.errors import InputError, MissingExtra, missing_extra
-from tests.marks import LARGE, slow_but
+from tests.marks import BORROWED, LARGE, slow_but
 
 EVERYTHING = [
     (name, backend)
@@ -18,7 +19,7 @@ EVERYTHING = [
     for backend in backends_of(make_task(name))
     # MJX takes a minute to compile: one small task here, all of them in test_mjx_tasks.py. MuJoCo Warp knows float32
     # alone, see test_mujoco_warp.py.
-    if (backend != "mjx" or name == "InvertedPendulum") and backend != "mujoco-warp"
+    if (backend != "mjx" or name == "InvertedPendulum") and backend != "mujoco-warp" and name not in BORROWED
 ]
 FAST = [case for case in EVERYTHING if case[1] != "mjx" and case != ("Ant", "mujoco")]
 FAST = [(name, backend) for name, backend in FAST if not (backend == "warp" and name in LARGE)]
@@ -49,6 +50,28 @@ def test_every_registered_task_keeps_the_contract_on_every_backend(name, backend
     stepped = {c.name for c in report.checks if c.subject.startswith(f"step {backend}/") and c.status == "passed"}
     assert stepped >= {"gradient action", "gradient state"}
     assert ("agreement" in stepped) == (backend != backends_of(task)[0])
+
+
+class Drifting:
+    """A physics without a simulator, for tasks whose functions alone are checked."""
+
+    physics = {}  # noqa: RUF012
+
+    def step(self, state, action):
+        return state + 1e-3 * action.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", BORROWED)
+def test_the_functions_of_large_tasks_keep_the_contract(name):
+    visited = explore(make_physics(make_task(name), "mujoco", dtype=torch.float64), 2 * len(WAYS), 60, seed=0)
+    report = check_task(type(name, (Drifting, type(make_task(name))), {})(), samples=16, steps=4, states=visited.states[::7])
+    assert report.passed and {c.subject for c in report.checks} >= {"observe", "reward", "terminated"}, lines(report)
+
+
+@pytest.mark.slow
+def test_a_humanoid_keeps_the_contract_on_warp():
+    report = check_task("Humanoid", "warp", "adjoint", samples=8, steps=16)
+    assert report.passed and {"gradient state", "agreement"} <= {c.name for c in report.checks}, lines(report)
 
 
 def test_all_backends_are_checked_unless_one_is_named():

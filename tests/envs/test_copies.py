@@ -19,7 +19,7 @@ from mage_diffsim.bridges import from_jax
 from mage_diffsim.envs import BatchedEnv, Physics, backends_of, make_physics, make_task, task_names
 from mage_diffsim.envs.identity.options import options_of as options_of_task
 from mage_diffsim.errors import InputError
-from tests.marks import LARGE, slow_but
+from tests.marks import BORROWED, LARGE, slow_but
 
 pytest.importorskip("mujoco")
 
@@ -31,7 +31,7 @@ EXTRAS = {"jax": "jax", "mjx": "mujoco.mjx", "warp": "warp", "mujoco-warp": "muj
 
 def every_physics():
     for name in task_names():
-        for backend in backends_of(make_task(name)):
+        for backend in () if name in BORROWED else backends_of(make_task(name)):
             if backend not in COMPILING or name in ("InvertedPendulum", "Reacher"):
                 yield name, backend
 

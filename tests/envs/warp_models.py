@@ -7,7 +7,7 @@ import functools
 import torch
 
 from mage_diffsim.envs import make_physics, make_task
-from mage_diffsim.envs.mujoco.model import BodyPosition, MeanVelocity, SitePosition
+from mage_diffsim.envs.mujoco.model import BodyPosition, CentreOfMass, CentreOfMassVelocity, MeanVelocity, SitePosition
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions
 from mage_diffsim.envs.warp import model as warp_model
 from mage_diffsim.envs.warp.compiler import cost
@@ -112,6 +112,9 @@ class Trees(Body):
         "tip": SitePosition("tip"),
         "float": BodyPosition("float"),
         "y": MeanVelocity("root", 1),
+        "centre": CentreOfMass("float"),
+        "drift": CentreOfMassVelocity("float"),
+        "all": CentreOfMassVelocity("world"),
     }
 
 
@@ -130,7 +133,7 @@ class HardPile(Body):
 
 class Leg(Body):
     name, mjcf = "Leg", LEG
-    readouts = {"speed": MeanVelocity("x"), "toe": SitePosition("toe")}  # noqa: RUF012
+    readouts = {"speed": MeanVelocity("x"), "toe": SitePosition("toe"), "drift": CentreOfMassVelocity("trunk")}  # noqa: RUF012
 
 
 class EulerLeg(Body):

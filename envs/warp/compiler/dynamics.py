@@ -6,13 +6,14 @@ origin of a tree is where its root body is now, so that float32 loses no digits 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler.graph import cos, mul, sin, sub
+from mage_diffsim.envs.warp.compiler.graph import add, cos, div, is_zero, mul, number, sin, sub
 from mage_diffsim.envs.warp.compiler.intake import Model, Pair
 
 Spatial = tuple[al.Vector, al.Vector]
@@ -172,6 +173,27 @@ class Kinematics:
                 linear = al.plus(linear, al.times(self.axes[d][1], v[d]))
             found.append((angular, linear))
         return found
+
+
+def centre_of_mass(kinematics: Kinematics, body: int, v: Sequence[Any] | None = None) -> al.Vector:
+    """World position of the centre of mass of a body with all that it carries; with v, its velocity.
+
+    Where these have no mass, it is that of the body, at rest, as in MuJoCo.
+    """
+    m = kinematics.model.model
+    carried = [body]
+    for b in range(body + 1, m.nbody):
+        carried += [b] if int(m.body_parentid[b]) in carried else []
+    mass = functools.reduce(add, [number(m.body_mass[b]) for b in carried])
+    if is_zero(mass):
+        return al.ZERO if v is not None else kinematics.world_position(body, al.constant(m.body_ipos[body]))
+    velocities = kinematics.velocities(v) if v is not None else []
+    total = al.ZERO
+    for b in carried:
+        at = al.constant(m.body_ipos[b])
+        part = kinematics.world_position(b, at) if v is None else at_point(velocities[b], kinematics.point(b, at))
+        total = al.plus(total, al.times(part, div(number(m.body_mass[b]), mass)))
+    return total
 
 
 def related(m: Any) -> list[list[int]]:

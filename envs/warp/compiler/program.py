@@ -13,7 +13,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.model import MeanVelocity
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
-from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude, reference
+from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude, reference, vector
 from mage_diffsim.envs.warp.compiler.graph import add, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.integration import Integration
@@ -64,8 +64,8 @@ class Program:
         """Numbers per environment in the arrays of a kernel."""
         self.tile = WARP if lanes == 1 else lanes
         """Environments whose tapes are interleaved: number n of each, then number n + 1."""
-        self.tape = self.step.passes * self.step.size + self.step.nq + 1
-        """Numbers per environment on the tape: of every pass, then the last q, and 1 where the step failed, else 0."""
+        self.tape = self.step.passes * self.step.size + len(self.step.last) + 1
+        """Numbers per environment on the tape: of every pass, then the last q (and v), and 1 where the step failed."""
         self.streamed = self.tape * self.vector > LEAST_STREAMED
         """Whether the tapes of many environments are larger than a CPU's caches."""
         self.local = lanes == 1 or self.memory * self.vector <= LOCAL
@@ -90,16 +90,17 @@ class Program:
             s.advance(w)
         s.watch_state(w)
         with w.block("if (tape)"):
-            for place, name in enumerate((*s.names("q", s.nq), "select(failed, splat(1), splat(0))")):
+            for place, name in enumerate((*s.last, "select(failed, splat(1), splat(0))")):
                 w(f"keep({s.passes}, {place}, {name});")
         share = literal(1.0 / s.model.simulation.frame_skip)
         means = iter(s.names("mean", len(s.means())))
         values = w.compute(*s.q, *s.v, *s.act, *s.mocap)
-        for kind, i in s.model.simulation.readouts:
+        vectors = iter(s.vectors)
+        for kind, _ in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 values.append(f"{next(means)} * {share}")
             else:
-                values += w.compute(*s.position(kind, i))
+                values += w.compute(*next(vectors))
         self._store(w, "next_state", s.width, values)
         return w.text
 
@@ -108,10 +109,10 @@ class Program:
         s = self.step
         w = self._begin("adjoint")
         self._tape(w, "adjoint")
-        for place, name in enumerate(s.names("q", s.nq)):
+        for place, name in enumerate(s.last):
             w(f"{name} = kept({s.passes}, {place});")
         # The noslip solver finds contacts again.
-        w(f"{'const ' if s.noslip is None else ''}mask failed = kept({s.passes}, {s.nq}) > real(0);")
+        w(f"{'const ' if s.noslip is None else ''}mask failed = kept({s.passes}, {len(s.last)}) > real(0);")
         w.declare([*s.names("lq"), *s.names("lv"), *s.names("lact", s.na)])
         given = s.given
         gathered = [self.sweeps.targets[x] for x in given.values()]
@@ -170,14 +171,16 @@ class Program:
         tq = s.graph.inputs("tq", s.nv)
         pushed = manifold.pushed(s.model, s.q, tq)
         poses = s.graph.inputs("tmocap", len(s.mocap))
-        along = dict(zip((*s.q, *s.mocap), (*pushed, *poses), strict=True))
-        values = w.compute(*pushed, *s.graph.inputs("tv", s.nv), *s.graph.inputs("tact", s.na), *poses)
+        faster, numbers = s.graph.inputs("tv", s.nv), s.graph.inputs("tparameter", len(s.parameters))
+        along = dict(zip((*s.q, *s.v, *s.mocap, *s.parameters), (*pushed, *faster, *poses, *numbers), strict=True))
+        values = w.compute(*pushed, *faster, *s.graph.inputs("tact", s.na), *poses)
+        vectors = iter(s.vectors)
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 d = s.dof_of(i)
                 values.append(f"(tq{d} - first_tq{d}) * {literal(1.0 / s.model.simulation.dt)}")
             else:
-                values += w.compute(*jvp(s.position(kind, i), along))
+                values += w.compute(*jvp(next(vectors), along))
         self._store(w, "next_tangent", s.width, values)
         return w.text
 
@@ -251,7 +254,7 @@ class Program:
             w(f"const vec given{i} = load(cotangent.data, {s.width}, {i});")
         by_q, by_v, by_act, by_mocap = map(list, s.model.simulation.split(np.array(given)))
         means: list[Any] = []
-        column = s.model.simulation.moving
+        column, vectors = s.model.simulation.moving, iter(s.vectors)
         for kind, i in s.model.simulation.readouts:
             if kind is MeanVelocity:
                 # (q' - q) / dt: what belongs to q is taken off at the start, see Integration.reverse.
@@ -259,9 +262,13 @@ class Program:
                 by_q[i] = add(by_q[i], means[-1])
                 column += 1
                 continue
-            found = vjp(zip(s.position(kind, i), given[column : column + 3], strict=True))
+            found = vjp(zip(next(vectors), given[column : column + 3], strict=True))
             by_q = [add(x, found.get(q, 0.0)) for x, q in zip(by_q, s.q, strict=True)]
+            by_v = [add(x, found.get(v, 0.0)) for x, v in zip(by_v, s.v, strict=True)]
             by_mocap = [add(x, found.get(pose, 0.0)) for x, pose in zip(by_mocap, s.mocap, strict=True)]
+            for x in filter(found.get, s.parameters):
+                w.compute(found[x])
+                w(f"{self.sweeps.targets[x]} += {vector(found[x])};")
             column += 3
         w.assign(s.names("lq"), manifold.to_tangent(s.model, s.q, by_q))
         w.assign(s.names("lv"), by_v)

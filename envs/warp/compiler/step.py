@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
-from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, MeanVelocity
+from mage_diffsim.envs.mujoco.model import LARGEST, BodyPosition, CentreOfMassVelocity, MeanVelocity, SitePosition
 from mage_diffsim.envs.warp.compiler import activation, cost, manifold, noslip_forward, parameters
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.adhesion_loops import AdhesionLoops
@@ -18,7 +18,7 @@ from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contact
 from mage_diffsim.envs.warp.compiler.contact_code import ContactCode
 from mage_diffsim.envs.warp.compiler.contact_loops import ContactLoops
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates
-from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, inverse_dynamics, mass_matrix
+from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, centre_of_mass, inverse_dynamics, mass_matrix
 from mage_diffsim.envs.warp.compiler.emit import Writer, literal, total
 from mage_diffsim.envs.warp.compiler.forces import smooth
 from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, mul
@@ -95,6 +95,8 @@ class Step:
         self.noslip = None if noslip is None or noslip.empty else noslip
         self.solved = self.a if self.noslip is None else graph.inputs("solved", self.nv)
         """The accelerations that the solver finds; a{i} are those after the sweeps of the noslip solver."""
+        self.vectors = [self.vector(*x) for x in model.simulation.readouts if x[0] is not MeanVelocity]
+        """The readouts of three numbers, at q and v."""
         self.way = graph.inputs("way", self.nv)
         rotations = manifold.coordinates(model)[1] if model.runge_kutta else []
         self.turning = [d + i for _, d in rotations for i in range(3)]
@@ -128,6 +130,12 @@ class Step:
         if self.model.runge_kutta:
             names += self.names("act_rate", self.na)
         return [*names, *self.implicit.kept, *self.solver.hessian.factors]
+
+    @property
+    def last(self) -> list[str]:
+        """The variables after the last pass that the adjoint reads from the tape."""
+        moving = self.names("v") if self.model.simulation.reads(CentreOfMassVelocity) else []
+        return [*self.names("q", self.nq), *moving]
 
     def names(self, prefix: str, n: int | None = None) -> list[str]:
         """``prefix0`` and so on, by default nv of them."""
@@ -276,8 +284,10 @@ class Step:
         """The degree of freedom of a place in qpos that is no quaternion's."""
         return next(d for at, d in manifold.coordinates(self.model)[0] if at == position)
 
-    def position(self, kind: type, i: int) -> al.Vector:
-        """The world position of a body or site, at q."""
+    def vector(self, kind: type, i: int) -> al.Vector:
+        """What a readout of three numbers says, at q and v."""
+        if kind is SitePosition:
+            return self.kinematics.world_position(int(self.m.site_bodyid[i]), al.constant(self.m.site_pos[i]))
         if kind is BodyPosition:
             return self.kinematics.world_position(i, al.ZERO)
-        return self.kinematics.world_position(int(self.m.site_bodyid[i]), al.constant(self.m.site_pos[i]))
+        return centre_of_mass(self.kinematics, i, self.v if kind is CentreOfMassVelocity else None)
