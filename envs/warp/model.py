@@ -24,8 +24,9 @@ from mage_diffsim.envs.warp.blocks import Blocks, aligned
 from mage_diffsim.envs.warp.compiler import cost
 from mage_diffsim.envs.warp.compiler.emit import array_bytes, operations
 from mage_diffsim.envs.warp.compiler.intake import read
-from mage_diffsim.envs.warp.compiler.parameters import NAMES, WRITTEN
+from mage_diffsim.envs.warp.compiler.parameters import NAMES
 from mage_diffsim.envs.warp.compiler.program import Program
+from mage_diffsim.envs.warp.compiler.searches import search_of
 from mage_diffsim.errors import InputError, TooLarge
 from mage_diffsim.shapes import Float, Tensor
 
@@ -162,12 +163,12 @@ class ModelKernels:
                     f"task {self._model.simulation.name}: a model with {what} takes no parameters; accepted are models "
                     "without"
                 )
-        beyond = [name for name in self._model.parameters if name in WRITTEN]
-        if beyond and cost.looped(self._model):
-            others = ", ".join(name for name in NAMES if name not in WRITTEN)
+        searched = next((p.kinds for p in self._model.pairs if search_of(p.kinds, self._model.noslip)), None)
+        if searched and "geom_size" in self._model.parameters:
+            others = ", ".join(name for name in NAMES if name != "geom_size")
             raise InputError(
-                f"task {self._model.simulation.name}: {beyond[0]} cannot be a parameter of a model as large as this, "
-                f"whose contacts are in loops; accepted are {others}"
+                f"task {self._model.simulation.name}: geom_size cannot be a parameter of a model with contacts of "
+                f"{searched[0]} with {searched[1]}; accepted are {others}"
             )
 
     @property

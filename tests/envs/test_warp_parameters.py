@@ -13,7 +13,7 @@ pytest.importorskip("warp")
 
 from mage_diffsim.envs import make_physics, make_task
 from mage_diffsim.envs.warp.compiler import cost
-from mage_diffsim.envs.warp.compiler.parameters import NAMES, WRITTEN
+from mage_diffsim.envs.warp.compiler.parameters import NAMES
 from mage_diffsim.errors import InputError
 from tests.envs.parameter_models import CART, LEG, model, step_of_c
 from tests.envs.small_models import jacobian
@@ -114,22 +114,48 @@ def test_the_adjoint_and_tangents_agree(model):
 
 
 @pytest.mark.slow
-def test_contacts_in_loops_take_parameters_but_sizes_and_friction(monkeypatch):
+def test_contacts_in_loops_take_the_same_parameters(monkeypatch):
     _, state, action = samples(LEGS[0], N)
     written = physics_of(LEGS[0])
     monkeypatch.setattr(cost, "LOOPED", -1.0)
     task = model("Looped_leg", LEG, "Euler")()
-    with pytest.raises(InputError, match=r"geom_size cannot be a parameter .* in loops; accepted are body_mass"):
-        make_physics(task, "warp", parameters=("geom_size", "gravity"))
-    names = [name for name in NAMES if name not in WRITTEN]
-    looped, gradients = make_physics(task, "warp", dtype=torch.float64, parameters=names), []
-    for physics in (looped, written):
+    gradients = []
+    looped, tangents = (
+        make_physics(task, "warp", dtype=torch.float64, parameters=NAMES, derivative=x) for x in ("adjoint", "jvp")
+    )
+    for physics in (written, looped, tangents):
         leaves = {name: x.requires_grad_() for name, x in other_numbers(looped).items()}
         output = physics.step(state, action, leaves)
         assert scaled(output - in_c(LEGS[0], {k: x.detach() for k, x in leaves.items()}), output).max() <= 1e-10
         gradients.append(torch.autograd.grad(output.sum(), list(leaves.values())))
-    for found, expected in zip(*gradients, strict=True):
-        assert (found - expected).abs().max() <= 1e-9 * max(1.0, float(expected.abs().max()))
+    expected, *others = gradients
+    for found in others:
+        for name, x, y in zip(NAMES, found, expected, strict=True):
+            assert (x - y).abs().max() <= 1e-9 * max(1.0, float(y.abs().max())), name
+
+
+BOXED = model(
+    "Boxed_leg", LEG.replace('name="trunk" type="capsule" size=".06"', 'name="trunk" type="box" size=".06"'), "Euler"
+)
+
+
+@pytest.mark.slow
+def test_friction_is_a_parameter_of_contacts_that_are_searched():
+    task, state, action = samples(BOXED, N)
+    with pytest.raises(
+        InputError, match="geom_size cannot be a parameter of a model with contacts of capsule with box"
+    ):
+        make_physics(task, "warp", parameters=("geom_size", "gravity"))
+    physics = make_physics(task, "warp", dtype=torch.float64, parameters=("geom_friction",))
+    numbers = other_numbers(physics)
+    expected = in_c(BOXED, numbers)
+    assert scaled(physics.step(state, action, numbers) - expected, expected).max() <= 1e-10
+    leaf = numbers["geom_friction"].expand(N, -1, -1).clone().requires_grad_()
+    output = physics.step(state, action, {"geom_friction": leaf})
+    rows = [torch.autograd.grad(output[:, i].sum(), leaf, retain_graph=True)[0] for i in range(output.shape[1])]
+    found, expected = torch.stack(rows, 1).flatten(2), differences(BOXED, numbers, "geom_friction")
+    assert expected.abs().max() > 1e-3
+    assert scaled(found - expected, expected).sort().values[-2] <= 1e-6
 
 
 def test_each_environment_has_numbers_of_its_own():

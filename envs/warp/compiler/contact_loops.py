@@ -17,9 +17,9 @@ from mage_diffsim.envs.warp.compiler.cones import Cone
 from mage_diffsim.envs.warp.compiler.contact_places import ContactPlaces
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, reference, total, vector
-from mage_diffsim.envs.warp.compiler.graph import is_zero
+from mage_diffsim.envs.warp.compiler.graph import is_zero, number
 from mage_diffsim.envs.warp.compiler.noslip_records import sliding
-from mage_diffsim.envs.warp.compiler.pairs import AXES, BODY, GEOM, declare, inputs_of, kinds
+from mage_diffsim.envs.warp.compiler.pairs import AXES, BODY, GEOM, declare, inputs_of, kinds, of_geoms
 from mage_diffsim.envs.warp.compiler.repeat import constant_part
 from mage_diffsim.envs.warp.compiler.rigid import geom_place
 
@@ -48,6 +48,8 @@ class ContactLoops(ContactPlaces):
         """Numbers of the kinds whose items are of the same pairs."""
         self.cones: list[Cone] = list(dict.fromkeys(k.cone for k in self.kinds))
         self.geoms = sorted({g for pair in model.pairs for g in pair.geoms})
+        fields = [getattr(model.model, name) for name in of_geoms(model)]
+        self.fields = [[number(x) for field in fields for x in field[g]] for g in self.geoms]
         self.places = [geom_place(model.model, g) for g in self.geoms]
         self.bodies = sorted({0, *(body for body, _ in self.places)})
         lists = [self._moved(*pair.bodies) for pair in model.pairs]
@@ -107,7 +109,8 @@ class ContactLoops(ContactPlaces):
     def arrays(self, which: str) -> dict[str, tuple[int, int]]:
         """The other arrays that a kernel needs, and their shapes."""
         nv = int(self.kinematics.model.model.nv)
-        found = {"body": (len(self.bodies), BODY), "geom": (len(self.geoms), GEOM), "axis": (nv, 6)}
+        numbers = max(map(len, self.fields), default=0)
+        found = {"body": (len(self.bodies), BODY), "geom": (len(self.geoms), GEOM + numbers), "axis": (nv, 6)}
         if which == "adjoint":
             pulled = ["axis"] if self.ranks or self.adhesion else []
             found |= {f"by_{name}": found[name] for name in ("body", "geom", *pulled)}

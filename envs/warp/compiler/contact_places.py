@@ -11,7 +11,7 @@ from mage_diffsim.envs.warp.compiler.derivatives import jvp
 from mage_diffsim.envs.warp.compiler.dynamics import Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer, vector
 from mage_diffsim.envs.warp.compiler.graph import Graph, Node
-from mage_diffsim.envs.warp.compiler.pairs import FRAME, Kind, along_of, declare, inputs_of
+from mage_diffsim.envs.warp.compiler.pairs import FRAME, GEOM, Kind, along_of, declare, inputs_of
 
 
 class ContactPlaces:
@@ -21,6 +21,8 @@ class ContactPlaces:
     kinds: list[Kind]
     geoms: list[int]
     """The geoms that can touch."""
+    fields: list[list[Any]]
+    """Of each of them, the numbers that are parameters."""
     bodies: list[int]
     """The world and the bodies that carry them."""
 
@@ -46,6 +48,10 @@ class ContactPlaces:
             self._store(w, row, x)
             if tangents is not None:
                 self._store(w, f"along_{row}", jvp(x, tangents))
+        for n, x in enumerate(self.fields):
+            self._store(w, f"geom[{n}]", x, GEOM)
+            if tangents is not None:
+                self._store(w, f"along_geom[{n}]", jvp(x, tangents), GEOM)
         geom, used = self.geom(), self.used
         with w.loop(f"int g = 0; g < {len(self.geoms)}; ++g", fresh=True):
             w("const vec* const at = body[carrier[g]]; const real* const there = mount + 12 * g;")
@@ -67,9 +73,9 @@ class ContactPlaces:
         return values + [x for kind in motions for vector in kind[body] for x in vector]
 
     @staticmethod
-    def _store(w: Writer, row: str, values: Sequence[Any]) -> None:
+    def _store(w: Writer, row: str, values: Sequence[Any], first: int = 0) -> None:
         w.compute(*values)
-        for i, x in enumerate(values):
+        for i, x in enumerate(values, first):
             w(f"{row}[{i}] = {vector(x)};")
 
     @staticmethod
@@ -85,4 +91,5 @@ class ContactPlaces:
     def used(self) -> list[int]:
         """The numbers of a geom's place that any item uses."""
         every = [x for kind in self.kinds for x in inputs_of(list(vars(kind.item).values()))]
-        return sorted({int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")})
+        numbers = {int(x.args[0].split("_")[1]) for x in every if x.args[0].startswith("geom")}
+        return sorted(n for n in numbers if n < GEOM)

@@ -117,6 +117,13 @@ def _push_tangents(item: Item) -> list[list[Any]]:
     return found
 
 
+def by_fields(loops: ContactLoops, graph: Graph) -> list[tuple[Any, Node]]:
+    """The parameters of geoms, with the derivative that :meth:`reverse` found by each."""
+    return [
+        (x, graph.input(f"by_geom[{n}][{i}]")) for n, own in enumerate(loops.fields) for i, x in enumerate(own, GEOM)
+    ]
+
+
 def seeds(loops: ContactLoops, body: int, graph: Graph, motions: Sequence[Sequence[Spatial]]) -> list[tuple[Any, Node]]:
     """What a body's place and motions are, with the derivative that :meth:`reverse` found by each."""
     if body not in loops.bodies:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mage_diffsim.envs.mujoco.impedance import Impedance, friction_damping
-from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, SMALLEST, ContactPair, contact_pairs, kind_of
+from mage_diffsim.envs.mujoco.mixing import LEAST_FRICTION, SMALLEST, contact_pairs, kind_of
 from mage_diffsim.envs.mujoco.model import Simulation, contacts_enabled, element_name, load_mujoco
 from mage_diffsim.envs.mujoco.refusals import Refusal, elements_of, flags_beyond, with_first
 from mage_diffsim.envs.warp.compiler import parameters as fields
@@ -48,6 +48,8 @@ class Pair:
     impedance: Impedance
     friction_damping: float
     """The b of friction, where that has rows of its own [1/s]."""
+    rough: tuple[int, ...]
+    """The geoms whose friction it is the larger of; () of an explicit pair."""
 
     @property
     def origin(self) -> int:
@@ -262,7 +264,7 @@ def _pairs(own: Any, model: Any) -> list[Pair]:
         g1, g2 = given.geoms
         (first, at), (second, there) = geom_place(model, g1), geom_place(model, g2)
         own = int(model.geom_bodyid[g1]), int(model.geom_bodyid[g2])
-        friction = _friction(model, given)[: given.dim - 1]
+        friction = friction_of(model, given.rough, given.friction.tolist())[: given.dim - 1]
         impedance = Impedance.of(model, given.solref, given.solimp)
         pairs.append(
             Pair(
@@ -273,26 +275,38 @@ def _pairs(own: Any, model: Any) -> list[Pair]:
                 dim=given.dim,
                 elliptic=elliptic,
                 friction=friction,
-                slope=friction[0] / math.sqrt(max(SMALLEST, model.opt.impratio)) if friction else 0.0,
+                slope=slope_of(model, friction),
                 margin=given.margin,
                 reach=given.reach,
                 inverse_weight=float(sum(model.body_invweight0[b, 0] for b in own)),
                 impedance=impedance.single(),
                 friction_damping=friction_damping(model, given.solreffriction, impedance).item(),
+                rough=given.rough,
             )
         )
     return pairs
 
 
-def _friction(model: Any, pair: ContactPair) -> tuple[Any, ...]:
-    """The five coefficients of friction of a pair."""
-    if not pair.rough or model.geom_friction.dtype != object:
-        return tuple(float(x) for x in pair.friction)
+def friction_of(model: Any, rough: tuple[int, ...], own: Sequence[Any]) -> tuple[Any, ...]:
+    """The five coefficients of friction of a pair: its own, unless friction of geoms is a parameter.
+
+    Args:
+        model: the model or a view of it.
+        rough: as :attr:`Pair.rough`.
+        own: the model's own coefficients.
+    """
+    if not rough or model.geom_friction.dtype != object:
+        return tuple(own)
     largest: list[Any] = [LEAST_FRICTION] * 3
-    for g in pair.rough:
+    for g in rough:
         largest = [maximum(x, y) for x, y in zip(largest, model.geom_friction[g], strict=True)]
     sliding, torsional, rolling = largest
     return sliding, sliding, torsional, rolling, rolling
+
+
+def slope_of(model: Any, friction: Sequence[Any]) -> Any:
+    """See :attr:`Pair.slope`."""
+    return friction[0] / math.sqrt(max(SMALLEST, model.opt.impratio)) if friction else 0.0
 
 
 def with_actuators(model: Any, name: str, tendons: bool = False) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mage_diffsim.envs.mujoco.mixing import SMALLEST
 from mage_diffsim.envs.warp.compiler import algebra as al
 from mage_diffsim.envs.warp.compiler.adhesion import adhesive_bodies
@@ -18,16 +20,32 @@ from mage_diffsim.envs.warp.compiler.cones import Cone
 from mage_diffsim.envs.warp.compiler.constraints import SINGLE, Contact, contacts_of, listed_contacts
 from mage_diffsim.envs.warp.compiler.dynamics import REST, Kinematics, Spatial
 from mage_diffsim.envs.warp.compiler.emit import Writer
-from mage_diffsim.envs.warp.compiler.graph import Graph, Node, add, less, maximum, minimum, mul, reachable, sub
-from mage_diffsim.envs.warp.compiler.intake import Model, Pair
+from mage_diffsim.envs.warp.compiler.graph import (
+    Graph,
+    Node,
+    absolute,
+    add,
+    less,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    number,
+    reachable,
+    sqrt,
+    sub,
+)
+from mage_diffsim.envs.warp.compiler.intake import Model, Pair, friction_of, slope_of
 from mage_diffsim.envs.warp.compiler.noslip_records import power as slide_power
+from mage_diffsim.envs.warp.compiler.parameters import OF_GEOMS, View, numbers
 from mage_diffsim.envs.warp.compiler.repeat import join, signature
 from mage_diffsim.envs.warp.compiler.searches import Search
 
 FRAME = 15
 """Numbers of a body's place: rotation row by row, position, the tree's origin."""
 GEOM = 12
-"""Numbers of a geom's place: centre, relative to the tree's origin, and rotation row by row."""
+"""Numbers of a geom's place: centre, relative to the tree's origin, and rotation row by row. Those of its fields follow
+that are parameters (:data:`.parameters.OF_GEOMS`)."""
 MOTIONS = ("v", "a", "x")
 """Motions of a body at velocities, at accelerations and at lam, six numbers each, after its place."""
 BODY = FRAME + 6 * len(MOTIONS)
@@ -41,7 +59,8 @@ class Two(Kinematics):
     """
 
     def __init__(self, graph: Graph, model: Model, pair: Pair) -> None:
-        self.graph, self.model = graph, model
+        self.graph = graph
+        self.model, pair = _with_inputs(graph, model, pair)
         self.tree = [0, *(i if body else 0 for i, body in enumerate(pair.bodies, 1))]
         self.axes = [_spatial(graph.inputs(f"axis{i}_", 6)) for i in (1, 2)]
         self.pair = dataclasses.replace(pair, bodies=tuple(i if body else 0 for i, body in enumerate(pair.bodies, 1)))
@@ -67,6 +86,27 @@ class Two(Kinematics):
         """The motions of the bodies, of one of the kinds :data:`MOTIONS`."""
         at = FRAME + 6 * MOTIONS.index(kind)
         return [REST, *(_spatial(self.graph.inputs(f"body{i}_", BODY)[at : at + 6]) for i in (1, 2))]
+
+
+def _with_inputs(graph: Graph, model: Model, pair: Pair) -> tuple[Model, Pair]:
+    """The model and a pair of it, with inputs of the pair's own in place of parameters of its geoms."""
+    names = of_geoms(model)
+    if not names:
+        return model, pair
+    own, replaced = model.simulation.model, {}
+    for n, name in enumerate(names):
+        replaced[name] = np.array(numbers(own, name), dtype=object)
+        for i, g in enumerate(pair.geoms, 1):
+            replaced[name][g] = graph.inputs(f"geom{i}_", GEOM + 3 * len(names))[GEOM + 3 * n :][:3]
+    m = View(model.model, replaced)
+    friction = friction_of(m, pair.rough, pair.friction)[: pair.dim - 1]
+    pair = dataclasses.replace(pair, friction=friction, slope=slope_of(m, friction))
+    return dataclasses.replace(model, model=m), pair
+
+
+def of_geoms(model: Model) -> tuple[str, ...]:
+    """The parameters that are fields of geoms."""
+    return tuple(name for name in model.parameters if name in OF_GEOMS)
 
 
 def _spatial(x: Sequence[Any]) -> Spatial:
@@ -140,14 +180,14 @@ def kinds(model: Model, exact: bool) -> list[Kind]:
     """The kinds of a model's contacts."""
     groups: dict[Any, list[tuple[int, Item, Contact, int, bool]]] = {}
     adhesive, noise = set(adhesive_bodies(model.model)), SMALLEST if exact else SINGLE
-    for number, pair in enumerate(model.pairs):
+    for p, pair in enumerate(model.pairs):
         two = Two(Graph(), model, pair)
         counts = not adhesive.isdisjoint(int(model.model.geom_bodyid[g]) for g in pair.geoms)
         for at, contact in enumerate((listed_contacts if counts else contacts_of)(two, two.pair, noise)):
             item = _item(two, contact, counts)
             item = _counted(two, contact, item) if adhesive else item
             key = signature([getattr(item, f.name) for f in dataclasses.fields(item)]), contact.cone, contact.search
-            groups.setdefault(key, []).append((number, item, contact, at, counts))
+            groups.setdefault(key, []).append((p, item, contact, at, counts))
     found = []
     for members in groups.values():
         items = [item for _, item, *_ in members]
@@ -195,12 +235,30 @@ def _near(two: Two, in_gap: bool) -> Any:
 
     The spheres are a thousandth larger than need be, which allows for float32 far from the world's origin.
     """
-    m, pair, (apart, axis, _) = two.model.model, two.pair, _apart(two)
-    reach = 1.001 * float(m.geom_rbound[pair.geoms[1]]) + _margin(pair, in_gap)
+    pair, (apart, axis, _) = two.pair, _apart(two)
+    reach = add(mul(1.001, _bound(two, 1)), _margin(pair, in_gap))
     if pair.kinds[0] == "plane":
         return less(al.dot(axis, apart), reach)
-    reach += 1.001 * float(m.geom_rbound[pair.geoms[0]])
-    return less(al.dot(apart, apart), reach * abs(reach))
+    reach = add(reach, mul(1.001, _bound(two, 0)))
+    return less(al.dot(apart, apart), mul(reach, absolute(reach)))
+
+
+def _bound(two: Two, side: int) -> Any:
+    """The radius of the sphere around a geom."""
+    g, kind = two.pair.geoms[side], two.pair.kinds[side]
+    if "geom_size" not in two.model.parameters:
+        return float(two.model.model.geom_rbound[g])
+    x, y, z = two.model.model.geom_size[g]
+    match kind:
+        case "sphere":
+            return x
+        case "capsule":
+            return add(x, y)
+        case "cylinder":
+            return sqrt(add(mul(x, x), mul(y, y)))
+        case "ellipsoid":
+            return maximum(maximum(x, y), z)
+    return sqrt(add(add(mul(x, x), mul(y, y)), mul(z, z)))
 
 
 def _apart(two: Two) -> tuple[al.Vector, al.Vector, al.Vector]:
@@ -224,11 +282,11 @@ def _closer(two: Two, in_gap: bool) -> Any:
         return True
     margin, (apart, *axes), beyond = _margin(pair, in_gap), _apart(two), []
     for geom, beside, axis in zip((0, 1), (1, 0), axes, strict=True):
-        radius, half = (float(x) for x in m.geom_size[pair.geoms[geom]][:2])
-        along = maximum(minimum(al.dot(axis, apart), half), -half)
+        radius, half = (number(x) for x in m.geom_size[pair.geoms[geom]][:2])
+        along = maximum(minimum(al.dot(axis, apart), half), neg(half))
         gap = al.minus(apart, al.times(axis, along))
-        reach = 1.001 * (radius + float(m.geom_rbound[pair.geoms[beside]])) + margin
-        beyond.append(sub(al.dot(gap, gap), reach * abs(reach)))
+        reach = add(mul(1.001, add(radius, _bound(two, beside))), margin)
+        beyond.append(sub(al.dot(gap, gap), mul(reach, absolute(reach))))
     return less(maximum(*beyond), 0.0)
 
 

@@ -22,8 +22,8 @@ NAMES = (
 """The fields of an ``MjModel`` that can be parameters, in the order in which a step takes them; ``gravity`` is that of
 its options."""
 
-WRITTEN = ("geom_friction", "geom_size")
-"""Those that can be parameters only where contacts are written out, not in loops."""
+OF_GEOMS = ("geom_friction", "geom_size")
+"""Those of geoms; each has three numbers."""
 
 
 def numbers(m: Any, name: str) -> np.ndarray:

@@ -107,6 +107,8 @@ class Step:
     def given(self) -> dict[int, Node]:
         """The controls and those parameters that anything depends on, by their column in the kernels' controls."""
         needed = {x for node in self.graph.nodes for x in node.args if isinstance(x, Node)}
+        if isinstance(self.solver.contacts, ContactLoops):
+            needed |= {x for own in self.solver.contacts.fields for x in own}
         found = {self.nu + i: x for i, x in enumerate(self.parameters) if x in needed}
         return {**dict(enumerate(self.u)), **found}
 

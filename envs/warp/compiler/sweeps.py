@@ -120,6 +120,8 @@ class Sweeps:
                 w.assign(s.adhesion.names("by_"), [by_rows.get(x, 0.0) for x in s.adhesion.inputs(s.graph)])
             loops.place(w, [v, a, lam], axes=s.adhesion is not None)
             contact_sweeps.reverse(loops, w)
+            for x, by in contact_sweeps.by_fields(loops, s.graph):
+                w(f"{self.targets[x]} += {reference(by)};")
         gathered: dict[tuple[int, Node], Node] = {}
         moving = {*s.q, *s.v}
 
