@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.emit import prelude
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
-from mage_diffsim.envs.warp.compiler.searches import GIVEN, given, search_of
+from mage_diffsim.envs.warp.compiler.searches import GIVEN, SEARCHES, given, search_of
 from mage_diffsim.envs.warp.model import build
 
 NOISE = 1e-15
@@ -56,7 +56,7 @@ class Expressions:
         rows = np.stack([columns(_outputs(found), values, n) for found in every], 1)
         absent = np.stack([columns([found.absent], values, n)[:, 0] for found in every], 1)
         assert np.isfinite(rows).all()
-        there = (absent == 0.0) & (rows[:, :, 0] <= margin)
+        there = (absent == 0.0) & (rows[:, :, 0] < margin)
         return [row[is_there] for row, is_there in zip(rows, there, strict=True)]
 
 
@@ -90,7 +90,7 @@ class Searched:
         Args:
             places: centre and frame, row by row, of both geoms [n, 2, 12].
             sizes: of both geoms [2, 3].
-            margin: contacts are no further apart.
+            margin: contacts are closer than that.
         """
         graph, values, n = Graph(), _values(places), len(places)
         first, second = _geoms(graph, sizes)
@@ -103,15 +103,22 @@ class Searched:
             rows.append(columns(_outputs(contact), values | features, n))
         every = np.stack(rows, 1)
         assert np.isfinite(every).all()
-        there = (found[:, :, 0] == 1.0) & (every[:, :, 0] <= margin)
+        there = (found[:, :, 0] == 1.0) & (every[:, :, 0] < margin)
         return [row[is_there] for row, is_there in zip(every, there, strict=True)]
 
 
 searched = functools.cache(Searched)
 
 
+def finder(kinds: tuple[str, str]) -> Searched | Expressions:
+    """What finds the contacts of two kinds of geoms in backend ``warp``."""
+    return searched(kinds) if kinds in SEARCHES else Expressions(kinds)
+
+
 class Judge:
     """MuJoCo C's contacts of two geoms, each on a free body, or on a mocap body if it is a plane.
+
+    The geoms are an explicit pair, so that C's broad phase does not matter.
 
     Args:
         kinds: of the geoms.
@@ -122,14 +129,18 @@ class Judge:
 
     def __init__(self, kinds: tuple[str, str], sizes: np.ndarray, margin: float, option: str | None = None) -> None:
         self._mujoco = load_mujoco()
+        self.kinds, self.sizes, self.margin = kinds, sizes, margin
         bodies = ""
-        for kind, size in zip(kinds, sizes.tolist(), strict=True):
-            plane = kind == "plane"
-            geom = f'<geom type="{kind}" size="{"9 9 1" if plane else " ".join(map(repr, size))}"'
-            bodies += f'<body mocap="true">{geom}' if plane else f"<body><freejoint/>{geom}"
-            bodies += f' margin="{margin / 2!r}"/></body>'
-        text = f"<mujoco><option {option or ''}/><worldbody>{bodies}</worldbody></mujoco>"
-        self.m = self._mujoco.MjModel.from_xml_string(text)
+        for name, kind, size in zip("ab", kinds, sizes.tolist(), strict=True):
+            body, numbers = "<body><freejoint/>", " ".join(map(repr, size))
+            if kind == "plane":
+                body, numbers = '<body mocap="true">', "9 9 1"
+            bodies += f'{body}<geom name="{name}" type="{kind}" size="{numbers}"/></body>'
+        self.m = self._mujoco.MjModel.from_xml_string(
+            f"""<mujoco><option {option or ""}/><default><geom contype="0" conaffinity="0"/></default>
+            <worldbody>{bodies}</worldbody>
+            <contact><pair geom1="a" geom2="b" margin="{margin!r}"/></contact></mujoco>"""
+        )
         if option is None:
             self.m = with_solver(self.m, "converged")
         self.d = self._mujoco.MjData(self.m)
@@ -143,16 +154,18 @@ class Judge:
         self._mujoco.mj_comPos(self.m, self.d)
         self._mujoco.mj_collision(self.m, self.d)
         found = self.d.contact
-        return np.concatenate([found.dist[:, None], found.pos, found.frame[:, :3]], 1)
+        return np.concatenate([found.dist[:, None], found.pos, found.frame[:, :3]], 1)[found.exclude == 0]
 
     def places(self) -> np.ndarray:
         """Centre and frame of the geoms at the last state [2, 12]."""
         return np.concatenate([self.d.geom_xpos, self.d.geom_xmat], 1)
 
-    def wavers(self, poses: np.ndarray, rng: np.random.Generator, bound: float = 1e-9) -> bool:
-        """Whether rounding errors of the positions, 2e-14, give other contacts."""
+    def wavers(
+        self, poses: np.ndarray, rng: np.random.Generator, bound: float = 1e-9, nudge: float = 2e-14, nudges: int = 60
+    ) -> bool:
+        """Whether rounding errors of the poses, up to ``nudge``, give other contacts."""
         expected = self.contacts(poses)
-        nudged = (poses + 2e-14 * rng.integers(-1, 2, poses.shape) for _ in range(60))
+        nudged = (poses + nudge * rng.integers(-1, 2, poses.shape) for _ in range(nudges))
         return any(not same(self.contacts(other), expected, bound) for other in nudged)
 
 

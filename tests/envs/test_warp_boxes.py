@@ -12,6 +12,7 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
 from contact_pairs.finding import Judge, same, searched  # noqa: E402
+from contact_pairs.judging import REACHES  # noqa: E402
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from tests.envs.searched import states  # noqa: E402
@@ -23,12 +24,6 @@ from tests.envs.warp_models import (  # noqa: E402
     samples,
     scaled,
 )
-
-REACHES = {
-    "box": lambda size, way: size @ abs(way),
-    "capsule": lambda size, way: size[0] + size[1] * abs(way[2]),
-}
-"""How far a geom extends along a direction, given in its frame."""
 
 
 def sizes_of(kind, rng):

@@ -12,6 +12,7 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("warp")
 
 from contact_pairs.finding import Judge, Searched, same  # noqa: E402
+from contact_pairs.judging import REACHES, gap, unfit  # noqa: E402
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
@@ -22,22 +23,6 @@ from tests.envs.warp_models import assert_adjoint_and_tangents_agree, physics_of
 
 EXACT = 'ccd_tolerance="1e-14" ccd_iterations="900"'
 """MuJoCo C then has distances to 1e-12 and, as a distance changes little with the normal, normals to 1e-6."""
-REACHES = {
-    "sphere": lambda size, way: size[0],
-    "capsule": lambda size, way: size[0] + size[1] * abs(way[2]),
-    "ellipsoid": lambda size, way: np.linalg.norm(size * way),
-    "cylinder": lambda size, way: size[0] * np.hypot(way[0], way[1]) + size[1] * abs(way[2]),
-    "box": lambda size, way: size @ abs(way),
-}
-"""How far a geom extends along a direction, given in its frame."""
-OUTSIDE = {
-    "sphere": lambda size, x: np.linalg.norm(x) - size[0],
-    "capsule": lambda size, x: np.linalg.norm([x[0], x[1], max(abs(x[2]) - size[1], 0.0)]) - size[0],
-    "ellipsoid": lambda size, x: (np.linalg.norm(x / size) - 1.0) * size.min(),
-    "cylinder": lambda size, x: max(np.hypot(x[0], x[1]) - size[0], abs(x[2]) - size[1]),
-    "box": lambda size, x: (abs(x) - size).max(),
-}
-"""How far a point is outside a geom, in its frame; negative inside."""
 
 
 def sizes_of(kind, rng):
@@ -46,24 +31,6 @@ def sizes_of(kind, rng):
     if kind in ("capsule", "cylinder"):
         return [rng.uniform(0.03, 0.25), rng.choice([0.02, rng.uniform(0.05, 0.5)]), 0.0]
     return list(rng.uniform(0.05, 0.4, 3))
-
-
-def unfit(contact, kinds, sizes, places):
-    """How far the surface points of a contact are from being of their geoms, and farthest along the normal."""
-    worst, (distance, point, normal) = 0.0, (contact[0], contact[1:4], contact[4:])
-    for kind, size, place, sign in zip(kinds, sizes, places, (1.0, -1.0), strict=True):
-        frame, way = place[3:].reshape(3, 3), sign * normal
-        x = point - 0.5 * distance * way - place[:3]
-        short = REACHES[kind](size, frame.T @ way) - way @ x
-        worst = max(worst, abs(short), OUTSIDE[kind](size, frame.T @ x))
-    return worst
-
-
-def gap(normal, kinds, sizes, places):
-    """How far the geoms are apart along a normal."""
-    reaches = zip(kinds, sizes, places, strict=True)
-    reach = sum(REACHES[kind](size, place[3:].reshape(3, 3).T @ normal) for kind, size, place in reaches)
-    return normal @ (places[1][:3] - places[0][:3]) - reach
 
 
 def difference(ours, theirs, kinds, sizes, places):
