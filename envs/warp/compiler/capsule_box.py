@@ -70,7 +70,7 @@ SEARCH = """
                 }
                 const real a = size[j] * size[j], b = -size[j] * h[j], c = half * half, u = -size[j] * to_edge[j];
                 const real square = a * c - b * b;
-                if (magnitude(square) < real(1e-15)) continue;
+                if (magnitude(square) < real(1e-15) || square < {parallel} * a * c) continue;
                 const real scale = real(1) / square;
                 real y = (c * u - b * along) * scale, z = (a * along - b * u) * scale;  // on edge and segment
                 int of_y = 1, of_z = 1;  // 0 and 2: at an end
@@ -125,7 +125,7 @@ SEARCH = """
         real step = -4, shift = 0, weight = 0;  // slab: (shift - weight s) / h, along this axis
         auto shorter = [&](int k, real numerator, real own_weight) {
             const real length = numerator / magnitude(h[k]);
-            if (length < step) {
+            if (magnitude(axis[k]) >= {across} && length < step) {
                 step = length;
                 slab = k;
                 shift = way * (h[k] < 0 ? -numerator : numerator);
@@ -137,7 +137,7 @@ SEARCH = """
             way = -end;
             step = 2;
             for (int k = 0; k < 3; ++k) {
-                if (k == face) continue;
+                if (k == face || magnitude(axis[k]) < {across}) continue;
                 for (int s = 1; s >= -1; s -= 2) {
                     const real length = (s * size[k] - (centre[k] + end * h[k])) / h[k] * way;
                     if (length > 0 && length < step) {
@@ -191,6 +191,11 @@ SEARCH = """
         }
         return 2;"""
 """The search, see :attr:`.searches.Search.code`."""
+THRESHOLDS = {
+    "double": {"across": "real(1e-14)", "parallel": "real(4e-15)"},
+    "float": {"across": "real(1e-6)", "parallel": "real(2e-6)"},
+}
+"""Cosines, and squared sines, that are rounding errors."""
 
 
 def contact(features: al.Vector, capsule: Geom, box: Geom, noise: float) -> Found:

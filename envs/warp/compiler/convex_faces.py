@@ -16,7 +16,7 @@ from mage_diffsim.envs.warp.compiler import convex
 from mage_diffsim.envs.warp.compiler.convex_search import FEATURES, SEARCH
 from mage_diffsim.envs.warp.compiler.convex_shapes import VECTORS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, meeting, turned
-from mage_diffsim.envs.warp.compiler.graph import add, less, mul, sub, where
+from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sub, where
 
 TOLERANCE = 0.0889
 """Angle below which faces and edges lie together [rad]."""
@@ -338,9 +338,13 @@ def contact(kinds: tuple[str, str], features: al.Vector, first: Geom, second: Ge
     beyond = al.times(apart, where(own, 1.0, -1.0))
     side = where(own, 1.0, -1.0)
     centre, axis = al.choose(own, first.centre, second.centre), al.choose(own, first.axis, second.axis)
-    out = al.times(whole.normal, mul(side, sub(f["rest"], mul(0.5, whole.distance))))
-    witness = al.plus(al.minus(whole.point, centre), out)
-    across = al.minus(witness, al.times(axis, al.dot(axis, witness)))
+    # How far the side of a capsule or cylinder is from the axis, towards the other geom.
+    towards = al.times(al.minus(whole.normal, al.times(axis, al.dot(axis, whole.normal))), side)
+    lengths = []
+    for kind, geom in zip(kinds, (first, second), strict=True):
+        round_ = al.guarded_norm(towards)[1] if kind == "cylinder" else 1.0
+        lengths.append(div(add(geom.size[0], f["rest"]), round_))
+    across = al.times(towards, where(own, *lengths))
     start = al.plus(start, [where(beside, x, 0.0) for x in across])
     corner = meeting(start, way, other, add(f["bound"], al.dot(other, beyond)))
 

@@ -16,6 +16,7 @@ of kinks near n as constraints, to rounding. The best of these has the features.
 
 from __future__ import annotations
 
+from mage_diffsim.envs.warp.compiler.convex_places import MEETING
 from mage_diffsim.envs.warp.compiler.convex_shapes import SHAPES
 
 FEATURES = (
@@ -62,8 +63,8 @@ SEARCH = (
         const real enough = {enough} * small;
 
         // A polytope: its corners, its faces' corners, and their planes (normal, height).
-        real corner[64][3], plane[2 * 64][4];
-        unsigned char face[2 * 64][3];
+        real corner[128][3], plane[2 * 128][4];
+        unsigned char face[2 * 128][3];
         int count = 6, faces = 0;
         real best[3], highest = -4 * (length + ball + dot(apart, apart)), points[2][3];
         auto gap = [&](const real* n, real* y) -> real {
@@ -119,7 +120,7 @@ SEARCH = (
                 else attach(a, b, c);
             }
         }
-        for (int step = 0; step < 4 * 64; ++step) {
+        for (int step = 0; step < 4 * 128; ++step) {
             int outer = 0;
             real height = 0;
             for (int k = 0; k < faces; ++k) {
@@ -131,10 +132,10 @@ SEARCH = (
             }
             real n[3] = {plane[outer][0], plane[outer][1], plane[outer][2]}, y[3];
             if (gap(n, y) > limit) return 0;
-            if (height + ball - highest < enough || count == 64) break;
+            if (height + ball - highest < enough || count == 128) break;
             for (int k = 0; k < 3; ++k) corner[count][k] = y[k] + ball * n[k];
             // The faces that the new corner sees go; edges that only one of them had get a new face.
-            unsigned char edge[64][2];
+            unsigned char edge[128][2];
             int edges = 0;
             for (int k = faces; k-- > 0;) {
                 if (k != outer && dot(plane[k], corner[count]) - plane[k][3] <= {rounding} * length) continue;
@@ -146,7 +147,7 @@ SEARCH = (
                         --edges;
                         edge[known][0] = edge[edges][0];
                         edge[known][1] = edge[edges][1];
-                    } else if (edges < 64) {
+                    } else if (edges < 128) {
                         edge[edges][0] = from;
                         edge[edges++][1] = to;
                     }
@@ -155,7 +156,7 @@ SEARCH = (
                 for (int r = 0; r < 4; ++r) plane[k][r] = plane[faces][r];
                 for (int r = 0; r < 3; ++r) face[k][r] = face[faces][r];
             }
-            for (int k = 0; k < edges && faces < 2 * 64; ++k) attach(edge[k][0], edge[k][1], count);
+            for (int k = 0; k < edges && faces < 2 * 128; ++k) attach(edge[k][0], edge[k][1], count);
             ++count;
         }
 
@@ -327,17 +328,9 @@ SEARCH = (
         }
         if (most > limit) return 0;
 
-        if (outer >= 0) {
-            const real *size = sizes[outer], x = own[outer][0], y = own[outer][1], far = sqrt{f}(x * x + y * y);
-            const bool round = kinds[outer] == cylinder;
-            for (int k = 0; k < 3; ++k) {
-                real& at = own[outer][k];
-                const real most = size[kinds[outer] == box ? k : 1];
-                if (round && k < 2) at *= far > size[0] ? size[0] / far : real(1);
-                else at = at < -most ? -most : at > most ? most : at;
-            }
-        }
-
+"""
+    + MEETING
+    + """
         // What the normal follows from.
         const int m = axes(chosen[0], chosen[1]);
         support(best, chosen[0], chosen[1], points, y);

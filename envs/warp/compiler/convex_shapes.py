@@ -59,9 +59,9 @@ SHAPES = (
             } else if (kind != sphere) {
                 y[2] = bits >> 2 & 1 ? real(0) : n[2] < 0 ? -size[1] : size[1];
                 const real square = n[0] * n[0] + n[1] * n[1];
-                if (kind == cylinder && !(bits & 3) && square > {tiny} * {tiny}) {
-                    const real scale = size[0] / sqrt{f}(square);
-                    y[0] = n[0] * scale;
+                if (kind == cylinder && !(bits & 3)) {
+                    const real scale = square > 0 ? size[0] / sqrt{f}(square) : real(0);
+                    y[0] = square > 0 ? n[0] * scale : size[0];
                     y[1] = n[1] * scale;
                 }
             }

@@ -72,7 +72,7 @@ SEARCHES = {
     ("capsule", "box"): Search(
         name="search_capsule_box",
         code=capsule_box.SEARCH,
-        thresholds={"float": {}, "double": {}},
+        thresholds=capsule_box.THRESHOLDS,
         slots=capsule_box.SLOTS,
         features=len(capsule_box.FEATURES),
         contact=capsule_box.contact,
