@@ -15,6 +15,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -39,6 +40,11 @@ class Options:
     """Folder for results."""
 
 
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with numbers of six digits."""
+    return {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()}
+
+
 def run(options: Options) -> int:
     """Measures the examples and writes what they show; returns exit code 0.
 
@@ -53,7 +59,7 @@ def run(options: Options) -> int:
     for name in options.examples:
         print(f"{name}: starts", flush=True)
         found = importlib.import_module(f"contact_examples.{name}").measure()
-        write_csv(options.out / f"{name}.csv", tuple(found.rows[0]), found.rows)
+        write_csv(options.out / f"{name}.csv", tuple(found.rows[0]), [rounded(row) for row in found.rows])
         width, height = found.size
         write_figure(options.out / f"{name}.png", width, height, found.paint)
         tables.append(found.table)
