@@ -207,7 +207,7 @@ class ModelKernels:
             for name in which:
                 if name not in self._codes:
                     self._codes[name] = getattr(self._program, name)()
-            cost.check(self._model, sum(len(self._codes[name]) for name in which))
+            cost.check(self._model, [self._codes[name] for name in which])
 
     def build(self, which: str) -> tuple[Any, int]:
         """The Warp kernel, not yet compiled, and an upper bound of the bytes of its frame.
@@ -233,7 +233,7 @@ class ModelKernels:
                 # Warp's cache has a folder of this name if the kernel, whose name ends in a hash, was compiled before.
                 if not any(Path(warp.config.kernel_cache_dir).glob(f"wp_{built.module.name}_*")):
                     kind = str(self._dtype).removeprefix("torch.")
-                    needed = cost.of_code(len(self._codes[which]))
+                    needed = cost.of_code(self._codes[which])
                     minutes = needed.seconds / 60
                     long = "some seconds" if minutes < 0.5 else f"some {minutes:.0f} min and {needed.gib:.1f} GiB"
                     _logger.info("compiling %s (%s, %s on %s): %s", self.name, which, kind, device.type, long)

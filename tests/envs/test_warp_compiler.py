@@ -17,7 +17,7 @@ from mage_diffsim.envs.warp import model as warp_model  # noqa: E402
 from mage_diffsim.envs.warp.compiler import constraints, cost, dynamics, forces, graph, intake, manifold, rows  # noqa: E402
 from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp  # noqa: E402
-from mage_diffsim.envs.warp.compiler.emit import Writer, literal, prelude  # noqa: E402
+from mage_diffsim.envs.warp.compiler.emit import TABLE, Writer, literal, prelude  # noqa: E402
 from mage_diffsim.envs.warp.compiler.graph import Graph, add, div, evaluate, less, mul, sub, where  # noqa: E402
 from mage_diffsim.envs.warp.compiler.solver import filled  # noqa: E402
 from mage_diffsim.errors import InputError  # noqa: E402
@@ -136,6 +136,13 @@ def test_estimates_are_within_a_factor_of_what_compiling_took(model, seconds, gi
     task = make_task(model) if isinstance(model, str) else model
     found = cost.check(intake.read(task.simulation))
     assert found.seconds == pytest.approx(seconds, rel=0.5) and found.gib == pytest.approx(gib, rel=0.3)
+
+
+def test_the_code_of_the_rodent_is_estimated_as_what_compiling_took():
+    """8.3 MB of statements and 3.3 MB of tables."""
+    table = f"        {TABLE} real number0[] = {{{'0, ' * 1_100_000}}};\n"
+    found = cost.of_code("y += x;\n" * 340_000 + table, "y += x;\n" * 700_000)
+    assert found.seconds == pytest.approx(117, rel=0.5) and found.gib == pytest.approx(1.84, rel=0.1)
 
 
 def snake(n):

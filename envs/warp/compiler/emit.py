@@ -17,6 +17,9 @@ from mage_diffsim.envs.warp.compiler import reflection
 from mage_diffsim.envs.warp.compiler.graph import Node, is_constant, reachable
 from mage_diffsim.envs.warp.compiler.searches import EVERY
 
+TABLE = "static const"
+"""How lines of code begin that are arrays of numbers."""
+
 PRELUDE = """
 #ifdef __clang__
     #pragma clang fp contract(fast)
@@ -282,7 +285,7 @@ class Writer:
         """Write an array of numbers that does not change, of the C++ type ``kind``."""
         suffix = "ull" if kind == "unsigned long long" else ""
         text = [literal(x) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
-        self(f"static const {kind} {name}[] = {{{', '.join(text)}}};")
+        self(f"{TABLE} {kind} {name}[] = {{{', '.join(text)}}};")
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
         """Write declarations of variables that will change."""

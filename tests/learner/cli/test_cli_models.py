@@ -106,7 +106,7 @@ def test_a_model_that_is_too_large_says_so_in_few_words_everywhere(folder, tmp_p
     asked = "check-model", folder / "slider.xml", "--csv", tmp_path / "a.csv"
     label = "a size beyond what the backend compiles"
     # By the length of its code, and before that is written.
-    monkeypatch.setattr(cost, "of_code", lambda characters: cost.Cost(seconds=7200.0, gib=1.0))
+    monkeypatch.setattr(cost, "of_code", lambda *kernels: cost.Cost(seconds=7200.0, gib=1.0))
     for flags in ((), ("--no-compile",)):
         assert run(*asked, *flags) == 0
         text, row = words(capsys), table(tmp_path / "a.csv")["slider", "warp"]
