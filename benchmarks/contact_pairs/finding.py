@@ -13,9 +13,10 @@ from mage_diffsim.bridges.warp import launch, load_module, load_warp
 from mage_diffsim.envs.mujoco.convergence import with_solver
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
-from mage_diffsim.envs.warp.compiler.emit import prelude
+from mage_diffsim.envs.warp.compiler.emit import prelude, table
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
+from mage_diffsim.envs.warp.compiler.hulls import Hulls
 from mage_diffsim.envs.warp.compiler.searches import GIVEN, SEARCHES, given, search_of
 from mage_diffsim.envs.warp.model import build
 
@@ -61,14 +62,22 @@ class Expressions:
 
 
 class Searched:
-    """The search of two kinds of geoms, compiled for float64 on a CPU; on a GPU it has one lane."""
+    """The search of two kinds of geoms, compiled for float64 on a CPU; on a GPU it has one lane.
 
-    def __init__(self, kinds: tuple[str, str], lanes: int = 8) -> None:
+    Args:
+        kinds: of the geoms.
+        lanes: environments per thread.
+        hulls: those of the geoms that are meshes.
+    """
+
+    def __init__(self, kinds: tuple[str, str], lanes: int = 8, hulls: Hulls | None = None) -> None:
         search = search_of(kinds, noslip=True)
         assert search is not None
         self.kinds, self.search, self.lanes = kinds, search, lanes
         self.width = self.search.slots * self.search.features
+        tables = hulls.tables if hulls else {}
         code = f"""{prelude("double", lanes)}
+{"".join(table(name, values, kind) for name, (kind, values) in tables.items())}
 {self.search.helper("double", lanes)}
     vec given[{GIVEN}], found[{self.search.slots}][{self.search.features}];
     for (int k = 0; k < {GIVEN}; ++k) given[k] = load(state.data, {GIVEN}, k);
@@ -125,20 +134,25 @@ class Judge:
         sizes: of both geoms [2, 3]; a plane's do not count.
         margin: the sum of both geoms'.
         option: attributes of MJCF's ``option``; by default contacts are searched to convergence.
+        assets: MJCF of ``mesh0`` and ``mesh1``, where the first or second geom is a mesh.
     """
 
-    def __init__(self, kinds: tuple[str, str], sizes: np.ndarray, margin: float, option: str | None = None) -> None:
+    def __init__(
+        self, kinds: tuple[str, str], sizes: np.ndarray, margin: float, option: str | None = None, assets: str = ""
+    ) -> None:
         self._mujoco = load_mujoco()
         self.kinds, self.sizes, self.margin = kinds, sizes, margin
         bodies = ""
-        for name, kind, size in zip("ab", kinds, sizes.tolist(), strict=True):
-            body, numbers = "<body><freejoint/>", " ".join(map(repr, size))
+        for n, (name, kind, size) in enumerate(zip("ab", kinds, sizes.tolist(), strict=True)):
+            body, shape = "<body><freejoint/>", f'size="{" ".join(map(repr, size))}"'
             if kind == "plane":
-                body, numbers = '<body mocap="true">', "9 9 1"
-            bodies += f'{body}<geom name="{name}" type="{kind}" size="{numbers}"/></body>'
+                body, shape = '<body mocap="true">', 'size="9 9 1"'
+            elif kind == "mesh":
+                shape = f'mesh="mesh{n}"'
+            bodies += f'{body}<geom name="{name}" type="{kind}" {shape}/></body>'
         self.m = self._mujoco.MjModel.from_xml_string(
             f"""<mujoco><option {option or ""}/><default><geom contype="0" conaffinity="0"/></default>
-            <worldbody>{bodies}</worldbody>
+            <asset>{assets}</asset><worldbody>{bodies}</worldbody>
             <contact><pair geom1="a" geom2="b" margin="{margin!r}"/></contact></mujoco>"""
         )
         if option is None:

@@ -137,8 +137,10 @@ def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
     """The first or second (0 or 1) geom of a pair, relative to the origin of :attr:`.intake.Pair.origin`."""
     at, frame = kinematics.geom(pair, side)
     centre = kinematics.relative(pair.bodies[side], at, pair.origin)
-    size = kinematics.model.model.geom_size[pair.geoms[side]]
-    return Geom(centre, frame, tuple(number(x) for x in size))
+    geom = pair.geoms[side]
+    if pair.kinds[side] == "mesh":
+        return Geom(centre, frame, kinematics.model.hulls.size(geom))
+    return Geom(centre, frame, tuple(number(x) for x in kinematics.model.model.geom_size[geom]))
 
 
 def _contact(kinematics: Kinematics, pair: Pair, noise: float, found: Found) -> Contact:

@@ -7,7 +7,7 @@ components of n, in the geom's frame, for 0, which gives the middle of them.
 
 from __future__ import annotations
 
-KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box", "plane")
+KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box", "plane", "mesh")
 """Kinds of geoms; the code has their numbers in this order."""
 
 VECTORS = """
@@ -31,9 +31,7 @@ VECTORS = """
 """Functions of vectors, and of the frames of the two geoms that ``given`` has (:func:`.searches.given`). ``inside``
 takes a vector to geom g's frame, and ``outside`` from there."""
 
-SHAPES = (
-    VECTORS
-    + """
+FARTHEST = """
         enum {sphere, capsule, ellipsoid, cylinder, box};
         const real *apart = given, *sizes[2] = {given + 21, given + 24};
         const int kinds[2] = {(int)given[28], (int)given[29]};
@@ -66,6 +64,9 @@ SHAPES = (
                 }
             }
         };
+"""
+"""The farthest points of one of the geoms that ``given`` has."""
+SUPPORT = """\
         // The sum of both geoms' farthest points along n, each at ``points`` in its frame.
         auto support = [&](const real* n, int bits1, int bits2, real (*points)[3], real* y) {
             real m[3], own[3];
@@ -77,6 +78,9 @@ SHAPES = (
                 for (int k = 0; k < 3; ++k) y[k] += own[k];
             }
         };
+"""
+"""Those of both geoms, which are symmetric about their centres."""
+CURVATURE = """\
         // u . (second derivative of both support functions) v, of vectors orthogonal to n.
         auto curvature = [&](const real* n, int bits1, int bits2, real (*points)[3], const real* u,
                 const real* v) -> real {
@@ -101,5 +105,29 @@ SHAPES = (
             return sum;
         };
 """
-)
+"""The second derivative of their support functions."""
+SHAPES = VECTORS + FARTHEST + SUPPORT + CURVATURE
 """Functions of the two geoms that ``given`` has."""
+SIZES = """
+        enum {present, normal, flat = 4, of_second = 10, across = 12, lift = 18, place = 24, rounding = 30};
+        enum {by_second = 32, crossing};
+        real radius = 0, length = 0, small = 0;
+        for (int g = 0; g < 2; ++g) {
+            const real* size = sizes[g];
+            const int used = kinds[g] == sphere ? 1 : kinds[g] == capsule || kinds[g] == cylinder ? 2 : 3;
+            real least = size[0], most = size[0];
+            for (int k = 1; k < used; ++k) {
+                least = size[k] < least ? size[k] : least;
+                most = size[k] > most ? size[k] : most;
+            }
+            if (kinds[g] < ellipsoid) {
+                radius += size[0];
+                least = size[0];
+            }
+            small = g && small < least ? small : least;
+            length += most;
+        }
+        const real limit = radius + given[27], ball = limit + real(0.25) * small;
+        const real enough = {enough} * small;
+"""
+"""The radius of both geoms, a length and the smallest size."""

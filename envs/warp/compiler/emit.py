@@ -283,9 +283,7 @@ class Writer:
 
     def table(self, name: str, values: Sequence[float | int], kind: str = "int") -> None:
         """Write an array of numbers that does not change, of the C++ type ``kind``."""
-        suffix = "ull" if kind == "unsigned long long" else ""
-        text = [literal(x) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
-        self(f"{TABLE} {kind} {name}[] = {{{', '.join(text)}}};")
+        self(table(name, values, kind))
 
     def declare(self, names: Iterable[str], value: str = "splat(0)") -> None:
         """Write declarations of variables that will change."""
@@ -298,6 +296,13 @@ class Writer:
         for name, value in zip(names, map(vector, expressions), strict=True):
             if value != name:
                 self(f"{name} = {value};")
+
+
+def table(name: str, values: Sequence[float | int], kind: str = "int") -> str:
+    """Code of an array of numbers that does not change, of the C++ type ``kind``."""
+    suffix = "ull" if kind == "unsigned long long" else ""
+    text = [literal(x) if kind == "real" else f"{x}{suffix}" for x in values] or ["0"]
+    return f"{TABLE} {kind} {name}[] = {{{', '.join(text)}}};"
 
 
 def reference(x: Any) -> str:

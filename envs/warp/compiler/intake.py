@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from mage_diffsim.envs.warp.compiler import parameters as fields
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.graph import Graph, less, maximum, mul, number
+from mage_diffsim.envs.warp.compiler.hulls import CORNERS, Hulls, touching_meshes
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.envs.warp.compiler.searches import SEARCHES
 from mage_diffsim.errors import InputError
@@ -86,6 +88,11 @@ class Model:
     """Inertia of the bodies, without those that are welded to another."""
     parameters: tuple[str, ...] = ()
     """The fields whose numbers are inputs of a step (:mod:`.parameters`)."""
+
+    @functools.cached_property
+    def hulls(self) -> Hulls:
+        """The hulls of the meshes that may touch."""
+        return Hulls(self.model, touching_meshes(self.model, [pair.geoms for pair in self.pairs]))
 
     @property
     def noslip(self) -> bool:
@@ -233,6 +240,13 @@ def refusals(model: Any) -> Iterator[Refusal]:
         what = f"a contact of {kinds[0]} with {kinds[1]}"
         if kinds not in COLLISIONS and kinds not in SEARCHES:
             yield Refusal(f"{what}: {pair}", what, (pair,))
+    meshes = touching_meshes(model, [found.geoms for found in contact_pairs(model)])
+    flat = [name("MESH", mesh) for mesh in meshes if model.mesh_graphadr[mesh] < 0]
+    if flat:
+        yield Refusal(f"mesh {flat[0]!r} without a convex hull", "meshes without a convex hull", tuple(flat))
+    elif (corners := sum(int(model.mesh_graph[model.mesh_graphadr[mesh]]) for mesh in meshes)) > CORNERS:
+        what = f"convex hulls of meshes with more than {CORNERS} corners"
+        yield Refusal(f"{what} together: {corners}; maxhullvert limits them", what)
 
 
 def _switched_off(m: Any, field: str) -> bool:

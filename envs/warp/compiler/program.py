@@ -13,7 +13,7 @@ import numpy as np
 from mage_diffsim.envs.mujoco.model import MeanVelocity
 from mage_diffsim.envs.warp.compiler import manifold
 from mage_diffsim.envs.warp.compiler.derivatives import jvp, vjp
-from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude, reference, vector
+from mage_diffsim.envs.warp.compiler.emit import Writer, helpers, literal, prelude, reference, table, vector
 from mage_diffsim.envs.warp.compiler.graph import add, mul
 from mage_diffsim.envs.warp.compiler.intake import Model
 from mage_diffsim.envs.warp.compiler.integration import Integration
@@ -188,7 +188,9 @@ class Program:
 
     def _begin(self, which: str) -> Writer:
         """The prelude and the variables of a kernel. An adjoint reads them from the tape, others from the arguments."""
-        s, w = self.step, Writer(prelude(self.real, self.lanes).strip("\n"), helpers(self.real, self.lanes))
+        s, head = self.step, [prelude(self.real, self.lanes).strip("\n")]
+        head += [table(name, values, kind) for name, (kind, values) in s.model.hulls.tables.items()]
+        w = Writer("\n".join(head), helpers(self.real, self.lanes))
         w("const real nothing = real(0) / real(0);")
         if which != "adjoint":
             for i in range(s.nq):

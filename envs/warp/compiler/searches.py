@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import box_box, boxes, capsule_box, convex, convex_faces, convex_search
+from mage_diffsim.envs.warp.compiler import box_box, boxes, capsule_box, convex, convex_faces, convex_search, hulls
 from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 
@@ -107,6 +107,14 @@ SEARCHES = {
         )
         for kinds in convex_faces.FLAT
     },
+    ("plane", "mesh"): Search(
+        name="search_plane_mesh",
+        code=hulls.ON_PLANE,
+        thresholds=convex.THRESHOLDS,
+        slots=4,
+        features=4,
+        contact=hulls.corner_on_plane,
+    ),
 }
 """The search of two kinds of geoms."""
 IN_ORDER = {
