@@ -17,7 +17,7 @@ of kinks near n as constraints, to rounding. The best of these has the features.
 from __future__ import annotations
 
 from mage_diffsim.envs.warp.compiler.convex_places import MEETING
-from mage_diffsim.envs.warp.compiler.convex_shapes import SHAPES
+from mage_diffsim.envs.warp.compiler.convex_shapes import SHAPES, SIZES
 
 FEATURES = (
     *("present", "normal0", "normal1", "normal2"),
@@ -38,30 +38,7 @@ geom, orthogonal to its axis. An ellipsoid's follows from the normal. The contac
 second if ``by_second``; if ``crossing`` it is where lines along both ``flat`` are nearest.
 """
 
-SEARCH = (
-    SHAPES
-    + """
-        enum {present, normal, flat = 4, of_second = 10, across = 12, lift = 18, place = 24, rounding = 30};
-        enum {by_second = 32, crossing};
-        real radius = 0, length = 0, small = 0;
-        for (int g = 0; g < 2; ++g) {
-            const real* size = sizes[g];
-            const int used = kinds[g] == sphere ? 1 : kinds[g] == capsule || kinds[g] == cylinder ? 2 : 3;
-            real least = size[0], most = size[0];
-            for (int k = 1; k < used; ++k) {
-                least = size[k] < least ? size[k] : least;
-                most = size[k] > most ? size[k] : most;
-            }
-            if (kinds[g] < ellipsoid) {
-                radius += size[0];
-                least = size[0];
-            }
-            small = g && small < least ? small : least;
-            length += most;
-        }
-        const real limit = radius + given[27], ball = limit + real(0.25) * small;
-        const real enough = {enough} * small;
-
+PLANES = """
         // A polytope: its corners, its faces' corners, and their planes (normal, height).
         real corner[128][3], plane[2 * 128][4];
         unsigned char face[2 * 128][3];
@@ -90,6 +67,9 @@ SEARCH = (
             face[faces][1] = j;
             face[faces++][2] = k;
         };
+"""
+"""What the growing polytope is made of."""
+START = """\
         {
             real n[3] = {1, 0, 0};
             if (dot(apart, apart) > {tiny} * {tiny} * length * length) {
@@ -120,6 +100,9 @@ SEARCH = (
                 else attach(a, b, c);
             }
         }
+"""
+"""Its first corners."""
+GROWTH = """\
         for (int step = 0; step < 4 * 128; ++step) {
             int outer = 0;
             real height = 0;
@@ -159,12 +142,17 @@ SEARCH = (
             for (int k = 0; k < edges && faces < 2 * 128; ++k) attach(edge[k][0], edge[k][1], count);
             ++count;
         }
-
+"""
+"""How it grows; it leaves ``best``, a normal near the one looked for."""
+SETS = """
         // Newton's method for the maximum, with each set of kinks near the normal.
         const real near = real(0.1);
         real w[2][3], t[2][3], y[3], most = 0;
         int chosen[2] = {0, 0};
         auto ones = [](int bits) -> int { return (bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1); };
+"""
+"""What the search with sets of kinks begins with."""
+AXES = """\
         auto axes = [&](int bits1, int bits2) -> int {  // orthogonal to the normal
             int m = 0;
             for (int k = 0; k < 6; ++k) {
@@ -174,6 +162,9 @@ SEARCH = (
             }
             return m;
         };
+"""
+"""The directions to which sets of kinks make the normal orthogonal."""
+CLIMB = """\
         auto basis = [&](const real* n, int m) {
             if (m == 1) {
                 cross(n, w[0], t[1]);
@@ -242,6 +233,9 @@ SEARCH = (
             chosen[1] = bits2;
             for (int k = 0; k < 3; ++k) best[k] = n[k];
         };
+"""
+"""Newton's method with a set of kinks."""
+ROUNDS = """\
         for (int round = 0; round < 3; ++round) {
             int open[2] = {1, 1};  // sets of kinks, as bits
             for (int g = 0; g < 2; ++g) {
@@ -271,7 +265,9 @@ SEARCH = (
             for (int k = 0; k < 3; ++k) moved += (best[k] - start[k]) * (best[k] - start[k]);
             if (moved < near * near / 4) break;
         }
-
+"""
+"""The choice of the sets."""
+ENDS = """
         // Where the witnesses are. One beyond the end of its line or plane is at that end, to which D does not rise.
         real own[2][3];
         bool crosses = false;
@@ -329,8 +325,8 @@ SEARCH = (
         if (most > limit) return 0;
 
 """
-    + MEETING
-    + """
+"""Where the witnesses are."""
+WRITTEN = """
         // What the normal follows from.
         const int m = axes(chosen[0], chosen[1]);
         support(best, chosen[0], chosen[1], points, y);
@@ -348,7 +344,7 @@ SEARCH = (
                 real axis[3];
                 found[of_second + j] = real(g);
                 inside(g, w[j], axis);
-                for (int k = 0; k < 3; ++k) found[flat + 3 * j + k] = real(magnitude(axis[k]) > real(0.5));
+                for (int k = 0; k < 3; ++k) found[flat + 3 * j + k] = {flat_of};
             } else {
                 for (int k = 0; k < 3; ++k) found[across + 3 * j + k] = t[j][k];
             }
@@ -367,8 +363,20 @@ SEARCH = (
             }
             found[rounding + g] = turned ? sizes[g][0] : real(0);
         }
-        found[by_second] = real(outer < 0 ? chosen[0] && !chosen[1] : outer);
+        found[by_second] = {by_second_of};
         found[crossing] = real(crosses && outer < 0);
         return 1;
 """
+
+
+def written(flat: str, by_second: str) -> str:
+    """Code of features, given that of a number of an axis, and of whether the contact is at the second witness."""
+    return WRITTEN.replace("{flat_of}", flat).replace("{by_second_of}", by_second)
+
+
+SEARCH = (
+    SHAPES
+    + (SIZES + PLANES + START + GROWTH + SETS + AXES + CLIMB + ROUNDS + ENDS)
+    + MEETING
+    + written("real(magnitude(axis[k]) > real(0.5))", "real(outer < 0 ? chosen[0] && !chosen[1] : outer)")
 )
