@@ -33,6 +33,11 @@ _TASKS: dict[str, str | type[Task]] = {
     "Ant": "mage_diffsim.envs.tasks.ant:Ant",
     "Humanoid": "mage_diffsim.envs.tasks.humanoid:Humanoid",
     "HumanoidStandup": "mage_diffsim.envs.tasks.humanoid_standup:HumanoidStandup",
+    "DmWalker": "mage_diffsim.envs.tasks.dm_control.walker:DmWalker",
+    "DmCheetah": "mage_diffsim.envs.tasks.dm_control.cheetah:DmCheetah",
+    "DmHopper": "mage_diffsim.envs.tasks.dm_control.hopper:DmHopper",
+    "DmHumanoid": "mage_diffsim.envs.tasks.dm_control.humanoid:DmHumanoid",
+    "DmQuadruped": "mage_diffsim.envs.tasks.dm_control.quadruped:DmQuadruped",
     "Pusher": "mage_diffsim.envs.tasks.pusher:Pusher",
 }
 

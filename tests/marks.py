@@ -10,7 +10,10 @@ import pytest
 LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Pusher")
 """Tasks whose Warp kernels take about ten seconds to compile, or more."""
 
-BORROWED = ("Humanoid", "HumanoidStandup")
+BORROWED = (
+    *("Humanoid", "HumanoidStandup"),
+    *("DmWalker", "DmCheetah", "DmHopper", "DmHumanoid", "DmQuadruped"),
+)
 """Tasks whose physics takes minutes to check on every backend, and has nothing that other tasks and models lack."""
 
 

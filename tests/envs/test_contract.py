@@ -61,7 +61,7 @@ class Drifting:
         return state + 1e-3 * action.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", BORROWED)
+@pytest.mark.parametrize("name", slow_but(["Humanoid", "DmWalker"], BORROWED))
 def test_the_functions_of_large_tasks_keep_the_contract(name):
     visited = explore(make_physics(make_task(name), "mujoco"), 2 * len(WAYS), 60, seed=0).states[::7].double()
     report = check_task(type(name, (Drifting, type(make_task(name))), {})(), samples=16, steps=4, states=visited)
