@@ -16,6 +16,7 @@ from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.emit import prelude, table
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate
+from mage_diffsim.envs.warp.compiler.hfields import HFields
 from mage_diffsim.envs.warp.compiler.hulls import Hulls
 from mage_diffsim.envs.warp.compiler.searches import GIVEN, SEARCHES, given, search_of
 from mage_diffsim.envs.warp.model import build
@@ -67,15 +68,15 @@ class Searched:
     Args:
         kinds: of the geoms.
         lanes: environments per thread.
-        hulls: those of the geoms that are meshes.
+        read: meshes' hulls or height fields that the search reads.
     """
 
-    def __init__(self, kinds: tuple[str, str], lanes: int = 8, hulls: Hulls | None = None) -> None:
+    def __init__(self, kinds: tuple[str, str], lanes: int = 8, read: Hulls | HFields | None = None) -> None:
         search = search_of(kinds, noslip=True)
         assert search is not None
         self.kinds, self.search, self.lanes = kinds, search, lanes
         self.width = self.search.slots * self.search.features
-        tables = hulls.tables if hulls else {}
+        tables = read.tables if read else {}
         code = f"""{prelude("double", lanes)}
 {"".join(table(name, values, kind) for name, (kind, values) in tables.items())}
 {self.search.helper("double", lanes)}

@@ -47,7 +47,7 @@ def inexactness(model: Any, data: Any, steps: int) -> float:
     """Error of a converged step of MuJoCo C by the contacts that it finds: :data:`INEXACT`, or 0.
 
     Contacts of an ellipsoid with anything but a plane, and of a cylinder with anything but a plane or a sphere, are not
-    exact.
+    exact, nor are those of a sphere whose centre is inside of a height field.
 
     Args:
         model: a ``mujoco.MjModel`` that converges.
@@ -56,14 +56,17 @@ def inexactness(model: Any, data: Any, steps: int) -> float:
     """
     mujoco, found = load_mujoco(), 0.0
     kinds = mujoco.mjtGeom
-    plane, sphere = int(kinds.mjGEOM_PLANE), int(kinds.mjGEOM_SPHERE)
+    plane, field, sphere = (int(x) for x in (kinds.mjGEOM_PLANE, kinds.mjGEOM_HFIELD, kinds.mjGEOM_SPHERE))
     exact = {int(kinds.mjGEOM_ELLIPSOID): (plane,), int(kinds.mjGEOM_CYLINDER): (plane, sphere)}
     for left in reversed(range(-1, steps)):
         mujoco.mj_fwdPosition(model, data)
-        for pair in {tuple(sorted(model.geom_type[list(g)])) for g in data.contact.geom if min(g) >= 0}:
-            for kind, other in (pair, pair[::-1]):
-                if kind in exact and other not in exact[kind]:
-                    found = INEXACT
+        for geoms, distance in zip(data.contact.geom, data.contact.dist, strict=True):
+            if min(geoms) < 0:  # of a flexible body
+                continue
+            pair = tuple(int(x) for x in model.geom_type[geoms])
+            deep = pair == (field, sphere) and distance < -model.geom_size[geoms[1], 0]
+            if deep or any(kind in exact and other not in exact[kind] for kind, other in (pair, pair[::-1])):
+                found = INEXACT
         if left >= 0:
             mujoco.mj_step(model, data)
     return found

@@ -140,6 +140,8 @@ def _geom(kinematics: Kinematics, pair: Pair, side: int) -> Geom:
     geom = pair.geoms[side]
     if pair.kinds[side] == "mesh":
         return Geom(centre, frame, kinematics.model.hulls.size(geom))
+    if pair.kinds[side] == "hfield":
+        return Geom(centre, frame, kinematics.model.hfields.size(geom))
     return Geom(centre, frame, tuple(number(x) for x in kinematics.model.model.geom_size[geom]))
 
 

@@ -7,7 +7,7 @@ components of n, in the geom's frame, for 0, which gives the middle of them.
 
 from __future__ import annotations
 
-KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box", "plane", "mesh")
+KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box", "plane", "mesh", "hfield")
 """Kinds of geoms; the code has their numbers in this order."""
 
 VECTORS = """

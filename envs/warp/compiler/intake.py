@@ -18,6 +18,7 @@ from mage_diffsim.envs.warp.compiler import parameters as fields
 from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.graph import Graph, less, maximum, mul, number
+from mage_diffsim.envs.warp.compiler.hfields import HFields, touching_fields
 from mage_diffsim.envs.warp.compiler.hulls import CORNERS, Hulls, touching_meshes
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.envs.warp.compiler.searches import SEARCHES
@@ -93,6 +94,16 @@ class Model:
     def hulls(self) -> Hulls:
         """The hulls of the meshes that may touch."""
         return Hulls(self.model, touching_meshes(self.model, [pair.geoms for pair in self.pairs]))
+
+    @functools.cached_property
+    def hfields(self) -> HFields:
+        """The height fields that may touch."""
+        return HFields(self.model, touching_fields(self.model, [pair.geoms for pair in self.pairs]))
+
+    @property
+    def tables(self) -> dict[str, tuple[str, list[Any]]]:
+        """What searches read: name to the type of numbers, and these."""
+        return self.hulls.tables | self.hfields.tables
 
     @property
     def noslip(self) -> bool:

@@ -189,7 +189,7 @@ class Program:
     def _begin(self, which: str) -> Writer:
         """The prelude and the variables of a kernel. An adjoint reads them from the tape, others from the arguments."""
         s, head = self.step, [prelude(self.real, self.lanes).strip("\n")]
-        head += [table(name, values, kind) for name, (kind, values) in s.model.hulls.tables.items()]
+        head += [table(name, values, kind) for name, (kind, values) in s.model.tables.items()]
         w = Writer("\n".join(head), helpers(self.real, self.lanes))
         w("const real nothing = real(0) / real(0);")
         if which != "adjoint":

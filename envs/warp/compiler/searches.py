@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
-from mage_diffsim.envs.warp.compiler import box_box, boxes, capsule_box, convex, convex_faces, convex_search, hulls
+from mage_diffsim.envs.warp.compiler import (
+    box_box,
+    boxes,
+    capsule_box,
+    convex,
+    convex_faces,
+    convex_search,
+    hfields,
+    hulls,
+)
 from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom
 
@@ -107,6 +116,14 @@ SEARCHES = {
         )
         for kinds in convex_faces.FLAT
     },
+    ("hfield", "sphere"): Search(
+        name="search_hfield_sphere",
+        code=hfields.WITH_SPHERE,
+        thresholds=dict.fromkeys(("float", "double"), hfields.NUMBERS),
+        slots=hfields.SLOTS,
+        features=len(hfields.FEATURES),
+        contact=hfields.sphere_on_field,
+    ),
     ("plane", "mesh"): Search(
         name="search_plane_mesh",
         code=hulls.ON_PLANE,
