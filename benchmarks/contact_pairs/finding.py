@@ -63,36 +63,41 @@ class Expressions:
 
 
 class Searched:
-    """The search of two kinds of geoms, compiled for float64 on a CPU; on a GPU it has one lane.
+    """The search of two kinds of geoms, compiled for a CPU; on a GPU it has one lane.
 
     Args:
         kinds: of the geoms.
         lanes: environments per thread.
         read: meshes' hulls or height fields that the search reads.
+        real: "double" or "float".
     """
 
-    def __init__(self, kinds: tuple[str, str], lanes: int = 8, read: Hulls | HFields | None = None) -> None:
+    def __init__(
+        self, kinds: tuple[str, str], lanes: int = 8, read: Hulls | HFields | None = None, real: str = "double"
+    ) -> None:
         search = search_of(kinds, noslip=True)
         assert search is not None
         self.kinds, self.search, self.lanes = kinds, search, lanes
+        self.dtype = torch.float64 if real == "double" else torch.float32
         self.width = self.search.slots * self.search.features
         tables = read.tables if read else {}
-        code = f"""{prelude("double", lanes)}
+        warp = load_warp()
+        code = f"""{prelude(real, lanes)}
 {"".join(table(name, values, kind) for name, (kind, values) in tables.items())}
-{self.search.helper("double", lanes)}
+{self.search.helper(real, lanes)}
     vec given[{GIVEN}], found[{self.search.slots}][{self.search.features}];
     for (int k = 0; k < {GIVEN}; ++k) given[k] = load(state.data, {GIVEN}, k);
     {self.search.name}(given, found);
     for (int k = 0; k < {self.width}; ++k) store(next_state.data, {self.width}, k, found[0][k]);"""
-        self.kernel = build(code, "forward", load_warp().float64)
+        self.kernel = build(code, "forward", warp.float64 if real == "double" else warp.float32)
         load_module(self.kernel, torch.device("cpu"))
 
     def features(self, numbers: np.ndarray) -> np.ndarray:
         """Rows of features [n, slots, features] of states [n, GIVEN]."""
-        state = torch.as_tensor(np.ascontiguousarray(numbers))
-        unused, found = torch.zeros_like(state), torch.zeros(len(state), self.width, dtype=torch.float64)
+        state = torch.as_tensor(np.ascontiguousarray(numbers)).to(self.dtype)
+        unused, found = torch.zeros_like(state), torch.zeros(len(state), self.width, dtype=self.dtype)
         launch(self.kernel, -(-len(state) // self.lanes), (state, unused, found, 0, 0))
-        return found.numpy().reshape(-1, self.search.slots, self.search.features)
+        return found.double().numpy().reshape(-1, self.search.slots, self.search.features)
 
     def contacts(self, places: np.ndarray, sizes: np.ndarray, margin: float) -> list[np.ndarray]:
         """Of each state the contacts [k, 7]: distance, point, normal.

@@ -16,7 +16,8 @@ from contact_pairs.judging import REACHES, gap, unfit  # noqa: E402
 
 from mage_diffsim.envs import make_physics  # noqa: E402
 from mage_diffsim.envs.mujoco.task import with_unit_quaternions  # noqa: E402
-from mage_diffsim.envs.warp.compiler import convex, convex_faces  # noqa: E402
+from mage_diffsim.envs.warp.compiler import convex, convex_faces, convex_search  # noqa: E402
+from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS  # noqa: E402
 from tests.envs.searched import states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import assert_adjoint_and_tangents_agree, physics_of, samples, scaled  # noqa: E402
@@ -78,6 +79,19 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
     assert seen[0] > count and seen[1] > count and (kinds in convex.SMOOTH or seen[2] > count)
     one_by_one = Searched(kinds, 1).contacts(np.array(every), sizes, margin)
     assert all(np.array_equal(a, b) for a, b in zip(found, one_by_one, strict=True))
+
+
+def test_normals_turn_with_a_wide_box_in_float32():
+    kinds, sizes = ("ellipsoid", "box"), np.array([[0.1, 0.2, 0.15], [1000.0, 1000.0, 1.0]])
+    rng, given = np.random.default_rng(0), []
+    for _ in range(40):  # 2 mm deep in the top of the box
+        frame = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        apart = [0.0, 0.0, 0.002 - sizes[1, 2] - np.linalg.norm(sizes[0] * frame[2])]
+        numbers = [0.0, *(float(KINDS.index(kind)) for kind in kinds), 1.0]
+        given.append([*apart, *frame.ravel(), *np.eye(3).ravel(), *sizes.ravel(), *numbers])
+    rows = Searched(kinds, real="float").features(np.array(given))[:, 0]
+    lifts = rows[:, [convex_search.FEATURES.index(f"lift{j}_{k}") for j in (1, 2) for k in range(3)]]
+    assert np.allclose(abs(lifts), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0], atol=1e-5)
 
 
 class Ovals(Body):

@@ -350,7 +350,8 @@ WRITTEN = """
             }
         }
         const real square = matrix[0][0] * matrix[1][1] - matrix[0][1] * matrix[1][0];
-        const real inverse = magnitude(square) > {tiny} * length * length ? real(1) / square : real(0);
+        const real unit = m == 2 ? real(1) : m == 1 ? length : length * length;
+        const real inverse = magnitude(square) > {tiny} * unit ? real(1) / square : real(0);
         for (int k = 0; k < 3; ++k) {
             found[lift + k] = inverse * (matrix[1][1] * t[0][k] - matrix[1][0] * t[1][k]);
             found[lift + 3 + k] = inverse * (matrix[0][0] * t[1][k] - matrix[0][1] * t[0][k]);
