@@ -14,10 +14,10 @@ pytest.importorskip("warp")
 from contact_pairs.finding import Judge, same, searched  # noqa: E402
 from contact_pairs.judging import REACHES  # noqa: E402
 
-from mage_diffsim.envs import make_physics  # noqa: E402
 from tests.envs.searched import states  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.warp_models import (  # noqa: E402
+    assert_a_rollout_stays_beside_mujoco_c,
     assert_adjoint_and_tangents_agree,
     assert_step_and_derivatives_are_those_of_mujoco_c,
     physics_of,
@@ -42,18 +42,15 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds):
             sizes[1] = sizes[0]
         judge = Judge(kinds, sizes, margin)
         positions = states(rng, lambda i, way, s=sizes: REACHES[kinds[i]](s[i], way), 500)
-        expected, places = [], []
-        for qpos in positions:
-            expected.append(judge.contacts(qpos))
-            places.append(judge.places())
-        found = searched(kinds).contacts(np.array(places), sizes, margin)
+        places, expected = judge.every(positions)
+        found = searched(kinds).contacts(places, sizes, margin)
         for qpos, ours, theirs in zip(positions, found, expected, strict=True):
             seen[len(theirs)] += 1
             if not same(ours, theirs):
                 assert judge.wavers(qpos, rng), (sizes, margin, qpos, ours, theirs)
                 ties += 1
     assert ties < 300
-    one_by_one = searched(kinds, 1).contacts(np.array(places), sizes, margin)
+    one_by_one = searched(kinds, 1).contacts(places, sizes, margin)
     assert all(np.array_equal(a, b) for a, b in zip(found, one_by_one, strict=True))
     most = 8 if kinds == ("box", "box") else 2
     assert all(seen[n] >= 3 for n in range(most + 1)), seen
@@ -119,21 +116,11 @@ def test_adjoint_and_tangents_of_boxes_agree(model):
 
 
 def test_a_pushed_stack_stays_beside_mujoco_c():
-    """200 steps. MuJoCo C's own rollouts from starts moved by 1e-12 part by as much as the motion amplifies."""
-    task, _, _ = samples(Boxes)
-    reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(Boxes)
-    start = task.reset(1, torch.Generator().manual_seed(0)).double()
-    moved = torch.zeros(6, start.shape[1], dtype=torch.float64).uniform_(
-        -1e-12, 1e-12, generator=torch.Generator().manual_seed(1)
-    )
-    ours, theirs = start, torch.cat([start, start + moved])
-    pushed = 0.0
-    for t in range(200):
-        action = torch.full((1, 1), 1.0 if t < 120 else -1.0, dtype=torch.float64)
-        ours, theirs = physics.step(ours, action), reference.step(theirs, action.expand(len(theirs), 1))
-        pushed = max(pushed, float(abs(theirs[0, :7] - start[0, :7]).max()))
-        assert scaled(ours - theirs[:1], ours) <= 1e-13 + scaled(theirs[1:] - theirs[:1], theirs[1:]).max()
-    assert pushed > 0.05
+    """200 steps: it is pushed, and the pusher goes back."""
+    actions = torch.ones(200, 1, dtype=torch.float64)
+    actions[120:] = -1.0
+    path = assert_a_rollout_stays_beside_mujoco_c(Boxes, actions)
+    assert abs(path[:, :7] - path[0, :7]).max() > 0.05
 
 
 def test_boxes_in_float32_are_close_to_float64():

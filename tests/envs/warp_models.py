@@ -215,6 +215,28 @@ def assert_step_and_derivatives_are_those_of_mujoco_c(model):
     assert error[-5] <= 1e-6, error[-10:]
 
 
+def assert_a_rollout_stays_beside_mujoco_c(model, actions):
+    """From a start of the task, along actions [T, A]; yields the states [T + 1, S].
+
+    Up to each step its deviation from MuJoCo C is no larger than the largest one of six rollouts of C whose starts are
+    moved by up to 1e-12, which part by as much as the motion amplifies, plus 1e-13 of rounding.
+    """
+    task, _, _ = samples(model)
+    reference, physics = make_physics(task, "mujoco", dtype=torch.float64), physics_of(model)
+    start = task.reset(1, torch.Generator().manual_seed(0)).double()
+    moved = torch.zeros(6, start.shape[1], dtype=torch.float64).uniform_(
+        -1e-12, 1e-12, generator=torch.Generator().manual_seed(1)
+    )
+    ours, theirs, spread, path = start, torch.cat([start, start + moved]), 0.0, [start]
+    for t, action in enumerate(actions):
+        action = action[None]
+        ours, theirs = physics.step(ours, action), reference.step(theirs, action.expand(len(theirs), -1))
+        spread = max(spread, float(scaled(theirs[1:] - theirs[:1], theirs[1:]).max()))
+        assert float(scaled(ours - theirs[:1], ours)) <= 1e-13 + spread, t
+        path.append(ours)
+    return torch.cat(path)
+
+
 def assert_adjoint_and_tangents_agree(model):
     _, state, action = samples(model)
     adjoint = jacobian(physics_of(model).step, state[:CHECKED], action[:CHECKED])
