@@ -36,6 +36,7 @@ SCRIPTS = (
     "benchmarks/gradient_quality.py",
     "benchmarks/against_mujoco.py",
     "benchmarks/model_coverage.py",
+    "benchmarks/contact_agreement.py",
     "benchmarks/throughput.py",
 )
 """Commands beside ``mage-diffsim`` whose flags are listed."""

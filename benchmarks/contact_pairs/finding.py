@@ -180,6 +180,14 @@ class Judge:
         """Centre and frame of the geoms at the last state [2, 12]."""
         return np.concatenate([self.d.geom_xpos, self.d.geom_xmat], 1)
 
+    def every(self, states: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Places [n, 2, 12] and contacts of poses [n, 14]."""
+        contacts, places = [], []
+        for poses in states:
+            contacts.append(self.contacts(poses))
+            places.append(self.places())
+        return np.array(places), contacts
+
     def wavers(
         self, poses: np.ndarray, rng: np.random.Generator, bound: float = 1e-9, nudge: float = 2e-14, nudges: int = 60
     ) -> bool:

@@ -17,22 +17,13 @@ from contact_pairs.states import PAIRS, poses, shapes  # noqa: E402
 STATES = 200
 
 
-def places_and_contacts(judge, states):
-    """Of each state the geoms' places, and MuJoCo C's contacts."""
-    contacts, places = [], []
-    for state in states:
-        contacts.append(judge.contacts(state))
-        places.append(judge.places())
-    return np.array(places), contacts
-
-
 @pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
 def test_contacts_are_those_of_mujoco_c_or_the_difference_is_explained(kinds):
     rng, verdicts, find = np.random.default_rng(0), collections.Counter(), finder(kinds)
     for model in range(10):
         judge = Judge(kinds, shapes(kinds, rng), (0.0, 0.02)[model % 2])
         states, _ = poses(kinds, judge.sizes, judge.margin, rng, STATES // 10)
-        places, expected = places_and_contacts(judge, states)
+        places, expected = judge.every(states)
         found = find.contacts(places, judge.sizes, judge.margin)
         for state, place, ours, theirs in zip(states, places, found, expected, strict=True):
             verdicts[verdict(ours, theirs, judge, state, place, rng)] += 1
@@ -43,7 +34,7 @@ def test_contacts_are_those_of_mujoco_c_or_the_difference_is_explained(kinds):
 def contacts_of(kinds, sizes, state, margin=0.0):
     """Contacts of one state that warp finds, and those of MuJoCo C."""
     judge = Judge(kinds, np.array(sizes), margin)
-    places, (expected,) = places_and_contacts(judge, [np.array(state)])
+    places, (expected,) = judge.every(np.array([state]))
     (found,) = finder(kinds).contacts(places, judge.sizes, margin)
     return found, expected
 
@@ -83,7 +74,7 @@ def test_a_capsule_along_an_edge_or_a_slab_of_a_box_has_finite_contacts():
     kinds = ("capsule", "box")
     judge = Judge(kinds, sizes, 0.02)
     states = poses(kinds, sizes, 0.02, rng, 1000)[0]
-    places, expected = places_and_contacts(judge, states)
+    places, expected = judge.every(states)
     found = finder(kinds).contacts(places, sizes, 0.02)
     assert all(np.isfinite(x).all() for x in found) and sum(map(len, expected)) > 500
 

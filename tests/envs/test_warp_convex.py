@@ -63,11 +63,8 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
         margin, sizes = (0.0, 0.02)[model % 2], np.array([sizes_of(kind, rng) for kind in kinds])
         judge = Judge(kinds, sizes, margin, EXACT)
         positions = states(rng, lambda i, way, s=sizes: REACHES[kinds[i]](s[i], way), count)
-        expected, every = [], []
-        for qpos in positions:
-            expected.append(judge.contacts(qpos))
-            every.append(judge.places())
-        found = search.contacts(np.array(every), sizes, margin)
+        every, expected = judge.every(positions)
+        found = search.contacts(every, sizes, margin)
         for qpos, ours, theirs, places in zip(positions, found, expected, every, strict=True):
             seen[len(theirs)] += 1
             if kinds in convex.SMOOTH and len(ours):
@@ -77,7 +74,7 @@ def test_searches_find_the_contacts_of_mujoco_c(kinds, count):
                 different[why or ("wavers" if judge.wavers(qpos, rng, 1e-7) else "unknown")] += 1
     assert different["unknown"] <= 20 * count // 1000 and different.total() < 20 * count // 20, different
     assert seen[0] > count and seen[1] > count and (kinds in convex.SMOOTH or seen[2] > count)
-    one_by_one = Searched(kinds, 1).contacts(np.array(every), sizes, margin)
+    one_by_one = Searched(kinds, 1).contacts(every, sizes, margin)
     assert all(np.array_equal(a, b) for a, b in zip(found, one_by_one, strict=True))
 
 
