@@ -11,8 +11,10 @@ import pytest
 mujoco = pytest.importorskip("mujoco")
 
 from mage_diffsim.envs.warp.compiler.constraints import contacts  # noqa: E402
-from mage_diffsim.envs.warp.compiler.coordinates import Coordinates  # noqa: E402
-from mage_diffsim.envs.warp.compiler.rows import scalar_rows  # noqa: E402
+from mage_diffsim.envs.warp.compiler.coordinates import Coordinate, Coordinates  # noqa: E402
+from mage_diffsim.envs.warp.compiler.derivatives import jvp  # noqa: E402
+from mage_diffsim.envs.warp.compiler.graph import Graph, evaluate, neg  # noqa: E402
+from mage_diffsim.envs.warp.compiler.rows import Row, scalar_rows  # noqa: E402
 from tests.envs.row_models import EQUALITY, FRICTION_DOF, LIMIT_JOINT, MODELS  # noqa: E402
 from tests.envs.small_models import Body  # noqa: E402
 from tests.envs.stages import (  # noqa: E402
@@ -74,3 +76,13 @@ def test_every_set_of_flags_leaves_the_rows_that_mujoco_c_has(off):
     kinds = {"equality": EQUALITY, "frictionloss": FRICTION_DOF, "limit": LIMIT_JOINT}
     assert seen == {kind for flag, kind in kinds.items() if not {flag, "constraint"} & set(off)}
     assert bool(contacts(compiled(task)[2])) == bool(data.ncon) == (not {"contact", "constraint"} & set(off))
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.5])
+@pytest.mark.parametrize("speed", [-2.0, 2.0])
+def test_a_loss_of_any_size_brakes_more_where_it_grows(loss, speed):
+    graph = Graph()
+    pull, high = graph.input("pull"), graph.input("high")
+    force = Row(Coordinate(0.0, [1.0]), 3.0, 0.0, neg(high), high, 1.0).force([], [pull], ([], []))
+    braking = -np.sign(speed)
+    assert evaluate([force, *jvp([force], {high: 1.0})], {"pull": speed, "high": loss}) == [braking * loss, braking]

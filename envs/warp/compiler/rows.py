@@ -89,9 +89,10 @@ class Row:
             pull = add(self.second(*dynamic), self.rest)
         if self.one_sided:
             return mul(self.sign, where(less(pull, 0.0), mul(neg(self.weight), pull), 0.0))
-        force = mul(neg(self.weight), pull)
-        force = force if self.low == -math.inf else maximum(force, self.low)
-        return mul(self.sign, force if self.high == math.inf else minimum(force, self.high))
+        force = linear = mul(neg(self.weight), pull)
+        # Each end is compared with the unclipped force, so that a loss of 0 has the derivative of the end in force.
+        force = force if self.high == math.inf else where(less(self.high, linear), self.high, force)
+        return mul(self.sign, force if self.low == -math.inf else where(less(linear, self.low), self.low, force))
 
 
 def impedance(parameters: Impedance, depth: Any) -> Any:
