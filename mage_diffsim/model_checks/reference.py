@@ -121,9 +121,10 @@ class Reference:
                 near[:, self._q] += change
                 moved = moved.maximum(take(points._replace(state=near)))
         # A geom that lies on a plane without a joint that lifts it.
-        by = NUDGE * rng.choice([-1.0, 1.0], self.model.geom_pos.shape)
+        by = NUDGE * rng.uniform(-1.0, 1.0, self.model.geom_pos.shape)  # of no two geoms the same
         for change in (by, -by):
             model = copy.copy(self.model)
+            model.geom_sameframe[:] = 0  # else MuJoCo does not read the places of geoms in their bodies' frames
             model.geom_pos += change
             moved = moved.maximum(take(points, model))
         return here.isfinite().all(1) & (moved > MOVED)

@@ -112,6 +112,14 @@ def test_a_ball_on_a_plane_from_which_no_joint_lifts_it_is_ill_posed(tmp_path, h
     assert Reference(path).ill_posed(points).tolist() == [ill]
 
 
+@pytest.mark.parametrize(("height", "ill"), [(0.5, True), (0.499, False), (0.501, False)])
+def test_a_ball_at_the_origin_of_its_body_is_as_ill_posed(tmp_path, height, ill):
+    path = tmp_path / "sliding.xml"
+    path.write_text(SLIDING.replace("<body>", f'<body pos="0 0 {height}">').replace(' pos="0 0 HEIGHT"', ""))
+    points = Points(np.array([[0.1, 0.2, 1.0, 2.0]]), np.ones((1, 1)))
+    assert Reference(path).ill_posed(points).tolist() == [ill]
+
+
 CURVED = """<mujoco><option timestep="0.005"/><worldbody><geom type="plane" size="9 9 1"/>
  <geom type="box" size=".3 .3 .1" pos="0 0 .1"/><body><freejoint/><geom type="ellipsoid" size=".2 .15 .1"/></body>
  <body pos="2 0 1"><joint name="h" axis="0 1 0"/><geom type="capsule" size=".1 .1"/></body></worldbody>
