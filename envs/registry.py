@@ -38,6 +38,7 @@ _TASKS: dict[str, str | type[Task]] = {
     "DmHopper": "mage_diffsim.envs.tasks.dm_control.hopper:DmHopper",
     "DmHumanoid": "mage_diffsim.envs.tasks.dm_control.humanoid:DmHumanoid",
     "DmQuadruped": "mage_diffsim.envs.tasks.dm_control.quadruped:DmQuadruped",
+    "Go1": "mage_diffsim.envs.tasks.unitree_go1.go1:Go1",
     "Pusher": "mage_diffsim.envs.tasks.pusher:Pusher",
 }
 

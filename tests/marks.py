@@ -12,7 +12,7 @@ LARGE = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Pusher")
 
 BORROWED = (
     *("Humanoid", "HumanoidStandup"),
-    *("DmWalker", "DmCheetah", "DmHopper", "DmHumanoid", "DmQuadruped"),
+    *("DmWalker", "DmCheetah", "DmHopper", "DmHumanoid", "DmQuadruped", "Go1"),
 )
 """Tasks whose physics takes minutes to check on every backend, and has nothing that other tasks and models lack."""
 

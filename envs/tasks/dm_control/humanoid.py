@@ -9,8 +9,9 @@ import torch
 
 from mage_diffsim.envs.mujoco.model import BodyPosition, CentreOfMassVelocity, load_mujoco
 from mage_diffsim.envs.task import norm, uniform
-from mage_diffsim.envs.tasks.dm_control.base import SuiteTask, names, rotation
+from mage_diffsim.envs.tasks.dm_control.base import SuiteTask
 from mage_diffsim.envs.tasks.dm_control.tolerance import tolerance
+from mage_diffsim.envs.tasks.features import names, rotation
 from mage_diffsim.shapes import Float, Tensor
 
 LIMBS = ("left_hand", "left_foot", "right_hand", "right_foot")

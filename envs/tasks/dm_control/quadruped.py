@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.task import require_generator
-from mage_diffsim.envs.tasks.dm_control.base import SuiteTask, names, rotation
+from mage_diffsim.envs.tasks.dm_control.base import SuiteTask
 from mage_diffsim.envs.tasks.dm_control.tolerance import tolerance
+from mage_diffsim.envs.tasks.features import names, rotation
 from mage_diffsim.shapes import Float, Tensor
 
 STEP = 0.01
@@ -41,7 +43,7 @@ class DmQuadruped(SuiteTask):
     def reset(self, n: int, generator: torch.Generator) -> Float[Tensor, "n S"]:
         """Any orientation, as low as nothing touches, to a centimetre."""
         require_generator(generator)
-        like = dict(dtype=torch.float64, device=generator.device)
+        like: dict[str, Any] = dict(dtype=torch.float64, device=generator.device)
         quaternion = torch.randn(n, 4, generator=generator, **like)
         qpos = torch.as_tensor(self.simulation.qpos0, **like).repeat(n, 1)
         qpos[:, :3], qpos[:, 3:7] = 0.0, quaternion / quaternion.norm(dim=1, keepdim=True)

@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 
 from mage_diffsim.envs.mujoco.model import CentreOfMassVelocity
-from mage_diffsim.envs.tasks.dm_control.base import SuiteTask, names
+from mage_diffsim.envs.tasks.dm_control.base import SuiteTask
 from mage_diffsim.envs.tasks.dm_control.tolerance import tolerance
+from mage_diffsim.envs.tasks.features import names
 from mage_diffsim.shapes import Float, Tensor
 
 TORSO = 1.3
