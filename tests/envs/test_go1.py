@@ -36,5 +36,5 @@ def test_the_reward_is_highest_at_the_speed_that_is_asked_for():
 
 @pytest.mark.parametrize("speed", [-1.0, 3.0, math.nan])
 def test_other_speeds_are_refused(speed):
-    with pytest.raises(InputError, match="task Go1: speed is .*; accepted is a number from 0 to 2"):
+    with pytest.raises(InputError, match=r"task Go1: speed is .*; accepted is a number from 0 to 2"):
         make_task("Go1", speed=speed)

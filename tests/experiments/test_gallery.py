@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("mujoco")
 
 import gallery
-import mujoco
 from public_models.collections import PUBLIC
 
+from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.errors import InputError
 from tests.model_checks.tiny_models import SLIDER
 
@@ -75,6 +75,7 @@ def without_brax(build):
 
 
 def test_what_moves_is_in_the_picture():
+    mujoco = load_mujoco()
     model = mujoco.MjModel.from_xml_string(SLIDER)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
