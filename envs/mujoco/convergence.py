@@ -46,8 +46,8 @@ def with_solver(model: Any, solver: str) -> Any:
 def inexactness(model: Any, data: Any, steps: int) -> float:
     """Error of a converged step of MuJoCo C by the contacts that it finds: :data:`INEXACT`, or 0.
 
-    Contacts of an ellipsoid with anything but a plane, of a cylinder with anything but a plane or a sphere, and of a
-    mesh with round geoms are not exact, nor are those of a sphere whose centre is inside of a height field.
+    Contacts of an ellipsoid with anything but a plane, and of a cylinder with anything but a plane or a sphere, are not
+    exact, nor are those of a sphere whose centre is inside of a height field.
 
     Args:
         model: a ``mujoco.MjModel`` that converges.
@@ -57,9 +57,7 @@ def inexactness(model: Any, data: Any, steps: int) -> float:
     mujoco, found = load_mujoco(), 0.0
     kinds = mujoco.mjtGeom
     plane, field, sphere = (int(x) for x in (kinds.mjGEOM_PLANE, kinds.mjGEOM_HFIELD, kinds.mjGEOM_SPHERE))
-    box, mesh = int(kinds.mjGEOM_BOX), int(kinds.mjGEOM_MESH)
     exact = {int(kinds.mjGEOM_ELLIPSOID): (plane,), int(kinds.mjGEOM_CYLINDER): (plane, sphere)}
-    exact[mesh] = (plane, field, box, mesh)
     for left in reversed(range(-1, steps)):
         mujoco.mj_fwdPosition(model, data)
         for geoms, distance in zip(data.contact.geom, data.contact.dist, strict=True):

@@ -324,8 +324,8 @@ def test_the_two_forms_of_a_quaternions_derivative_are_inverse():
 TENDON = '<tendon><fixed {}><joint joint="hip" coef="1"/></fixed></tendon><actuator>'
 
 
-HILL = """<asset><hfield name="hill" nrow="3" ncol="3" size="1 1 1 1"/></asset><worldbody>
-<geom type="hfield" hfield="hill"/>"""
+STONE = """<asset><mesh name="stone" vertex="0 0 0 .1 0 0 0 .1 0 0 0 .1"/></asset><worldbody>
+<geom type="mesh" mesh="stone"/>"""
 
 
 def refused(mjcf, **attributes):
@@ -337,7 +337,7 @@ def refused(mjcf, **attributes):
     [
         (('integrator="RK4"', 'integrator="discrete"'), "integrator discrete"),
         (('damping=".3"', 'frictionloss="-.3"'), "negative friction loss of joint 'hip'"),
-        (('<worldbody><geom type="plane" size="9 9 1"/>', HILL), "a contact of hfield with capsule"),
+        (('<worldbody><geom type="plane" size="9 9 1"/>', STONE), "a contact of capsule with mesh"),
         (('<motor joint="hip" gear="20"', '<general joint="hip" gaintype="user"'), "whose gain is of type user"),
         (
             ("<actuator>", TENDON.format('springlength="1" stiffness="2 3"')),

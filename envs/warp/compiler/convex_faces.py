@@ -38,167 +38,6 @@ axis but, ``rest`` further out, beside the witness that ``FEATURES`` have. The c
 second geom's.
 """
 
-RINGS = """\
-            const real* size = given + 21 + 3 * g;
-            if (g == line && given[28 + g] == box) {
-                corners[g] = 2;
-                for (int i = 0; i < 2; ++i)
-                    for (int k = 0; k < 3; ++k)
-                        ring[g][i][k] = (found[place + 3 * g + k] < 0) != (i && k == along) ? -size[k] : size[k];
-                continue;
-            }
-            if (g == line) {
-                corners[g] = 2;
-                const bool capped = given[28 + g] == cylinder;
-                real m[3];
-                inside(g, n, m);
-                const real across = sqrt{f}(m[0] * m[0] + m[1] * m[1]);
-                const real far = capped ? (across > 0 ? size[0] / across : real(0)) : size[0] + leave;
-                const real out = g ? -far : far;
-                const real end = capped && dims[g] == 1 && found[place + 3 * g + 2] > 0 ? size[1] : -size[1];
-                for (int i = 0; i < 2; ++i) {
-                    ring[g][i][0] = out * m[0];
-                    ring[g][i][1] = out * m[1];
-                    ring[g][i][2] = i ? -end : end;
-                }
-                continue;
-            }
-            const int side = sides[g][chosen[g]];
-            if (given[28 + g] == box) {
-                const unsigned char codes[24]
-                    = {7, 3, 1, 5, 2, 6, 4, 0, 2, 3, 7, 6, 4, 5, 1, 0, 6, 7, 5, 4, 3, 2, 0, 1};
-                corners[g] = 4;
-                for (int i = 0; i < 4; ++i)
-                    for (int k = 0; k < 3; ++k) ring[g][i][k] = codes[4 * side + i] >> k & 1 ? size[k] : -size[k];
-            } else {
-                const real cosines[5] = {1, {cosine1}, {cosine2}, {cosine3}, 0}, sign = side == 4 ? real(1) : real(-1);
-                auto cosine = [&](int i) -> real {
-                    const int k = i % 16 < 8 ? i % 16 : 16 - i % 16;
-                    return k < 5 ? cosines[k] : -cosines[8 - k];
-                };
-                corners[g] = 16;
-                for (int i = 0; i < 16; ++i) {
-                    ring[g][i][0] = size[0] * cosine(i);
-                    ring[g][i][1] = -sign * size[0] * cosine(i + 12);
-                    ring[g][i][2] = sign * size[1];
-                }
-            }
-        }
-"""
-"""The polygons of both geoms, in a loop over them."""
-CLIP = """\
-        // The other polygon is cut to the reference's sides. A corner has a place, what made it (a corner of the other
-        // polygon, or {sides} (1 + cut line) + side), and the line that leads to it (an edge, or {sides} + side).
-        real corner[2][{cuts}][3], plane[{sides}][4];
-        int made[2][{cuts}], into[2][{cuts}], now = 0, size = corners[to];
-        for (int i = 0; i < size; ++i) {
-            real y[3];
-            outside(to, ring[to][i], y);
-            for (int k = 0; k < 3; ++k) y[k] += to ? given[k] : -given[k];
-            inside(from, y, corner[0][i]);
-            made[0][i] = into[0][i] = i;
-        }
-        for (int e = 0; e < corners[from]; ++e) {
-            const int after = e + 1 == corners[from] ? 0 : e + 1;
-            real edge[3];
-            for (int k = 0; k < 3; ++k) edge[k] = ring[from][after][k] - ring[from][e][k];
-            cross(edge, level, plane[e]);
-            plane[e][3] = dot(plane[e], ring[from][e]);
-            const int next = 1 - now;
-            int m = 0;
-            for (int i = 0; i < size; ++i) {
-                const int j = i + 1 == size ? 0 : i + 1;
-                const real *p = corner[now][i], *q = corner[now][j];
-                const real above = dot(plane[e], p) - plane[e][3], then = dot(plane[e], q) - plane[e][3];
-                const bool in = above > real(-1e-10), stays = then > real(-1e-10);
-                if (in != stays && magnitude(then - above) >= real(1e-10) && m < {cuts}) {
-                    real t = -above / (then - above);
-                    t = t < 0 ? real(0) : t > 1 ? real(1) : t;
-                    for (int k = 0; k < 3; ++k) corner[next][m][k] = p[k] + t * (q[k] - p[k]);
-                    made[next][m] = {sides} * (1 + into[now][j]) + e;
-                    into[next][m++] = in ? into[now][j] : {sides} + e;
-                }
-                if (stays && m < {cuts}) {
-                    for (int k = 0; k < 3; ++k) corner[next][m][k] = q[k];
-                    made[next][m] = made[now][j];
-                    into[next][m++] = into[now][j];
-                }
-            }
-            size = m;
-            now = next;
-        }
-        int kept[{cuts}], many = 0;
-        for (int i = 0; i < size; ++i)
-            if (dot(level, corner[now][i]) - floor <= given[27] - leave) kept[many++] = i;
-        if (!many) return 1;
-
-"""
-"""How the other polygon is cut: {sides} are its sides, and those of the reference, at most."""
-PICK = """\
-        // At most four: the ends of a line, or the corners of the largest quadrilateral.
-        int taken[4] = {0, 1, 2, 3}, total = many < 4 ? many : 4;
-        auto between = [&](int i, int j, real* y) {
-            for (int k = 0; k < 3; ++k) y[k] = corner[now][kept[i]][k] - corner[now][kept[j]][k];
-        };
-        if (line >= 0 && many > 2) {
-            real most = 0, y[3];
-            total = 2;
-            for (int i = 0; i < many; ++i) {
-                for (int j = i + 1; j < many; ++j) {
-                    between(i, j, y);
-                    if (dot(y, y) > most) {
-                        most = dot(y, y);
-                        taken[0] = i;
-                        taken[1] = j;
-                    }
-                }
-            }
-        } else if (many > 4) {
-            auto area = [&](int a, int b, int c, int d) -> real {
-                real u[3], v[3], y[3];
-                between(a, c, u);
-                between(b, d, v);
-                cross(u, v, y);
-                return sqrt{f}(dot(y, y)) / 2;
-            };
-            auto next = [&](int i) -> int { return i + 1 == many ? 0 : i + 1; };
-            const real more = 1 + {settled};  // of equal areas the first, whatever the rounding errors
-            int b = 1, c = 2, d = 3;
-            real most = area(0, 1, 2, 3);
-            auto take = [&](int a, real found) {
-                most = found;
-                taken[0] = a;
-                taken[1] = b;
-                taken[2] = c;
-                taken[3] = d;
-            };
-            for (int a = 0; a < many; ++a) {
-                for (int i = 0; i < many; ++i) {
-                    real found = area(a, b, c, next(d));
-                    if (found <= more * most) break;
-                    d = next(d);
-                    take(a, found);
-                    for (int j = 0; j < many && (found = area(a, b, next(c), d)) > more * most; ++j) {
-                        c = next(c);
-                        take(a, found);
-                    }
-                    for (int j = 0; j < many && (found = area(a, next(b), c, d)) > more * most; ++j) {
-                        b = next(b);
-                        take(a, found);
-                    }
-                }
-                if (b == a) {
-                    b = next(b);
-                    if (c == b) {
-                        c = next(c);
-                        if (d == c) d = next(d);
-                    }
-                }
-            }
-        }
-
-"""
-"""Which of its corners are contacts."""
 SEARCH_FLAT = (
     "        auto one = [](const real* given, real* found) -> int {"
     + SEARCH
@@ -271,18 +110,163 @@ SEARCH_FLAT = (
         real ring[2][16][3];
         int corners[2];
         for (int g = 0; g < 2; ++g) {
-"""
-    + RINGS
-    + """\
+            const real* size = given + 21 + 3 * g;
+            if (g == line && given[28 + g] == box) {
+                corners[g] = 2;
+                for (int i = 0; i < 2; ++i)
+                    for (int k = 0; k < 3; ++k)
+                        ring[g][i][k] = (found[place + 3 * g + k] < 0) != (i && k == along) ? -size[k] : size[k];
+                continue;
+            }
+            if (g == line) {
+                corners[g] = 2;
+                const bool capped = given[28 + g] == cylinder;
+                real m[3];
+                inside(g, n, m);
+                const real across = sqrt{f}(m[0] * m[0] + m[1] * m[1]);
+                const real far = capped ? (across > 0 ? size[0] / across : real(0)) : size[0] + leave;
+                const real out = g ? -far : far;
+                const real end = capped && dims[g] == 1 && found[place + 3 * g + 2] > 0 ? size[1] : -size[1];
+                for (int i = 0; i < 2; ++i) {
+                    ring[g][i][0] = out * m[0];
+                    ring[g][i][1] = out * m[1];
+                    ring[g][i][2] = i ? -end : end;
+                }
+                continue;
+            }
+            const int side = sides[g][chosen[g]];
+            if (given[28 + g] == box) {
+                const unsigned char codes[24]
+                    = {7, 3, 1, 5, 2, 6, 4, 0, 2, 3, 7, 6, 4, 5, 1, 0, 6, 7, 5, 4, 3, 2, 0, 1};
+                corners[g] = 4;
+                for (int i = 0; i < 4; ++i)
+                    for (int k = 0; k < 3; ++k) ring[g][i][k] = codes[4 * side + i] >> k & 1 ? size[k] : -size[k];
+            } else {
+                const real cosines[5] = {1, {cosine1}, {cosine2}, {cosine3}, 0}, sign = side == 4 ? real(1) : real(-1);
+                auto cosine = [&](int i) -> real {
+                    const int k = i % 16 < 8 ? i % 16 : 16 - i % 16;
+                    return k < 5 ? cosines[k] : -cosines[8 - k];
+                };
+                corners[g] = 16;
+                for (int i = 0; i < 16; ++i) {
+                    ring[g][i][0] = size[0] * cosine(i);
+                    ring[g][i][1] = -sign * size[0] * cosine(i + 12);
+                    ring[g][i][2] = sign * size[1];
+                }
+            }
+        }
         const int axis = sides[from][chosen[from]] / 2, backwards = sides[from][chosen[from]] % 2;
         real level[3] = {0, 0, 0};
         level[axis] = backwards ? real(-1) : real(1);
         const real floor = level[axis] * ring[from][0][axis];
 
-"""
-    + CLIP.replace("{sides}", "16").replace("{cuts}", "40")
-    + PICK
-    + """\
+        // The other polygon is cut to the reference's sides. A corner has a place, what made it (a corner of the other
+        // polygon, or 16 (1 + cut line) + side), and the line that leads to it (an edge, or 16 + side).
+        real corner[2][40][3], plane[16][4];
+        int made[2][40], into[2][40], now = 0, size = corners[to];
+        for (int i = 0; i < size; ++i) {
+            real y[3];
+            outside(to, ring[to][i], y);
+            for (int k = 0; k < 3; ++k) y[k] += to ? given[k] : -given[k];
+            inside(from, y, corner[0][i]);
+            made[0][i] = into[0][i] = i;
+        }
+        for (int e = 0; e < corners[from]; ++e) {
+            const int after = e + 1 == corners[from] ? 0 : e + 1;
+            real edge[3];
+            for (int k = 0; k < 3; ++k) edge[k] = ring[from][after][k] - ring[from][e][k];
+            cross(edge, level, plane[e]);
+            plane[e][3] = dot(plane[e], ring[from][e]);
+            const int next = 1 - now;
+            int m = 0;
+            for (int i = 0; i < size; ++i) {
+                const int j = i + 1 == size ? 0 : i + 1;
+                const real *p = corner[now][i], *q = corner[now][j];
+                const real above = dot(plane[e], p) - plane[e][3], then = dot(plane[e], q) - plane[e][3];
+                const bool in = above > real(-1e-10), stays = then > real(-1e-10);
+                if (in != stays && magnitude(then - above) >= real(1e-10) && m < 40) {
+                    real t = -above / (then - above);
+                    t = t < 0 ? real(0) : t > 1 ? real(1) : t;
+                    for (int k = 0; k < 3; ++k) corner[next][m][k] = p[k] + t * (q[k] - p[k]);
+                    made[next][m] = 16 * (1 + into[now][j]) + e;
+                    into[next][m++] = in ? into[now][j] : 16 + e;
+                }
+                if (stays && m < 40) {
+                    for (int k = 0; k < 3; ++k) corner[next][m][k] = q[k];
+                    made[next][m] = made[now][j];
+                    into[next][m++] = into[now][j];
+                }
+            }
+            size = m;
+            now = next;
+        }
+        int kept[40], many = 0;
+        for (int i = 0; i < size; ++i)
+            if (dot(level, corner[now][i]) - floor <= given[27] - leave) kept[many++] = i;
+        if (!many) return 1;
+
+        // At most four: the ends of a line, or the corners of the largest quadrilateral.
+        int taken[4] = {0, 1, 2, 3}, total = many < 4 ? many : 4;
+        auto between = [&](int i, int j, real* y) {
+            for (int k = 0; k < 3; ++k) y[k] = corner[now][kept[i]][k] - corner[now][kept[j]][k];
+        };
+        if (line >= 0 && many > 2) {
+            real most = 0, y[3];
+            total = 2;
+            for (int i = 0; i < many; ++i) {
+                for (int j = i + 1; j < many; ++j) {
+                    between(i, j, y);
+                    if (dot(y, y) > most) {
+                        most = dot(y, y);
+                        taken[0] = i;
+                        taken[1] = j;
+                    }
+                }
+            }
+        } else if (many > 4) {
+            auto area = [&](int a, int b, int c, int d) -> real {
+                real u[3], v[3], y[3];
+                between(a, c, u);
+                between(b, d, v);
+                cross(u, v, y);
+                return sqrt{f}(dot(y, y)) / 2;
+            };
+            auto next = [&](int i) -> int { return i + 1 == many ? 0 : i + 1; };
+            const real more = 1 + {settled};  // of equal areas the first, whatever the rounding errors
+            int b = 1, c = 2, d = 3;
+            real most = area(0, 1, 2, 3);
+            auto take = [&](int a, real found) {
+                most = found;
+                taken[0] = a;
+                taken[1] = b;
+                taken[2] = c;
+                taken[3] = d;
+            };
+            for (int a = 0; a < many; ++a) {
+                for (int i = 0; i < many; ++i) {
+                    real found = area(a, b, c, next(d));
+                    if (found <= more * most) break;
+                    d = next(d);
+                    take(a, found);
+                    for (int j = 0; j < many && (found = area(a, b, next(c), d)) > more * most; ++j) {
+                        c = next(c);
+                        take(a, found);
+                    }
+                    for (int j = 0; j < many && (found = area(a, next(b), c, d)) > more * most; ++j) {
+                        b = next(b);
+                        take(a, found);
+                    }
+                }
+                if (b == a) {
+                    b = next(b);
+                    if (c == b) {
+                        c = next(c);
+                        if (d == c) d = next(d);
+                    }
+                }
+            }
+        }
+
         for (int i = 1; i < total; ++i)
             for (int k = 0; k < clipped; ++k) found[stride * i + k] = found[k];
         for (int i = 0; i < total; ++i) {

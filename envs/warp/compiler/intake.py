@@ -19,7 +19,6 @@ from mage_diffsim.envs.warp.compiler.actuator_kinds import refused_actuator
 from mage_diffsim.envs.warp.compiler.collisions import COLLISIONS
 from mage_diffsim.envs.warp.compiler.graph import Graph, less, maximum, mul, number
 from mage_diffsim.envs.warp.compiler.hfields import HFields, touching_fields
-from mage_diffsim.envs.warp.compiler.hull_faces import SIDES
 from mage_diffsim.envs.warp.compiler.hulls import CORNERS, Hulls, touching_meshes
 from mage_diffsim.envs.warp.compiler.rigid import Place, Rigid, geom_place, rigid_bodies
 from mage_diffsim.envs.warp.compiler.searches import SEARCHES
@@ -253,15 +252,12 @@ def refusals(model: Any) -> Iterator[Refusal]:
         if kinds not in COLLISIONS and kinds not in SEARCHES:
             yield Refusal(f"{what}: {pair}", what, (pair,))
     meshes = touching_meshes(model, [found.geoms for found in contact_pairs(model)])
-    flat = [f"mesh {name('MESH', mesh)!r}" for mesh in meshes if model.mesh_graphadr[mesh] < 0]
+    flat = [name("MESH", mesh) for mesh in meshes if model.mesh_graphadr[mesh] < 0]
     if flat:
-        yield Refusal(f"{flat[0]} without a convex hull", "meshes without a convex hull", tuple(flat))
+        yield Refusal(f"mesh {flat[0]!r} without a convex hull", "meshes without a convex hull", tuple(flat))
     elif (corners := sum(int(model.mesh_graph[model.mesh_graphadr[mesh]]) for mesh in meshes)) > CORNERS:
         what = f"convex hulls of meshes with more than {CORNERS} corners"
         yield Refusal(f"{what} together: {corners}; maxhullvert limits them", what)
-    elif meshes and (most := Hulls(model, meshes).most) > SIDES:
-        what = f"meshes with faces of more than {SIDES} sides"
-        yield Refusal(f"{what}: {most}", what)
 
 
 def _switched_off(m: Any, field: str) -> bool:

@@ -20,8 +20,6 @@ from mage_diffsim.envs.warp.compiler import (
     convex_faces,
     convex_search,
     hfields,
-    hull_faces,
-    hull_search,
     hulls,
 )
 from mage_diffsim.envs.warp.compiler.convex_shapes import KINDS
@@ -117,28 +115,6 @@ SEARCHES = {
             contact=functools.partial(convex_faces.contact, kinds),
         )
         for kinds in convex_faces.FLAT
-    },
-    **{
-        kinds: Search(
-            name="search_hull",
-            code=hull_search.SEARCH,
-            thresholds=convex.THRESHOLDS,
-            slots=1,
-            features=len(convex_search.FEATURES),
-            contact=functools.partial(convex.contact, kinds),
-        )
-        for kinds in hull_search.KINDS
-    },
-    **{
-        kinds: Search(
-            name="search_hull_faces",
-            code=hull_faces.SEARCH,
-            thresholds=convex_faces.THRESHOLDS,
-            slots=convex_faces.SLOTS,
-            features=len(convex_search.FEATURES) + len(convex_faces.CLIPPED),
-            contact=functools.partial(convex_faces.contact, kinds),
-        )
-        for kinds in hull_faces.KINDS
     },
     ("hfield", "sphere"): Search(
         name="search_hfield_sphere",
