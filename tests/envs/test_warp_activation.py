@@ -73,7 +73,7 @@ def test_activations_and_places_on_mocap_bodies_are_those_of_mujoco_c():
         touching |= {tuple(sorted(m.geom_bodyid[g] for g in contact.geom)) for contact in data.contact}
         for b in range(m.nbody):
             turned = [x for row in step.kinematics.rotation[b] for x in row]
-            found = evaluate([*step.position(BodyPosition, b), *turned], values)
+            found = evaluate([*step.vector(BodyPosition, b), *turned], values)
             np.testing.assert_allclose(found, [*data.xpos[b], *data.xmat[b]], rtol=0.0, atol=1e-13)
             found = evaluate(step.kinematics.quaternion(step.q, b), values)
             np.testing.assert_allclose(found, data.xquat[b], rtol=0.0, atol=1e-13)
