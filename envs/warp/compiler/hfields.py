@@ -14,16 +14,17 @@ import numpy as np
 
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.convex_shapes import VECTORS
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, shortest
 from mage_diffsim.envs.warp.compiler.graph import add, div, less, mul, sub, where
 
 SLOTS = 50
 """Prisms of a height field that MuJoCo lets a geom touch at most."""
-NUMBERS = {"slots": str(SLOTS), "features": "8"}
-"""What stands for {names} in the code."""
 FEATURES = ("present", "face", "start0", "start1", "start2", "way0", "way1", "way2")
 """What the search writes of a contact, in the field's frame: 1; whether a face is nearest; a point of what is nearest;
 and the normal of that face, or the direction of an edge, or 0 for a corner."""
+NUMBERS = {"slots": str(SLOTS), "features": str(len(FEATURES))}
+"""What stands for {names} in the code."""
 
 
 def touching_fields(m: Any, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -62,17 +63,15 @@ class HFields:
         return {"field_grid": ("int", grids), "field_size": ("real", sizes), "field_height": ("real", heights)}
 
 
-WITH_SPHERE = """
-        auto dot = [](const real* a, const real* b) -> real { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; };
+WITH_SPHERE = (
+    VECTORS
+    + """
         const int* grid = field_grid + 3 * (int)given[21];
         const real *size = field_size + 4 * (int)given[21], *height = field_height + grid[2];
         const real radius = given[24], reach = radius + given[27];
         const int rows = grid[0], columns = grid[1];
         real centre[3];
-        for (int k = 0; k < 3; ++k) {
-            const real column[3] = {given[3 + k], given[6 + k], given[9 + k]};
-            centre[k] = dot(column, given);
-        }
+        inside(0, given, centre);
         const real low = centre[2] - reach;
         if (low > size[2] || centre[2] + reach < -size[3]) return 0;
         // The first and last line of the grid that the sphere may reach, with bounds against overflow of int.
@@ -92,7 +91,7 @@ WITH_SPHERE = """
             const unsigned char face[5][4] = {{2, 1, 0, 0}, {3, 4, 5, 5}, {0, 1, 4, 3}, {1, 2, 5, 4}, {2, 0, 3, 5}};
             const unsigned char edge[9][2] = {{0, 1}, {1, 2}, {2, 0}, {3, 4}, {4, 5}, {5, 3}, {0, 3}, {1, 4}, {2, 5}};
             real middle[3], nearest = reach, deepest = -reach, deep[6], way[3], rest[3];
-            bool inside = true, close = false;
+            bool within = true, close = false;
             auto take = [&](real distance, bool flat, const real* at, const real* along) {
                 nearest = distance;
                 close = true;
@@ -116,7 +115,7 @@ WITH_SPHERE = """
                     b[k] = corner[face[f][2]][k] - at[k];
                     rest[k] = middle[k] - at[k];
                 }
-                for (int k = 0; k < 3; ++k) n[k] = a[(k + 1) % 3] * b[(k + 2) % 3] - a[(k + 2) % 3] * b[(k + 1) % 3];
+                cross(a, b, n);
                 const real scale = (dot(n, rest) > 0 ? real(-1) : real(1)) / sqrt{f}(dot(n, n));
                 for (int k = 0; k < 3; ++k) {
                     n[k] *= scale;
@@ -131,7 +130,7 @@ WITH_SPHERE = """
                     }
                 }
                 if (!(distance > 0)) continue;
-                inside = false;
+                within = false;
                 if (!(distance < nearest)) continue;
                 bool over = true;  // the centre is over the face, not beside it
                 for (int i = 0; i < count && over; ++i) {
@@ -143,13 +142,12 @@ WITH_SPHERE = """
                         away[k] = next[k] - from[k];
                         rest[k] = centre[k] - from[k];
                     }
-                    for (int k = 0; k < 3; ++k)
-                        out[k] = n[(k + 1) % 3] * own[(k + 2) % 3] - n[(k + 2) % 3] * own[(k + 1) % 3];
+                    cross(n, own, out);
                     over = !((dot(out, rest) < 0) != (dot(out, away) < 0) && dot(out, rest) != 0);
                 }
                 if (over) take(distance, true, at, n);
             }
-            if (inside) {
+            if (within) {
                 take(deepest, true, deep, deep + 3);
                 return true;
             }
@@ -191,6 +189,7 @@ WITH_SPHERE = """
         }
         return n;
 """
+)
 """The search for the parts of prisms that are nearest to a sphere's centre; deep inside, the face that is nearest."""
 
 
