@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.convex_shapes import ON_PLANE
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, clip, on_plane, shortest
 from mage_diffsim.envs.warp.compiler.graph import absolute, add, div, less, mul, sub, where
 
@@ -27,12 +28,10 @@ def plane_box(plane: Geom, box: Geom, noise: float) -> Iterator[Found]:
         yield on_plane(plane, box, [where(above, -x, x) for x in place])
 
 
-IN_ORDER = """
-        const real *frame = given + 3, *box = given + 12, *size = given + 24;
-        real height = 0, up[3] = {0, 0, 0};
-        for (int k = 0; k < 3; ++k) height += frame[3 * k + 2] * given[k];
-        for (int k = 0; k < 3; ++k)
-            for (int i = 0; i < 3; ++i) up[k] += frame[3 * i + 2] * box[3 * i + k];
+IN_ORDER = (
+    ON_PLANE
+    + """
+        const real* size = given + 24;
         int n = 0;
         for (int corner = 0; corner < 8 && n < 4; ++corner) {
             real to[3], along = 0;
@@ -45,6 +44,7 @@ IN_ORDER = """
         }
         return n;
 """
+)
 """The search for the corners of a box on a plane, in MuJoCo's order; features are 1 and the corner's signs."""
 
 

@@ -10,6 +10,14 @@ from __future__ import annotations
 KINDS = ("sphere", "capsule", "ellipsoid", "cylinder", "box", "plane", "mesh", "hfield")
 """Kinds of geoms; the code has their numbers in this order."""
 
+ON_PLANE = """
+        real height = 0, up[3] = {0, 0, 0};
+        for (int k = 0; k < 3; ++k) height += given[3 * k + 5] * given[k];
+        for (int k = 0; k < 3; ++k)
+            for (int i = 0; i < 3; ++i) up[k] += given[3 * i + 5] * given[3 * i + 12 + k];
+"""
+"""How high the second geom's centre is over the first, a plane, and the plane's normal in the second's frame."""
+
 VECTORS = """
         const real* frames[2] = {given + 3, given + 12};
         auto dot = [](const real* a, const real* b) -> real { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; };

@@ -15,6 +15,7 @@ import numpy as np
 
 from mage_diffsim.envs.mujoco.model import load_mujoco
 from mage_diffsim.envs.warp.compiler import algebra as al
+from mage_diffsim.envs.warp.compiler.convex_shapes import ON_PLANE
 from mage_diffsim.envs.warp.compiler.geoms import Found, Geom, on_plane
 
 CORNERS = 20_000
@@ -116,12 +117,9 @@ class Hulls:
         return found
 
 
-ON_PLANE = """
-        const real *frame = given + 3, *own = given + 12;
-        real height = 0, up[3] = {0, 0, 0};
-        for (int k = 0; k < 3; ++k) height += frame[3 * k + 2] * given[k];
-        for (int k = 0; k < 3; ++k)
-            for (int i = 0; i < 3; ++i) up[k] += frame[3 * i + 2] * own[3 * i + k];
+CORNERS_ON_PLANE = (
+    ON_PLANE
+    + """
         auto along = [&](const real* x) -> real { return up[0] * x[0] + up[1] * x[1] + up[2] * x[2]; };
         const int hull = (int)given[24];
         int lowest = hull_first[hull];
@@ -182,6 +180,7 @@ ON_PLANE = """
         }
         return n;
 """
+)
 """The search for the corners of a hull on a plane, in MuJoCo's order; features are 1 and where the corner is.
 
 They are those of one face, and no higher than the mesh's centre, as in MuJoCo 4.0.
@@ -189,6 +188,6 @@ They are those of one face, and no higher than the mesh's centre, as in MuJoCo 4
 
 
 def corner_on_plane(features: al.Vector, plane: Geom, mesh: Geom, noise: float) -> Found:
-    """The contact of a corner that :data:`ON_PLANE` found."""
+    """The contact of a corner that :data:`CORNERS_ON_PLANE` found."""
     del noise
     return on_plane(plane, mesh, features[1:])

@@ -126,7 +126,7 @@ SEARCHES = {
     ),
     ("plane", "mesh"): Search(
         name="search_plane_mesh",
-        code=hulls.ON_PLANE,
+        code=hulls.CORNERS_ON_PLANE,
         thresholds=convex.THRESHOLDS,
         slots=4,
         features=4,
